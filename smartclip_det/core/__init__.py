@@ -1,0 +1,1 @@
+"""Mathematics and data that need torch and nothing else."""

@@ -1,0 +1,119 @@
+"""ScoringPolicy: every switch between cosines and scores, in one frozen, checked, serialisable place.
+
+It travels with the bank and is written into every protocol stamp; heads have no such arguments of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from smartclip_det.core.errors import UserError, check_choice, nearest
+from smartclip_det.core.similarity import MASK_MODES, TEXT_NORMS
+
+ACTIVATIONS = ("softmax", "sigmoid")
+TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
+BACKGROUNDS = ("zero", "text", "text_ones", "learned")
+DENSE_NORMS = ("pixel", "none")
+CALIBRATIONS = ("none", "ceiling")
+
+
+@dataclass(frozen=True)
+class ScoringPolicy:
+    """How class cosines become scores.
+
+    Attributes:
+        mask_mode: ``hard | soft | off`` or a control, ``random | shuffled``, for the head's region vectors.
+        dense_mask_mode: the same for vectors pooled from the dense map; empty for ``mask_mode``.
+        text_norm: ``full`` (published) or ``masked`` (see ``similarity.masked_cosine``).
+        activation: ``softmax`` couples the classes given, for protocol configs; ``sigmoid`` does not.
+        temperature: factor on head cosines before the activation.
+        dense_temperature: factor on dense cosines before the activation.
+        sigmoid_bias: added to ``temperature * cosine`` before a sigmoid; unused by softmax.
+        template_order: how templates are joined (ovd reference 2.4); see ``models.vocabulary``.
+        fusion: a name in ``fusion.FUSIONS``.
+        alpha: exponent of the dense score for base classes, None for the fusion's own.
+        beta: exponent of the dense score for novel classes, None for the fusion's own.
+        background: what stands for background under softmax: a ``zero`` column, the ``text`` "background"
+            with its own mask, the same text with a mask of ones (``text_ones``), or a ``learned`` vector.
+        background_weight: loss weight of background, in (0, 1].
+        dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), ``none`` does not.
+        calibration: ``ceiling`` divides each cosine by the ceiling ``|t * m| / |t|`` of its text.
+    """
+
+    mask_mode: str = "hard"
+    dense_mask_mode: str = ""
+    text_norm: str = "full"
+    activation: str = "softmax"
+    temperature: float = 50.0
+    dense_temperature: float = 75.0
+    sigmoid_bias: float = 0.0
+    template_order: str = "average_state"
+    fusion: str = "none"
+    alpha: float | None = None
+    beta: float | None = None
+    background: str = "text"
+    background_weight: float = 1.0
+    dense_norm: str = "pixel"
+    calibration: str = "none"
+
+    def __post_init__(self) -> None:
+        from smartclip_det.core.fusion import FUSIONS
+
+        check_choice("mask_mode", self.mask_mode, MASK_MODES)
+        check_choice("dense_mask_mode", self.dense_mask_mode, ("", *MASK_MODES))
+        check_choice("text_norm", self.text_norm, TEXT_NORMS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("template_order", self.template_order, TEMPLATE_ORDERS)
+        check_choice("fusion", self.fusion, FUSIONS)
+        check_choice("background", self.background, BACKGROUNDS)
+        check_choice("dense_norm", self.dense_norm, DENSE_NORMS)
+        check_choice("calibration", self.calibration, CALIBRATIONS)
+        for name in ("temperature", "dense_temperature", "background_weight"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be a positive number; given {value!r}.")
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} must be in [0, 1] or None; given {value!r}.")
+
+    @property
+    def dense_mode(self) -> str:
+        """The mask mode of the dense branch."""
+        return self.dense_mask_mode or self.mask_mode
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the dense map is needed at all."""
+        return self.fusion != "none"
+
+    def with_(self, **changes: Any) -> ScoringPolicy:
+        """A checked copy with some values changed; unknown names raise with the nearest ones."""
+        return ScoringPolicy.from_dict({**asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for protocol stamps and configs."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any] | ScoringPolicy | None) -> ScoringPolicy:
+        """Build a policy from a config dict.
+
+        Raises:
+            UserError: for an unknown key, with the nearest known ones, or a value out of range.
+        """
+        if values is None:
+            return ScoringPolicy()
+        if isinstance(values, ScoringPolicy):
+            return replace(values)
+        known = [f.name for f in fields(ScoringPolicy)]
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"Unknown policy key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}. "
+                    f"Known: {', '.join(known)}."
+                )
+        return ScoringPolicy(**dict(values))

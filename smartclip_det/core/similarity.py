@@ -1,0 +1,220 @@
+"""Masked cosine: the score of SmartCLIP (arXiv 2507.22264, section 4) in two matrix products.
+
+``score(image, text) = cos(v * m(t), t)`` for R image or region vectors and K texts is
+
+    N = V (M * T)^t,   Q = (V * V) (M * M)^t,   S = N / sqrt(Q),
+
+with T normalised. No R x K x D tensor is ever built. ``M * M`` is needed even for binary masks: values
+agree with ``M``, but the straight-through gradient to the mask logits does not.
+
+Shape letters: R image or region vectors, K texts, D joint embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError, check_choice
+
+MASK_MODES = ("hard", "soft", "off", "random", "shuffled")
+TEXT_NORMS = ("full", "masked")
+#: Squared masked norm of a vector whose largest entry is 1, below which a score is defined as 0.
+EPS = 1e-12
+
+
+class DegenerateCounter:
+    """Counts scores that were set to 0 because the mask left (almost) nothing of the image vector.
+
+    The counts stay on the device until :meth:`read`, so counting never waits for a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._degenerate: Tensor | None = None
+        self._total = 0
+
+    def add(self, valid: Tensor) -> None:
+        """Add one ``[R, K]`` boolean tensor that is False where a score was set to 0."""
+        count = (~valid).sum()
+        self._degenerate = count if self._degenerate is None else self._degenerate + count
+        self._total += valid.numel()
+
+    def read(self) -> tuple[int, int]:
+        """Return ``(degenerate, total)`` scores since the last read, and start again at zero."""
+        degenerate = 0 if self._degenerate is None else int(self._degenerate.item())
+        total, self._degenerate, self._total = self._total, None, 0
+        return degenerate, total
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _unit_range(x: Tensor) -> Tensor:
+    """Divide each row by its detached largest magnitude: a cosine does not see it, fp32 squares do."""
+    if x.shape[-1] == 0:
+        return x
+    peak = x.detach().abs().amax(dim=-1, keepdim=True)
+    return x / torch.where(peak > 0, peak, torch.ones_like(peak))
+
+
+def _check_shapes(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None) -> None:
+    if image_embeds.dim() != 2 or text_embeds.dim() != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
+        raise UserError(
+            "image_embeds must be [R, D] and text_embeds [K, D] with one D; given "
+            f"{list(image_embeds.shape)} and {list(text_embeds.shape)}."
+        )
+    if masks is not None and masks.shape != text_embeds.shape:
+        raise UserError(
+            f"masks must have the shape of text_embeds {list(text_embeds.shape)}; given {list(masks.shape)}."
+        )
+
+
+def _text_weights(text_embeds: Tensor, masks: Tensor | None, text_norm: str) -> tuple[Tensor, Tensor]:
+    """``[K, D]`` numerator weights ``M * T / norm`` and a ``[K]`` flag of texts that have a norm."""
+    text = _unit_range(text_embeds)
+    weights = text if masks is None else text * masks
+    normed = weights if text_norm == "masked" else text
+    square = (normed * normed).sum(dim=-1)
+    valid = square > EPS
+    norm = torch.where(valid, square, torch.ones_like(square)).sqrt()
+    return weights / norm.unsqueeze(-1), valid
+
+
+def masked_cosine(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None = None,
+    *,
+    text_norm: str = "full",
+    chunk_size: int | None = None,
+    counter: DegenerateCounter | None = None,
+) -> Tensor:
+    """Cosine of each masked image vector with each text (arXiv 2507.22264, section 4).
+
+    Computed in fp32 (fp64 for fp64 input) whatever the autocast state. A score whose masked image vector
+    or text has no length is 0 and so is its gradient: a clamp would send a huge gradient to the masks.
+
+    Args:
+        image_embeds: ``[R, D]`` projected image or region vectors, of any length: not normalised.
+        text_embeds: ``[K, D]`` text vectors, of any length.
+        masks: ``[K, D]`` in [0, 1], or None for the plain cosine (equal to a mask of ones).
+        text_norm: ``full`` divides by ``|t|`` (the published score); ``masked`` by ``|t * m|``, which
+            removes the ceiling ``|t * m| / |t|`` that each text otherwise has.
+        chunk_size: texts per product, to bound memory; None for all at once.
+        counter: counts the scores set to 0.
+
+    Returns:
+        ``[R, K]`` cosines in [-1, 1]; empty when R or K is 0.
+
+    Raises:
+        UserError: for shapes that do not fit or an unknown ``text_norm``.
+    """
+    check_choice("text_norm", text_norm, TEXT_NORMS)
+    _check_shapes(image_embeds, text_embeds, masks)
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size must be at least 1; given {chunk_size}.")
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        image = _unit_range(_full_precision(image_embeds))
+        texts = _full_precision(text_embeds).to(image.dtype)
+        gates = None if masks is None else masks.to(image.dtype)
+        size = chunk_size or max(1, texts.shape[0])
+        parts = [
+            _masked_cosine_block(image, texts[k : k + size], None if gates is None else gates[k : k + size],
+                                 text_norm, counter)
+            for k in range(0, max(1, texts.shape[0]), size)
+        ]  # fmt: skip
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _masked_cosine_block(
+    image: Tensor, texts: Tensor, masks: Tensor | None, text_norm: str, counter: DegenerateCounter | None
+) -> Tensor:
+    weights, text_valid = _text_weights(texts, masks, text_norm)
+    numerator = image @ weights.t()
+    if masks is None:
+        square = (image * image).sum(dim=-1, keepdim=True).expand_as(numerator)
+    else:
+        square = (image * image) @ (masks * masks).t()
+    valid = (square > EPS) & text_valid
+    if counter is not None:
+        counter.add(valid)
+    safe = torch.where(valid, square, torch.ones_like(square))
+    # Select after the division, and divide by 1 where nothing is left: value and gradient are both 0 there.
+    return torch.where(valid, numerator * safe.rsqrt(), torch.zeros_like(numerator))
+
+
+def masked_dot(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Numerator only: ``[R, K]`` products of image vectors with ``m * t / |t|``.
+
+    NOT the SmartCLIP score: for heads whose image side is not normalised per region (one 1x1 convolution
+    at run time). A zero text gives 0.
+    """
+    _check_shapes(image_embeds, text_embeds, masks)
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        image = _full_precision(image_embeds)
+        texts = _full_precision(text_embeds).to(image.dtype)
+        weights, valid = _text_weights(texts, None if masks is None else masks.to(image.dtype), "full")
+        return (image @ weights.t()) * valid
+
+
+def straight_through(probs: Tensor) -> Tensor:
+    """Binary mask ``1[p >= 0.5]`` forward, gradient of ``p`` backward; same shape as ``probs``."""
+    hard = (probs >= 0.5).to(probs.dtype)
+    # In this order the value is exactly 0 or 1: (hard + p) - p would round.
+    return hard + (probs - probs.detach())
+
+
+def mask_ceiling(text_embeds: Tensor, masks: Tensor) -> Tensor:
+    """``[K]`` largest cosine ``c_k = |t * m| / |t|`` that each masked text can reach (binary masks)."""
+    text = _unit_range(_full_precision(text_embeds))
+    norm = text.norm(dim=-1)
+    return (text * masks).norm(dim=-1) / torch.where(norm > 0, norm, torch.ones_like(norm))
+
+
+def text_seed(text: str, salt: str = "") -> int:
+    """A 63-bit seed that depends on nothing but the text: controls are equal on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8], "big") >> 1
+
+
+def resolve_masks(masks: Tensor, mode: str, texts: Sequence[str], probs: Tensor | None = None) -> Tensor | None:
+    """The ``[K, D]`` mask that a mode asks for, or None for ``off``.
+
+    Args:
+        masks: ``[K, D]`` masks in [0, 1].
+        mode: ``hard`` (binary), ``soft`` (probabilities), ``off``; controls: ``random`` (as many
+            dimensions on as the hard mask has, drawn by the text's hash), ``shuffled`` (another text's
+            hard mask; fixed by the texts, no text keeps its own when K > 1).
+        texts: the K row texts.
+        probs: ``[K, D]`` probabilities behind ``masks``, used by ``soft``; default ``masks``.
+    """
+    check_choice("mask_mode", mode, MASK_MODES)
+    if len(texts) != len(masks):
+        raise UserError(f"{len(masks)} masks but {len(texts)} texts.")
+    if mode == "off":
+        return None
+    if mode == "soft":
+        return masks if probs is None else probs
+    hard = (masks >= 0.5).to(masks.dtype if masks.is_floating_point() else torch.float32)
+    if mode == "hard":
+        return hard
+    if mode == "random":
+        return torch.stack([_random_like(row, text) for row, text in zip(hard, texts, strict=True)]) if len(
+            texts) else hard  # fmt: skip
+    # Rotating a hash order is a derangement: who gets whose mask does not depend on the order of the rows.
+    order = sorted(range(len(texts)), key=lambda k: (text_seed(texts[k], "shuffled"), k))
+    donor = torch.empty(len(texts), dtype=torch.long)
+    for position, k in enumerate(order):
+        donor[k] = order[(position + 1) % len(order)]
+    return hard[donor.to(hard.device)]
+
+
+def _random_like(row: Tensor, text: str) -> Tensor:
+    generator = torch.Generator().manual_seed(text_seed(text, "random"))
+    chosen = torch.randperm(row.numel(), generator=generator)[: int(row.sum().item())]
+    out = torch.zeros_like(row)
+    out[chosen.to(row.device)] = 1
+    return out

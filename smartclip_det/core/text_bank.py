@@ -1,0 +1,260 @@
+"""TextBank: the one object that crosses from text to vision.
+
+Heads know nothing of strings, tokenizers or class counts; they are given a bank. A bank holds K text rows
+grouped into C classes (templates, synonyms), and a label is a class index into the bank in force.
+
+Shape letters: R regions, K text rows, C classes, D joint embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import DegenerateCounter, mask_ceiling, masked_cosine, resolve_masks
+
+_FORMAT = "smartclip_det.text_bank/1"
+
+
+@dataclass(frozen=True, eq=False)
+class TextBank:
+    """C classes described by K embedded texts, with their masks.
+
+    Attributes:
+        names: C class names, unique.
+        embeds: ``[K, D]`` text vectors (normalised when made by ``models.vocabulary``).
+        masks: ``[K, D]`` masks in [0, 1], binary unless said otherwise.
+        texts: K row texts as they were encoded; default: the class name of each row.
+        class_index: ``[K]`` class of each row, in 0..C-1, every class at least once; default: one row a class.
+        seen: ``[C]`` True for classes that detection training may use (base classes); default all True.
+        mask_probs: ``[K, D]`` probabilities behind ``masks``, for the ``soft`` mode; default ``masks``.
+        provenance: where the rows come from: checkpoint hash, template, mask_pad, template order.
+        background: a bank of one class that stands for background where a policy asks for a text.
+    """
+
+    names: tuple[str, ...]
+    embeds: Tensor
+    masks: Tensor
+    texts: tuple[str, ...] = ()
+    class_index: Tensor = None  # type: ignore[assignment]  # filled in __post_init__
+    seen: Tensor = None  # type: ignore[assignment]  # filled in __post_init__
+    mask_probs: Tensor | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+    background: TextBank | None = None
+
+    def __post_init__(self) -> None:
+        names = tuple(self.names)
+        device = self.embeds.device
+        index = torch.arange(len(names)) if self.class_index is None else torch.as_tensor(self.class_index)
+        seen = torch.ones(len(names), dtype=torch.bool) if self.seen is None else torch.as_tensor(self.seen)
+        if not self.texts and len(index):
+            _check_index(index, names, self.embeds)
+            object.__setattr__(self, "texts", tuple(names[i] for i in index.tolist()))
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "class_index", index.long().to(device))
+        object.__setattr__(self, "seen", seen.bool().to(device))
+        object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
+        self._validate()
+
+    def _validate(self) -> None:
+        if self.embeds.dim() != 2 or self.masks.shape != self.embeds.shape:
+            raise UserError(
+                "A bank needs embeds [K, D] and masks of the same shape; given "
+                f"{list(self.embeds.shape)} and {list(self.masks.shape)}."
+            )
+        if self.mask_probs is not None and self.mask_probs.shape != self.embeds.shape:
+            raise UserError(f"mask_probs must be {list(self.embeds.shape)}; given {list(self.mask_probs.shape)}.")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+            raise UserError(f"Class names of a bank must differ; given twice: {', '.join(twice[:5])}.")
+        if len(self.texts) != len(self.embeds) or len(self.seen) != len(self.names):
+            raise UserError(
+                f"{len(self.embeds)} rows need as many texts ({len(self.texts)} given) and {len(self.names)} "
+                f"classes as many seen flags ({len(self.seen)} given)."
+            )
+        _check_index(self.class_index, self.names, self.embeds)
+
+    def __len__(self) -> int:
+        """Number of classes C; also the index of the background."""
+        return len(self.names)
+
+    @property
+    def dim(self) -> int:
+        """Joint embedding dimension D."""
+        return self.embeds.shape[1]
+
+    def index_of(self, name: str) -> int:
+        """The label of a class name; an unknown one is an error with nearest names."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise unknown_names("class names", [name], self.names, "Names must match the bank exactly.") from None
+
+    def select(self, names: Iterable[str]) -> TextBank:
+        """The bank of the given classes, in the given order, with all their rows."""
+        names = list(names)
+        known = {name: c for c, name in enumerate(self.names)}
+        missing = [n for n in names if n not in known]
+        if missing:
+            raise unknown_names("class names", missing, self.names, "Names must match the bank exactly.")
+        classes = [known[n] for n in names]
+        by_class: dict[int, list[int]] = {}
+        for row, c in enumerate(self.class_index.tolist()):
+            by_class.setdefault(c, []).append(row)
+        rows = [row for c in classes for row in by_class[c]]
+        index = torch.tensor([new for new, c in enumerate(classes) for _ in by_class[c]], dtype=torch.long)
+        return replace(
+            self,
+            names=tuple(names),
+            embeds=self.embeds[rows],
+            masks=self.masks[rows],
+            texts=tuple(self.texts[r] for r in rows),
+            class_index=index,
+            seen=self.seen[classes],
+            mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
+        )
+
+    def with_seen(self, seen_names: Iterable[str]) -> TextBank:
+        """The same bank with exactly ``seen_names`` marked as seen; an unknown name is an error."""
+        wanted = set(seen_names)
+        missing = sorted(wanted - set(self.names))
+        if missing:
+            raise unknown_names("seen classes", missing, self.names, "The seen list must use names of the bank.")
+        return replace(self, seen=torch.tensor([n in wanted for n in self.names], dtype=torch.bool))
+
+    def to(self, device: torch.device | str) -> TextBank:
+        """The bank on another device (the same object when it is there already)."""
+        if self.embeds.device == torch.device(device):
+            return self
+        probs = None if self.mask_probs is None else self.mask_probs.to(device)
+        background = None if self.background is None else self.background.to(device)
+        return replace(
+            self, embeds=self.embeds.to(device), masks=self.masks.to(device), mask_probs=probs, background=background
+        )
+
+    @staticmethod
+    def cat(banks: Sequence[TextBank]) -> TextBank:
+        """Join banks of different classes; provenance values that differ are joined with ``|``."""
+        if not banks:
+            raise UserError("TextBank.cat needs at least one bank.")
+        if len({b.dim for b in banks}) > 1:
+            raise UserError(f"Banks to join must share one D; given {[b.dim for b in banks]}.")
+        first = banks[0].embeds.device
+        banks = [b.to(first) for b in banks]
+        starts = [sum(len(b) for b in banks[:i]) for i in range(len(banks))]
+        soft = any(b.mask_probs is not None for b in banks)
+        keys = {k for b in banks for k in b.provenance}
+        return TextBank(
+            names=tuple(n for b in banks for n in b.names),
+            embeds=torch.cat([b.embeds for b in banks]),
+            masks=torch.cat([b.masks for b in banks]),
+            texts=tuple(t for b in banks for t in b.texts),
+            class_index=torch.cat([b.class_index + s for b, s in zip(banks, starts, strict=True)]),
+            seen=torch.cat([b.seen for b in banks]),
+            mask_probs=torch.cat([b.masks if b.mask_probs is None else b.mask_probs for b in banks]) if soft else None,
+            provenance={k: "|".join(sorted({b.provenance.get(k, "") for b in banks})) for k in keys},
+            background=banks[0].background,
+        )
+
+    def resolved_masks(self, mask_mode: str) -> Tensor | None:
+        """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
+        return resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs)
+
+    def class_mean(self, row_values: Tensor) -> Tensor:
+        """Average ``[..., K]`` row values into ``[..., C]`` class values (ovd reference 2.4, order a)."""
+        if row_values.shape[-1] == len(self) and self._one_row_each():
+            return row_values
+        index = self.class_index.to(row_values.device)
+        counts = torch.bincount(index, minlength=len(self)).to(row_values.dtype)
+        sums = row_values.new_zeros(*row_values.shape[:-1], len(self)).index_add_(-1, index, row_values)
+        return sums / counts
+
+    def _one_row_each(self) -> bool:
+        return bool(torch.equal(self.class_index.cpu(), torch.arange(len(self))))
+
+    def cosine(
+        self, vectors: Tensor, policy: ScoringPolicy, *, mask_mode: str | None = None,
+        counter: DegenerateCounter | None = None, chunk_size: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """``[R, C]`` calibrated class cosines of ``[R, D]`` vectors under a policy.
+
+        A class's cosine does not depend on the other classes present (the control ``shuffled`` apart).
+        """
+        mode = policy.mask_mode if mask_mode is None else mask_mode
+        masks = self.resolved_masks(mode)
+        rows = masked_cosine(
+            vectors, self.embeds, masks, text_norm=policy.text_norm, chunk_size=chunk_size, counter=counter
+        )
+        if policy.calibration == "ceiling" and masks is not None and policy.text_norm == "full":
+            ceiling = mask_ceiling(self.embeds, masks).clamp(min=1e-6)
+            rows = rows / ceiling.to(rows.dtype)
+        return self.class_mean(rows)
+
+    def save(self, path: str | Path) -> None:
+        """Write the bank as safetensors; binary masks take one byte an entry."""
+        from safetensors.torch import save_file
+
+        binary = bool(((self.masks == 0) | (self.masks == 1)).all())
+        tensors = {
+            "embeds": self.embeds,
+            "masks": self.masks.to(torch.uint8) if binary else self.masks,
+            "class_index": self.class_index,
+            "seen": self.seen,
+        }
+        if self.mask_probs is not None:
+            tensors["mask_probs"] = self.mask_probs
+        if self.background is not None:
+            tensors["background_embeds"] = self.background.embeds
+            tensors["background_masks"] = self.background.masks
+        meta = {"names": list(self.names), "texts": list(self.texts), "provenance": self.provenance,
+                "mask_dtype": str(self.masks.dtype).removeprefix("torch.")}  # fmt: skip
+        cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(cpu, str(path), metadata={"format": _FORMAT, "bank": json.dumps(meta)})
+
+    @staticmethod
+    def load(path: str | Path) -> TextBank:
+        """Read a bank written by :meth:`save`.
+
+        Raises:
+            UserError: when the file is missing or is no text bank.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise UserError(f"No text bank at {path}. Make one with tools/encode_texts.py.")
+        try:
+            with safe_open(str(path), framework="pt") as handle:
+                header = handle.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise UserError(f"{path} is no text bank (its format is {header.get('format')!r}).")
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
+        meta = json.loads(header["bank"])
+        masks = tensors["masks"].to(getattr(torch, meta["mask_dtype"]))
+        return TextBank(
+            names=tuple(meta["names"]), embeds=tensors["embeds"], masks=masks, texts=tuple(meta["texts"]),
+            class_index=tensors["class_index"], seen=tensors["seen"], mask_probs=tensors.get("mask_probs"),
+            provenance=meta["provenance"],
+            background=TextBank(("background",), tensors["background_embeds"], tensors["background_masks"])
+            if "background_embeds" in tensors else None,
+        )  # fmt: skip
+
+
+def _check_index(index: Tensor, names: Sequence[str], embeds: Tensor) -> None:
+    if index.dim() != 1 or len(index) != len(embeds):
+        raise UserError(f"class_index must be [{len(embeds)}]; given {list(index.shape)}.")
+    present = set(index.tolist())
+    if present != set(range(len(names))):
+        raise UserError(
+            f"class_index must use every class 0..{len(names) - 1} at least once; it uses {len(present)} of "
+            f"{len(names)} classes" + (f", from {min(present)} to {max(present)}." if present else ".")
+        )

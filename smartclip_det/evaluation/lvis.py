@@ -1,0 +1,187 @@
+"""LVIS average precision: federated annotations, at most 300 detections an image, groups by frequency.
+
+``reference`` is lvis-api, ``fast`` is faster-coco-eval in LVIS style. The latter does not limit detections per
+image over all classes, so the limit is applied here first; it is fed groups of classes, because AP is per class
+and memory is not. Protocol: ovd reference 2.2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.evaluation.coco import BACKENDS, CocoTables
+from smartclip_det.evaluation.detection_files import GroundTruth
+from smartclip_det.utils.compat import allow_numpy_float
+
+FREQUENCIES = ("r", "c", "f")
+#: Detections per group of classes in the fast backend: bounds its memory near 1 GB.
+GROUP_DETECTIONS = 500_000
+
+
+def limit_detections(results: Iterable[Mapping[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """Keep the ``limit`` best detections of each image over all classes; ties keep file order. Negative: all."""
+    if limit < 0:
+        return [dict(r) for r in results]
+    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for r in results:
+        by_image[r["image_id"]].append(dict(r))
+    return [r for rows in by_image.values() for r in sorted(rows, key=lambda a: a["score"], reverse=True)[:limit]]
+
+
+def check_lvis(truth: GroundTruth) -> None:
+    """Refuse annotations without the federated fields."""
+    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+        lacking = sum(field not in i for i in truth.data["images"])
+        if lacking:
+            raise UserError(f"{truth.path}: {lacking} images lack {field}; this is no LVIS annotation file.")
+    if any(c.get("frequency") not in FREQUENCIES for c in truth.data["categories"]):
+        raise UserError(f"{truth.path}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
+
+
+def evaluate_lvis(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast", iou_type: str = "bbox",
+    max_dets: int = 300,
+) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
+    """LVIS metrics and AP of each class.
+
+    Args:
+        truth: LVIS annotations.
+        results: checked results.
+        backend: ``fast`` or ``reference``.
+        iou_type: ``bbox`` or ``segm``.
+        max_dets: detections per image over all classes; -1 for no limit.
+
+    Returns:
+        ``bbox_AP``, ``bbox_AP50``, ``bbox_AP75``, ``bbox_APs/m/l``, ``bbox_APr/c/f`` and ``bbox_AR@max_dets``
+        (or ``segm_``), -1 where nothing was there to find; and per-class AP, None without ground truth.
+    """
+    check_choice("backend", backend, BACKENDS)
+    check_lvis(truth)
+    kept = limit_detections(results, max_dets)
+    tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
+    groups = {f: [k for k, c in enumerate(_sorted_categories(truth)) if c["frequency"] == f] for f in FREQUENCIES}
+    prefix = f"{iou_type}_"
+    metrics = {f"{prefix}AP": tables.ap(), f"{prefix}AP50": tables.ap(0.5), f"{prefix}AP75": tables.ap(0.75)}
+    metrics.update({f"{prefix}AP{s[1]}": tables.ap(size=s) for s in ("_s", "_m", "_l")})
+    metrics.update({f"{prefix}AP{f}": tables.ap(classes=groups[f]) for f in FREQUENCIES})
+    metrics[f"{prefix}AR@{max_dets}"] = tables.ar(max_dets)
+    metrics.update({f"{prefix}AR{s[1]}@{max_dets}": tables.ar(max_dets, s) for s in ("_s", "_m", "_l")})
+    tables.max_dets = [max_dets]
+    return metrics, tables.class_ap()
+
+
+def base_novel_metrics(metrics: Mapping[str, float], class_ap: Mapping[str, float | None], truth: GroundTruth,
+                       iou_type: str = "bbox") -> dict[str, float]:  # fmt: skip
+    """OV-LVIS reading: novel = rare, base = common and frequent (866 and 337 of LVIS v1)."""
+    frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
+    base = [v for n, v in class_ap.items() if v is not None and frequency[n] in "cf"]
+    return {
+        f"{iou_type}_AP_novel": metrics[f"{iou_type}_APr"],
+        f"{iou_type}_AP_base": float(np.mean(base)) if base else -1.0,
+    }
+
+
+def _sorted_categories(truth: GroundTruth) -> list[dict[str, Any]]:
+    return sorted(truth.data["categories"], key=lambda c: c["id"])
+
+
+def _reference_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+    allow_numpy_float()
+    from lvis import LVIS, LVISEval, LVISResults
+
+    class Loaded(LVIS):
+        """The library reads files only; this one takes what was read already."""
+
+        def _load_json(self, path: str) -> Any:
+            with Path(path).open(encoding="utf-8") as handle:
+                return json.load(handle)
+
+    quiet = logging.getLogger("lvis")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = Path(folder) / "truth.json"
+            path.write_text(json.dumps(truth.data), encoding="utf-8")
+            gt = Loaded(str(path))
+            if not results:
+                raise UserError("lvis-api cannot score an empty prediction list; use backend=fast.")
+            evaluator = LVISEval(gt, LVISResults(gt, results, max_dets=-1), iou_type)
+            evaluator.run()
+    finally:
+        quiet.setLevel(level)
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    return _tables(truth, precision[..., None], recall[..., None], np.asarray(evaluator.params.iou_thrs))
+
+
+def _tables(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray) -> CocoTables:
+    names = [c["name"] for c in _sorted_categories(truth)]
+    return CocoTables(precision, recall, thresholds, names, _AnyLimit())
+
+
+class _AnyLimit(list):  # type: ignore[type-arg]
+    """LVIS has one detection limit, whatever its number: index 0 for any."""
+
+    def index(self, *_: Any) -> int:  # type: ignore[override]
+        return 0
+
+
+def _fast_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    categories = _sorted_categories(truth)
+    by_class: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for r in results:
+        by_class[r["category_id"]].append(r)
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for a in truth.data["annotations"]:
+        annotations[a["category_id"]].append({"iscrowd": 0, **a})
+    precision, recall, thresholds = [], [], np.zeros(0)
+    for group in _groups([c["id"] for c in categories], by_class):
+        with contextlib.redirect_stdout(io.StringIO()):
+            gt = COCO({"images": truth.data["images"], "categories": [c for c in categories if c["id"] in group],
+                       "annotations": [a for i in group for a in annotations[i]]})  # fmt: skip
+            rows = [r for i in group for r in by_class[i]]
+            if iou_type == "segm":
+                rows = [{k: v for k, v in r.items() if k != "bbox"} for r in rows]
+            if rows:
+                dt = gt.loadRes(rows)
+            else:
+                dt = COCO({"images": truth.data["images"], "categories": categories, "annotations": []})
+            evaluator = COCOeval_faster(gt, dt, iou_type, lvis_style=True, print_function=lambda *_: None)
+            evaluator.params.catIds = sorted(group)
+            # The limit per image over all classes was applied before; no limit per class on top of it.
+            evaluator.params.maxDets = [max(1, len(rows))]
+            evaluator.evaluate()
+            evaluator.accumulate()
+        p = evaluator.params
+        shape = (len(p.iouThrs), len(p.recThrs), len(group), len(p.areaRng), 1)
+        precision.append(np.asarray(evaluator.eval["precision"]).reshape(shape))
+        recall.append(np.asarray(evaluator.eval["recall"]).reshape(shape[:1] + shape[2:]))
+        thresholds = np.asarray(p.iouThrs)
+    return _tables(truth, np.concatenate(precision, axis=2), np.concatenate(recall, axis=1), thresholds)
+
+
+def _groups(ids: Sequence[int], by_class: Mapping[int, Sequence[Any]]) -> list[list[int]]:
+    """Consecutive class ids whose detections together stay under the bound."""
+    groups: list[list[int]] = []
+    size = GROUP_DETECTIONS
+    for i in ids:
+        count = len(by_class.get(i, ()))
+        if not groups or size + count > GROUP_DETECTIONS:
+            groups.append([])
+            size = 0
+        groups[-1].append(i)
+        size += count
+    return groups

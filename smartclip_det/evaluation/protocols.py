@@ -1,0 +1,226 @@
+"""The protocols of ``tools/evaluate.py``: annotations and saved predictions to stamped metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.vocabularies import OV_COCO_BASE, OV_COCO_NOVEL, check_split
+from smartclip_det.evaluation import bootstrap
+from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
+from smartclip_det.evaluation.detection_files import (
+    GroundTruth,
+    check_predictions,
+    load_ground_truth,
+    read_json,
+    read_predictions,
+)
+from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
+from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
+from smartclip_det.evaluation.referring_files import load_expressions, load_grounding_predictions
+from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
+from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What ``tools/evaluate.py`` was asked for.
+
+    Attributes:
+        protocol: a name in :data:`PROTOCOLS`.
+        ann: annotation file, or VOC xml folder.
+        pred: prediction file.
+        split_file: json ``{"base": [...], "novel": [...]}`` for ov-coco with own classes.
+        backend: ``fast`` or ``reference``.
+        iou_type: ``bbox`` or ``segm``.
+        max_dets: detections per image; 0 for the protocol's own (COCO 100, LVIS 300).
+        split: split of a referring-expression file; empty for all sentences.
+        instances: ``instances.json`` of a refs file; empty for the one beside it.
+        overlap: ``iou`` or ``giou`` for referring expressions.
+        strict: hits need overlap > threshold.
+        box_format: ``xyxy`` or ``xywh`` of grounding predictions.
+        difficult: VOC objects marked difficult: ``count`` or ``ignore``.
+    """
+
+    protocol: str
+    ann: Path
+    pred: Path
+    split_file: Path | None = None
+    backend: str = "fast"
+    iou_type: str = "bbox"
+    max_dets: int = 0
+    split: str = ""
+    instances: str = ""
+    overlap: str = "iou"
+    strict: bool = False
+    box_format: str = "xyxy"
+    difficult: str = "count"
+
+
+@dataclass
+class EvaluationResult:
+    """Stamp, metrics, and what goes beside them."""
+
+    protocol: dict[str, Any]
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    per_class: dict[str, float | None] = field(default_factory=dict)
+
+
+def run_protocol(request: EvaluationRequest) -> EvaluationResult:
+    """Score one prediction file.
+
+    Raises:
+        UserError: for unknown protocols and every bad input that the readers refuse.
+    """
+    check_choice("protocol", request.protocol, PROTOCOLS)
+    result = PROTOCOLS[request.protocol](request)
+    result.protocol["ann_sha256"] = file_hash(request.ann)
+    result.protocol["pred_sha256"] = file_hash(request.pred)
+    return result
+
+
+def _detections(request: EvaluationRequest, truth: GroundTruth) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    if request.iou_type == "segm" and request.pred.suffix == ".safetensors":
+        raise UserError("Columnar files hold boxes only; segm needs a COCO result list.")
+    results, counts = check_predictions(read_predictions(request.pred, truth), truth, request.iou_type)
+    return results, {"images": len(truth.data["images"]), "annotations": len(truth.data["annotations"]), **counts}
+
+
+def _limits(max_dets: int) -> list[int]:
+    last = max_dets or 100
+    return [*(n for n in (1, 10) if n < last), last]
+
+
+def _coco(request: EvaluationRequest) -> EvaluationResult:
+    truth = load_ground_truth(request.ann)
+    results, counts = _detections(request, truth)
+    limits = _limits(request.max_dets)
+    tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits)
+    stamp = protocol_stamp("coco", ap="COCO, IoU 0.5:0.95, 101 points", iou_type=request.iou_type, max_dets=limits,
+                           backend=request.backend, classes=len(tables.names))  # fmt: skip
+    return EvaluationResult(stamp, coco_metrics(tables, request.iou_type), counts, tables.class_ap())
+
+
+def ov_coco_split(split_file: Path | None) -> tuple[list[str], list[str], str]:
+    """Base and novel names and the name of the split: the published 48/17, or an own file."""
+    if split_file is None:
+        return list(OV_COCO_BASE), list(OV_COCO_NOVEL), "ov_coco_48_17"
+    data = read_json(split_file, "split file")
+    if not isinstance(data, dict) or not {"base", "novel"} <= set(data):
+        raise UserError(f'{split_file} must hold {{"base": [names], "novel": [names]}}.')
+    base, novel = list(data["base"]), list(data["novel"])
+    check_split(base, novel)
+    return base, novel, Path(split_file).stem
+
+
+def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
+    truth = load_ground_truth(request.ann)
+    base, novel, split = ov_coco_split(request.split_file)
+    results, counts = _detections(request, truth)
+    limits = _limits(request.max_dets)
+    names = [*base, *novel]
+    tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits,
+                             names=names)  # fmt: skip
+    ids = set(truth.category_ids(names))
+    counts["outside_vocabulary"] = sum(r["category_id"] not in ids for r in results)
+    stamp = protocol_stamp(
+        "ov-coco", ap="AP at IoU 0.5, 101 points, one joint run", iou_type=request.iou_type, max_dets=limits,
+        backend=request.backend, split=split, vocabulary=len(names), base=len(base), novel=len(novel),
+    )  # fmt: skip
+    metrics = {**open_vocabulary_metrics(tables, base, novel), f"{request.iou_type}_mAP": tables.ap()}
+    return EvaluationResult(stamp, metrics, counts, tables.class_ap(0.5))
+
+
+def _lvis(request: EvaluationRequest, open_vocabulary: bool = False) -> EvaluationResult:
+    truth = load_ground_truth(request.ann)
+    check_lvis(truth)
+    results, counts = _detections(request, truth)
+    limit = request.max_dets or 300
+    metrics, per_class = evaluate_lvis(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limit)
+    if open_vocabulary:
+        metrics.update(base_novel_metrics(metrics, per_class, truth, request.iou_type))
+    stamp = protocol_stamp(
+        "ov-lvis" if open_vocabulary else "lvis", ap="LVIS, IoU 0.5:0.95, federated", iou_type=request.iou_type,
+        max_dets=limit, backend=request.backend, classes=len(per_class),
+    )  # fmt: skip
+    return EvaluationResult(stamp, metrics, counts, per_class)
+
+
+def _ov_lvis(request: EvaluationRequest) -> EvaluationResult:
+    return _lvis(request, open_vocabulary=True)
+
+
+def _voc(request: EvaluationRequest) -> EvaluationResult:
+    truth = load_voc_folder(request.ann) if request.ann.is_dir() else load_ground_truth(request.ann)
+    results, counts = _detections(request, truth)
+    counts["difficult"] = sum(bool(a.get("difficult")) for a in truth.data["annotations"])
+    metrics, per_class = evaluate_voc(truth, results, backend=request.backend, difficult=request.difficult)
+    stamp = protocol_stamp("voc", ap="VOC, IoU 0.5, all-point and 11-point, inclusive pixels", backend=request.backend,
+                           difficult=request.difficult)  # fmt: skip
+    return EvaluationResult(stamp, metrics, counts, per_class)
+
+
+def _referring_scores(request: EvaluationRequest, pred: Path) -> ReferringScores:
+    truth = load_expressions(request.ann, split=request.split or None, instances=request.instances or None)
+    return score_referring(truth, load_grounding_predictions(pred, request.box_format), request.overlap)
+
+
+def _refcoco(request: EvaluationRequest) -> EvaluationResult:
+    scores = _referring_scores(request, request.pred)
+    stamp = protocol_stamp("refcoco", overlap=request.overlap, strict=request.strict, split=request.split or "all",
+                           unit="sentence, best-scored box")  # fmt: skip
+    return EvaluationResult(stamp, referring_metrics(scores.overlap, strict=request.strict), scores.counts)
+
+
+PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
+    "coco": _coco,
+    "ov-coco": _ov_coco,
+    "lvis": _lvis,
+    "ov-lvis": _ov_lvis,
+    "voc": _voc,
+    "refcoco": _refcoco,
+}
+COMPARABLE = ("coco", "ov-coco", "refcoco")
+
+
+def compare(
+    request: EvaluationRequest, pred_a: Path, pred_b: Path, *, resamples: int = 1000, seed: int = 0,
+    progress: bool = True,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:  # fmt: skip
+    """Paired bootstrap between two prediction files of one protocol.
+
+    Returns:
+        The stamp and, for each metric, what :func:`bootstrap.paired_bootstrap` tells.
+    """
+    check_choice("protocol (for --compare)", request.protocol, COMPARABLE)
+    metrics: list[bootstrap.Metric] = []
+    images = 0
+    for pred in (pred_a, pred_b):
+        metric, images = _metric_of(request, pred)
+        metrics.append(metric)
+    outcome = bootstrap.paired_bootstrap(*metrics, images, resamples=resamples, seed=seed, progress=progress)
+    stamp = protocol_stamp(
+        request.protocol, test="paired bootstrap over images", resamples=resamples, seed=seed,
+        ann_sha256=file_hash(request.ann), a=str(pred_a), b=str(pred_b), a_sha256=file_hash(pred_a),
+        b_sha256=file_hash(pred_b),
+    )  # fmt: skip
+    return stamp, outcome
+
+
+def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric, int]:
+    if request.protocol == "refcoco":
+        scores = _referring_scores(request, pred)
+        return bootstrap.referring_metric(scores.overlap, scores.images)
+    truth = load_ground_truth(request.ann)
+    base: Sequence[str] = ()
+    novel: Sequence[str] = ()
+    if request.protocol == "ov-coco":
+        base, novel, _ = ov_coco_split(request.split_file)
+    names = [*base, *novel] or list(truth.categories.values())
+    results, _ = check_predictions(read_predictions(pred, truth), truth, request.iou_type)
+    matches = bootstrap.coco_matches(truth, results, names, iou_type=request.iou_type, max_dets=request.max_dets or 100)
+    return bootstrap.detection_metric(matches, base, novel)

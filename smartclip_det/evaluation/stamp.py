@@ -1,0 +1,61 @@
+"""Protocol stamps: what a number is, written beside the number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.utils.env import versions
+
+
+def file_hash(path: str | Path) -> str:
+    """First 16 hex digits of a file's SHA-256; of the sorted names and contents for a folder."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            if path.is_dir():
+                digest.update(part.name.encode())
+            with part.open("rb") as handle:
+                for block in iter(lambda: handle.read(1 << 20), b""):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def code_version() -> str:
+    """Package version, with the commit when run from a clone (and ``+`` for uncommitted changes)."""
+    from smartclip_det.version import __version__
+
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True,
+                                text=True, timeout=10, check=True).stdout.strip()  # fmt: skip
+        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True,
+                               timeout=10, check=True).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__}+{commit}{'+' if dirty else ''}"
+
+
+def protocol_stamp(protocol: str, **facts: Any) -> dict[str, Any]:
+    """The ``protocol`` entry of a result file: its name, the facts given, command, code and library versions."""
+    command = " ".join(shlex.quote(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"name": protocol, **facts, "command": command, "code": code_version(), "versions": versions()}
+
+
+def write_results(path: str | Path, protocol: Mapping[str, Any], metrics: Mapping[str, Any], **more: Any) -> Path:
+    """Write ``{"protocol", "metrics", ...}`` JSON, whole or not at all; numbers are not rounded."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    content = {"protocol": dict(protocol), "metrics": dict(metrics), **more}
+    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path

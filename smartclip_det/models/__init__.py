@@ -1,0 +1,1 @@
+"""Networks: towers and vocabulary below, parts registered for MMDetection above."""

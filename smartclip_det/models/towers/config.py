@@ -1,0 +1,103 @@
+"""Sizes of a tower pair, and the named architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from smartclip_det.core.errors import UserError, check_choice, nearest
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Everything that builds a :class:`SmartCLIP` besides its weights.
+
+    Attributes:
+        embed_dim: joint dimension D.
+        image_size: native image side in pixels.
+        patch_size: patch side in pixels.
+        vision_width: image tower width.
+        vision_layers: image tower blocks.
+        vision_heads: image tower heads.
+        context_length: token positions (77 or 248).
+        vocab_size: token ids.
+        text_width: text tower width W.
+        text_layers: text tower blocks.
+        text_heads: text tower heads.
+        activation: ``quick_gelu`` (OpenAI weights) or ``gelu``; not visible in the tensors, so carried here.
+        stretched: whether Long-CLIP's second position table exists.
+        mask_layers: blocks of the mask network; 0 for towers without one (masks are then ones).
+        mask_pad: whether the mask network sees padding, ``include`` (released) or ``ignore``.
+    """
+
+    embed_dim: int = 512
+    image_size: int = 224
+    patch_size: int = 16
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    context_length: int = 77
+    vocab_size: int = 49408
+    text_width: int = 512
+    text_layers: int = 12
+    text_heads: int = 8
+    activation: str = "quick_gelu"
+    stretched: bool = False
+    mask_layers: int = 0
+    mask_pad: str = "ignore"
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ("quick_gelu", "gelu"))
+        check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
+        for side, width, heads in (("vision", self.vision_width, self.vision_heads),
+                                   ("text", self.text_width, self.text_heads)):  # fmt: skip
+            if heads < 1 or width % heads:
+                raise UserError(f"{side}_width {width} cannot be divided into {heads} heads.")
+
+    def with_(self, **changes: Any) -> TowerConfig:
+        """A checked copy; unknown keys raise with the nearest ones."""
+        return TowerConfig.from_dict({**asdict(self), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any] | TowerConfig) -> TowerConfig:
+        """From plain values; unknown keys raise with the nearest ones."""
+        if isinstance(values, TowerConfig):
+            return replace(values)
+        known = [f.name for f in fields(TowerConfig)]
+        for key in values:
+            if key not in known:
+                raise UserError(f"Unknown tower key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}.")
+        return TowerConfig(**dict(values))
+
+
+_B16 = TowerConfig()
+_L14 = TowerConfig(
+    embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, text_width=768, text_heads=12
+)
+_LONG = {"context_length": 248, "stretched": True}
+_SMART = {**_LONG, "mask_layers": 1, "mask_pad": "include"}
+
+ARCHITECTURES: dict[str, TowerConfig] = {
+    "ViT-B-32": _B16.with_(patch_size=32),
+    "ViT-B-16": _B16,
+    "ViT-L-14": _L14,
+    "ViT-L-14-336": _L14.with_(image_size=336),
+    "LongCLIP-B-16": _B16.with_(**_LONG),
+    "LongCLIP-L-14": _L14.with_(**_LONG),
+    "SmartCLIP-B-16": _B16.with_(**_SMART),
+    "SmartCLIP-L-14": _L14.with_(**_SMART),
+    "SmartCLIP-tiny": TowerConfig(
+        embed_dim=64, image_size=64, patch_size=8, vision_width=64, vision_layers=4, vision_heads=2, text_width=64,
+        text_layers=2, text_heads=2, mask_layers=1,
+    ),
+}  # fmt: skip
+
+
+def architecture(name: str) -> TowerConfig:
+    """The sizes of a named architecture; unknown names raise with the nearest ones."""
+    return ARCHITECTURES[check_choice("arch", name, ARCHITECTURES)]

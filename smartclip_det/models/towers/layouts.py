@@ -1,0 +1,198 @@
+"""Names of tower tensors in the layouts of the field, and the sizes that their shapes tell.
+
+Inside this package the OpenAI layout is the common tongue: ``visual.*`` image tower, bare names text tower,
+``mask_net.*`` mask network.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.models.towers.config import TowerConfig
+
+State = dict[str, Tensor]
+
+#: A key that every file of a layout has, behind whatever prefix.
+ANCHORS = {
+    "openai": "visual.conv1.weight",
+    "huggingface": "vision_model.embeddings.patch_embedding.weight",
+    "native": "image_tower.conv1.weight",
+}
+#: Buffers and sizes that some writers add; they hold nothing that shapes do not tell.
+IGNORABLE = re.compile(
+    r"^(input_resolution|context_length|vocab_size|attn_mask|text\.attn_mask"
+    r"|(vision|text)_model\.embeddings\.position_ids)$"
+)
+_NATIVE = (("visual.", "image_tower."), ("mask_net.", "mask_network."), ("logit_scale", "logit_scale"))
+
+
+def to_native(openai_name: str) -> str:
+    """The parameter name inside :class:`SmartCLIP` of an OpenAI name."""
+    for old, new in _NATIVE:
+        if openai_name.startswith(old):
+            return new + openai_name[len(old) :]
+    return f"text_tower.{openai_name}"
+
+
+def from_native(name: str) -> str:
+    """The OpenAI name of a parameter inside :class:`SmartCLIP`."""
+    for old, new in _NATIVE:
+        if name.startswith(new):
+            return old + name[len(new) :]
+    return name.removeprefix("text_tower.")
+
+
+def detect(state: Mapping[str, Tensor], where: str) -> tuple[str, str]:
+    """Layout and common prefix of a state dict, recognised by content.
+
+    Raises:
+        UserError: no known layout, several at once, or an architecture that is not read here.
+    """
+    found = {}
+    for layout, anchor in ANCHORS.items():
+        ends = [k for k in state if k == anchor or k.endswith(f".{anchor}")]
+        prefixes = [k[: -len(anchor)] for k in ends]
+        if prefixes:
+            found[layout] = min(prefixes, key=len)
+    if len(found) > 1:
+        raise UserError(f"{where} mixes the layouts {', '.join(sorted(found))}: it is no single checkpoint.")
+    if found:
+        return next(iter(found.items()))
+    keys = list(state)
+    if any("visual.attnpool." in k or "visual.layer1." in k for k in keys):
+        raise UserError(f"{where} is a ResNet CLIP; only ViT towers of the OpenAI layout are read.")
+    if any("visual.trunk." in k for k in keys):
+        raise UserError(
+            f"{where} is an open_clip model with a timm tower; only ViT towers of the OpenAI layout are read."
+        )
+    if any(k.endswith("tower.conv1.weight") for k in keys):
+        raise UserError(
+            f"{where} is a detector checkpoint (image tower only). Give the CLIP checkpoint it was made from."
+        )
+    shown = ", ".join(keys[:5]) or "no tensors"
+    raise UserError(f"{where} matches no known CLIP layout (0 keys matched). It holds: {shown}...")
+
+
+def to_openai(state: State, layout: str) -> State:
+    """Rename (and for Hugging Face re-pack) tensors into the OpenAI layout."""
+    if layout == "native":
+        return {from_native(k): v for k, v in state.items()}
+    if layout == "huggingface":
+        return _from_huggingface(state)
+    return {k.removeprefix("text.") if k.startswith("text.") else k: v for k, v in state.items()}
+
+
+_HF_TOP = {
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+}
+_HF_BLOCK = {
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    "self_attn.out_proj.": "attn.out_proj.",
+}
+_HF_LAYER = re.compile(r"^(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)$")
+
+
+def _from_huggingface(state: State) -> State:
+    out: State = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key in ("visual_projection.weight", "text_projection.weight"):
+            out["visual.proj" if key.startswith("visual") else "text_projection"] = value.t().contiguous()
+            continue
+        layer = _HF_LAYER.match(key)
+        if layer:
+            tower, index, rest = layer.groups()
+            base = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{index}."
+            part = re.match(r"self_attn\.([qkv])_proj\.(weight|bias)$", rest)
+            if part:
+                packed.setdefault(f"{base}attn.in_proj_{part[2]}", {})[part[1]] = value
+                continue
+            name = next((base + new + rest[len(old) :] for old, new in _HF_BLOCK.items() if rest.startswith(old)), key)
+        else:
+            name = next((new + key[len(old) :] for old, new in _HF_TOP.items() if key.startswith(old)), key)
+        out[name] = value
+    for name, parts in packed.items():
+        if set(parts) != set("qkv"):
+            raise UserError(f"The Hugging Face layer behind {name} lacks {', '.join(sorted(set('qkv') - set(parts)))}.")
+        out[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
+    return out
+
+
+def to_huggingface(state: Mapping[str, Tensor]) -> State:
+    """The inverse of the Hugging Face reader, for tests and converters (no mask network, 77 positions)."""
+    out: State = {}
+    block = {new: old for old, new in _HF_BLOCK.items()}
+    top = {new: old for old, new in _HF_TOP.items()}
+    for key, value in state.items():
+        match = re.match(r"^(visual\.)?transformer\.resblocks\.(\d+)\.(.+)$", key)
+        if key in ("visual.proj", "text_projection"):
+            name = "visual_projection" if key.startswith("visual") else "text_projection"
+            out[f"{name}.weight"] = value.t().contiguous()
+        elif match:
+            base = f"{'vision' if match[1] else 'text'}_model.encoder.layers.{match[2]}."
+            if ".in_proj_" in key:
+                kind = key.rsplit("_", 1)[1]
+                for letter, part in zip("qkv", value.chunk(3), strict=True):
+                    out[f"{base}self_attn.{letter}_proj.{kind}"] = part.contiguous()
+            else:
+                new = next(n for n in block if match[3].startswith(n))
+                out[base + block[new] + match[3][len(new) :]] = value
+        else:
+            found = [n for n in top if key.startswith(n)]
+            out[top[found[0]] + key[len(found[0]) :] if found else key] = value
+    return out
+
+
+def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
+    """Sizes told by the shapes of an OpenAI-layout state; what shapes do not tell keeps its default.
+
+    Raises:
+        UserError: when tensors that carry the sizes are missing (a cut or partial file).
+    """
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection",
+              "token_embedding.weight", "positional_embedding", "ln_final.weight")  # fmt: skip
+    missing = [n for n in needed if n not in state]
+    if missing:
+        raise UserError(f"{where} is not a whole CLIP checkpoint: it lacks {', '.join(missing)}.")
+    patch = state["visual.conv1.weight"].shape[-1]
+    vision_width, text_width = state["visual.conv1.weight"].shape[0], state["ln_final.weight"].shape[0]
+    grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
+    masks = _count(state, r"^mask_net\.resblocks\.(\d+)\.")
+    return TowerConfig(
+        embed_dim=state["text_projection"].shape[1],
+        image_size=grid * patch,
+        patch_size=patch,
+        vision_width=vision_width,
+        vision_layers=_count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
+        vision_heads=max(1, vision_width // 64),
+        context_length=state["positional_embedding"].shape[0],
+        vocab_size=state["token_embedding.weight"].shape[0],
+        text_width=text_width,
+        text_layers=_count(state, r"^transformer\.resblocks\.(\d+)\."),
+        text_heads=max(1, text_width // 64),
+        stretched="positional_embedding_res" in state,
+        mask_layers=masks,
+        # Files without our own metadata are released ones, whose mask network saw padding.
+        mask_pad="include" if masks else "ignore",
+    )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    found = {m[1] for m in (re.match(pattern, k) for k in state) if m}
+    return len(found)

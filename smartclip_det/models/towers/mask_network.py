@@ -1,0 +1,76 @@
+"""The mask network: token states of a text to a mask over the joint embedding (SmartCLIP, section 4.1).
+
+Shape letters: K texts, L tokens, W text width, D joint embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from smartclip_det.core.errors import check_choice
+from smartclip_det.models.towers.transformer import ResidualBlock
+
+MASK_PADS = ("include", "ignore")
+
+
+class AttentionPool(nn.Module):
+    """Weighted sum of tokens by a softmax over one learned score each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.Linear(width, 1)
+        nn.init.normal_(self.attention.weight, std=width**-0.5)
+        nn.init.zeros_(self.attention.bias)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``[K, L, W]`` to ``[K, W]``; tokens where ``keep [K, L]`` is False get no weight."""
+        scores = self.attention(x)
+        if keep is not None:
+            scores = scores.masked_fill(~keep.unsqueeze(-1), float("-inf"))
+        return (scores.softmax(dim=1) * x).sum(dim=1)
+
+
+class MaskNetwork(nn.Module):
+    """One bidirectional block, attention pooling, and no output projection where W equals D.
+
+    The input is detached, so the mask loss never trains the text tower. With ``mask_pad='include'`` padding
+    attends and is pooled like any token: released masks need all 248 positions. ``ignore`` leaves padding
+    out and is the default of new trainings.
+    """
+
+    def __init__(
+        self, width: int, embed_dim: int, heads: int, *, layers: int = 1, activation: str = "quick_gelu",
+        mask_pad: str = "ignore",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.mask_pad = check_choice("mask_pad", mask_pad, MASK_PADS)
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads, activation) for _ in range(layers))
+        for block in self.resblocks:
+            block.initialise(layers)  # type: ignore[operator]
+        self.attn_pool = AttentionPool(width)
+        # Our extension: the released network gives W numbers and only works where W equals D.
+        self.proj: nn.Linear | None = None if width == embed_dim else nn.Linear(width, embed_dim)
+
+    def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Mask logits.
+
+        Args:
+            states: ``[K, L, W]`` token states after the text tower's final norm.
+            keep: ``[K, L]`` True for tokens up to and including the end token; used by ``ignore`` only.
+
+        Returns:
+            ``[K, D]`` logits; the mask is on where their sigmoid is at least 0.5.
+        """
+        x = states.detach()
+        used = keep if self.mask_pad == "ignore" else None
+        for block in self.resblocks:
+            x = block(x, keep=used)
+        pooled = self.attn_pool(x, used)
+        return pooled if self.proj is None else self.proj(pooled)
+
+
+def token_keep(tokens: Tensor) -> Tensor:
+    """``[K, L]`` True up to and including the end token, which is the largest id of its row."""
+    end = tokens.argmax(dim=-1, keepdim=True)
+    return torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) <= end

@@ -1,0 +1,197 @@
+"""SmartCLIP: image tower, text tower and mask network as one object (arXiv 2507.22264).
+
+Shape letters: B images, K texts, D joint embedding, W text width, L tokens, h w grid cells.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.grid import KEPT_POSITIONS, stretch_text_positions
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.towers import layouts
+from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint, state_hash, write_checkpoint
+from smartclip_det.models.towers.config import TowerConfig, architecture
+from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
+from smartclip_det.models.towers.text_transformer import TextTransformer
+from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, tokenize
+from smartclip_det.models.towers.vision_transformer import VisionTransformer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TextFeatures:
+    """What the towers know of K texts.
+
+    Attributes:
+        embeds: ``[K, D]`` projected end-token vectors, not normalised.
+        states: ``[K, L, W]`` token states.
+        mask_logits: ``[K, D]``, or None for towers without a mask network.
+    """
+
+    embeds: Tensor
+    states: Tensor
+    mask_logits: Tensor | None
+
+
+class SmartCLIP(nn.Module):
+    """The pair of towers and, where the checkpoint has one, the mask network."""
+
+    def __init__(self, config: TowerConfig | Mapping[str, Any], **vision_options: Any) -> None:
+        """Build with CLIP's initialisation.
+
+        Args:
+            config: sizes.
+            vision_options: ``window_size``, ``global_layers``, ``checkpointing`` of the image tower.
+        """
+        super().__init__()
+        self.config = c = TowerConfig.from_dict(config)
+        self.image_tower = VisionTransformer(
+            image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
+            heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, **vision_options,
+        )  # fmt: skip
+        self.text_tower = TextTransformer(
+            context_length=c.context_length, vocab_size=c.vocab_size, width=c.text_width, layers=c.text_layers,
+            heads=c.text_heads, embed_dim=c.embed_dim, activation=c.activation, stretched=c.stretched,
+        )  # fmt: skip
+        self.mask_network = (
+            MaskNetwork(c.text_width, c.embed_dim, c.text_heads, layers=c.mask_layers, mask_pad=c.mask_pad)
+            if c.mask_layers
+            else None
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._hash: str | None = None
+
+    @staticmethod
+    def from_checkpoint(
+        path: str | Path, *, activation: str | None = None, stretch: bool = False, **vision_options: Any
+    ) -> SmartCLIP:
+        """Towers from any file that ``checkpoints.read_checkpoint`` knows, in eval mode.
+
+        Args:
+            path: checkpoint file or Hugging Face folder.
+            activation: for files that do not carry it.
+            stretch: stretch 77 text positions to 248 by Long-CLIP's rule.
+            vision_options: see the constructor.
+        """
+        checkpoint = read_checkpoint(path, activation=activation)
+        if stretch:
+            checkpoint = _stretch(checkpoint)
+        model = SmartCLIP(checkpoint.config, **vision_options)
+        model.load_openai_state(checkpoint.state)
+        model._hash = checkpoint.hash
+        return model.eval()
+
+    @staticmethod
+    def from_arch(arch: str, *, seed: int = 0, **vision_options: Any) -> SmartCLIP:
+        """A named architecture with random weights that depend on the seed alone, in eval mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return SmartCLIP(architecture(arch), **vision_options).eval()
+
+    def openai_state(self) -> dict[str, Tensor]:
+        """All tensors under OpenAI names."""
+        return {layouts.from_native(k): v for k, v in self.state_dict().items()}
+
+    def load_openai_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load tensors under OpenAI names; every one must match."""
+        self.load_state_dict({layouts.to_native(k): v for k, v in state.items()}, strict=True)
+        self._hash = None
+
+    def save(self, path: str | Path, *, layout: str = "openai") -> Path:
+        """Write a checkpoint (see ``checkpoints.write_checkpoint``)."""
+        return write_checkpoint(self.openai_state(), self.config, path, layout=layout)
+
+    @property
+    def checkpoint_hash(self) -> str:
+        """16 hex digits over the weights; computed once for weights that are not being trained."""
+        if self._hash is None or self.training:
+            self._hash = state_hash(self.openai_state())
+        return self._hash
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""
+        out: Tensor = self.image_tower(images)
+        return out
+
+    def encode_dense(self, images: Tensor, dense_mode: str = "value") -> Tensor:
+        """``[B, 3, H, W]`` normalised pixels to the dense map ``[B, D, h, w]``, not normalised."""
+        dense = self.image_tower.features(images, dense_mode=dense_mode).dense
+        assert dense is not None
+        return dense
+
+    def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
+        """``[K, L]`` ids; padded to the context only where the mask network must see padding."""
+        whole = self.mask_network is not None and self.mask_network.mask_pad == "include"
+        return tokenize(texts, self.config.context_length, truncate=truncate, pad_to_longest=not whole)
+
+    def forward_text(self, tokens: Tensor) -> TextFeatures:
+        """Encode ``[K, L]`` ids with gradients: embeds, states and mask logits."""
+        out = self.text_tower(tokens)
+        return TextFeatures(out.embeds, out.states, self.mask_logits(out.states, token_keep(tokens)))
+
+    def mask_logits(self, states: Tensor, keep: Tensor) -> Tensor | None:
+        """``[K, D]`` mask logits of token states, or None without a mask network."""
+        return None if self.mask_network is None else self.mask_network(states, keep)
+
+    def provenance(self) -> dict[str, str]:
+        """What identifies the rows of a bank made by these towers."""
+        return {
+            "checkpoint_hash": self.checkpoint_hash,
+            "tokenizer": TOKENIZER_ID,
+            "mask_pad": self.config.mask_pad if self.mask_network is not None else "none",
+            "context_length": str(self.config.context_length),
+        }
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str], *, truncate: bool = False, batch_size: int = 256) -> TextBank:
+        """A bank with one class and one row per text, in fp32.
+
+        Args:
+            texts: texts without repeats; a text over the token limit is an error unless ``truncate``.
+            truncate: cut longer texts.
+            batch_size: texts per forward pass.
+
+        Returns:
+            A bank with normalised embeds ``[K, D]``, binary masks ``[K, D]`` (ones without a mask network) and
+            the probabilities behind them.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise UserError("encode_text needs at least one text.")
+        device = self.logit_scale.device
+        embeds, probs = [], []
+        for start in range(0, len(texts), batch_size):
+            features = self.forward_text(self.tokenize(texts[start : start + batch_size], truncate=truncate).to(device))
+            embeds.append(functional.normalize(features.embeds.float(), dim=-1))
+            logits = features.mask_logits
+            probs.append(torch.ones_like(embeds[-1]) if logits is None else logits.float().sigmoid())
+        soft = torch.cat(probs)
+        return TextBank(
+            names=tuple(texts), embeds=torch.cat(embeds), masks=(soft >= 0.5).float(), mask_probs=soft,
+            texts=tuple(texts), provenance=self.provenance(),
+        )  # fmt: skip
+
+
+def _stretch(checkpoint: Checkpoint) -> Checkpoint:
+    if checkpoint.config.stretched:
+        return checkpoint
+    table = checkpoint.state["positional_embedding"]
+    long = stretch_text_positions(table)
+    logger.info("Text positions stretched from %d to %d; rows 0-%d kept.", len(table), len(long), KEPT_POSITIONS - 1)
+    state = {**checkpoint.state, "positional_embedding": long, "positional_embedding_res": long.clone()}
+    config = checkpoint.config.with_(context_length=len(long), stretched=True)
+    return Checkpoint(
+        state, config, checkpoint.layout, checkpoint.unmatched, checkpoint.activation_known, state_hash(state)
+    )

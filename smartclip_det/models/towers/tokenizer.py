@@ -1,0 +1,96 @@
+"""CLIP's tokenizer and image statistics: the one file that imports open_clip.
+
+Shape letters: K texts, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import regex
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+
+START, END = 49406, 49407
+#: Names the vocabulary and cleaning rules in cache keys and stamps.
+TOKENIZER_ID = "openai-clip-bpe-49408/ftfy-html2-lower"
+
+
+@lru_cache(maxsize=1)
+def _bpe() -> Any:
+    from open_clip import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer()
+    # open_clip spells the two special tokens otherwise than OpenAI, which shows when a text holds them literally.
+    for spelled, ours in (("<start_of_text>", "<|startoftext|>"), ("<end_of_text>", "<|endoftext|>")):
+        tokenizer.encoder[ours] = tokenizer.encoder.pop(spelled)
+        tokenizer.cache.pop(spelled)
+        tokenizer.cache[ours] = ours
+        pattern = tokenizer.pat.pattern.replace(spelled, ours.replace("|", r"\|"))
+        tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
+    return tokenizer
+
+
+def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB in [0, 1] that OpenAI CLIP was trained with."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    return tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text without start and end, of any length."""
+    ids: list[int] = _bpe().encode(text)
+    return ids
+
+
+def tokenize(
+    texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False, pad_to_longest: bool = False
+) -> Tensor:
+    """Token ids as CLIP wants them: start, text, end, zeros.
+
+    Args:
+        texts: one text or several.
+        context_length: L, including start and end.
+        truncate: cut longer texts and put the end token last (the released training does); otherwise a text
+            that is too long is an error.
+        pad_to_longest: pad to the longest text instead of ``context_length``.
+
+    Returns:
+        ``[K, L]`` int64.
+
+    Raises:
+        UserError: for a text over the limit, telling its length and its opening words.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    rows = []
+    for text in texts:
+        ids = [START, *encode(text), END]
+        if len(ids) > context_length:
+            if not truncate:
+                raise UserError(
+                    f"A text of {len(ids)} tokens is over the limit of {context_length}: {text[:60]!r}... "
+                    "Shorten it, use a model with a longer context, or ask for truncation."
+                )
+            ids = [*ids[: context_length - 1], END]
+        rows.append(ids)
+    length = max((len(r) for r in rows), default=0) if pad_to_longest else context_length
+    out = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, ids in enumerate(rows):
+        out[i, : len(ids)] = torch.tensor(ids)
+    return out
+
+
+def image_transform(size: int) -> Any:
+    """CLIP's evaluation transform of a PIL image: bicubic shorter side, centre crop, RGB, normalise.
+
+    The result is ``[3, size, size]``.
+    """
+    from open_clip import image_transform as build
+
+    mean, std = image_statistics()
+    return build(size, is_train=False, mean=mean, std=std)

@@ -1,0 +1,150 @@
+"""Pre-norm residual attention blocks in the parameter layout of OpenAI CLIP.
+
+Shape letters: B sequences, L tokens, W width, h w grid cells, n heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from smartclip_det.core.errors import check_choice
+
+
+class QuickGELU(nn.Module):
+    """``x * sigmoid(1.702 x)``, the activation that OpenAI CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as ``x``."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATION_LAYERS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on fused kernels, with the parameter names of ``nn.MultiheadAttention``."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, L, W]`` to queries, keys and values, each ``[B, n, L, W / n]``."""
+        b, length, width = x.shape
+        qkv = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(b, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """``[B, n, L, W / n]`` through the output projection to ``[B, L, W]``."""
+        b, _, length, _ = heads.shape
+        return self.out_proj(heads.transpose(1, 2).reshape(b, length, -1))
+
+    def forward(
+        self, x: Tensor, *, causal: bool = False, keep: Tensor | None = None, window: tuple[int, int, int] | None = None
+    ) -> Tensor:
+        """Attend over ``[B, L, W]``.
+
+        Args:
+            x: ``[B, L, W]``.
+            causal: each token sees itself and earlier ones.
+            keep: ``[B, L]`` True for tokens that may be attended to.
+            window: ``(size, h, w)``: patch tokens attend inside windows of size x size cells and to the
+                class token; the class token (row 0) attends to all.
+        """
+        q, k, v = self.project(x)
+        if window is not None:
+            return self.merge(windowed_attention(q, k, v, *window))
+        mask = None if keep is None else keep[:, None, None, :]
+        return self.merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal))
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, size: int, h: int, w: int) -> Tensor:
+    """Attention inside windows of a grid, class token first.
+
+    Args:
+        q: ``[B, n, 1 + h * w, d]`` queries; ``k`` and ``v`` alike.
+        k: keys.
+        v: values.
+        size: window side in cells; grids that it does not divide are padded with cells nobody attends to.
+        h: grid height.
+        w: grid width.
+    """
+    b, n, _, d = q.shape
+    rows, cols = -(-h // size), -(-w // size)
+    pad = (0, 0, 0, cols * size - w, 0, rows * size - h)
+
+    def split(x: Tensor) -> Tensor:
+        cells = functional.pad(x[:, :, 1:].reshape(b, n, h, w, -1), pad)
+        cells = cells.view(b, n, rows, size, cols, size, -1).permute(0, 2, 4, 1, 3, 5, 6)
+        return cells.reshape(b * rows * cols, n, size * size, -1)
+
+    def with_class(x: Tensor) -> Tensor:
+        cls = x[:, None, :, :1].expand(b, rows * cols, n, 1, d).reshape(b * rows * cols, n, 1, d)
+        return torch.cat([cls, split(x)], dim=2)
+
+    keep = split(q.new_ones(b, n, 1 + h * w, 1))[:, :1, :, 0].bool()
+    keep = functional.pad(keep, (1, 0), value=True).unsqueeze(2)
+    out = functional.scaled_dot_product_attention(split(q), with_class(k), with_class(v), attn_mask=keep)
+    out = out.view(b, rows, cols, n, size, size, d).permute(0, 3, 1, 4, 2, 5, 6)
+    out = out.reshape(b, n, rows * size, cols * size, d)[:, :, :h, :w].reshape(b, n, h * w, d)
+    return torch.cat([functional.scaled_dot_product_attention(q[:, :, :1], k, v), out], dim=2)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between, four times as wide inside."""
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        check_choice("activation", activation, ACTIVATION_LAYERS)
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.activation = ACTIVATION_LAYERS[activation]()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., W]`` to ``[..., W]``."""
+        return self.c_proj(self.activation(self.c_fc(x)))
+
+
+class ResidualBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, width: int, heads: int, activation: str = "quick_gelu") -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, activation)
+
+    def forward(
+        self, x: Tensor, causal: bool = False, keep: Tensor | None = None, window: tuple[int, int, int] | None = None
+    ) -> Tensor:
+        """``[B, L, W]`` to ``[B, L, W]``; arguments as in :class:`Attention`."""
+        x = x + self.attn(self.ln_1(x), causal=causal, keep=keep, window=window)
+        return x + self.mlp(self.ln_2(x))
+
+    def initialise(self, layers: int) -> None:
+        """CLIP's initialisation for a stack of ``layers`` blocks (arXiv 2103.00020, released code)."""
+        width = self.ln_1.normalized_shape[0]
+        nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        nn.init.zeros_(self.attn.out_proj.bias)
+        nn.init.normal_(self.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+
+
+class Transformer(nn.Module):
+    """A stack of residual blocks under the name that CLIP gives it."""
+
+    def __init__(self, width: int, layers: int, heads: int, activation: str) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads, activation) for _ in range(layers))
+        for block in self.resblocks:
+            block.initialise(layers)  # type: ignore[operator]

@@ -1,0 +1,174 @@
+"""The image tower of CLIP for any input size, with layer taps and dense modes.
+
+Shape letters: B images, H W pixels, h w grid cells, W tower width, D joint embedding, C tap channels (= W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.grid import padded_size, resize_image_positions
+from smartclip_det.models.towers.transformer import ResidualBlock, Transformer
+
+#: What the last block does for the dense map. ``vanilla``: nothing special. ``value``: each token keeps its
+#: own value (MaskCLIP, arXiv 2112.01071; CLIPSelf). ``qq_kk``: self-correlation (SCLIP, 2312.01597).
+#: ``clearclip``: query-query attention without residual and MLP (ClearCLIP, 2407.12442).
+DENSE_MODES = ("vanilla", "value", "qq_kk", "clearclip")
+
+
+@dataclass
+class VisionOutput:
+    """What the image tower knows of B images.
+
+    Attributes:
+        pooled: ``[B, D]`` projected class-token vectors, not normalised; None when not asked for.
+        dense: ``[B, D, h, w]`` projected patch vectors, not normalised; None when not asked for.
+        taps: for each tapped layer ``[B, C, h, w]`` patch tokens.
+    """
+
+    pooled: Tensor | None
+    dense: Tensor | None
+    taps: tuple[Tensor, ...]
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's ViT. Images of any size are padded with zeros (right, bottom) to whole patches."""
+
+    def __init__(
+        self, *, image_size: int = 224, patch_size: int = 16, width: int = 768, layers: int = 12, heads: int = 12,
+        embed_dim: int = 512, activation: str = "quick_gelu", window_size: int = 0,
+        global_layers: Sequence[int] = (), checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        """Build a tower with CLIP's initialisation.
+
+        Args:
+            image_size: native side in pixels, a multiple of ``patch_size``.
+            patch_size: side of a patch in pixels.
+            width: W.
+            layers: number of blocks.
+            heads: attention heads.
+            embed_dim: D.
+            activation: ``quick_gelu`` or ``gelu``.
+            window_size: side of attention windows in cells; 0 for global attention everywhere.
+            global_layers: layers (0-based) that stay global when windows are used; the last always does.
+            checkpointing: recompute blocks in backward.
+        """
+        super().__init__()
+        if image_size % patch_size:
+            raise UserError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
+        self.image_size, self.patch_size, self.width, self.embed_dim = image_size, patch_size, width, embed_dim
+        self.window_size, self.global_layers = window_size, frozenset(g % layers for g in global_layers)
+        self.checkpointing = checkpointing
+        self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
+        scale = width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn((image_size // patch_size) ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, activation)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.transformer.resblocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""
+        pooled = self.features(images, pooled=True).pooled
+        assert pooled is not None
+        return pooled
+
+    def features(
+        self, images: Tensor, *, taps: Sequence[int] = (), dense_mode: str | None = None, pooled: bool = False
+    ) -> VisionOutput:
+        """Encode images and keep what is asked for.
+
+        Args:
+            images: ``[B, 3, H, W]`` normalised with the tower's statistics.
+            taps: layers (0-based, negative from the end) whose output patch tokens are wanted, in order. A tap
+                on the last layer is the plain block's output, whatever the dense mode.
+            dense_mode: one of ``DENSE_MODES`` for the dense map, None for no dense map.
+            pooled: whether the class-token vector is wanted.
+
+        Raises:
+            UserError: for an unknown dense mode or a layer out of range.
+        """
+        if dense_mode is not None:
+            check_choice("dense_mode", dense_mode, DENSE_MODES)
+        wanted = [self._layer(t) for t in taps]
+        x, grid = self._embed(images)
+        last = self.layers - 1
+        kept: dict[int, Tensor] = {}
+        whole_last = pooled or last in wanted or dense_mode == "vanilla"
+        before_last = x
+        for index, block in enumerate(self.transformer.resblocks):
+            before_last = x
+            if index == last and not whole_last:
+                break
+            if index > max([*wanted, -1]) and not pooled and dense_mode is None:
+                break
+            x = self._run(block, x, index, grid)
+            if index in wanted:
+                kept[index] = self._to_map(x[:, 1:], grid)
+        dense = None
+        if dense_mode is not None:
+            block = self.transformer.resblocks[last]
+            tokens = x if dense_mode == "vanilla" else dense_tokens(block, before_last, dense_mode)  # type: ignore[arg-type]
+            dense = self._to_map(self.ln_post(tokens[:, 1:]) @ self.proj, grid)
+        vector = self.ln_post(x[:, 0]) @ self.proj if pooled else None
+        return VisionOutput(pooled=vector, dense=dense, taps=tuple(kept[i] for i in wanted))
+
+    def _layer(self, index: int) -> int:
+        if not -self.layers <= index < self.layers:
+            raise UserError(f"This tower has layers 0..{self.layers - 1}; a tap on {index} was asked for.")
+        return index % self.layers
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise UserError(f"images must be [B, 3, H, W]; given {list(images.shape)}.")
+        height, width = images.shape[-2:]
+        full = padded_size((height, width), self.patch_size)
+        if full != (height, width):
+            images = functional.pad(images, (0, full[1] - width, 0, full[0] - height))
+        cells = self.conv1(images)
+        grid = (cells.shape[-2], cells.shape[-1])
+        tokens = cells.flatten(2).transpose(1, 2)
+        cls = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        positions = resize_image_positions(self.positional_embedding, grid).to(tokens.dtype)
+        return self.ln_pre(torch.cat([cls, tokens], dim=1) + positions), grid
+
+    def _run(self, block: nn.Module, x: Tensor, index: int, grid: tuple[int, int]) -> Tensor:
+        windowed = self.window_size > 0 and index not in self.global_layers and index != self.layers - 1
+        window = (self.window_size, *grid) if windowed else None
+        if self.checkpointing and self.training:
+            out: Tensor = checkpoint(block, x, False, None, window, use_reentrant=False)
+            return out
+        return block(x, window=window)
+
+    @staticmethod
+    def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+
+
+def dense_tokens(block: ResidualBlock, x: Tensor, mode: str) -> Tensor:
+    """Output tokens of the last block in a dense mode; ``[B, 1 + h * w, W]`` in and out."""
+    q, k, v = block.attn.project(block.ln_1(x))
+    if mode == "value":
+        attended = v
+    else:
+        attended = functional.scaled_dot_product_attention(q, q, v)
+        if mode == "qq_kk":
+            attended = attended + functional.scaled_dot_product_attention(k, k, v)
+    attended = block.attn.merge(attended)
+    if mode == "clearclip":
+        return attended
+    x = x + attended
+    return x + block.mlp(block.ln_2(x))

@@ -1,0 +1,275 @@
+"""Strings to TextBank: templates, batching, and a disk cache by content. The only place that does.
+
+Template orders (ovd reference 2.4; with masks the order matters and upstream leaves it open), for the T texts
+of one class:
+
+* ``per_template``: a row per text; class scores are the mean over rows. The reference; C * T rows.
+* ``average_state`` (default): mean of the normalised vectors, and the mask of the averaged token states.
+* ``average_mask``: mean of the normalised vectors, and the dimensions that at least half of the masks keep.
+* ``union_mask``: mean of the normalised vectors, and the dimensions that any mask keeps.
+
+With one text per class all four agree.
+
+Shape letters: K rows, C classes, T texts of a class, D joint embedding, L tokens, W text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.prompts import class_prompts
+from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.towers.mask_network import token_keep
+from smartclip_det.models.towers.smartclip import SmartCLIP
+
+BACKGROUND = "background"
+
+
+def default_cache_dir() -> Path:
+    """``$SMARTCLIP_DET_CACHE``, or ``smartclip_det`` in the user's cache folder."""
+    root = os.environ.get("SMARTCLIP_DET_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "smartclip_det"
+
+
+class TextCache:
+    """Encoded texts on disk, keyed by everything that decides their value; safe for several processes.
+
+    Each batch is committed when it is done, so a run that dies loses one batch at most.
+    """
+
+    def __init__(self, folder: Path, provenance: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._salt = json.dumps(dict(provenance), sort_keys=True)
+        self._db = sqlite3.connect(folder / f"texts_{provenance['checkpoint_hash'][:8]}.sqlite", timeout=60)
+        self._db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+
+    def _key(self, unit: Sequence[str]) -> str:
+        return hashlib.sha256(json.dumps([self._salt, list(unit)]).encode()).hexdigest()
+
+    def get(self, unit: Sequence[str]) -> Tensor | None:
+        """``[2, D]`` vector and mask probabilities of a unit, or None."""
+        row = self._db.execute("SELECT value FROM texts WHERE key = ?", (self._key(unit),)).fetchone()
+        return None if row is None else torch.frombuffer(bytearray(row[0]), dtype=torch.float32).view(2, -1)
+
+    def put(self, units: Sequence[Sequence[str]], values: Tensor) -> None:
+        """Store ``[N, 2, D]`` values of N units."""
+        rows = [(self._key(u), v.contiguous().numpy().tobytes()) for u, v in zip(units, values, strict=True)]
+        with self._db:
+            self._db.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def build_bank(
+    encoder: SmartCLIP,
+    names: Sequence[str],
+    *,
+    templates: str | Sequence[str] = "photo",
+    template_order: str = "average_state",
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    seen: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> TextBank:
+    """Encode a vocabulary.
+
+    Under ``torch.distributed`` rank 0 encodes and the others receive its bank.
+
+    Args:
+        encoder: the towers, on any device.
+        names: C class names without repeats.
+        templates: a named set of ``core.prompts`` or own templates.
+        template_order: see the module text.
+        synonyms: further names of a class; their texts join those of the class.
+        seen: names that detection training may use; None for all.
+        cache_dir: folder of the disk cache, None for no cache.
+        batch_size: texts per forward pass.
+        progress: show a bar with rate and remaining time on rank 0.
+
+    Returns:
+        A bank on the CPU in fp32, with a ``background`` row made by the same templates.
+
+    Raises:
+        UserError: for empty or repeated names, unknown templates or orders, or texts over the token limit.
+    """
+    check_choice("template_order", template_order, TEMPLATE_ORDERS)
+    twice = sorted({n for n in names if list(names).count(n) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"The vocabulary repeats names: {', '.join(twice[:5])}.")
+    synonyms = synonyms or {}
+    foreign = [n for n in synonyms if n not in set(names)]
+    if foreign:
+        raise UserError(f"Synonyms are given for names that are not in the vocabulary: {', '.join(foreign[:5])}.")
+    bank: TextBank | None = None
+    if _rank() == 0:
+        groups = [class_prompts([n, *synonyms.get(n, ())], templates) for n in [*names, BACKGROUND]]
+        texts = [tuple(t for prompts in group for t in prompts) for group in groups]
+        bank = _encode_classes(encoder, list(names), texts, templates, template_order, cache_dir, batch_size, progress)
+    bank = _from_rank_zero(bank)
+    return bank if seen is None else bank.with_seen(seen)
+
+
+def _encode_classes(
+    encoder: SmartCLIP, names: list[str], texts: list[tuple[str, ...]], templates: str | Sequence[str], order: str,
+    cache_dir: str | Path | None, batch_size: int, progress: bool,
+) -> TextBank:  # fmt: skip
+    split = order == "per_template"
+    units = [(t,) for group in texts for t in group] if split else texts
+    label = templates if isinstance(templates, str) else json.dumps(list(templates))
+    provenance = {**encoder.provenance(), "template_order": order, "templates": label}
+    # The texts themselves are the key, so a template's name is not: two sets may share texts.
+    cache_facts = {**encoder.provenance(), "template_order": "per_template" if split else order}
+    cache = TextCache(Path(cache_dir), cache_facts) if cache_dir is not None else None
+    try:
+        values = _encode_units(encoder, units, order, cache, batch_size, progress)
+    finally:
+        if cache is not None:
+            cache.close()
+    embeds, probs = values[:, 0], values[:, 1]
+    masks = (probs > 0).float() if order == "union_mask" else (probs >= 0.5).float()
+    rows = [c for c, group in enumerate(texts) for _ in (group if split else [group])]
+    count = sum(1 for c in rows if c < len(names))
+    background = TextBank((BACKGROUND,), embeds[count:], masks[count:], texts=[" | ".join(u) for u in units[count:]],  # type: ignore[arg-type]
+                          class_index=torch.zeros(len(units) - count), mask_probs=probs[count:])  # fmt: skip
+    return TextBank(
+        names=tuple(names), embeds=embeds[:count], masks=masks[:count],
+        texts=tuple(" | ".join(u) for u in units[:count]), class_index=torch.tensor(rows[:count], dtype=torch.long),
+        mask_probs=probs[:count], provenance=provenance, background=background,
+    )  # fmt: skip
+
+
+def _encode_units(
+    encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: str, cache: TextCache | None, batch_size: int,
+    progress: bool,
+) -> Tensor:  # fmt: skip
+    """``[N, 2, D]`` vector and mask probabilities of N units, from the cache or the towers."""
+    found = [None if cache is None else cache.get(u) for u in units]
+    missing = [i for i, v in enumerate(found) if v is None]
+    batches = list(_batches(units, missing, batch_size))
+    bar = None
+    if progress and len(batches) > 1:
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(missing), desc="encoding texts", unit="class")
+    for batch in batches:
+        values = _encode_batch(encoder, [units[i] for i in batch], order)
+        for i, value in zip(batch, values, strict=True):
+            found[i] = value
+        if cache is not None:
+            cache.put([units[i] for i in batch], values)
+        if bar is not None:
+            bar.update(len(batch))
+    if bar is not None:
+        bar.close()
+    return torch.stack([v for v in found if v is not None])
+
+
+def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    texts = 0
+    for i in missing:
+        if batch and texts + len(units[i]) > size:
+            yield batch
+            batch, texts = [], 0
+        batch.append(i)
+        texts += len(units[i])
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _encode_batch(encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
+    tokens = encoder.tokenize([t for unit in units for t in unit]).to(encoder.logit_scale.device)
+    features = encoder.forward_text(tokens)
+    embeds = functional.normalize(features.embeds.float(), dim=-1)
+    keep = token_keep(tokens)
+    values, start = [], 0
+    for unit in units:
+        rows = slice(start, start + len(unit))
+        start += len(unit)
+        vector = functional.normalize(embeds[rows].mean(dim=0), dim=0)
+        logits = None if features.mask_logits is None else features.mask_logits[rows]
+        values.append(torch.stack([vector, _unit_mask(encoder, features.states[rows], keep[rows], logits, order)]))
+    return torch.stack(values).cpu()
+
+
+def _unit_mask(encoder: SmartCLIP, states: Tensor, keep: Tensor, logits: Tensor | None, order: str) -> Tensor:
+    """``[D]`` mask probabilities of the T texts of one unit."""
+    if logits is None:
+        return states.new_ones(encoder.config.embed_dim, dtype=torch.float32)
+    probs = logits.float().sigmoid()
+    if len(probs) == 1:
+        return probs[0]
+    hard = (probs >= 0.5).float()
+    if order == "average_mask":
+        return hard.mean(dim=0)
+    if order == "union_mask":
+        return hard.amax(dim=0)
+    mean, any_keep = _average_states(states, keep, encoder.config.mask_pad)
+    averaged = encoder.mask_logits(mean, any_keep)
+    assert averaged is not None
+    return averaged[0].float().sigmoid()
+
+
+def _average_states(states: Tensor, keep: Tensor, mask_pad: str) -> tuple[Tensor, Tensor]:
+    """Mean token states ``[1, L, W]`` over T texts, position by position.
+
+    Where padding is ignored, a position is averaged over the texts that reach it.
+    """
+    if mask_pad == "include":
+        return states.mean(dim=0, keepdim=True), keep.any(dim=0, keepdim=True)
+    weight = keep.unsqueeze(-1).to(states.dtype)
+    return (states * weight).sum(0, keepdim=True) / weight.sum(0, keepdim=True).clamp(min=1), keep.any(0, keepdim=True)
+
+
+def _rank() -> int:
+    return (
+        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    )
+
+
+def _from_rank_zero(bank: TextBank | None) -> TextBank:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        box = [bank]
+        torch.distributed.broadcast_object_list(box, src=0)
+        bank = box[0]
+    if bank is None:
+        raise RuntimeError("rank 0 sent no text bank")
+    return bank
+
+
+def read_vocabulary(path: str | Path) -> list[str]:
+    """Class names of a text file (one a line) or a JSON list; blank lines are skipped.
+
+    Raises:
+        UserError: for a missing file, a JSON file that is no list of strings, or an empty list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No vocabulary file at {path}. Give a .txt with one name a line, or a .json list.")
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        names = json.loads(content)
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise UserError(f"{path} must hold a JSON list of strings.")
+    else:
+        names = [line.strip() for line in content.splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{path} holds no names.")
+    return names

@@ -1,0 +1,1 @@
+"""Compatibility, safe loading and the environment table."""

@@ -1,0 +1,26 @@
+"""What every tool shares: readable errors, exit codes, and number tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from smartclip_det.core.errors import UserError
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Run a tool's main: bad input is one line on stderr and exit code 2, an interrupt 130."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Aligned lines of ``name value`` with six digits; -1 (nothing to measure) reads ``n/a``."""
+    width = max((len(k) for k in metrics), default=0)
+    return "\n".join(f"  {k:{width}s}  {'n/a' if v == -1 else f'{v:.6f}'}" for k, v in metrics.items())

@@ -1,0 +1,140 @@
+"""Versions and compiled operators: the one file that knows where libraries disagree.
+
+Each problem gives one readable error with the command that mends it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from smartclip_det.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+SETUP_COMMAND = "make setup"
+#: Distribution and exact version that were tested together (setup.cfg pins the same).
+TESTED = {
+    "torch": "2.11.0",
+    "torchvision": "0.26.0",
+    "mmcv": "2.1.0",
+    "mmdet": "3.3.0",
+    "onedl-mmengine": "0.10.12",
+}
+
+
+def check_stack() -> None:
+    """Raise one readable error when MMCV, its operators, MMDetection or MMEngine are missing or unfit."""
+    for module, distribution in (("mmengine", "onedl-mmengine"), ("mmcv", "mmcv"), ("mmdet", "mmdet")):
+        try:
+            importlib.import_module(module)
+        except (ImportError, AssertionError) as error:
+            raise UserError(
+                f"{module} cannot be used ({error}). Tested: {distribution}=={TESTED[distribution]}. "
+                f"Run `{SETUP_COMMAND}`."
+            ) from error
+    try:
+        importlib.import_module("mmcv._ext")
+    except ImportError as error:
+        raise UserError(
+            f"mmcv has no compiled operators ({error}). It was built without torch; run "
+            f"`rm -rf .venv && uv cache clean mmcv && {SETUP_COMMAND}`."
+        ) from error
+
+
+def mmcv_has_cuda() -> bool:
+    """Whether mmcv's operators were compiled for CUDA."""
+    from mmcv.ops import get_compiling_cuda_version
+
+    return get_compiling_cuda_version() not in ("not available", "")
+
+
+_routed = False
+
+
+def install_operator_routes(*, force: bool = False) -> bool:
+    """Send RoIAlign, NMS and MultiScaleDeformableAttention on CUDA tensors past a CPU-only mmcv.
+
+    They go to torchvision (RoIAlign, NMS) and plain torch (deformable attention). CPU tensors keep mmcv's
+    operators, unless ``force`` sends everything that way, as the tests do.
+
+    Returns:
+        Whether routes are installed.
+    """
+    global _routed
+    if not force and (not torch.cuda.is_available() or mmcv_has_cuda()):
+        return _routed
+    _route_nms(force)
+    _route_roi_align(force)
+    _route_deformable_attention()
+    if not _routed:
+        print(
+            "mmcv has no CUDA operators: RoIAlign, NMS and MultiScaleDeformableAttention on CUDA tensors use "
+            "torchvision or plain torch.",
+            file=sys.stderr,
+        )
+    _routed = True
+    return True
+
+
+def _route_nms(force: bool) -> None:
+    from mmcv.ops import nms as nms_module
+    from torchvision.ops import nms as torchvision_nms
+
+    compiled = getattr(nms_module.ext_module, "_compiled_nms", nms_module.ext_module.nms)
+
+    def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
+        if not (force or bboxes.is_cuda):
+            out: torch.Tensor = compiled(bboxes, scores, iou_threshold=iou_threshold, offset=offset)
+            return out
+        if offset:
+            bboxes = torch.cat([bboxes[:, :2], bboxes[:, 2:] + offset], dim=1)
+        return torchvision_nms(bboxes, scores, iou_threshold)
+
+    nms_module.ext_module._compiled_nms = compiled
+    nms_module.ext_module.nms = nms
+
+
+def _route_roi_align(force: bool) -> None:
+    from mmcv.ops import RoIAlign
+    from torchvision.ops import roi_align
+
+    compiled = getattr(RoIAlign, "_compiled_forward", RoIAlign.forward)
+
+    def forward(self: Any, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        if not (force or input.is_cuda) or self.pool_mode != "avg":
+            out: torch.Tensor = compiled(self, input, rois)
+            return out
+        return roi_align(
+            input, rois.to(input.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        )
+
+    RoIAlign._compiled_forward = compiled
+    RoIAlign.forward = forward
+
+
+def _route_deformable_attention() -> None:
+    from mmcv.ops import multi_scale_deform_attn
+
+    # With this flag off the module takes its own plain-torch branch, whatever the device.
+    multi_scale_deform_attn.IS_CUDA_AVAILABLE = False
+
+
+def version_of(distribution: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def allow_numpy_float() -> None:
+    """Lvis 0.5.3 reads ``np.float``, which numpy 2 no longer has."""
+    import numpy as np
+
+    if not hasattr(np, "float"):
+        np.float = float  # type: ignore[attr-defined]

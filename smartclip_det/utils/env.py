@@ -1,0 +1,87 @@
+"""Environment table and operator check: ``python -m smartclip_det.utils.env``.
+
+Exit code 0 only when every operator ran; otherwise the command that mends it is printed.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.utils import compat
+from smartclip_det.version import __version__
+
+_SHOWN = ("torch", "torchvision", "mmcv", "mmdet", "onedl-mmengine", "open-clip-torch", "pycocotools", "lvis",
+          "faster-coco-eval", "numpy", "opencv-python", "safetensors")  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide numbers, for protocol stamps; ``absent`` for what is not installed."""
+    found = {name: compat.version_of(name) or "absent" for name in _SHOWN}
+    return {"smartclip_det": __version__, "python": platform.python_version(), **found}
+
+
+def environment() -> dict[str, str]:
+    """:func:`versions` and the facts of the machine."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "gpu": gpu,
+        "torch CUDA": str(torch.version.cuda),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def check_operators(device: str) -> list[str]:
+    """Run one RoIAlign, NMS and MultiScaleDeformableAttention; return a line for each.
+
+    Raises:
+        UserError: when one cannot run, with the command that mends it.
+    """
+    compat.check_stack()
+    compat.install_operator_routes()
+    from mmcv.ops import MultiScaleDeformableAttention, RoIAlign, nms
+
+    try:
+        image = torch.arange(64.0, device=device).view(1, 1, 8, 8)
+        rois = torch.tensor([[0.0, 0.0, 0.0, 8.0, 8.0]], device=device)
+        pooled = RoIAlign(1, 1.0, 0)(image, rois)
+        boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [5, 5, 8, 8]], device=device)
+        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1]
+        attention = MultiScaleDeformableAttention(8, 2, 1, 2).to(device)
+        shapes = torch.tensor([[4, 4]], device=device)
+        starts = torch.zeros(1, dtype=torch.long, device=device)
+        points = torch.full((3, 1, 1, 2), 0.5, device=device).transpose(0, 1)
+        out = attention(torch.rand(3, 1, 8, device=device), value=torch.rand(16, 1, 8, device=device),
+                        reference_points=points, spatial_shapes=shapes, level_start_index=starts)  # fmt: skip
+    except (RuntimeError, ImportError, AttributeError) as error:
+        raise UserError(f"An operator failed on {device} ({error}). Run `{compat.SETUP_COMMAND}`.") from error
+    if kept.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):
+        raise UserError(
+            f"Operators on {device} give wrong values (RoIAlign {pooled.item()}, NMS {kept.tolist()}). "
+            f"Run `rm -rf .venv && uv cache clean mmcv && {compat.SETUP_COMMAND}`."
+        )
+    return [f"RoIAlign on {device}: ok", f"NMS on {device}: ok", f"MultiScaleDeformableAttention on {device}: ok"]
+
+
+def main() -> int:
+    """Print the table and check the operators on every device present."""
+    for key, value in environment().items():
+        note = compat.TESTED.get(key)
+        flag = f"  (tested: {note})" if note and value != note else ""
+        print(f"{key:20s} {value}{flag}")
+    try:
+        for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+            print("\n".join(check_operators(device)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

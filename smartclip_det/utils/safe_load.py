@@ -1,0 +1,91 @@
+"""Loading of torch files without running pickled code.
+
+``torch.load`` is only ever called with ``weights_only=True`` and an allow-list for the plain-data classes that
+MMEngine writes into its checkpoints.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smartclip_det.core.errors import UserError
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """What pickled MMEngine histories use ``getattr`` for, and nothing else: their four statistics."""
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is no statistic of a HistoryBuffer")
+    return getattr(owner, name)
+
+
+def _mmengine_globals() -> list[Any]:
+    """Plain-data classes of MMEngine's message hub and numpy, absent where MMEngine is not installed."""
+    import numpy as np
+
+    allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefdSU"}]
+    multiarray = getattr(np, "_core", None) or np.core
+    reconstruct = multiarray.multiarray._reconstruct
+    scalar = multiarray.multiarray.scalar
+    # numpy renamed its core package: files of both ages name the same two functions differently.
+    allowed += [
+        reconstruct,
+        scalar,
+        (reconstruct, "numpy.core.multiarray._reconstruct"),
+        (scalar, "numpy.core.multiarray.scalar"),
+    ]
+    try:
+        from mmengine.config import ConfigDict
+        from mmengine.logging import HistoryBuffer
+    except ImportError:
+        return allowed
+    return [*allowed, HistoryBuffer, ConfigDict, (_history_method, "builtins.getattr")]
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive (told by its code folder)."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in n or n.endswith("constants.pkl") for n in archive.namelist())
+
+
+def safe_torch_load(path: str | Path) -> Any:
+    """What a ``torch.save`` file holds, tensors on the CPU, with no pickled code executed.
+
+    Raises:
+        UserError: when the file is missing, broken, or holds objects other than plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No file at {path}. Check the path; weights are never downloaded.")
+    try:
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path} holds pickled objects other than plain tensors, numbers and text, or is no torch file; it was "
+            f"not loaded because that could run code. Save its state dict alone. ({first[:200]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{path} is not a readable torch file; it may be cut short. ({first[:200]})") from error
+
+
+def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; a broken one is a :class:`UserError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, dict(handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file; it may be cut short. ({error})") from error

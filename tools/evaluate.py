@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Score saved predictions, or compare two prediction files.
+
+    python tools/evaluate.py coco --ann instances_val2017.json --pred results.json --out metrics.json
+    python tools/evaluate.py ov-coco --ann instances_val2017_all_2.json --pred results.json
+    python tools/evaluate.py lvis --ann lvis_v1_val.json --pred results.json --backend reference
+    python tools/evaluate.py voc --ann VOC2007/Annotations --pred results.json
+    python tools/evaluate.py refcoco --ann "refcoco/refs(unc).p" --split testA --pred boxes.jsonl
+    python tools/evaluate.py ov-coco --ann val.json --compare a.json b.json
+
+The metrics are printed and written as JSON, unrounded, with the protocol they were measured under.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.protocols import PROTOCOLS, EvaluationRequest, compare, run_protocol
+from smartclip_det.evaluation.stamp import write_results
+from smartclip_det.utils.cli import format_metrics, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("protocol", choices=list(PROTOCOLS))
+    parser.add_argument("--ann", type=Path, required=True, help="annotation file, or VOC xml folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pred", type=Path, help="prediction file (tools/test.py --out writes it)")
+    what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="paired bootstrap of two files")
+    parser.add_argument("--out", type=Path, help="JSON to write; default: beside the predictions")
+    parser.add_argument("--split-file", type=Path, help="ov-coco: json with base and novel names")
+    parser.add_argument("--backend", choices=["fast", "reference"], default="fast")
+    parser.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
+    parser.add_argument("--max-dets", type=int, default=0, help="default: 100, LVIS 300; -1: no limit (LVIS)")
+    parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
+    parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
+    parser.add_argument("--overlap", choices=["iou", "giou"], default="iou", help="refcoco")
+    parser.add_argument("--strict", action="store_true", help="refcoco: hits need overlap > threshold")
+    parser.add_argument("--box-format", choices=["xyxy", "xywh"], default="xyxy", help="refcoco predictions")
+    parser.add_argument("--difficult", choices=["count", "ignore"], default="count", help="voc")
+    parser.add_argument("--resamples", type=int, default=1000, help="compare: bootstrap draws")
+    parser.add_argument("--seed", type=int, default=0, help="compare: seed of the draws")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    options = {k: v for k, v in vars(args).items() if k not in ("compare", "out", "resamples", "seed")}
+    if args.compare:
+        compare_files(args, options)
+        return
+    result = run_protocol(EvaluationRequest(**options))
+    print(f"{args.protocol} ({', '.join(f'{k} {v}' for k, v in result.counts.items())})")
+    print(format_metrics(result.metrics))
+    if result.counts.get("unknown_category"):
+        print(f"note: {result.counts['unknown_category']} predictions are of categories that the annotations lack.")
+    if result.counts.get("difficult") and args.difficult == "count":
+        print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
+    out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
+    write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
+    print(f"written: {out}")
+
+
+def compare_files(args: argparse.Namespace, options: dict) -> None:
+    a, b = args.compare
+    if args.resamples < 1:
+        raise UserError("--resamples must be at least 1.")
+    stamp, outcome = compare(EvaluationRequest(**{**options, "pred": a}), a, b, resamples=args.resamples, seed=args.seed)
+    print(f"A = {a}\nB = {b}\n{'metric':12s} {'A':>9s} {'B':>9s} {'B - A':>9s}  95 % interval        p")
+    for name, r in outcome.items():
+        interval = f"[{r['low']:+.4f}, {r['high']:+.4f}]"
+        print(f"{name:12s} {r['a']:9.4f} {r['b']:9.4f} {r['difference']:+9.4f}  {interval}  {r['p']:.4f}")
+    out = args.out or b.with_suffix(f".compare-{a.stem}.json")
+    write_results(out, stamp, outcome)
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
