@@ -23,6 +23,7 @@ from smartclip_det.utils.cli import format_metrics, run_tool
 
 
 def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("protocol", choices=list(PROTOCOLS))
     parser.add_argument("--ann", type=Path, required=True, help="annotation file, or VOC xml folder")
@@ -46,6 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Score one file, or compare two."""
     args = parse_args()
     options = {k: v for k, v in vars(args).items() if k not in ("compare", "out", "resamples", "seed")}
     if args.compare:
@@ -58,16 +60,21 @@ def main() -> None:
         print(f"note: {result.counts['unknown_category']} predictions are of categories that the annotations lack.")
     if result.counts.get("difficult") and args.difficult == "count":
         print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
+    if result.counts.get("outside_image", 0) > 0.5 * result.counts.get("predictions", 0):
+        print("note: most boxes leave their image: are they x1, y1, x2, y2? COCO results are x, y, width, height.")
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
     write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
     print(f"written: {out}")
 
 
 def compare_files(args: argparse.Namespace, options: dict) -> None:
+    """Print and write the paired bootstrap."""
     a, b = args.compare
     if args.resamples < 1:
         raise UserError("--resamples must be at least 1.")
-    stamp, outcome = compare(EvaluationRequest(**{**options, "pred": a}), a, b, resamples=args.resamples, seed=args.seed)
+    stamp, outcome = compare(
+        EvaluationRequest(**{**options, "pred": a}), a, b, resamples=args.resamples, seed=args.seed
+    )
     print(f"A = {a}\nB = {b}\n{'metric':12s} {'A':>9s} {'B':>9s} {'B - A':>9s}  95 % interval        p")
     for name, r in outcome.items():
         interval = f"[{r['low']:+.4f}, {r['high']:+.4f}]"

@@ -135,7 +135,9 @@ def _evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], backend
     return COCOeval_faster(gt, dt, iou_type, print_function=lambda *_: None)
 
 
-def _load_results(gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any], iou_type: str) -> Any:
+def _load_results(
+    gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any], iou_type: str
+) -> Any:
     if iou_type == "segm":
         results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
     if results:

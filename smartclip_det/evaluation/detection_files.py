@@ -128,12 +128,6 @@ def check_predictions(
             x, y, w, h = result["bbox"]
             counts["outside_image"] += x < -1 or y < -1 or x + w > size[0] + 1 or y + h > size[1] + 1
         checked.append(dict(result))
-    boxes = sum("bbox" in r for r in results)
-    if boxes >= 10 and counts["outside_image"] > 0.5 * boxes:
-        raise UserError(
-            f"{counts['outside_image']} of {boxes} boxes leave their image: are they x1, y1, x2, y2? COCO results are "
-            "x, y, width, height in pixels of the original image."
-        )
     return checked, counts
 
 

@@ -140,7 +140,9 @@ def _lvis(request: EvaluationRequest, open_vocabulary: bool = False) -> Evaluati
     check_lvis(truth)
     results, counts = _detections(request, truth)
     limit = request.max_dets or 300
-    metrics, per_class = evaluate_lvis(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limit)
+    metrics, per_class = evaluate_lvis(
+        truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limit
+    )
     if open_vocabulary:
         metrics.update(base_novel_metrics(metrics, per_class, truth, request.iou_type))
     stamp = protocol_stamp(

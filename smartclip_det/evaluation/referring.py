@@ -87,7 +87,7 @@ def referring_metrics(overlap: np.ndarray, *, strict: bool = False) -> dict[str,
         strict: hits need overlap > threshold instead of >=.
     """
     if not len(overlap):
-        return {k: -1.0 for k in ("acc50", "acc75", "acc90", "acc_mean", "miou")}
+        return dict.fromkeys(("acc50", "acc75", "acc90", "acc_mean", "miou"), -1.0)
 
     def accuracy(threshold: float) -> float:
         return float(np.mean(overlap > threshold if strict else overlap >= threshold))

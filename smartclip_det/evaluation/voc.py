@@ -201,7 +201,10 @@ def _reference(
         for kind in ("", "_ignore"):
             a[f"bboxes{kind}"] = np.array(a[f"bboxes{kind}"], dtype=float).reshape(-1, 4)
             a[f"labels{kind}"] = np.array(a[f"labels{kind}"], dtype=np.int64)
-    dataset = "voc07" if points == "11" else None
-    _, tables = eval_map(found, annotations, iou_thr=threshold, dataset=dataset, logger="silent", nproc=1,
+    mode = "11points" if points == "11" else "area"
+    _, tables = eval_map(found, annotations, iou_thr=threshold, eval_mode=mode, logger="silent", nproc=1,
                          use_legacy_coordinate=True)  # fmt: skip
-    return {truth.categories[c]: float(t["ap"]) if t["num_gts"] else float("nan") for c, t in zip(categories, tables, strict=True)}
+    return {
+        truth.categories[c]: float(t["ap"]) if t["num_gts"] else float("nan")
+        for c, t in zip(categories, tables, strict=True)
+    }
