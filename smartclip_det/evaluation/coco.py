@@ -127,25 +127,38 @@ def _evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], backend
         gt.dataset = annotations
         gt.createIndex()
         return COCOeval(gt, _load_results(gt, copies, COCO, annotations, iou_type), iou_type)
-    from faster_coco_eval import COCO as FastCOCO
-    from faster_coco_eval import COCOeval_faster
+    import faster_coco_eval
 
-    gt = FastCOCO(annotations)
-    dt = _load_results(gt, copies, FastCOCO, annotations, iou_type)
-    return COCOeval_faster(gt, dt, iou_type, print_function=lambda *_: None)
+    gt = faster_coco_eval.COCO(annotations)
+    dt = _load_results(gt, copies, faster_coco_eval.COCO, annotations, iou_type)
+    return faster_coco_eval.COCOeval_faster(gt, dt, iou_type, print_function=lambda *_: None)
 
 
 def _load_results(
     gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any], iou_type: str
 ) -> Any:
     if iou_type == "segm":
-        results = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        results = _mask_results(results, annotations)
     if results:
         return gt.loadRes(results)
     empty = kind()
     empty.dataset = {"images": annotations["images"], "categories": annotations["categories"], "annotations": []}
     empty.createIndex()
     return empty
+
+
+def _mask_results(results: list[dict[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Masks as RLE and without their box, so that size classes go by mask area (MMDetection's habit)."""
+    from pycocotools import mask as coco_mask
+
+    sizes = {i["id"]: (i["height"], i["width"]) for i in annotations["images"]}
+    out = []
+    for r in results:
+        plain = {k: v for k, v in r.items() if k != "bbox"}
+        if isinstance(plain["segmentation"], list):
+            plain["segmentation"] = coco_mask.merge(coco_mask.frPyObjects(plain["segmentation"], *sizes[r["image_id"]]))
+        out.append(plain)
+    return out
 
 
 def coco_metrics(tables: CocoTables, iou_type: str = "bbox") -> dict[str, float]:

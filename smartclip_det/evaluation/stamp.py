@@ -34,11 +34,14 @@ def code_version() -> str:
     from smartclip_det.version import __version__
 
     root = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True,
-                                text=True, timeout=10, check=True).stdout.strip()  # fmt: skip
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "-uno"], capture_output=True, text=True,
-                               timeout=10, check=True).stdout.strip()  # fmt: skip
+        commit = git("rev-parse", "--short=12", "HEAD")
+        dirty = git("status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return __version__
     return f"{__version__}+{commit}{'+' if dirty else ''}"

@@ -136,7 +136,7 @@ def _xyxy(box: Sequence[float]) -> list[float]:
 
 
 def average_precision(hits: np.ndarray, misses: np.ndarray, truths: float, points: str) -> float:
-    """Area under the precision envelope (``all``) or its mean at 11 recalls (``11``); hits and misses may be weights."""
+    """Area under the precision envelope (``all``), or its mean at 11 recalls (``11``)."""
     if truths == 0:
         return float("nan")
     recall = hits.cumsum() / truths
@@ -186,10 +186,11 @@ def _reference(
     order = {image["id"]: i for i, image in enumerate(truth.data["images"])}
     found = [[np.zeros((0, 5)) for _ in categories] for _ in order]
     rows: dict[tuple[int, int], list[list[float]]] = {}
-    for r in results:
+    # The library breaks ties arbitrarily; ranks say the same order without ties.
+    for rank, r in enumerate(sorted(results, key=lambda a: -a["score"])):
         if r["category_id"] in categories:
             key = (order[r["image_id"]], categories.index(r["category_id"]))
-            rows.setdefault(key, []).append([*_xyxy(r["bbox"]), r["score"]])
+            rows.setdefault(key, []).append([*_xyxy(r["bbox"]), -float(rank)])
     for (image, category), values in rows.items():
         found[image][category] = np.array(values)
     annotations: list[dict[str, Any]] = [{"bboxes": [], "labels": [], "bboxes_ignore": [], "labels_ignore": []} for _ in order]  # fmt: skip
@@ -204,7 +205,5 @@ def _reference(
     mode = "11points" if points == "11" else "area"
     _, tables = eval_map(found, annotations, iou_thr=threshold, eval_mode=mode, logger="silent", nproc=1,
                          use_legacy_coordinate=True)  # fmt: skip
-    return {
-        truth.categories[c]: float(t["ap"]) if t["num_gts"] else float("nan")
-        for c, t in zip(categories, tables, strict=True)
-    }
+    aps = [float(t["ap"]) if t["num_gts"] else float("nan") for t in tables]
+    return {truth.categories[c]: ap for c, ap in zip(categories, aps, strict=True)}
