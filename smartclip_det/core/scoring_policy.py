@@ -14,6 +14,7 @@ from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.core.similarity import MASK_MODES, TEXT_NORMS
 
 ACTIVATIONS = ("softmax", "sigmoid")
+SIGMOID_REFERENCES = ("bias", "background")
 TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
 BACKGROUNDS = ("zero", "text", "text_ones", "learned")
 DENSE_NORMS = ("pixel", "none")
@@ -31,6 +32,9 @@ class ScoringPolicy:
         activation: ``softmax`` couples the classes given, for protocol configs; ``sigmoid`` does not.
         temperature: factor on head cosines before the activation.
         dense_temperature: factor on dense cosines before the activation.
+        sigmoid_reference: what a sigmoid compares a cosine with: ``bias`` alone, or the ``background`` cosine, which
+            is a softmax over {class, background} for each class by itself, so a threshold of 0.5 means "more this
+            than background" whatever other classes are given.
         sigmoid_bias: added to ``temperature * cosine`` before a sigmoid; unused by softmax.
         template_order: how templates are joined (ovd reference 2.4); see ``models.vocabulary``.
         fusion: a name in ``fusion.FUSIONS``.
@@ -49,6 +53,7 @@ class ScoringPolicy:
     activation: str = "softmax"
     temperature: float = 50.0
     dense_temperature: float = 75.0
+    sigmoid_reference: str = "bias"
     sigmoid_bias: float = 0.0
     template_order: str = "average_state"
     fusion: str = "none"
@@ -66,6 +71,7 @@ class ScoringPolicy:
         check_choice("dense_mask_mode", self.dense_mask_mode, ("", *MASK_MODES))
         check_choice("text_norm", self.text_norm, TEXT_NORMS)
         check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("sigmoid_reference", self.sigmoid_reference, SIGMOID_REFERENCES)
         check_choice("template_order", self.template_order, TEMPLATE_ORDERS)
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("background", self.background, BACKGROUNDS)

@@ -62,6 +62,7 @@ class TextBank:
         object.__setattr__(self, "class_index", index.long().to(device))
         object.__setattr__(self, "seen", seen.bool().to(device))
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
+        object.__setattr__(self, "_resolved", {})
         self._validate()
 
     def _validate(self) -> None:
@@ -166,7 +167,10 @@ class TextBank:
 
     def resolved_masks(self, mask_mode: str) -> Tensor | None:
         """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
-        return resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs)
+        cache: dict[str, Tensor | None] = self._resolved  # type: ignore[attr-defined]
+        if mask_mode not in cache:
+            cache[mask_mode] = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs)
+        return cache[mask_mode]
 
     def class_mean(self, row_values: Tensor) -> Tensor:
         """Average ``[..., K]`` row values into ``[..., C]`` class values (ovd reference 2.4, order a)."""

@@ -130,10 +130,10 @@ def _tables(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray, thres
     return CocoTables(precision, recall, thresholds, names, _AnyLimit())
 
 
-class _AnyLimit(list):  # type: ignore[type-arg]
+class _AnyLimit(list):
     """LVIS has one detection limit, whatever its number: index 0 for any."""
 
-    def index(self, *_: Any) -> int:  # type: ignore[override]
+    def index(self, *_: Any) -> int:
         return 0
 
 

@@ -204,7 +204,9 @@ def compare(
     for pred in (pred_a, pred_b):
         metric, images = _metric_of(request, pred)
         metrics.append(metric)
-    outcome = bootstrap.paired_bootstrap(*metrics, images, resamples=resamples, seed=seed, progress=progress)
+    outcome = bootstrap.paired_bootstrap(
+        metrics[0], metrics[1], images, resamples=resamples, seed=seed, progress=progress
+    )
     stamp = protocol_stamp(
         request.protocol, test="paired bootstrap over images", resamples=resamples, seed=seed,
         ann_sha256=file_hash(request.ann), a=str(pred_a), b=str(pred_b), a_sha256=file_hash(pred_a),

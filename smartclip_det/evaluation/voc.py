@@ -193,7 +193,8 @@ def _reference(
             rows.setdefault(key, []).append([*_xyxy(r["bbox"]), -float(rank)])
     for (image, category), values in rows.items():
         found[image][category] = np.array(values)
-    annotations: list[dict[str, Any]] = [{"bboxes": [], "labels": [], "bboxes_ignore": [], "labels_ignore": []} for _ in order]  # fmt: skip
+    fields = ("bboxes", "labels", "bboxes_ignore", "labels_ignore")
+    annotations: list[dict[str, Any]] = [{f: [] for f in fields} for _ in order]
     for a in truth.data["annotations"]:
         kind = "_ignore" if difficult == "ignore" and a.get("difficult") else ""
         annotations[order[a["image_id"]]][f"bboxes{kind}"].append(_xyxy(a["bbox"]))

@@ -21,17 +21,20 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.errors import UserError, check_choice, unknown_names
 from smartclip_det.core.prompts import class_prompts
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.core.vocabularies import VOCABULARIES
 from smartclip_det.models.towers.mask_network import token_keep
 from smartclip_det.models.towers.smartclip import SmartCLIP
+from smartclip_det.models.towers.source import load_towers
 
 BACKGROUND = "background"
 
@@ -273,3 +276,25 @@ def read_vocabulary(path: str | Path) -> list[str]:
     if not names:
         raise UserError(f"{path} holds no names.")
     return names
+
+
+def resolve_names(names: str | Sequence[str]) -> list[str]:
+    """Class names from a list, a vocabulary file, or the name of a known vocabulary (``coco_80``, ...)."""
+    if not isinstance(names, str):
+        return list(names)
+    if names in VOCABULARIES:
+        return list(VOCABULARIES[names])
+    if names.endswith((".txt", ".json")):
+        return read_vocabulary(names)
+    raise unknown_names("vocabulary", [names], VOCABULARIES, "Give a known name, a .txt or .json file, or a list.")
+
+
+def bank_from_config(config: Mapping[str, Any], template_order: str = "average_state") -> TextBank:
+    """A bank from ``dict(towers=..., names=..., templates=..., seen=..., cache_dir=...)``."""
+    options = dict(config)
+    encoder = load_towers(options.pop("towers"))
+    names = resolve_names(options.pop("names"))
+    seen = options.pop("seen", None)
+    return build_bank(
+        encoder, names, seen=None if seen is None else resolve_names(seen), template_order=template_order, **options
+    )

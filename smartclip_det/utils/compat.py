@@ -124,6 +124,21 @@ def _route_deformable_attention() -> None:
     multi_scale_deform_attn.IS_CUDA_AVAILABLE = False
 
 
+def install_safe_loading() -> None:
+    """Make MMEngine load checkpoints by :func:`safe_load.safe_torch_load`.
+
+    The fork falls back to unsafe loading with a warning when a file holds foreign classes; ours refuses.
+    """
+    from mmengine.runner import checkpoint
+
+    from smartclip_det.utils.safe_load import safe_torch_load
+
+    def load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        return safe_torch_load(file, map_location if map_location is not None else "cpu")
+
+    checkpoint._safe_torch_load = load
+
+
 def version_of(distribution: str) -> str | None:
     """Installed version of a distribution, or None."""
     try:

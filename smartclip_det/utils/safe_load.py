@@ -56,8 +56,8 @@ def is_torchscript(path: Path) -> bool:
         return any("/code/" in n or n.endswith("constants.pkl") for n in archive.namelist())
 
 
-def safe_torch_load(path: str | Path) -> Any:
-    """What a ``torch.save`` file holds, tensors on the CPU, with no pickled code executed.
+def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
+    """What a ``torch.save`` file holds, with no pickled code executed.
 
     Raises:
         UserError: when the file is missing, broken, or holds objects other than plain data.
@@ -67,7 +67,7 @@ def safe_torch_load(path: str | Path) -> Any:
         raise UserError(f"No file at {path}. Check the path; weights are never downloaded.")
     try:
         with torch.serialization.safe_globals(_mmengine_globals()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(

@@ -1,0 +1,2 @@
+# For children of complete MMDetection configs, which bring their own runtime: only what registers our parts.
+custom_imports = dict(imports=["smartclip_det.parts"], allow_failed_imports=False)

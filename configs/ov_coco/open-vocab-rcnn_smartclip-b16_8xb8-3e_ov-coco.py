@@ -1,0 +1,7 @@
+# The F-ViT recipe with SmartCLIP towers. Set towers.checkpoint (twice: model and hook read it from here).
+_base_ = [
+    "../_base_/models/open_vocab_rcnn_b16.py",
+    "../_base_/datasets/ov_coco.py",
+    "../_base_/schedules/f_vit_3e.py",
+    "../_base_/default_runtime.py",
+]

@@ -1,0 +1,123 @@
+"""COCO and LVIS annotations with labels that follow the vocabulary given.
+
+MMDetection's ``CocoDataset`` and LVIS classes number labels by the file's order whatever ``classes`` says, and
+drop misspelt names silently. Here a label is the index of the name in the vocabulary, and a name that the file
+does not have is an error with the nearest names.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Sequence
+from typing import Any
+
+from mmdet.datasets.base_det_dataset import BaseDetDataset
+from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.models.vocabulary import resolve_names
+
+
+@DATASETS.register_module()
+class OpenVocabCocoDataset(BaseDetDataset):
+    """COCO-layout annotations under any vocabulary.
+
+    ``metainfo`` holds ``classes`` (the vocabulary), ``seen`` and ``templates`` for :class:`VocabularyHook`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        vocabulary: str | Sequence[str],
+        seen: str | Sequence[str] | None = None,
+        seen_only: bool = False,
+        templates: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build.
+
+        Args:
+            args: as for MMDetection's data sets.
+            vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), or a file.
+            seen: names that training may use, in any of the same forms; None for all.
+            seen_only: leave out boxes of other classes (training on the base classes).
+            templates: template set of this data set's prompts.
+            kwargs: as for MMDetection's data sets.
+        """
+        names = resolve_names(vocabulary)
+        base = names if seen is None else resolve_names(seen)
+        foreign = [n for n in base if n not in set(names)]
+        if foreign:
+            raise UserError(f"seen names that are not in the vocabulary: {', '.join(foreign[:5])}.")
+        self.seen_only = seen_only
+        metainfo = {"classes": tuple(names), "seen": tuple(base), "templates": templates}
+        super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record per image; boxes are xyxy pixels, labels index the vocabulary."""
+        truth = load_ground_truth(self.ann_file)
+        names = self.metainfo["classes"]
+        ids = truth.category_ids(names)
+        kept = set(self.metainfo["seen"]) if self.seen_only else set(names)
+        self.cat_ids = ids
+        self.cat2label = {i: label for label, i in enumerate(ids)}
+        wanted = {i for i, n in zip(ids, names, strict=True) if n in kept}
+        boxes: dict[Any, list[dict[str, Any]]] = {}
+        for a in truth.data["annotations"]:
+            boxes.setdefault(a["image_id"], []).append(a)
+        records = [self._record(i, boxes.get(i["id"], []), wanted) for i in truth.data["images"]]
+        used = sum(len(r["instances"]) for r in records)
+        print_log(
+            f"{osp.basename(self.ann_file)}: {len(records)} images, {used} of {len(truth.data['annotations'])} boxes "
+            f"in {len(wanted)} of {len(names)} classes.", "current",
+        )  # fmt: skip
+        return records
+
+    def image_path(self, image: dict[str, Any]) -> str:
+        """Where an image of the annotation file lies."""
+        return osp.join(self.data_prefix.get("img", ""), image["file_name"])
+
+    def _record(self, image: dict[str, Any], annotations: list[dict[str, Any]], wanted: set[Any]) -> dict[str, Any]:
+        width, height = image["width"], image["height"]
+        instances = []
+        for a in annotations:
+            x, y, w, h = a["bbox"]
+            inside = max(0, min(x + w, width) - max(x, 0)) * max(0, min(y + h, height) - max(y, 0))
+            # The rules of MMDetection's CocoDataset for boxes that cannot be learned.
+            if a["category_id"] not in wanted or a.get("ignore") or inside == 0 or a["area"] <= 0 or w < 1 or h < 1:
+                continue
+            instance = {
+                "bbox": [x, y, x + w, y + h],
+                "bbox_label": self.cat2label[a["category_id"]],
+                "ignore_flag": int(bool(a.get("iscrowd"))),
+            }
+            if a.get("segmentation"):
+                instance["mask"] = a["segmentation"]
+            instances.append(instance)
+        return {"img_path": self.image_path(image), "img_id": image["id"], "width": width, "height": height,
+                "seg_map_path": None, "instances": instances}  # fmt: skip
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Drop images without boxes or too small, where ``filter_cfg`` says so; never in test mode."""
+        if self.test_mode or not self.filter_cfg:
+            return self.data_list
+        smallest = self.filter_cfg.get("min_size", 0)
+        need_box = self.filter_cfg.get("filter_empty_gt", False)
+        return [
+            r for r in self.data_list
+            if min(r["width"], r["height"]) >= smallest
+            and not (need_box and all(i["ignore_flag"] for i in r["instances"]))
+        ]  # fmt: skip
+
+
+@DATASETS.register_module()
+class OpenVocabLVISDataset(OpenVocabCocoDataset):
+    """LVIS annotations: v1 names images by ``coco_url``, whose last two parts are their place on disk."""
+
+    def image_path(self, image: dict[str, Any]) -> str:
+        """``data_prefix/val2017/000000000139.jpg`` for v1, ``data_prefix/file_name`` for v0.5."""
+        if "file_name" in image or "coco_url" not in image:
+            return super().image_path(image)
+        return osp.join(self.data_prefix.get("img", ""), *image["coco_url"].split("/")[-2:])

@@ -1,0 +1,82 @@
+"""Starting runs: processes, mixed precision, learning-rate scaling, and the first and last lines of a log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.engine.config import fit_norm_layers
+from smartclip_det.utils.env import versions
+
+
+def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
+    """Set work folder, launcher and what this machine needs, in place."""
+    config.launcher = launcher
+    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config_path).stem)
+    fit_norm_layers(config, distributed=launcher != "none")
+    if launcher != "none" and not torch.cuda.is_available():
+        start_gloo(launcher)
+        # MMEngine's wrapper wants a CUDA device id unless told otherwise.
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+
+
+def start_gloo(launcher: str) -> None:
+    """Start the process group on CPUs; MMEngine's own start would call CUDA even for gloo."""
+    if torch.distributed.is_initialized():
+        return
+    if launcher != "pytorch":
+        raise UserError(f"Without CUDA only --launcher pytorch is supported (torchrun); given {launcher}.")
+    missing = [k for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
+    if missing:
+        raise UserError(f"--launcher pytorch needs torchrun ({', '.join(missing)} not set). Use tools/dist_train.sh.")
+    torch.distributed.init_process_group("gloo")
+
+
+def enable_amp(config: Config) -> None:
+    """Mixed precision: MMEngine's scaler on CUDA, bfloat16 autocast on CPU."""
+    wrapper = config.optim_wrapper
+    if wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper", "BFloat16OptimWrapper"):
+        raise UserError(f"--amp does not know the optimizer wrapper {wrapper.type}.")
+    if torch.cuda.is_available():
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        wrapper.type = "BFloat16OptimWrapper"
+        wrapper.pop("loss_scale", None)
+
+
+def enable_auto_scale(config: Config) -> None:
+    """Scale the learning rate to the batch size, where the config says from which one."""
+    if not config.get("auto_scale_lr") or "base_batch_size" not in config.auto_scale_lr:
+        raise UserError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config.")
+    config.auto_scale_lr.enable = True
+
+
+def log_opening(runner: Runner, config_path: str) -> None:
+    """Config, folder, parameters, seed, versions: the first lines of a run."""
+    trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in runner.model.parameters())
+    facts = {
+        "config": config_path,
+        "work_dir": runner.work_dir,
+        "parameters": f"{trained:,} trained, {total - trained:,} frozen",
+        "seed": runner.seed,
+        "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
+    }
+    print_log("\n".join(["smartclip_det run", *(f"  {k:11s} {v}" for k, v in facts.items())]), "current")
+
+
+def log_closing(runner: Runner, config_path: str, metrics: Mapping[str, Any] | None = None) -> None:
+    """Where the weights are and how to test them: the last lines of a run."""
+    pointer = Path(runner.work_dir) / "last_checkpoint"
+    last = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else "CHECKPOINT"
+    print_log(f"Weights: {last}\nTest:    python tools/test.py {config_path} {last}", "current", logging.INFO)

@@ -1,0 +1,115 @@
+"""The only writer of the bank in force during runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.towers.smartclip import SmartCLIP
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.vocabulary import build_bank, default_cache_dir
+
+
+@HOOKS.register_module()
+class VocabularyHook(Hook):
+    """Before each train, val and test phase sets the bank of that phase's data set; restores it after.
+
+    The vocabulary is the data set's ``metainfo``: ``classes``, and where given ``seen`` and ``templates``.
+    Encoders are built on first use and let go of; banks are kept, keyed by what made them.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, towers: Mapping[str, Any], templates: str = "photo", cache_dir: str | None = "default") -> None:
+        """Build.
+
+        Args:
+            towers: the source that the backbone was built from (see ``towers.source.load_towers``).
+            templates: template set where the data set names none.
+            cache_dir: folder of encoded texts; ``default`` for the user's cache, None for none.
+        """
+        self.towers = dict(towers)
+        self.templates = templates
+        self.cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir and Path(cache_dir)
+        self._banks: dict[Any, TextBank] = {}
+        self._before: list[TextBank | None] = []
+
+    def bank_for(self, metainfo: Mapping[str, Any], template_order: str) -> TextBank:
+        """The bank of a data set's metainfo, encoded once."""
+        names = metainfo.get("classes")
+        if not names:
+            raise UserError(
+                "The data set's metainfo has no classes: give metainfo=dict(classes=(...)) or vocabulary=NAME."
+            )
+        templates = metainfo.get("templates") or self.templates
+        seen = metainfo.get("seen")
+        key = (tuple(names), None if seen is None else tuple(seen), str(templates), template_order)
+        if key not in self._banks:
+            encoder: SmartCLIP = load_towers(self.towers)
+            self._banks[key] = build_bank(
+                encoder, list(names), templates=templates, template_order=template_order, seen=seen,
+                cache_dir=self.cache_dir,
+            )  # fmt: skip
+        return self._banks[key]
+
+    def _enter(self, runner: Runner, dataset: Any) -> None:
+        detector = _detector(runner)
+        bank = self.bank_for(dataset.metainfo, detector.policy.template_order)
+        self._before.append(detector.set_text_bank(bank))
+        seen = int(bank.seen.sum())
+        runner.logger.info(f"Vocabulary: {len(bank)} classes ({seen} seen), {bank.provenance}")
+
+    def _leave(self, runner: Runner) -> None:
+        _detector(runner).set_text_bank(self._before.pop())
+
+    def before_train(self, runner: Runner) -> None:
+        """Set the training bank."""
+        self._enter(runner, runner.train_dataloader.dataset)
+
+    def after_train(self, runner: Runner) -> None:
+        """Restore."""
+        self._leave(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Set the validation bank."""
+        self._enter(runner, runner.val_dataloader.dataset)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Restore, and log scores that were set to 0."""
+        self._leave(runner)
+        self._report(runner)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Set the test bank."""
+        self._enter(runner, runner.test_dataloader.dataset)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Restore, and log scores that were set to 0."""
+        self._leave(runner)
+        self._report(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Log scores that were set to 0."""
+        self._report(runner)
+
+    def _report(self, runner: Runner) -> None:
+        degenerate, total = _detector(runner).roi_head.bbox_head.counter.read()
+        if degenerate:
+            runner.logger.warning(
+                f"{degenerate} of {total} cosines had nothing left under their mask and were set to 0."
+            )
+
+
+def _detector(runner: Runner) -> Any:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if not hasattr(model, "set_text_bank"):
+        raise UserError(f"VocabularyHook needs an open-vocabulary detector; {type(model).__name__} takes no text bank.")
+    return model

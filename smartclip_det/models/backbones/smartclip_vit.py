@@ -1,0 +1,96 @@
+"""The image tower as an MMDetection backbone.
+
+Shape letters: B images, H W pixels, h w grid cells, C tap channels (tower width), D joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.vision_transformer import VisionOutput
+
+
+@MODELS.register_module()
+class SmartCLIPViT(BaseModule):
+    """Taps of a CLIP image tower; frozen unless told otherwise.
+
+    A frozen tower stays in eval mode and runs without gradients, once per image. A trained one leaves out of
+    training what its taps do not use, so DDP needs no search for unused parameters.
+    """
+
+    def __init__(
+        self,
+        towers: Mapping[str, Any],
+        out_indices: Sequence[int] = (3, 5, 7, 11),
+        frozen: bool = True,
+        dense_mode: str = "value",
+        window_size: int = 0,
+        global_layers: Sequence[int] = (),
+        checkpointing: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build from a towers source.
+
+        Args:
+            towers: see ``towers.source.load_towers``.
+            out_indices: tapped layers, 0-based.
+            frozen: whether the tower is kept as it is.
+            dense_mode: last block for :meth:`features` with ``dense=True``.
+            window_size: attention windows in cells, 0 for global attention.
+            global_layers: layers that stay global under windows.
+            checkpointing: recompute blocks in backward.
+            init_cfg: unused; weights come from ``towers``.
+        """
+        super().__init__(init_cfg=None)
+        model = load_towers(
+            towers, window_size=window_size, global_layers=global_layers, checkpointing=checkpointing and not frozen
+        )
+        self.image_tower = model.image_tower
+        self.tower_hash = model.checkpoint_hash
+        self.out_indices = tuple(out_indices)
+        self.frozen = frozen
+        self.dense_mode = dense_mode
+        self.out_channels = self.image_tower.width
+        self._freeze()
+
+    def _freeze(self) -> None:
+        tower = self.image_tower
+        if self.frozen:
+            tower.requires_grad_(False)
+        else:
+            tower.requires_grad_(True)
+            used = max(i % tower.layers for i in self.out_indices)
+            for part in (tower.ln_post, *tower.transformer.resblocks[used + 1 :]):
+                part.requires_grad_(False)
+            tower.proj.requires_grad_(False)
+        trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in tower.parameters())
+        print_log(f"SmartCLIPViT {self.tower_hash}: {trained:,} of {total:,} parameters are trained.", "current")
+
+    def init_weights(self) -> None:
+        """Nothing: weights were loaded with the towers."""
+
+    def train(self, mode: bool = True) -> SmartCLIPViT:
+        """A frozen tower stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.image_tower.eval()
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """``[B, 3, H, W]`` normalised pixels to one ``[B, C, h, w]`` map per tapped layer."""
+        return self.features(images).taps
+
+    def features(self, images: Tensor, *, dense: bool = False) -> VisionOutput:
+        """Taps, and the dense map ``[B, D, h, w]`` (not normalised) where asked for."""
+        mode = self.dense_mode if dense else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)

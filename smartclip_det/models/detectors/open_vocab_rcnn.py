@@ -1,0 +1,135 @@
+"""Two-stage open-vocabulary detector on a SmartCLIP image tower (F-ViT form, ovd reference 2.5).
+
+Shape letters: B images, R regions, D joint embedding, h w grid cells.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.text_bank import TextBank
+
+
+@MODELS.register_module()
+class OpenVocabRCNN(BaseDetector):
+    """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head.
+
+    The detector holds the bank in force and passes it down as an argument; it is in no state dict. During runs
+    :class:`VocabularyHook` is the only writer, at run time :meth:`SmartCLIPPredictor.set_vocabulary`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        neck: Any,
+        rpn_head: Mapping[str, Any],
+        roi_head: Mapping[str, Any],
+        policy: Mapping[str, Any] | None = None,
+        default_vocabulary: Mapping[str, Any] | None = None,
+        train_cfg: Any = None,
+        test_cfg: Any = None,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build.
+
+        Args:
+            backbone: a :class:`SmartCLIPViT`.
+            neck: an MMDetection neck or a list of them.
+            rpn_head: MMDetection ``RPNHead``.
+            roi_head: :class:`OpenVocabRoIHead`.
+            policy: scoring policy.
+            default_vocabulary: ``dict(towers=..., names=..., templates=...)`` to encode when the detector is used
+                before anybody set a bank (``init_detector``, ``DetInferencer``); names may be a list, a file or the
+                name of a known vocabulary.
+            train_cfg: ``rpn``, ``rpn_proposal``, ``rcnn``.
+            test_cfg: ``rpn``, ``rcnn``.
+            data_preprocessor: MMDetection preprocessor with the tower's statistics.
+            init_cfg: as for any MMEngine module.
+        """
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.policy = ScoringPolicy.from_dict(policy)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck)
+        train, test = train_cfg or {}, test_cfg or {}
+        self.rpn_head = MODELS.build({**rpn_head, "train_cfg": train.get("rpn"), "test_cfg": test.get("rpn")})
+        self.roi_head = MODELS.build({**roi_head, "train_cfg": train.get("rcnn"), "test_cfg": test.get("rcnn")})
+        self.train_cfg, self.test_cfg = train_cfg, test_cfg
+        self.default_vocabulary = default_vocabulary
+        self._bank: TextBank | None = None
+
+    @property
+    def text_bank(self) -> TextBank | None:
+        """The bank in force, or None."""
+        return self._bank
+
+    def set_text_bank(self, bank: TextBank | None) -> TextBank | None:
+        """Put a bank in force; returns the one before. A bank of other towers is refused."""
+        made_by = None if bank is None else bank.provenance.get("checkpoint_hash")
+        mine = getattr(self.backbone, "tower_hash", None)
+        if made_by and mine and made_by != mine:
+            raise UserError(
+                f"The bank was encoded by towers {made_by}, the backbone is of towers {mine}: texts and images would "
+                "not share a space. Encode the vocabulary with the backbone's checkpoint."
+            )
+        before, self._bank = self._bank, bank
+        return before
+
+    def _bank_in_force(self, device: torch.device) -> TextBank:
+        if self._bank is None and self.default_vocabulary is not None:
+            from smartclip_det.models.vocabulary import bank_from_config
+
+            self.set_text_bank(bank_from_config(self.default_vocabulary, self.policy.template_order))
+        if self._bank is None:
+            raise UserError(
+                "No vocabulary is in force. Runs need a VocabularyHook in custom_hooks; at run time call "
+                "SmartCLIPPredictor.set_vocabulary([...]) or detector.set_text_bank(bank)."
+            )
+        self._bank = self._bank.to(device)
+        return self._bank
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """``[B, 3, H, W]`` to the maps of the pyramid."""
+        return tuple(self.neck(self.backbone(batch_inputs)))
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Losses of RPN and RoI head."""
+        bank = self._bank_in_force(batch_inputs.device)
+        pyramid = self.extract_feat(batch_inputs)
+        with torch.autocast(batch_inputs.device.type, enabled=False):
+            pyramid = tuple(p.float() for p in pyramid)
+            agnostic = copy.deepcopy(list(batch_data_samples))
+            for sample in agnostic:
+                sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
+            proposal_cfg = self.train_cfg.get("rpn_proposal", self.test_cfg.rpn)
+            rpn, proposals = self.rpn_head.loss_and_predict(pyramid, agnostic, proposal_cfg=proposal_cfg)
+            losses = {k if "rpn" in k else f"rpn_{k}": v for k, v in rpn.items()}
+            losses.update(self.roi_head.loss(pyramid, proposals, batch_data_samples, bank, self.policy))
+        return losses
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
+        """Detections in ``pred_instances``; a sample with ``proposals`` needs no RPN."""
+        bank = self._bank_in_force(batch_inputs.device)
+        features = self.backbone.features(batch_inputs, dense=self.policy.fuses)
+        pyramid = tuple(p.float() for p in self.neck(features.taps))
+        with torch.autocast(batch_inputs.device.type, enabled=False):
+            proposals = [s.get("proposals") for s in batch_data_samples]
+            if any(p is None for p in proposals):
+                proposals = self.rpn_head.predict(pyramid, batch_data_samples, rescale=False)
+            results = self.roi_head.predict(
+                pyramid, features.dense, proposals, batch_data_samples, bank, self.policy, rescale=rescale
+            )
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> tuple[Tensor, ...]:
+        """Raw maps of the pyramid."""
+        return self.extract_feat(batch_inputs)

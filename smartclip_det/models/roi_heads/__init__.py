@@ -1,0 +1,6 @@
+"""Second stage of open-vocabulary two-stage detectors."""
+
+from smartclip_det.models.roi_heads.open_vocab_bbox_head import OpenVocabBBoxHead
+from smartclip_det.models.roi_heads.open_vocab_roi_head import OpenVocabRoIHead
+
+__all__ = ["OpenVocabBBoxHead", "OpenVocabRoIHead"]

@@ -1,0 +1,186 @@
+"""Region pooling, scores and selection, with the text bank as an argument.
+
+Shape letters: B images, R regions, C classes, D joint embedding, h w grid cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.fusion import fuse_named
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.roi_heads.selection import select_detections
+
+
+@MODELS.register_module()
+class OpenVocabRoIHead(BaseModule):
+    """Second stage of :class:`OpenVocabRCNN`."""
+
+    def __init__(
+        self,
+        bbox_roi_extractor: Mapping[str, Any],
+        bbox_head: Mapping[str, Any],
+        dense_stride: int = 16,
+        train_cfg: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build.
+
+        Args:
+            bbox_roi_extractor: MMDetection extractor over the pyramid.
+            bbox_head: an :class:`OpenVocabBBoxHead`.
+            dense_stride: pixels per cell of the dense map (the patch size).
+            train_cfg: MMDetection ``assigner`` and ``sampler``.
+            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``.
+            init_cfg: as for any MMEngine module.
+        """
+        super().__init__(init_cfg=init_cfg)
+        self.bbox_roi_extractor = MODELS.build(dict(bbox_roi_extractor))
+        self.bbox_head = MODELS.build(dict(bbox_head))
+        self.dense_extractor = MODELS.build({
+            "type": "SingleRoIExtractor", "roi_layer": {"type": "RoIAlign", "output_size": 1, "sampling_ratio": 0},
+            "out_channels": self.bbox_head.embed_dim, "featmap_strides": [dense_stride],
+        })  # fmt: skip
+        train = dict(train_cfg or {})
+        self.assigner = TASK_UTILS.build(train["assigner"]) if "assigner" in train else None
+        self.sampler = (
+            TASK_UTILS.build(train["sampler"], default_args={"context": self}) if "sampler" in train else None
+        )
+        test = {"score_thr": 0.01, "nms_iou": 0.5, "max_per_img": 100, **dict(test_cfg or {})}
+        self.score_thr, self.nms_iou, self.max_per_img = test["score_thr"], test["nms_iou"], test["max_per_img"]
+
+    def loss(
+        self, pyramid: Sequence[Tensor], proposals: Sequence[InstanceData], samples: Sequence[Any], bank: TextBank,
+        policy: ScoringPolicy,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Losses of one batch.
+
+        Args:
+            pyramid: maps of the neck.
+            proposals: per image ``bboxes [R, 4]`` in input pixels.
+            samples: data samples with ``gt_instances``.
+            bank: the bank in force; labels index into it.
+            policy: scoring policy.
+        """
+        if self.assigner is None or self.sampler is None:
+            raise UserError("Training needs train_cfg.rcnn with an assigner and a sampler.")
+        sampled = []
+        for found, sample in zip(proposals, samples, strict=True):
+            candidates = InstanceData(priors=found.bboxes)
+            truth = sample.gt_instances
+            truth.bboxes = get_box_tensor(truth.bboxes)
+            ignored = sample.get("ignored_instances")
+            if ignored is not None:
+                ignored.bboxes = get_box_tensor(ignored.bboxes)
+            assigned = self.assigner.assign(candidates, truth, ignored)
+            sampled.append(self.sampler.sample(assigned, candidates, truth))
+        rois = bbox2roi([s.priors for s in sampled])
+        vectors, deltas = self.bbox_head(self.pool(pyramid, rois))
+        return self.bbox_head.loss(vectors, deltas, self.bbox_head.targets(sampled, bank), bank, policy)
+
+    def pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """``[R, 5]`` rois (image, xyxy) to pooled regions; in fp32, as mmcv's CPU operator wants."""
+        levels = self.bbox_roi_extractor.num_inputs
+        return self.bbox_roi_extractor([p.float() for p in pyramid[:levels]], rois)
+
+    def dense_vectors(self, dense: Tensor, rois: Tensor, policy: ScoringPolicy) -> Tensor:
+        """``[R, D]`` vectors pooled from the dense map ``[B, D, h, w]``."""
+        dense = dense.float()
+        if policy.dense_norm == "pixel":
+            dense = functional.normalize(dense, dim=1)
+        return self.dense_extractor([dense], rois).flatten(1)
+
+    def scores(
+        self, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None, bank: TextBank,
+        policy: ScoringPolicy,
+    ) -> Tensor:  # fmt: skip
+        """``[R, C]`` fused class scores, background dropped.
+
+        Args:
+            vectors: ``[R, D]`` of the box head.
+            dense_vectors: ``[R, D]`` of the dense map; needed when the policy fuses with it.
+            objectness: ``[R]`` in [0, 1]; used by fusions that want it.
+            bank: the bank in force.
+            policy: scoring policy.
+        """
+        softmax = policy.activation == "softmax"
+        logits = self.bbox_head.logits(vectors, bank, policy)
+        det = logits.softmax(dim=1) if softmax else logits.sigmoid()
+        vlm = None
+        if dense_vectors is not None:
+            cosine = bank.cosine(dense_vectors, policy, mask_mode=policy.dense_mode)
+            if softmax:
+                background = self.bbox_head.background_cosine(dense_vectors, bank, policy, policy.dense_mode)
+                vlm = (policy.dense_temperature * torch.cat([cosine, background], dim=1)).softmax(dim=1)
+            else:
+                if policy.sigmoid_reference == "background":
+                    cosine = cosine - self.bbox_head.background_cosine(dense_vectors, bank, policy, policy.dense_mode)
+                vlm = (policy.dense_temperature * cosine + policy.sigmoid_bias).sigmoid()
+        fused = fuse_named(policy.fusion, det, vlm, bank.seen, objectness, policy.alpha, policy.beta)
+        return fused[:, : len(bank)]
+
+    def predict(
+        self, pyramid: Sequence[Tensor], dense: Tensor | None, proposals: Sequence[InstanceData],
+        samples: Sequence[Any], bank: TextBank, policy: ScoringPolicy, rescale: bool = True,
+    ) -> list[InstanceData]:  # fmt: skip
+        """Detections of each image.
+
+        Args:
+            pyramid: maps of the neck.
+            dense: ``[B, D, h, w]`` dense map, or None where the policy does not fuse.
+            proposals: per image ``bboxes [R, 4]`` in input pixels, and ``scores [R]`` where known.
+            samples: data samples with ``img_shape`` and, for ``rescale``, ``scale_factor``.
+            bank: the bank in force.
+            policy: scoring policy.
+            rescale: give boxes in pixels of the original image.
+
+        Returns:
+            Per image ``bboxes [N, 4]``, ``scores [N]``, ``labels [N]`` (bank indices) and ``label_names`` (N names).
+        """
+        rois = bbox2roi([p.bboxes for p in proposals])
+        if not len(rois):
+            return [
+                _detections(rois.new_zeros(0, 4), rois.new_zeros(0), rois.new_zeros(0).long(), bank) for _ in samples
+            ]
+        vectors, deltas = self.bbox_head(self.pool(pyramid, rois))
+        dense_vectors = None if dense is None else self.dense_vectors(dense, rois, policy)
+        counts = [len(p.bboxes) for p in proposals]
+        pooled = [None] * len(counts) if dense_vectors is None else dense_vectors.split(counts)
+        parts = zip(
+            rois.split(counts), vectors.split(counts), deltas.split(counts), pooled, proposals, samples, strict=True
+        )
+        return [
+            self._predict_image(r[:, 1:], v, d, dense_part, p.get("scores"), s, bank, policy, rescale)
+            for r, v, d, dense_part, p, s in parts
+        ]
+
+    def _predict_image(
+        self, boxes: Tensor, vectors: Tensor, deltas: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None,
+        sample: Any, bank: TextBank, policy: ScoringPolicy, rescale: bool,
+    ) -> InstanceData:  # fmt: skip
+        scores = self.scores(vectors, dense_vectors, objectness, bank, policy)
+        decoded = self.bbox_head.bbox_coder.decode(boxes, deltas.float(), max_shape=sample.img_shape)
+        if rescale and len(decoded):
+            decoded = scale_boxes(decoded, [1 / s for s in sample.scale_factor])
+        rows, classes, values = select_detections(
+            decoded, scores, score_threshold=self.score_thr, iou_threshold=self.nms_iou,
+            max_detections=self.max_per_img,
+        )  # fmt: skip
+        return _detections(decoded[rows], values, classes, bank)
+
+
+def _detections(boxes: Tensor, scores: Tensor, labels: Tensor, bank: TextBank) -> InstanceData:
+    names = [bank.names[i] for i in labels.tolist()]
+    return InstanceData(bboxes=boxes, scores=scores, labels=labels, label_names=names)

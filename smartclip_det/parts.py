@@ -1,0 +1,17 @@
+"""Importing this module registers every part of smartclip_det with MMDetection and MMEngine.
+
+Configs name it in ``custom_imports`` (``configs/_base_/default_runtime.py``). It also checks the library versions,
+routes operators that mmcv was not compiled for, and makes checkpoint loading safe.
+"""
+
+from smartclip_det.utils import compat
+
+compat.check_stack()
+compat.install_operator_routes()
+compat.install_safe_loading()
+
+from smartclip_det import datasets, engine  # noqa: E402
+from smartclip_det.evaluation import metrics  # noqa: E402
+from smartclip_det.models import backbones, detectors, necks, roi_heads  # noqa: E402
+
+__all__ = ["backbones", "datasets", "detectors", "engine", "metrics", "necks", "roi_heads"]

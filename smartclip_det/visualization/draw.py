@@ -1,0 +1,117 @@
+"""Boxes, similarity maps and mask strips on photographs.
+
+One palette, readable on white; the colour of a name is fixed by its position among the names drawn first to last;
+labels never leave the canvas. Boxes are xyxy pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from smartclip_det.core.errors import UserError
+
+#: Ten colours that stay apart on white and for colour-blind eyes (after Okabe and Ito, darkened).
+PALETTE = (
+    (0, 114, 178), (213, 94, 0), (0, 145, 105), (190, 90, 150), (200, 140, 0),
+    (60, 140, 200), (110, 70, 160), (150, 40, 40), (70, 110, 30), (90, 90, 90),
+)  # fmt: skip
+
+
+def colour_of(index: int) -> tuple[int, int, int]:
+    """Colour of the ``index``-th name."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str], names: Sequence[str],
+    scores: Sequence[float] | None = None,
+) -> Image.Image:  # fmt: skip
+    """Draw labelled boxes on a copy of an image.
+
+    Args:
+        image: any PIL image; the copy is RGB.
+        boxes: N xyxy boxes; parts outside the image are not drawn.
+        labels: N names, each one of ``names``.
+        names: all names, in the order that fixes their colours.
+        scores: N scores to write behind the names.
+    """
+    if len(boxes) != len(labels) or (scores is not None and len(scores) != len(boxes)):
+        raise UserError(f"{len(boxes)} boxes need as many labels ({len(labels)} given) and scores.")
+    canvas = image.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
+    width, height = canvas.size
+    line = max(2, round(min(canvas.size) / 200))
+    font = _font(max(11, round(min(canvas.size) / 32)))
+    position = {n: i for i, n in enumerate(names)}
+    taken: list[tuple[float, float, float, float]] = []
+    # Large boxes first, so that small ones stay visible.
+    for i in sorted(range(len(boxes)), key=lambda j: -_area(boxes[j])):
+        x1, y1, x2, y2 = (float(v) for v in boxes[i])
+        colour = colour_of(position[labels[i]])
+        x1, x2 = max(0.0, min(x1, x2)), min(width - 1.0, max(x1, x2))
+        y1, y2 = max(0.0, min(y1, y2)), min(height - 1.0, max(y1, y2))
+        if x2 < x1 or y2 < y1:
+            continue
+        draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+        text = labels[i] if scores is None else f"{labels[i]} {scores[i]:.2f}"
+        box = _label_place(draw, text, font, (x1, y1, x2, y2), canvas.size, taken)
+        taken.append(box)
+        draw.rectangle(box, fill=colour)
+        draw.text((box[0] + 3, box[1] + 1), text, fill=(255, 255, 255), font=font)
+    return canvas
+
+
+def _area(box: Sequence[float]) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+
+
+def _label_place(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    box: tuple[float, float, float, float], size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """Above the box, else inside its top, else below; moved onto the canvas; free places first."""
+    left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+    w, h = right - left + 6, bottom + 4
+    places = []
+    for y in (box[1] - h, box[1], box[3], box[3] - h):
+        x = min(max(0.0, box[0]), max(0.0, size[0] - w))
+        y = min(max(0.0, y), max(0.0, size[1] - h))
+        places.append((x, y, x + w, y + h))
+    free = [p for p in places if all(p[2] <= t[0] or p[0] >= t[2] or p[3] <= t[1] or p[1] >= t[3] for t in taken)]
+    return (free or places)[0]
+
+
+def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) -> Image.Image:
+    """Lay an ``[h, w]`` map over an image: bilinear, blue (lowest) to red (highest) of this map."""
+    from matplotlib import colormaps
+
+    values = np.asarray(values, dtype=float)
+    span = float(values.max() - values.min())
+    unit = (values - values.min()) / span if span > 0 else np.zeros_like(values)
+    coloured = Image.fromarray((colormaps["turbo"](unit)[..., :3] * 255).astype(np.uint8))
+    return Image.blend(image.convert("RGB"), coloured.resize(image.size, Image.Resampling.BILINEAR), alpha)
+
+
+def draw_mask_strip(masks: np.ndarray, labels: Sequence[str], cell: int = 2, height: int = 18) -> Image.Image:
+    """One row per text: which of the D dimensions its ``[K, D]`` mask keeps (dark), with its share."""
+    masks = np.asarray(masks, dtype=float)
+    margin, font = 200, _font(12)
+    canvas = Image.new("RGB", (margin + masks.shape[1] * cell + 60, len(masks) * (height + 6) + 6), "white")
+    draw = ImageDraw.Draw(canvas)
+    for k, (row, label) in enumerate(zip(masks, labels, strict=True)):
+        y = 6 + k * (height + 6)
+        strip = Image.fromarray((255 - 215 * row[None]).astype(np.uint8)).resize(
+            (len(row) * cell, height), Image.Resampling.NEAREST
+        )
+        canvas.paste(strip.convert("RGB"), (margin, y))
+        shown = label if len(label) <= 28 else label[:27] + "…"
+        draw.text((6, y + 2), shown, fill=colour_of(k), font=font)
+        draw.text((margin + len(row) * cell + 6, y + 2), f"{row.mean():.0%}", fill=(40, 40, 40), font=font)
+    return canvas

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Test a checkpoint by an MMEngine config, write predictions and stamped metrics.
+
+    python tools/test.py CONFIG CHECKPOINT --out predictions.json
+    python tools/evaluate.py ov-coco --ann ANNOTATIONS --pred predictions.json     # the same digits
+    bash tools/dist_test.sh CONFIG CHECKPOINT 8 --out predictions.json
+
+``--out`` takes .json (COCO result list) or .safetensors (columns, for large sets); the metrics are written beside it
+as .metrics.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.engine.config import load_config
+from smartclip_det.engine.launch import prepare
+from smartclip_det.evaluation.stamp import file_hash
+from smartclip_det.utils.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line: MMDetection's habits, nothing more."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("--work-dir", help="folder of logs; default work_dirs/CONFIG_NAME")
+    parser.add_argument("--out", help="predictions to write, .json or .safetensors")
+    parser.add_argument("--show-dir", help="folder for pictures with detections")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    """Build the runner and test."""
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    prepare(config, args.config, args.work_dir, args.launcher)
+    if not Path(args.checkpoint).is_file():
+        raise UserError(f"No checkpoint at {args.checkpoint}. tools/train.py prints where it wrote them.")
+    config.load_from = args.checkpoint
+    evaluator = config.test_evaluator
+    if args.out:
+        if evaluator.get("type") != "OpenVocabMetric":
+            raise UserError("--out needs an OpenVocabMetric as test_evaluator.")
+        evaluator.out_file = args.out
+        evaluator.metrics_file = str(Path(args.out).with_suffix(".metrics.json"))
+    if evaluator.get("type") == "OpenVocabMetric":
+        policy = config.model.get("policy")
+        facts = {"checkpoint_sha256": file_hash(args.checkpoint), "config": args.config, "policy": policy}
+        evaluator.stamp = facts
+    if args.show_dir:
+        config.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+    runner = Runner.from_cfg(config)
+    runner.test()
+    if args.out:
+        runner.logger.info(f"Predictions: {args.out}\nMetrics:     {evaluator.metrics_file}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

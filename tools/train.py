@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Train by an MMEngine config.
+
+python tools/train.py configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py \
+        --cfg-options data_root=/data/coco/ towers.checkpoint=smartclip_b16.pt
+python tools/train.py CONFIG --resume            # go on from the last checkpoint of the work folder
+python tools/train.py CONFIG --amp               # fp16 on CUDA, bf16 on a CPU
+bash tools/dist_train.sh CONFIG 8                # several processes on one machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.runner import Runner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.engine.config import load_config
+from smartclip_det.engine.launch import enable_amp, enable_auto_scale, log_closing, log_opening, prepare
+from smartclip_det.utils.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line: MMDetection's habits, nothing more."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints; default work_dirs/CONFIG_NAME")
+    parser.add_argument("--resume", nargs="?", const="auto", help="checkpoint to go on from; alone: the last one")
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the rate to the global batch size")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    """Build the runner and train."""
+    args = parse_args()
+    config = load_config(args.config, args.cfg_options)
+    prepare(config, args.config, args.work_dir, args.launcher)
+    if args.amp:
+        enable_amp(config)
+    if args.auto_scale_lr:
+        enable_auto_scale(config)
+    if args.resume and args.resume != "auto" and not Path(args.resume).is_file():
+        raise UserError(f"No checkpoint at {args.resume} to resume from.")
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == "auto" else args.resume
+    runner = Runner.from_cfg(config)
+    log_opening(runner, args.config)
+    try:
+        runner.train()
+    except RuntimeError as error:
+        if args.amp and "not implemented for 'BFloat16'" in str(error):
+            raise UserError(
+                f"This model has an operator without bf16 on this device ({error}); train without --amp."
+            ) from error
+        raise
+    log_closing(runner, args.config)
+
+
+if __name__ == "__main__":
+    run_tool(main)
