@@ -36,4 +36,7 @@ test_evaluator = val_evaluator
 # One prompt a class: 63 templates of 248 tokens are an hour of a CPU's time.
 custom_hooks = [dict(type="VocabularyHook", towers=dict(arch="SmartCLIP-B-16"), templates="photo")]
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
-model = dict(roi_head=dict(bbox_head=dict(num_convs=1)))
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=320),
+    roi_head=dict(bbox_head=dict(num_convs=1)),
+)

@@ -8,7 +8,7 @@ model = dict(
         dict(type="TapPyramid", in_channels=768),
         dict(
             type="ChannelMapper",
-            in_channels=[768] * 3,
+            in_channels=[768] * 4,
             kernel_size=1,
             out_channels=256,
             act_cfg=None,

@@ -7,6 +7,7 @@ variable of that name after all overrides.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError, nearest
 
+#: Keys that a config need not have for an override to mean something.
+_RUNNER_KEYS = tuple(inspect.signature(Runner.__init__).parameters)[1:]
 logger = logging.getLogger(__name__)
 LINKED = ("data_root", "towers", "norm_cfg")
 
@@ -39,8 +43,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         raise UserError(f"{path} cannot be read as a config ({type(error).__name__}: {error}).") from error
     for key in options or {}:
         first = key.split(".")[0]
-        if first not in config:
-            near = nearest(first, config.keys())
+        if first not in config and first not in _RUNNER_KEYS:
+            near = nearest(first, [*config.keys(), *_RUNNER_KEYS])
             raise UserError(f"--cfg-options {key}: the config has no {first!r}. Nearest: {', '.join(near) or 'none'}.")
     if options:
         config.merge_from_dict(dict(options))

@@ -82,9 +82,10 @@ def install_operator_routes(*, force: bool = False) -> bool:
 
 
 def _route_nms(force: bool) -> None:
-    from mmcv.ops import nms as nms_module
     from torchvision.ops import nms as torchvision_nms
 
+    # ``mmcv.ops.nms`` is a function that hides the module of its name.
+    nms_module = importlib.import_module("mmcv.ops.nms")
     compiled = getattr(nms_module.ext_module, "_compiled_nms", nms_module.ext_module.nms)
 
     def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:

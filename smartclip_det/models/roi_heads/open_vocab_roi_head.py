@@ -91,16 +91,16 @@ class OpenVocabRoIHead(BaseModule):
         return self.bbox_head.loss(vectors, deltas, self.bbox_head.targets(sampled, bank), bank, policy)
 
     def pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """``[R, 5]`` rois (image, xyxy) to pooled regions; in fp32, as mmcv's CPU operator wants."""
+        """``[R, 5]`` rois (image, xyxy) to pooled regions; fp32 and contiguous, as mmcv's CPU operator wants."""
         levels = self.bbox_roi_extractor.num_inputs
-        return self.bbox_roi_extractor([p.float() for p in pyramid[:levels]], rois)
+        return self.bbox_roi_extractor([p.float().contiguous() for p in pyramid[:levels]], rois)
 
     def dense_vectors(self, dense: Tensor, rois: Tensor, policy: ScoringPolicy) -> Tensor:
         """``[R, D]`` vectors pooled from the dense map ``[B, D, h, w]``."""
         dense = dense.float()
         if policy.dense_norm == "pixel":
             dense = functional.normalize(dense, dim=1)
-        return self.dense_extractor([dense], rois).flatten(1)
+        return self.dense_extractor([dense.contiguous()], rois).flatten(1)
 
     def scores(
         self, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None, bank: TextBank,

@@ -155,7 +155,9 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+        # Contiguous: with one image the transpose is a channels-last view, convolutions pass that layout on, and
+        # mmcv's CPU RoIAlign reads it as if it were contiguous.
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid).contiguous()
 
 
 def dense_tokens(block: ResidualBlock, x: Tensor, mode: str) -> Tensor:
