@@ -6,7 +6,6 @@ data_root = "data/coco_mini_train/"
 train_ann = val_ann = "instances_train2017.json"
 train_images = val_images = "images/"
 image_size = (320, 320)
-norm_cfg = dict(type="BN")
 train_cfg = dict(max_epochs=2, val_interval=2)
 param_scheduler = [dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=10)]
 default_hooks = dict(logger=dict(interval=5))

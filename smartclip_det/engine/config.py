@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from smartclip_det.core.errors import UserError, nearest
 
 #: Keys that a config need not have for an override to mean something.
-_RUNNER_KEYS = tuple(inspect.signature(Runner.__init__).parameters)[1:]
+_RUNNER_KEYS = (*tuple(inspect.signature(Runner.__init__).parameters)[1:], "find_unused_parameters")
 logger = logging.getLogger(__name__)
 LINKED = ("data_root", "towers", "norm_cfg")
 

@@ -26,7 +26,12 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
     if launcher != "none" and not torch.cuda.is_available():
         start_gloo(launcher)
         # MMEngine's wrapper wants a CUDA device id unless told otherwise.
-        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+            "find_unused_parameters": config.get("find_unused_parameters", False),
+        }
 
 
 def start_gloo(launcher: str) -> None:

@@ -1,0 +1,75 @@
+"""Every config builds on tiny towers; real and smoke configs name the same classes; configs stay short."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.registry import init_default_scope
+
+from smartclip_det.engine.config import fit_norm_layers, load_config
+from tests.conftest import REPO
+from tests.detection.tiny import TOWERS
+
+CONFIGS = sorted(p for p in (REPO / "configs").rglob("*.py") if "_base_" not in p.parts)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_builds_on_tiny_towers(path):
+    from mmdet.registry import METRICS, MODELS
+    from mmengine.optim import build_optim_wrapper
+
+    from smartclip_det import parts  # noqa: F401
+
+    config = load_config(path, {"towers": dict(TOWERS)})
+    model = config.model
+    model.backbone.out_indices = (0, 1, 2, 3)
+    model.neck[0].in_channels = 64
+    model.neck[1].in_channels = [64] * 4
+    if "roi_head" in model and model.type == "OpenVocabRCNN":
+        model.roi_head.bbox_head.embed_dim = 64
+    fit_norm_layers(config, distributed=False)
+    init_default_scope("mmdet")
+    detector = MODELS.build(model)
+    build_optim_wrapper(detector, config.optim_wrapper)
+    if config.test_evaluator.type == "OpenVocabMetric":
+        METRICS.build(config.test_evaluator)
+
+
+def types_of(node, out):
+    if isinstance(node, dict):
+        if isinstance(node.get("type"), str):
+            out.add(node["type"])
+        for value in node.values():
+            types_of(value, out)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            types_of(value, out)
+    return out
+
+
+def test_the_smoke_config_overrides_sizes_and_not_classes():
+    real = load_config(REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py")
+    smoke = load_config(REPO / "configs/real_smoke/open-vocab-rcnn_smartclip-b16_real-smoke.py")
+    assert types_of(dict(smoke.model), set()) <= types_of(dict(real.model), set())
+    assert types_of(dict(smoke.train_dataloader), set()) <= types_of(dict(real.train_dataloader), set()) | {"Resize"}
+    assert smoke.val_evaluator.type == real.val_evaluator.type
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_are_short_overrides(path):
+    assert len(path.read_text().splitlines()) <= 50
+
+
+def test_the_published_f_vit_recipe():
+    """ovd reference 2.5, number by number."""
+    config = load_config(REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py")
+    assert config.model.policy.dense_temperature == 75
+    assert config.model.policy.background_weight == 0.6
+    assert config.model.policy.fusion == "f_vit"
+    assert config.model.backbone.out_indices == (3, 5, 7, 11)
+    assert config.model.test_cfg.rcnn == {"score_thr": 0.01, "nms_iou": 0.4, "max_per_img": 100}
+    assert config.optim_wrapper.optimizer.lr == 1e-4
+    assert config.optim_wrapper.optimizer.weight_decay == 0.1
+    assert config.train_cfg.max_epochs == 3
+    assert config.train_dataloader.batch_size == 8
+    assert config.auto_scale_lr.base_batch_size == 64
+    assert config.custom_hooks[0].templates == "vild_63"

@@ -1,0 +1,268 @@
+"""The tools on real photographs with a tiny tower: train, resume, test, score, two processes, mixed precision, demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPO
+from tests.detection.tiny import smoke_config
+
+pytestmark = pytest.mark.slow
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run(*args, check=True, cwd=REPO):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+                   "PYTHONPATH": str(REPO), "MASTER_PORT": str(free_port())}  # fmt: skip
+    command = [str(a) for a in args]
+    command = ["bash", *command] if command[0].endswith(".sh") else [sys.executable, *command]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=560)
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def small(shared, tmp_path_factory):
+    """A config file of its own on twelve real photographs, and a checkpoint after one epoch."""
+    root = tmp_path_factory.mktemp("runs")
+    source = shared / "coco_mini_train"
+    data = json.loads((source / "instances_train2017.json").read_text())
+    data["images"] = data["images"][:12]
+    kept = {i["id"] for i in data["images"]}
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
+    (root / "twelve.json").write_text(json.dumps(data))
+    resize = {"type": "Resize", "scale": (128, 128), "keep_ratio": True}
+    options = {
+        "data_root": f"{source}/",
+        **{f"{s}_dataloader.dataset.ann_file": str(root / "twelve.json") for s in ("train", "val", "test")},
+        **{f"{s}_evaluator.ann_file": str(root / "twelve.json") for s in ("val", "test")},
+        "train_dataloader.dataset.pipeline.2": resize,
+        "val_dataloader.dataset.pipeline.1": resize,
+        "test_dataloader.dataset.pipeline.1": resize,
+        "model.data_preprocessor.pad_size_divisor": 128,
+        "model.train_cfg.rpn_proposal.max_per_img": 50,
+        "model.test_cfg.rpn.max_per_img": 50,
+        "model.test_cfg.rcnn.score_thr": 0.0,
+        "model.policy.mask_mode": "hard",
+        "train_cfg.max_epochs": 1,
+        "train_cfg.val_interval": 1,
+        "default_hooks.logger.interval": 1,
+    }
+    config = smoke_config(source, **{k: v for k, v in options.items() if k != "data_root"})
+    config.data_root = f"{source}/"
+    config.dump(root / "config.py")
+    done = run("tools/train.py", root / "config.py", "--work-dir", root / "run")
+    return root, source, done
+
+
+def test_training_opens_and_closes_with_what_one_needs(small):
+    root, _, done = small
+    log = done.stdout + done.stderr
+    for line in ("smartclip_det run", "220,800 frozen", "work_dir", "versions", "Vocabulary: 65 classes (48 seen)", "eta:",
+                 "novel_ap50", f"tools/test.py {root}/config.py {root}/run/epoch_1.pth"):  # fmt: skip
+        assert line in log, line
+
+
+def test_resume_goes_on_where_it_stopped(small):
+    root, _, _ = small
+    done = run("tools/train.py", root / "config.py", "--work-dir", root / "run", "--resume", "--cfg-options", "train_cfg.max_epochs=2",
+               "default_hooks.checkpoint.max_keep_ckpts=5")  # fmt: skip
+    log = done.stdout + done.stderr
+    assert "resumed epoch: 1" in log
+    assert "Epoch(train) [2]" in log
+    assert "Epoch(train) [1]" not in log
+    assert "weights_only=False" not in log
+
+
+def test_saved_predictions_score_to_the_same_digits_on_one_and_two_processes(small):
+    root, _, _ = small
+    ann, metrics = root / "twelve.json", {}
+    for name, tool in (
+        ("one.json", "tools/test.py"),
+        ("two.json", "tools/dist_test.sh"),
+        ("columns.safetensors", "tools/test.py"),
+    ):
+        count = ["2"] if tool.endswith(".sh") else []
+        run(
+            tool, root / "config.py", root / "run/epoch_1.pth", *count, "--work-dir", root / "run", "--out", root / name
+        )
+        written = json.loads((root / name).with_suffix(".metrics.json").read_text())
+        metrics[name] = written["metrics"]
+        assert written["protocol"]["checkpoint_sha256"]
+        assert written["protocol"]["policy"]["fusion"] == "f_vit"
+        run("tools/evaluate.py", "ov-coco", "--ann", ann, "--pred", root / name, "--out", root / f"{name}.scored.json")
+        assert json.loads((root / f"{name}.scored.json").read_text())["metrics"] == metrics[name]
+    assert metrics["one.json"] == metrics["columns.safetensors"]
+    assert metrics["two.json"] == pytest.approx(metrics["one.json"], abs=1e-9)
+    results = json.loads((root / "one.json").read_text())
+    assert len({r["image_id"] for r in results}) == 12
+
+
+def test_two_processes_train_with_frozen_parts(small):
+    root, _, _ = small
+    done = run(
+        "tools/dist_train.sh",
+        root / "config.py",
+        2,
+        "--work-dir",
+        root / "dist",
+        "--cfg-options",
+        "find_unused_parameters=True",
+    )  # the tiny pyramid leaves its first tap out
+    log = done.stdout + done.stderr
+    assert "Epoch(val) [1]" in log
+    assert (root / "dist/epoch_1.pth").is_file()
+
+
+def test_amp_on_a_cpu_is_bfloat16(small):
+    root, _, _ = small
+    done = run("tools/train.py", root / "config.py", "--work-dir", root / "amp", "--amp")
+    text = (root / "amp" / "config.py").read_text()
+    assert "BFloat16OptimWrapper" in text
+    assert "nan" not in (done.stdout + done.stderr).split("smartclip_det run")[1].lower().replace("nano", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tools/train.py", "absent.py"], "No config at absent.py"),
+        (["tools/test.py", "CONFIG", "absent.pth"], "No checkpoint at absent.pth"),
+        (["tools/train.py", "CONFIG", "--resume", "absent.pth"], "No checkpoint at absent.pth to resume from"),
+        (
+            ["tools/train.py", "CONFIG", "--auto-scale-lr", "--cfg-options", "auto_scale_lr=None"],
+            "--auto-scale-lr needs",
+        ),
+        (["tools/train.py", "CONFIG", "--launcher", "pytorch"], "needs torchrun"),
+        (["tools/demo.py", "absent.jpg", "--text", "cat", "--config", "CONFIG"], "No image or folder at absent.jpg"),
+        (["tools/demo.py", "absent.jpg", "--config", "CONFIG"], "Nothing to look for"),
+    ],
+)
+def test_bad_calls_are_one_line_and_exit_code_2(small, args, message):
+    root, _, _ = small
+    done = run(*[str(root / "config.py") if a == "CONFIG" else a for a in args], check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_with_pickled_code_is_refused_by_the_tools(small, tmp_path):
+    import torch
+
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.pth")
+    root, _, _ = small
+    done = run("tools/test.py", root / "config.py", tmp_path / "evil.pth", "--work-dir", tmp_path, check=False)
+    assert done.returncode == 2
+    assert "could run code" in done.stderr
+    assert not marker.exists()
+
+
+def test_demo_writes_picture_json_maps_and_masks(small, tmp_path):
+    root, source, _ = small
+    photo = source / "images/000000037666.jpg"
+    done = run("tools/demo.py", photo, "--text", "a red mug", "cat", "person", "--config", root / "config.py", "--checkpoint",
+               root / "run/epoch_1.pth", "--out-dir", tmp_path, "--heatmap", "--threshold", "0.99999")  # fmt: skip
+    assert "nothing reaches --threshold 0.99999; the best:" in done.stdout
+    content = json.loads((tmp_path / "000000037666.json").read_text())
+    assert content["texts"] == ["a red mug", "cat", "person"]
+    assert content["protocol"]["policy"]["activation"] == "sigmoid"
+    for name in ("000000037666.png", "000000037666_map0.png", "000000037666_map2.png", "000000037666_masks.png"):
+        assert Image.open(tmp_path / name).size[0] > 100
+    done = run("tools/demo.py", source / "images", "--text", "the dog on the left", "--ground", "--top-k", "2", "--config",
+               root / "config.py", "--checkpoint", root / "run/epoch_1.pth", "--out-dir", tmp_path / "all", "--cfg-options",
+               "model.policy.mask_mode=off")  # fmt: skip
+    assert len(list((tmp_path / "all").glob("*.json"))) == 80
+    first = json.loads(next((tmp_path / "all").glob("*.json")).read_text())
+    assert len(first["detections"]) == 2
+
+
+class TestPredictor:
+    @pytest.fixture(scope="class")
+    def predictor(self, small):
+        from smartclip_det.apis import SmartCLIPPredictor
+
+        root, _, _ = small
+        return SmartCLIPPredictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
+
+    def test_queries_are_cheap_and_scores_independent_of_other_phrases(self, predictor, small, monkeypatch):
+        _, source, _ = small
+        photo = source / "images/000000037666.jpg"
+        predictor.set_image(photo)
+        monkeypatch.setattr(predictor.detector.backbone, "features", None)  # any further encoding would fail
+        both = predictor.detect(["cat", "red mug"], max_detections=400)
+        alone = predictor.detect(["cat"], max_detections=400)
+        cats = both.scores[both.labels == 0]
+        assert np.allclose(np.sort(cats)[::-1][:50], alone.scores[:50], atol=1e-6)
+        assert ((both.scores >= 0) & (both.scores <= 1)).all()
+        assert len(predictor.ground("the red mug on the left", top_k=3)) == 3
+        assert predictor.explain("a red mug").similarity.shape[1] == 16  # 128 pixels in patches of 8
+
+    def test_boxes_are_in_original_pixels_and_arrays_equal_files(self, predictor, small):
+        from smartclip_det.apis.predictor import load_image
+
+        _, source, _ = small
+        photo = source / "images/000000037666.jpg"
+        predictor.set_image(photo)
+        from_file = predictor.detect(["cat"])
+        predictor.set_image(load_image(photo))
+        from_array = predictor.detect(["cat"])
+        width, height = Image.open(photo).size
+        assert (from_file.boxes <= np.array([width, height] * 2) + 0.01).all()
+        assert from_file.boxes.max() > 140  # larger than the network's own input
+        assert np.array_equal(from_file.boxes, from_array.boxes)
+
+    def test_vocabulary_in_force_is_used_and_equals_given_texts(self, predictor, small):
+        _, source, _ = small
+        predictor.set_vocabulary(["bear", "tv"])
+        first = next(predictor.detect_images([source / "images/000000037666.jpg"], ["cat", "dog"])).scores
+        assert predictor.vocabulary == ("cat", "dog")
+        assert np.allclose(first, predictor.detect(["cat", "dog"]).scores)
+
+    def test_errors_name_the_missing_call(self, small, tmp_path):
+        from smartclip_det.apis import SmartCLIPPredictor
+        from smartclip_det.apis.predictor import load_image, resolve_device
+        from smartclip_det.core.errors import UserError
+
+        root, _, _ = small
+        fresh = SmartCLIPPredictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
+        with pytest.raises(UserError, match=r"Call set_image\(image\) before"):
+            fresh.detect(["cat"])
+        with pytest.raises(UserError, match="no vocabulary in force"):
+            fresh.detect()
+        with pytest.raises(UserError, match="expression is empty"):
+            fresh.ground(" ")
+        with pytest.raises(UserError, match="No image at"):
+            load_image(tmp_path / "x.jpg")
+        (tmp_path / "x.jpg").write_text("no image")
+        with pytest.raises(UserError, match="cannot be read"):
+            load_image(tmp_path / "x.jpg")
+        with pytest.raises(UserError, match=r"\[H, W, 3\] uint8"):
+            load_image(np.zeros((4, 4)))
+        with pytest.raises(UserError, match="No checkpoint at"):
+            SmartCLIPPredictor.from_config(root / "config.py", "absent.pth")
+        with pytest.raises(UserError, match="needs an OpenVocabRCNN"):
+            SmartCLIPPredictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")
+        import torch
+
+        if not torch.cuda.is_available():
+            with pytest.raises(UserError, match="no CUDA device"):
+                resolve_device("cuda")
