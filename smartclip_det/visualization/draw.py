@@ -51,6 +51,7 @@ def draw_boxes(
     font = _font(max(11, round(min(canvas.size) / 32)))
     position = {n: i for i, n in enumerate(names)}
     taken: list[tuple[float, float, float, float]] = []
+    drawn: list[tuple[int, tuple[float, float, float, float]]] = []
     # Large boxes first, so that small ones stay visible.
     for i in sorted(range(len(boxes)), key=lambda j: -_area(boxes[j])):
         x1, y1, x2, y2 = (float(v) for v in boxes[i])
@@ -60,8 +61,11 @@ def draw_boxes(
         if x2 < x1 or y2 < y1:
             continue
         draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+        drawn.append((i, (x1, y1, x2, y2)))
+    for i, corners in drawn:
+        colour = colour_of(position[labels[i]])
         text = labels[i] if scores is None else f"{labels[i]} {scores[i]:.2f}"
-        box = _label_place(draw, text, font, (x1, y1, x2, y2), canvas.size, taken)
+        box = _label_place(draw, text, font, corners, canvas.size, taken)
         taken.append(box)
         draw.rectangle(box, fill=colour)
         draw.text((box[0] + 3, box[1] + 1), text, fill=(255, 255, 255), font=font)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.visualization import colour_of, draw_boxes, draw_heatmap, draw_mask_strip
+
+
+def test_colour_follows_the_name_and_boxes_are_where_they_should_be():
+    image = Image.new("L", (200, 120), 255)
+    out = draw_boxes(image, [[20, 40, 100, 100], [120, 60, 180, 110]], ["dog", "cat"], ["cat", "dog"], [0.5, 0.25])
+    assert out.mode == "RGB"
+    assert out.getpixel((20, 70)) == colour_of(1)
+    assert out.getpixel((120, 90)) == colour_of(0)
+    assert out.getpixel((60, 70)) == (255, 255, 255)
+    assert image.getpixel((20, 70)) == 255
+
+
+@pytest.mark.parametrize("box", [[0, 0, 30, 20], [170, 100, 199, 119], [-50, -50, 400, 400], [190, 0, 199, 8]])
+def test_labels_never_leave_the_canvas(box):
+    out = np.asarray(
+        draw_boxes(Image.new("RGB", (200, 120), "white"), [box], ["a fairly long phrase"], ["a fairly long phrase"])
+    )
+    colour = np.array(colour_of(0))
+    filled = (out == colour).all(-1)
+    # The label is a filled block at least ten pixels high, somewhere inside.
+    rows = filled.sum(1)
+    assert (rows > 60).sum() >= 10
+
+
+def test_a_box_outside_draws_nothing_and_counts_must_fit():
+    blank = Image.new("RGB", (50, 50), "white")
+    out = draw_boxes(blank, [[60, 60, 80, 80]], ["a"], ["a"])
+    assert np.asarray(out).min() == 255
+    with pytest.raises(UserError, match="2 boxes need as many labels"):
+        draw_boxes(blank, [[0, 0, 1, 1]] * 2, ["a"], ["a"])
+
+
+def test_heatmap_goes_from_blue_to_red_and_survives_a_flat_map():
+    image = Image.new("RGB", (80, 40), "gray")
+    out = np.asarray(draw_heatmap(image, np.array([[0.0, 1.0]]), alpha=1.0)).astype(int)
+    assert out.shape == (40, 80, 3)
+    assert out[20, 2, 2] > out[20, 2, 0] or out[20, 2].sum() < 200
+    assert out[20, -3, 0] > out[20, -3, 2]
+    assert np.isfinite(np.asarray(draw_heatmap(image, np.ones((3, 3))))).all()
+
+
+def test_mask_strip_shows_share_and_pattern():
+    masks = np.zeros((2, 64))
+    masks[0, :32] = 1
+    strip = np.asarray(draw_mask_strip(masks, ["half", "none at all " * 5]))
+    assert strip[12, 200 + 10, 0] < 60
+    assert strip[12, 200 + 100, 0] == 255
