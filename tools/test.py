@@ -12,33 +12,24 @@ as .metrics.json.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
-from smartclip_det.engine.launch import prepare
+from smartclip_det.engine.launch import parse_run, prepare, run_parser
 from smartclip_det.evaluation.stamp import file_hash
 from smartclip_det.utils.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
     """The command line: MMDetection's habits, nothing more."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
+    parser = run_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--work-dir", help="folder of logs; default work_dirs/CONFIG_NAME")
     parser.add_argument("--out", help="predictions to write, .json or .safetensors")
     parser.add_argument("--show-dir", help="folder for pictures with detections")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    return args
+    return parse_run(parser)
 
 
 def main() -> None:

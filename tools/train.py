@@ -11,32 +11,31 @@ bash tools/dist_train.sh CONFIG 8                # several processes on one mach
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
-from smartclip_det.engine.launch import enable_amp, enable_auto_scale, log_closing, log_opening, prepare
+from smartclip_det.engine.launch import (
+    enable_amp,
+    enable_auto_scale,
+    log_closing,
+    log_opening,
+    parse_run,
+    prepare,
+    run_parser,
+)
 from smartclip_det.utils.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
     """The command line: MMDetection's habits, nothing more."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder of logs and checkpoints; default work_dirs/CONFIG_NAME")
+    parser = run_parser(__doc__)
     parser.add_argument("--resume", nargs="?", const="auto", help="checkpoint to go on from; alone: the last one")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the rate to the global batch size")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    return args
+    return parse_run(parser)
 
 
 def main() -> None:

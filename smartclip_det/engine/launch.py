@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Mapping
@@ -9,13 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import fit_norm_layers
 from smartclip_det.utils.env import versions
+
+
+def run_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that training and testing share: MMDetection's habits, nothing more."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder of logs and checkpoints; default work_dirs/CONFIG_NAME")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    # Launchers spell it either way.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse, and hand the rank to MMEngine."""
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
 
 
 def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:

@@ -15,9 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from smartclip_det.evaluation.coco import _evaluator
+from smartclip_det.evaluation.coco import build_evaluator
 from smartclip_det.evaluation.detection_files import GroundTruth
+from smartclip_det.evaluation.lvis import limit_detections, reference_evaluator
+from smartclip_det.evaluation.voc import average_precision, match_class
 
+Metric = Callable[[np.ndarray], Mapping[str, float]]
+#: Metric name to class names, and the index of one IoU threshold or None for the mean over all.
+Groups = Mapping[str, tuple[Sequence[str], int | None]]
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
 
@@ -64,7 +69,7 @@ def coco_matches(
 ) -> list[ClassMatches]:  # fmt: skip
     """Match by pycocotools, per class (area: all)."""
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _evaluator(truth, results, "reference", iou_type)
+        evaluator = build_evaluator(truth, results, "reference", iou_type)
         ids = truth.category_ids(names)
         image_ids = sorted({i["id"] for i in truth.data["images"]})
         evaluator.params.catIds, evaluator.params.imgIds = ids, image_ids
@@ -79,6 +84,37 @@ def coco_matches(
         start = order[category] * len(image_ids)
         out.append(_collect(name, evaluator.evalImgs[start : start + len(image_ids)], thresholds))
     return out
+
+
+def lvis_matches(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, iou_type: str = "bbox", max_dets: int = 300
+) -> list[ClassMatches]:
+    """Match by lvis-api, per class in id order (area: all), after the limit per image."""
+    evaluator = reference_evaluator(truth, limit_detections(results, max_dets), iou_type, only_all_areas=True)
+    images, thresholds = len(evaluator.params.img_ids), len(evaluator.params.iou_thrs)
+    # lvis-api names the fields of pycocotools in another style.
+    fields = {"dt_scores": "dtScores", "dt_matches": "dtMatches", "dt_ignore": "dtIgnore", "gt_ignore": "gtIgnore"}
+    renamed = [e and {new: e[old] for old, new in fields.items()} for e in evaluator.eval_imgs]
+    names = [truth.categories[c] for c in evaluator.params.cat_ids]
+    return [_collect(n, renamed[k * images : (k + 1) * images], thresholds) for k, n in enumerate(names)]
+
+
+def voc_metric(truth: GroundTruth, results: Sequence[Mapping[str, Any]], difficult: str) -> tuple[Metric, int]:
+    """``mAP`` (all-point) and ``mAP_11`` of VOC as a function of image weights."""
+    matches = [match_class(truth, results, c, 0.5, difficult) for c in truth.categories]
+
+    def metric(weights: np.ndarray) -> dict[str, float]:
+        out = {}
+        for name, points in (("mAP", "all"), ("mAP_11", "11")):
+            values = []
+            for m in matches:
+                w = weights[m.images]
+                misses = w * (~m.hits & ~m.ignored)
+                values.append(average_precision(w * m.hits, misses, float((m.truths * weights).sum()), points))
+            out[name] = _nanmean(np.array(values))
+        return out
+
+    return metric, len(truth.data["images"])
 
 
 def _collect(name: str, per_image: Sequence[dict[str, Any] | None], thresholds: int) -> ClassMatches:
@@ -99,21 +135,20 @@ def _collect(name: str, per_image: Sequence[dict[str, Any] | None], thresholds: 
     return ClassMatches(name, np.concatenate(images)[order], found & ~skip, ~skip, truths)
 
 
-Metric = Callable[[np.ndarray], Mapping[str, float]]
+def detection_metric(matches: Sequence[ClassMatches], groups: Groups | None = None) -> tuple[Metric, int]:
+    """Average precision as a function of image weights.
 
-
-def detection_metric(
-    matches: Sequence[ClassMatches], base: Sequence[str] = (), novel: Sequence[str] = ()
-) -> tuple[Metric, int]:
-    """Metrics as a function of image weights: ``mAP`` and ``mAP_50``, or base, novel and all AP50."""
-    names = [m.name for m in matches]
+    Args:
+        matches: one entry per class.
+        groups: what to report; default ``mAP`` and ``mAP_50`` over all classes.
+    """
+    index = {m.name: k for k, m in enumerate(matches)}
+    chosen: Groups = groups or {"mAP": (list(index), None), "mAP_50": (list(index), 0)}
 
     def metric(weights: np.ndarray) -> dict[str, float]:
         table = np.stack([m.ap(weights) for m in matches])
-        if not base and not novel:
-            return {"mAP": _nanmean(table), "mAP_50": _nanmean(table[:, 0])}
-        groups = {"base_ap50": base, "novel_ap50": novel, "all_ap50": [*base, *novel]}
-        return {k: _nanmean(table[[names.index(n) for n in g], 0]) for k, g in groups.items()}
+        parts = {k: table[[index[n] for n in names]] for k, (names, _) in chosen.items()}
+        return {k: _nanmean(p if chosen[k][1] is None else p[:, chosen[k][1]]) for k, p in parts.items()}
 
     return metric, len(matches[0].truths)
 

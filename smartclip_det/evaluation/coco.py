@@ -90,7 +90,7 @@ def evaluate_tables(
     chosen = list(truth.categories.values()) if names is None else list(names)
     ids = truth.category_ids(chosen)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _evaluator(truth, results, backend, iou_type)
+        evaluator = build_evaluator(truth, results, backend, iou_type)
         evaluator.params.catIds = ids
         evaluator.params.imgIds = sorted({i["id"] for i in truth.data["images"]})
         evaluator.params.maxDets = list(max_dets)
@@ -115,7 +115,8 @@ def _shape(evaluator: Any, axes: int) -> tuple[int, ...]:
     return full if axes == 5 else full[:1] + full[2:]
 
 
-def _evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], backend: str, iou_type: str) -> Any:
+def build_evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], backend: str, iou_type: str) -> Any:
+    """A COCOeval of either library, before evaluation."""
     # Evaluators write into their input; results are plain dicts of ours, annotations are the caller's.
     copies = [dict(r) for r in results]
     annotations = {**truth.data, "annotations": [dict(a) for a in truth.data["annotations"]]}

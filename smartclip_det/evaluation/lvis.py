@@ -96,31 +96,44 @@ def _sorted_categories(truth: GroundTruth) -> list[dict[str, Any]]:
     return sorted(truth.data["categories"], key=lambda c: c["id"])
 
 
-def _reference_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+def reference_evaluator(
+    truth: GroundTruth, results: list[dict[str, Any]], iou_type: str, only_all_areas: bool = False
+) -> Any:
+    """lvis-api's evaluator after matching; ``results`` are limited already.
+
+    Args:
+        truth: LVIS annotations.
+        results: at least one result.
+        iou_type: ``bbox`` or ``segm``.
+        only_all_areas: leave out the size classes.
+    """
     allow_numpy_float()
     from lvis import LVIS, LVISEval, LVISResults
 
-    class Loaded(LVIS):
-        """The library reads files only; this one takes what was read already."""
-
-        def _load_json(self, path: str) -> Any:
-            with Path(path).open(encoding="utf-8") as handle:
-                return json.load(handle)
-
+    if not results:
+        raise UserError("lvis-api cannot score an empty prediction list; use backend=fast.")
     quiet = logging.getLogger("lvis")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            # The library reads files only.
             path = Path(folder) / "truth.json"
             path.write_text(json.dumps(truth.data), encoding="utf-8")
-            gt = Loaded(str(path))
-            if not results:
-                raise UserError("lvis-api cannot score an empty prediction list; use backend=fast.")
+            gt = LVIS(str(path))
             evaluator = LVISEval(gt, LVISResults(gt, results, max_dets=-1), iou_type)
-            evaluator.run()
+            if only_all_areas:
+                evaluator.params.area_rng = evaluator.params.area_rng[:1]
+                evaluator.params.area_rng_lbl = ["all"]
+            evaluator.evaluate()
     finally:
         quiet.setLevel(level)
+    return evaluator
+
+
+def _reference_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+    evaluator = reference_evaluator(truth, results, iou_type)
+    evaluator.accumulate()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     return _tables(truth, precision[..., None], recall[..., None], np.asarray(evaluator.params.iou_thrs))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evalua
 from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
 from smartclip_det.evaluation.referring_files import load_expressions, load_grounding_predictions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
-from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder
+from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,24 @@ def run_protocol(request: EvaluationRequest) -> EvaluationResult:
     return result
 
 
-def _detections(request: EvaluationRequest, truth: GroundTruth) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list[dict[str, Any]], dict[str, int]]:
+    """Annotations, checked predictions and counts of a detection protocol."""
     if request.iou_type == "segm" and request.pred.suffix == ".safetensors":
         raise UserError("Columnar files hold boxes only; segm needs a COCO result list.")
-    results, counts = check_predictions(read_predictions(request.pred, truth), truth, request.iou_type)
-    return results, {"images": len(truth.data["images"]), "annotations": len(truth.data["annotations"]), **counts}
+    if request.protocol == "voc" and request.ann.is_dir():
+        truth = load_voc_folder(request.ann)
+        found = number_voc_images(read_predictions(request.pred, truth), truth)
+    else:
+        truth = load_ground_truth(request.ann)
+        found = read_predictions(request.pred, truth)
+    if request.protocol in ("lvis", "ov-lvis"):
+        check_lvis(truth)
+    results, counts = check_predictions(found, truth, request.iou_type)
+    return (
+        truth,
+        results,
+        {"images": len(truth.data["images"]), "annotations": len(truth.data["annotations"]), **counts},
+    )
 
 
 def _limits(max_dets: int) -> list[int]:
@@ -96,8 +109,7 @@ def _limits(max_dets: int) -> list[int]:
 
 
 def _coco(request: EvaluationRequest) -> EvaluationResult:
-    truth = load_ground_truth(request.ann)
-    results, counts = _detections(request, truth)
+    truth, results, counts = _truth_and_detections(request)
     limits = _limits(request.max_dets)
     tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits)
     stamp = protocol_stamp("coco", ap="COCO, IoU 0.5:0.95, 101 points", iou_type=request.iou_type, max_dets=limits,
@@ -118,9 +130,8 @@ def ov_coco_split(split_file: Path | None) -> tuple[list[str], list[str], str]:
 
 
 def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
-    truth = load_ground_truth(request.ann)
     base, novel, split = ov_coco_split(request.split_file)
-    results, counts = _detections(request, truth)
+    truth, results, counts = _truth_and_detections(request)
     limits = _limits(request.max_dets)
     names = [*base, *novel]
     tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits,
@@ -136,9 +147,7 @@ def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _lvis(request: EvaluationRequest, open_vocabulary: bool = False) -> EvaluationResult:
-    truth = load_ground_truth(request.ann)
-    check_lvis(truth)
-    results, counts = _detections(request, truth)
+    truth, results, counts = _truth_and_detections(request)
     limit = request.max_dets or 300
     metrics, per_class = evaluate_lvis(
         truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limit
@@ -157,8 +166,7 @@ def _ov_lvis(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _voc(request: EvaluationRequest) -> EvaluationResult:
-    truth = load_voc_folder(request.ann) if request.ann.is_dir() else load_ground_truth(request.ann)
-    results, counts = _detections(request, truth)
+    truth, results, counts = _truth_and_detections(request)
     counts["difficult"] = sum(bool(a.get("difficult")) for a in truth.data["annotations"])
     metrics, per_class = evaluate_voc(truth, results, backend=request.backend, difficult=request.difficult)
     stamp = protocol_stamp("voc", ap="VOC, IoU 0.5, all-point and 11-point, inclusive pixels", backend=request.backend,
@@ -186,7 +194,6 @@ PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "voc": _voc,
     "refcoco": _refcoco,
 }
-COMPARABLE = ("coco", "ov-coco", "refcoco")
 
 
 def compare(
@@ -198,7 +205,7 @@ def compare(
     Returns:
         The stamp and, for each metric, what :func:`bootstrap.paired_bootstrap` tells.
     """
-    check_choice("protocol (for --compare)", request.protocol, COMPARABLE)
+    check_choice("protocol", request.protocol, PROTOCOLS)
     metrics: list[bootstrap.Metric] = []
     images = 0
     for pred in (pred_a, pred_b):
@@ -219,12 +226,21 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
     if request.protocol == "refcoco":
         scores = _referring_scores(request, pred)
         return bootstrap.referring_metric(scores.overlap, scores.images)
-    truth = load_ground_truth(request.ann)
-    base: Sequence[str] = ()
-    novel: Sequence[str] = ()
+    truth, results, _ = _truth_and_detections(replace(request, pred=pred))
+    if request.protocol == "voc":
+        return bootstrap.voc_metric(truth, results, request.difficult)
+    if request.protocol in ("lvis", "ov-lvis"):
+        matches = bootstrap.lvis_matches(truth, results, iou_type=request.iou_type, max_dets=request.max_dets or 300)
+        frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
+        by_frequency = {f"AP{f}": ([n for n in frequency if frequency[n] == f], None) for f in "rcf"}
+        return bootstrap.detection_metric(matches, {"AP": (list(frequency), None), **by_frequency})
+    groups: bootstrap.Groups
     if request.protocol == "ov-coco":
         base, novel, _ = ov_coco_split(request.split_file)
-    names = [*base, *novel] or list(truth.categories.values())
-    results, _ = check_predictions(read_predictions(pred, truth), truth, request.iou_type)
+        names = [*base, *novel]
+        groups = {"base_ap50": (base, 0), "novel_ap50": (novel, 0), "all_ap50": (names, 0)}
+    else:
+        names = list(truth.categories.values())
+        groups = {"mAP": (names, None), "mAP_50": (names, 0)}
     matches = bootstrap.coco_matches(truth, results, names, iou_type=request.iou_type, max_dets=request.max_dets or 100)
-    return bootstrap.detection_metric(matches, base, novel)
+    return bootstrap.detection_metric(matches, groups)

@@ -86,6 +86,17 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
     return GroundTruth(data, str(folder), sizes)
 
 
+def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:
+    """Results that name images by file stem (``2007_000027``) get the numbers of :func:`load_voc_folder`."""
+    numbers = {Path(i["file_name"]).stem: i["id"] for i in truth.data["images"]}
+    return [
+        {**r, "image_id": numbers[Path(r["image_id"]).stem]}
+        if isinstance(r, Mapping) and isinstance(r.get("image_id"), str) and Path(r["image_id"]).stem in numbers
+        else r
+        for r in results
+    ]
+
+
 def inclusive_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU of one ``[4]`` xyxy box with ``[G, 4]``, counting both border pixels."""
     low = np.maximum(box[:2], others[:, :2])
@@ -156,8 +167,8 @@ def evaluate_voc(
     """VOC metrics.
 
     Returns:
-        ``mAP`` (all-point) and ``mAP_11`` (11-point), means over the classes with ground truth; and all-point AP
-        of each class, None without ground truth.
+        ``mAP`` (all-point; also under MMDetection's name ``AP50``) and ``mAP_11`` (11-point), means over the classes
+        with ground truth; and all-point AP of each class, None without ground truth.
     """
     check_choice("difficult", difficult, DIFFICULT)
     check_choice("backend", backend, ("fast", "reference"))
@@ -173,7 +184,8 @@ def evaluate_voc(
             for points, values in per_class.items():
                 values[name] = average_precision(m.hits, misses, float(m.truths.sum()), points)
     means = {k: [x for x in v.values() if not np.isnan(x)] for k, v in per_class.items()}
-    metrics = {n: float(np.mean(means[k])) if means[k] else -1.0 for n, k in (("mAP", "all"), ("mAP_11", "11"))}
+    names = {"mAP": "all", "AP50": "all", "mAP_11": "11"}
+    metrics = {n: float(np.mean(means[k])) if means[k] else -1.0 for n, k in names.items()}
     return metrics, {n: None if np.isnan(v) else v for n, v in per_class["all"].items()}
 
 

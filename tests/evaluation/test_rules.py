@@ -378,8 +378,53 @@ class TestBootstrap:
         _, outcome = compare(request, files["same"], files["good"], resamples=50, progress=False)
         assert outcome["mAP"]["difference"] == 0
         assert outcome["mAP"]["p"] == 1.0
-        with pytest.raises(UserError, match="for --compare"):
-            compare(EvaluationRequest("voc", tmp_path, tmp_path), tmp_path, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("protocol", "ann", "pred", "names"),
+        [
+            (
+                "lvis",
+                "lvis_val100/lvis_val_100.json",
+                "lvis_val100/peer_results_A.json",
+                {"AP": "bbox_AP", "APr": "bbox_APr", "APf": "bbox_APf"},
+            ),
+            (
+                "voc",
+                "voc_real_detections/Annotations",
+                "voc_real_detections/detections_coco.json",
+                {"mAP": "mAP", "mAP_11": "mAP_11"},
+            ),
+            (
+                "ov-coco",
+                "coco_mini_train/instances_train2017.json",
+                "coco_mini_train/peer_results.json",
+                {"novel_ap50": "novel_ap50"},
+            ),
+        ],
+    )
+    def test_every_protocol_starts_from_its_own_metric(self, shared, tmp_path, protocol, ann, pred, names):
+        rows = json.loads((shared / pred).read_text())
+        (tmp_path / "half.json").write_text(json.dumps(rows[: len(rows) // 2]))
+        request = EvaluationRequest(protocol, shared / ann, shared / pred)
+        _, outcome = compare(request, tmp_path / "half.json", shared / pred, resamples=20, progress=False)
+        metrics = run_protocol(request).metrics
+        for ours, theirs in names.items():
+            assert outcome[ours]["b"] == pytest.approx(metrics[theirs], abs=1e-9)
+            assert outcome[ours]["difference"] >= 0
+
+    def test_voc_results_may_name_images_by_stem(self, shared, tmp_path):
+        folder = shared / "voc_real_detections"
+        stems = {
+            i["id"]: i["file_name"].removesuffix(".jpg")
+            for i in json.loads((folder / "gt_coco.json").read_text())["images"]
+        }
+        rows = [
+            {**r, "image_id": stems[r["image_id"]]} for r in json.loads((folder / "detections_coco.json").read_text())
+        ]
+        (tmp_path / "stems.json").write_text(json.dumps(rows))
+        by_number = run_protocol(EvaluationRequest("voc", folder / "Annotations", folder / "detections_coco.json"))
+        by_stem = run_protocol(EvaluationRequest("voc", folder / "Annotations", tmp_path / "stems.json"))
+        assert by_stem.metrics == by_number.metrics
 
     def test_sentences_of_one_image_move_together(self):
         metric, images = bootstrap.referring_metric(np.array([1.0, 0.6, 0.0]), ["a", "a", "b"])
