@@ -9,6 +9,7 @@ Shape letters: R regions, K text rows, C classes, D joint embedding.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ class TextBank:
         object.__setattr__(self, "seen", seen.bool().to(device))
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
         object.__setattr__(self, "_resolved", {})
+        object.__setattr__(self, "_facts", {})
         self._validate()
 
     def _validate(self) -> None:
@@ -74,7 +76,7 @@ class TextBank:
         if self.mask_probs is not None and self.mask_probs.shape != self.embeds.shape:
             raise UserError(f"mask_probs must be {list(self.embeds.shape)}; given {list(self.mask_probs.shape)}.")
         if len(set(self.names)) != len(self.names):
-            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+            twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
             raise UserError(f"Class names of a bank must differ; given twice: {', '.join(twice[:5])}.")
         if len(self.texts) != len(self.embeds) or len(self.seen) != len(self.names):
             raise UserError(
@@ -182,7 +184,11 @@ class TextBank:
         return sums / counts
 
     def _one_row_each(self) -> bool:
-        return bool(torch.equal(self.class_index.cpu(), torch.arange(len(self))))
+        facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]
+        if "one_row_each" not in facts:
+            # Looked up once: on a GPU each look would wait for it.
+            facts["one_row_each"] = bool(torch.equal(self.class_index.cpu(), torch.arange(len(self))))
+        return facts["one_row_each"]
 
     def cosine(
         self, vectors: Tensor, policy: ScoringPolicy, *, mask_mode: str | None = None,

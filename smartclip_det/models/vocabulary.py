@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def build_bank(
         UserError: for empty or repeated names, unknown templates or orders, or texts over the token limit.
     """
     check_choice("template_order", template_order, TEMPLATE_ORDERS)
-    twice = sorted({n for n in names if list(names).count(n) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(f"The vocabulary repeats names: {', '.join(twice[:5])}.")
     synonyms = synonyms or {}
