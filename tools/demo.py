@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def main() -> None:
     if not texts:
         raise UserError("Nothing to look for: give --text PHRASE... or --vocabulary FILE.")
     images = find_images(args.images)
+    check_outputs(images, args.out_dir)
     predictor = SmartCLIPPredictor.from_config(
         args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options
     )
@@ -88,6 +90,18 @@ def find_images(paths: list[Path]) -> list[Path]:
     return out
 
 
+def check_outputs(images: list[Path], out_dir: Path) -> None:
+    """Refuse to write two answers to one file, or an answer over a photograph."""
+    for stem, count in Counter(p.stem for p in images).items():
+        if count > 1:
+            raise UserError(
+                f"{count} images are called {stem}: their outputs would overwrite each other. Run them apart."
+            )
+    for path in images:
+        if path.resolve() == (out_dir / f"{path.stem}.png").resolve():
+            raise UserError(f"The picture of {path} would overwrite it. Give another --out-dir.")
+
+
 def show_image(predictor: SmartCLIPPredictor, path: Path, texts: list[str], args: argparse.Namespace,
                stamp: dict[str, Any]) -> None:  # fmt: skip
     """Encode one image, answer, write picture and JSON, and say where."""
@@ -98,14 +112,15 @@ def show_image(predictor: SmartCLIPPredictor, path: Path, texts: list[str], args
     seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
     found = everything if args.ground else everything.above(args.threshold)
     picture = Image.fromarray(load_image(path))
-    out = args.out_dir / path.stem
+    base = args.out_dir / path.stem
+    out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
     drawn = draw_boxes(picture, found.boxes, found.label_names, texts, found.scores)
-    drawn.save(out.with_suffix(".png"))
-    written = [out.with_suffix(".png"), out.with_suffix(".json")]
+    drawn.save(out_picture)
+    written = [out_picture, out_json]
     if args.heatmap:
-        written += heatmaps(predictor, picture, texts, out)
+        written += heatmaps(predictor, picture, texts, base)
     content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
-    out.with_suffix(".json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     print(f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)")
     if not len(found):
         best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))

@@ -5,6 +5,8 @@ set -euo pipefail
 config=$1 processes=$2
 shift 2
 here=$(cd "$(dirname "$0")" && pwd)
-exec torchrun --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+python=${PYTHON:-$here/../.venv/bin/python}
+[ -x "$python" ] || python=python
+exec "$python" -m torch.distributed.run --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="${MASTER_PORT:-29500}" --nproc_per_node="$processes" \
     "$here/train.py" "$config" --launcher pytorch "$@"

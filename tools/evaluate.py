@@ -35,6 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--backend", choices=["fast", "reference"], default="fast")
     parser.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
     parser.add_argument("--max-dets", type=int, default=0, help="default: 100, LVIS 300; -1: no limit (LVIS)")
+    parser.add_argument("--images", choices=["all", "annotated"], default="all",
+                        help="annotated: images with a box of the protocol's classes (OV-COCO: 4,836 of val2017)")  # fmt: skip
     parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
     parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
     parser.add_argument("--overlap", choices=["iou", "giou"], default="iou", help="refcoco")
@@ -60,6 +62,11 @@ def main() -> None:
         print(f"note: {result.counts['unknown_category']} predictions are of categories that the annotations lack.")
     if result.counts.get("difficult") and args.difficult == "count":
         print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
+    if result.counts.get("unusable_annotation_ids"):
+        print(
+            f"warning: {result.counts['unusable_annotation_ids']} annotation ids are 0 or repeated; COCO-style evaluators "
+            "read a match with them as no match. Number annotations from 1 for a true AP."
+        )
     if result.counts.get("outside_image", 0) > 0.5 * result.counts.get("predictions", 0):
         print("note: most boxes leave their image: are they x1, y1, x2, y2? COCO results are x, y, width, height.")
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")

@@ -6,6 +6,8 @@ partition=$1 job=$2 config=$3
 shift 3
 gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8} cpus=${CPUS_PER_TASK:-5}
 here=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-$here/../.venv/bin/python}
+[ -x "$python" ] || python=python
 exec srun -p "$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
     --cpus-per-task="$cpus" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    python -u "$here/train.py" "$config" --launcher slurm "$@"
+    "$python" -u "$here/train.py" "$config" --launcher slurm "$@"

@@ -17,8 +17,9 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.engine.config import load_config
-from smartclip_det.engine.launch import parse_run, prepare, run_parser
+from smartclip_det.engine.launch import parse_run, prepare, refuse_foreign_checkpoint, run_parser, unwrapped
 from smartclip_det.evaluation.stamp import file_hash
 from smartclip_det.utils.cli import run_tool
 
@@ -47,12 +48,16 @@ def main() -> None:
         evaluator.out_file = args.out
         evaluator.metrics_file = str(Path(args.out).with_suffix(".metrics.json"))
     if evaluator.get("type") == "OpenVocabMetric":
-        policy = config.model.get("policy")
-        facts = {"checkpoint_sha256": file_hash(args.checkpoint), "config": args.config, "policy": policy}
-        evaluator.stamp = facts
+        evaluator.stamp = {
+            "checkpoint_sha256": file_hash(args.checkpoint),
+            "config": args.config,
+            "policy": ScoringPolicy.from_dict(config.model.get("policy")).to_dict(),
+            "seed": config.get("randomness", {}).get("seed"),
+        }
     if args.show_dir:
         config.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
     runner = Runner.from_cfg(config)
+    refuse_foreign_checkpoint(unwrapped(runner.model), args.checkpoint)
     runner.test()
     if args.out:
         runner.logger.info(f"Predictions: {args.out}\nMetrics:     {evaluator.metrics_file}")

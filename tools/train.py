@@ -62,7 +62,7 @@ def main() -> None:
                 f"This model has an operator without bf16 on this device ({error}); train without --amp."
             ) from error
         raise
-    log_closing(runner, args.config)
+    log_closing(runner, args.config, args.cfg_options)
 
 
 if __name__ == "__main__":

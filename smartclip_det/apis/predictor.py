@@ -5,6 +5,7 @@ Shape letters: R regions, C classes, D joint embedding, h w grid cells, H W imag
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,7 @@ class SmartCLIPPredictor:
 
         from smartclip_det import parts  # noqa: F401 (registers everything)
         from smartclip_det.engine.config import fit_norm_layers, load_config
+        from smartclip_det.engine.launch import refuse_foreign_checkpoint
 
         cfg = load_config(config, cfg_options)
         if cfg.model.type != "OpenVocabRCNN":
@@ -166,6 +168,7 @@ class SmartCLIPPredictor:
         if checkpoint is not None:
             if not Path(checkpoint).is_file():
                 raise UserError(f"No checkpoint at {checkpoint}. tools/train.py prints where it wrote them.")
+            refuse_foreign_checkpoint(detector, checkpoint)
             load_checkpoint(detector, str(checkpoint), map_location="cpu", strict=True)
         place = resolve_device(device)
         changes = {"activation": "sigmoid", "sigmoid_reference": "background", **(policy or {})}
@@ -340,6 +343,8 @@ def load_image(image: ImageLike) -> np.ndarray:
 
 def resolve_device(device: str) -> torch.device:
     """``auto`` to the first CUDA device or the CPU; CUDA asked for and absent is an error."""
+    if device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise UserError(f"device={device!r} is not known. Allowed: auto, cpu, cuda, cuda:N.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -37,22 +37,34 @@ def alignment_logits(
     return scale * masked_cosine(image_embeds * masks, text_embeds)
 
 
-def alignment_losses(logits: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
+def alignment_losses(
+    image_logits: Tensor, text_logits: Tensor | None = None, targets: Tensor | None = None
+) -> dict[str, Tensor]:
     """The two terms of the alignment loss; the recipe adds them (no averaging).
 
     Args:
-        logits: ``[B, B]`` from :func:`alignment_logits`.
-        targets: ``[B]`` matching column of each row; default the diagonal.
+        image_logits: ``[B, Bg]``: B images (rows) against Bg captions.
+        text_logits: ``[B, Bg]``: B captions (rows) against Bg images; default: the transpose of a square
+            ``image_logits``.
+        targets: ``[B]`` matching column of each row, the same for both blocks (local rows of a gathered batch);
+            default the diagonal.
 
     Returns:
         ``loss_sidm`` (same image, different masks: over the captions of each image) and ``loss_dism``
         (different images, same mask: over the images of each caption), both scalar.
+
+    Raises:
+        UserError: when the transpose is asked for and is not the block that ``targets`` speak of.
     """
+    if text_logits is None:
+        if image_logits.shape[0] != image_logits.shape[1] or targets is not None:
+            raise UserError("Blocks that are not square, or come with targets, need text_logits of their own.")
+        text_logits = image_logits.t()
     if targets is None:
-        targets = torch.arange(logits.shape[0], device=logits.device)
+        targets = torch.arange(image_logits.shape[0], device=image_logits.device)
     return {
-        "loss_sidm": functional.cross_entropy(logits, targets),
-        "loss_dism": functional.cross_entropy(logits.t(), targets),
+        "loss_sidm": functional.cross_entropy(image_logits, targets),
+        "loss_dism": functional.cross_entropy(text_logits, targets),
     }
 
 

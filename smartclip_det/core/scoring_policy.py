@@ -77,13 +77,26 @@ class ScoringPolicy:
         check_choice("background", self.background, BACKGROUNDS)
         check_choice("dense_norm", self.dense_norm, DENSE_NORMS)
         check_choice("calibration", self.calibration, CALIBRATIONS)
-        for name in ("temperature", "dense_temperature", "background_weight"):
+        self._check_numbers()
+        binary_only = self.text_norm == "masked" or self.calibration == "ceiling"
+        if binary_only and "soft" in (self.mask_mode, self.dense_mode):
+            raise UserError(
+                "soft masks go with text_norm='full' and calibration='none' only: |t * m| is the ceiling of a text for "
+                "binary masks, and scores would leave [-1, 1]."
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("temperature", "dense_temperature", "background_weight", "sigmoid_bias", "alpha", "beta"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is None and name in ("alpha", "beta"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{name} must be a number; given {value!r}.")
+            if name in ("temperature", "dense_temperature") and value <= 0:
                 raise UserError(f"{name} must be a positive number; given {value!r}.")
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if name == "background_weight" and not 0 < value <= 1:
+                raise UserError(f"background_weight must be in (0, 1]; given {value!r}.")
+            if name in ("alpha", "beta") and not 0 <= value <= 1:
                 raise UserError(f"{name} must be in [0, 1] or None; given {value!r}.")
 
     @property

@@ -79,7 +79,7 @@ def _text_weights(text_embeds: Tensor, masks: Tensor | None, text_norm: str) -> 
     weights = text if masks is None else text * masks
     normed = weights if text_norm == "masked" else text
     square = (normed * normed).sum(dim=-1)
-    valid = square > EPS
+    valid = ~(square <= EPS)
     norm = torch.where(valid, square, torch.ones_like(square)).sqrt()
     return weights / norm.unsqueeze(-1), valid
 
@@ -103,7 +103,7 @@ def masked_cosine(
         text_embeds: ``[K, D]`` text vectors, of any length.
         masks: ``[K, D]`` in [0, 1], or None for the plain cosine (equal to a mask of ones).
         text_norm: ``full`` divides by ``|t|`` (the published score); ``masked`` by ``|t * m|``, which
-            removes the ceiling ``|t * m| / |t|`` that each text otherwise has.
+            removes the ceiling ``|t * m| / |t|`` that each text otherwise has. Bounded by 1 for binary masks only.
         chunk_size: texts per product, to bound memory; None for all at once.
         counter: counts the scores set to 0.
 
@@ -139,7 +139,8 @@ def _masked_cosine_block(
         square = (image * image).sum(dim=-1, keepdim=True).expand_as(numerator)
     else:
         square = (image * image) @ (masks * masks).t()
-    valid = (square > EPS) & text_valid
+    # Written so that NaN counts as valid and stays NaN: a diverged model must not score clean zeros.
+    valid = ~(square <= EPS) & text_valid
     if counter is not None:
         counter.add(valid)
     safe = torch.where(valid, square, torch.ones_like(square))
@@ -180,16 +181,26 @@ def text_seed(text: str, salt: str = "") -> int:
     return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8], "big") >> 1
 
 
-def resolve_masks(masks: Tensor, mode: str, texts: Sequence[str], probs: Tensor | None = None) -> Tensor | None:
+def resolve_masks(
+    masks: Tensor,
+    mode: str,
+    texts: Sequence[str],
+    probs: Tensor | None = None,
+    class_index: Tensor | None = None,
+) -> Tensor | None:
     """The ``[K, D]`` mask that a mode asks for, or None for ``off``.
 
     Args:
         masks: ``[K, D]`` masks in [0, 1].
         mode: ``hard`` (binary), ``soft`` (probabilities), ``off``; controls: ``random`` (as many
             dimensions on as the hard mask has, drawn by the text's hash), ``shuffled`` (another text's
-            hard mask; fixed by the texts, no text keeps its own when K > 1).
+            hard mask; fixed by the texts, and always of another class).
         texts: the K row texts.
         probs: ``[K, D]`` probabilities behind ``masks``, used by ``soft``; default ``masks``.
+        class_index: ``[K]`` class of each row; default: each row is a class.
+
+    Raises:
+        UserError: for an unknown mode, or ``shuffled`` with a single class, which has no other mask to take.
     """
     check_choice("mask_mode", mode, MASK_MODES)
     if len(texts) != len(masks):
@@ -204,12 +215,23 @@ def resolve_masks(masks: Tensor, mode: str, texts: Sequence[str], probs: Tensor 
     if mode == "random":
         return torch.stack([_random_like(row, text) for row, text in zip(hard, texts, strict=True)]) if len(
             texts) else hard  # fmt: skip
-    # Rotating a hash order is a derangement: who gets whose mask does not depend on the order of the rows.
-    order = sorted(range(len(texts)), key=lambda k: (text_seed(texts[k], "shuffled"), k))
+    return hard[_donors(texts, class_index).to(hard.device)]
+
+
+def _donors(texts: Sequence[str], class_index: Tensor | None) -> Tensor:
+    """``[K]`` row whose mask each row takes: of the next class in an order fixed by the texts alone."""
+    rows_of: dict[int, list[int]] = {}
+    for row, c in enumerate(range(len(texts)) if class_index is None else class_index.tolist()):
+        rows_of.setdefault(c, []).append(row)
+    if len(rows_of) == 1:
+        raise UserError("mask_mode='shuffled' needs at least two classes: a single one has no other mask to take.")
+    # Rotating a hash order is a derangement, and who gets whose mask does not depend on the order of the rows.
+    order = sorted(rows_of, key=lambda c: (text_seed(texts[rows_of[c][0]], "shuffled"), c))
     donor = torch.empty(len(texts), dtype=torch.long)
-    for position, k in enumerate(order):
-        donor[k] = order[(position + 1) % len(order)]
-    return hard[donor.to(hard.device)]
+    for c, following in zip(order, order[1:] + order[:1], strict=True):
+        for n, row in enumerate(rows_of[c]):
+            donor[row] = rows_of[following][n % len(rows_of[following])]
+    return donor
 
 
 def _random_like(row: Tensor, text: str) -> Tensor:

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -152,7 +153,7 @@ class TextBank:
             raise UserError(f"Banks to join must share one D; given {[b.dim for b in banks]}.")
         first = banks[0].embeds.device
         banks = [b.to(first) for b in banks]
-        starts = [sum(len(b) for b in banks[:i]) for i in range(len(banks))]
+        starts = list(accumulate((len(b) for b in banks), initial=0))[:-1]
         soft = any(b.mask_probs is not None for b in banks)
         keys = {k for b in banks for k in b.provenance}
         return TextBank(
@@ -171,7 +172,7 @@ class TextBank:
         """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
         cache: dict[str, Tensor | None] = self._resolved  # type: ignore[attr-defined]
         if mask_mode not in cache:
-            cache[mask_mode] = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs)
+            cache[mask_mode] = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs, self.class_index)
         return cache[mask_mode]
 
     def class_mean(self, row_values: Tensor) -> Tensor:
@@ -212,22 +213,41 @@ class TextBank:
         """Write the bank as safetensors; binary masks take one byte an entry."""
         from safetensors.torch import save_file
 
+        tensors = self._tensors("")
+        if self.background is not None:
+            tensors.update(self.background._tensors("background_"))
+        save_file(tensors, str(path), metadata={"format": _FORMAT})
+
+    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Everything as tensors; texts too, because a safetensors header has no room for 100,000 of them."""
         binary = bool(((self.masks == 0) | (self.masks == 1)).all())
+        words = {"names": self.names, "texts": self.texts, "provenance": self.provenance,
+                 "mask_dtype": str(self.masks.dtype).removeprefix("torch.")}  # fmt: skip
         tensors = {
             "embeds": self.embeds,
             "masks": self.masks.to(torch.uint8) if binary else self.masks,
             "class_index": self.class_index,
             "seen": self.seen,
+            "words": torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8),
         }
         if self.mask_probs is not None:
             tensors["mask_probs"] = self.mask_probs
-        if self.background is not None:
-            tensors["background_embeds"] = self.background.embeds
-            tensors["background_masks"] = self.background.masks
-        meta = {"names": list(self.names), "texts": list(self.texts), "provenance": self.provenance,
-                "mask_dtype": str(self.masks.dtype).removeprefix("torch.")}  # fmt: skip
-        cpu = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        save_file(cpu, str(path), metadata={"format": _FORMAT, "bank": json.dumps(meta)})
+        return {prefix + k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+
+    @staticmethod
+    def _from_tensors(tensors: dict[str, Tensor], prefix: str, background: TextBank | None) -> TextBank:
+        words = json.loads(tensors[f"{prefix}words"].numpy().tobytes())
+        return TextBank(
+            names=tuple(words["names"]),
+            embeds=tensors[f"{prefix}embeds"],
+            masks=tensors[f"{prefix}masks"].to(getattr(torch, words["mask_dtype"])),
+            texts=tuple(words["texts"]),
+            class_index=tensors[f"{prefix}class_index"],
+            seen=tensors[f"{prefix}seen"],
+            mask_probs=tensors.get(f"{prefix}mask_probs"),
+            provenance=words["provenance"],
+            background=background,
+        )
 
     @staticmethod
     def load(path: str | Path) -> TextBank:
@@ -248,15 +268,10 @@ class TextBank:
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
-        meta = json.loads(header["bank"])
-        masks = tensors["masks"].to(getattr(torch, meta["mask_dtype"]))
-        return TextBank(
-            names=tuple(meta["names"]), embeds=tensors["embeds"], masks=masks, texts=tuple(meta["texts"]),
-            class_index=tensors["class_index"], seen=tensors["seen"], mask_probs=tensors.get("mask_probs"),
-            provenance=meta["provenance"],
-            background=TextBank(("background",), tensors["background_embeds"], tensors["background_masks"])
-            if "background_embeds" in tensors else None,
-        )  # fmt: skip
+        background = None
+        if "background_embeds" in tensors:
+            background = TextBank._from_tensors(tensors, "background_", None)
+        return TextBank._from_tensors(tensors, "", background)
 
 
 def _check_index(index: Tensor, names: Sequence[str], embeds: Tensor) -> None:

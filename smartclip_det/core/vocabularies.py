@@ -43,6 +43,9 @@ def vocabulary(name: str) -> tuple[str, ...]:
 
 def check_split(base: list[str], novel: list[str]) -> None:
     """Refuse a split whose halves overlap or are empty."""
+    twice = sorted({n for part in (base, novel) for n in part if part.count(n) > 1})
+    if twice:
+        raise UserError(f"A split names classes twice: {', '.join(twice[:5])}.")
     both = sorted(set(base) & set(novel))
     if both:
         raise UserError(f"Classes that are base and novel at once: {', '.join(both[:5])}.")

@@ -16,7 +16,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.evaluation.detection_files import annotated_only, load_ground_truth
 from smartclip_det.models.vocabulary import resolve_names
 
 
@@ -33,6 +33,7 @@ class OpenVocabCocoDataset(BaseDetDataset):
         vocabulary: str | Sequence[str],
         seen: str | Sequence[str] | None = None,
         seen_only: bool = False,
+        annotated_only: bool = False,
         templates: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -43,6 +44,8 @@ class OpenVocabCocoDataset(BaseDetDataset):
             vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), or a file.
             seen: names that training may use, in any of the same forms; None for all.
             seen_only: leave out boxes of other classes (training on the base classes).
+            annotated_only: leave out images without any box of the vocabulary, also in test mode (OV-COCO validates
+                on 4,836 images of val2017).
             templates: template set of this data set's prompts.
             kwargs: as for MMDetection's data sets.
         """
@@ -51,7 +54,7 @@ class OpenVocabCocoDataset(BaseDetDataset):
         foreign = [n for n in base if n not in set(names)]
         if foreign:
             raise UserError(f"seen names that are not in the vocabulary: {', '.join(foreign[:5])}.")
-        self.seen_only = seen_only
+        self.seen_only, self.annotated_only = seen_only, annotated_only
         metainfo = {"classes": tuple(names), "seen": tuple(base), "templates": templates}
         super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
 
@@ -67,6 +70,8 @@ class OpenVocabCocoDataset(BaseDetDataset):
         boxes: dict[Any, list[dict[str, Any]]] = {}
         for a in truth.data["annotations"]:
             boxes.setdefault(a["image_id"], []).append(a)
+        if self.annotated_only:
+            truth = annotated_only(truth, names)
         records = [self._record(i, boxes.get(i["id"], []), wanted) for i in truth.data["images"]]
         used = sum(len(r["instances"]) for r in records)
         print_log(
@@ -80,6 +85,8 @@ class OpenVocabCocoDataset(BaseDetDataset):
         return osp.join(self.data_prefix.get("img", ""), image["file_name"])
 
     def _record(self, image: dict[str, Any], annotations: list[dict[str, Any]], wanted: set[Any]) -> dict[str, Any]:
+        if "width" not in image or "height" not in image:
+            raise UserError(f"{self.ann_file}: image {image['id']} has no width and height.")
         width, height = image["width"], image["height"]
         instances = []
         for a in annotations:

@@ -1,12 +1,12 @@
 """Reading configs for the tools: linked variables, norm layers that a machine can run, readable errors.
 
 MMEngine resolves a config's variables while it reads the file, so ``--cfg-options data_root=...`` alone would change
-nothing. Here every key named like one of :data:`LINKED`, wherever it stands, takes the value of the top-level
-variable of that name after all overrides.
+nothing. Here an override of one of :data:`LINKED` also replaces its old value wherever a key of that name holds it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,11 @@ from mmengine.runner import Runner
 from smartclip_det.core.errors import UserError, nearest
 
 #: Keys that a config need not have for an override to mean something.
-_RUNNER_KEYS = (*tuple(inspect.signature(Runner.__init__).parameters)[1:], "find_unused_parameters")
+_RUNNER_KEYS = (
+    *tuple(inspect.signature(Runner.__init__).parameters)[1:],
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+)
 logger = logging.getLogger(__name__)
 LINKED = ("data_root", "towers", "norm_cfg")
 
@@ -41,36 +45,49 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         config = Config.fromfile(path)
     except (SyntaxError, KeyError, ImportError, TypeError, FileNotFoundError) as error:
         raise UserError(f"{path} cannot be read as a config ({type(error).__name__}: {error}).") from error
-    for key in options or {}:
-        first = key.split(".")[0]
-        if first not in config and first not in _RUNNER_KEYS:
-            near = nearest(first, [*config.keys(), *_RUNNER_KEYS])
-            raise UserError(f"--cfg-options {key}: the config has no {first!r}. Nearest: {', '.join(near) or 'none'}.")
-    if options:
-        config.merge_from_dict(dict(options))
-    link_variables(config)
+    options = dict(options or {})
+    for key in options:
+        _check_override(key, config)
+    linked = {k: v for k, v in options.items() if k.split(".")[0] in LINKED}
+    before = {name: copy.deepcopy(config.get(name)) for name in LINKED}
+    try:
+        config.merge_from_dict(linked)
+        for name in {k.split(".")[0] for k in linked}:
+            for key, value in config.items():
+                if key != name:
+                    _link(value, name, before[name], config[name])
+        # After linking, so that an override of one place wins over a variable.
+        config.merge_from_dict({k: v for k, v in options.items() if k not in linked})
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError(f"--cfg-options cannot be applied to {path} ({type(error).__name__}: {error}).") from error
     return config
 
 
-def link_variables(config: Config) -> None:
-    """Give every key named like a linked variable the value of the top-level one."""
-    for name in LINKED:
-        if name in config:
-            for key, value in config.items():
-                if key != name:
-                    _link(value, name, config[name])
+def _check_override(key: str, config: Config) -> None:
+    """An override must reach something: a section of the config or a linked variable."""
+    first = key.split(".")[0]
+    if first in _RUNNER_KEYS or (first in LINKED and first in config):
+        return
+    if first in config:
+        raise UserError(
+            f"--cfg-options {key}: {first!r} is a variable that was used while the config was read; overriding it "
+            f"would change nothing. Override the places where it is used. Linked variables: {', '.join(LINKED)}."
+        )
+    near = nearest(first, [*config.keys(), *_RUNNER_KEYS])
+    raise UserError(f"--cfg-options {key}: the config has no {first!r}. Nearest: {', '.join(near) or 'none'}.")
 
 
-def _link(node: Any, name: str, value: Any) -> None:
+def _link(node: Any, name: str, old: Any, new: Any) -> None:
+    """Replace every ``name: old`` below a node by ``name: new``; other values were chosen on purpose."""
     if isinstance(node, dict):
         for key in list(node):
-            if key == name and node[key] is not None:
-                node[key] = ConfigDict(value) if isinstance(value, dict) else value
+            if key == name and node[key] == old:
+                node[key] = ConfigDict(copy.deepcopy(new)) if isinstance(new, dict) else new
             else:
-                _link(node[key], name, value)
+                _link(node[key], name, old, new)
     elif isinstance(node, list | tuple):
         for item in node:
-            _link(item, name, value)
+            _link(item, name, old, new)
 
 
 def fit_norm_layers(config: Config, distributed: bool) -> bool:

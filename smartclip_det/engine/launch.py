@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import fit_norm_layers
 from smartclip_det.utils.env import versions
+from smartclip_det.utils.safe_load import safe_torch_load
 
 
 def run_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -63,7 +67,8 @@ def start_gloo(launcher: str) -> None:
     missing = [k for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
     if missing:
         raise UserError(f"--launcher pytorch needs torchrun ({', '.join(missing)} not set). Use tools/dist_train.sh.")
-    torch.distributed.init_process_group("gloo")
+    # Rank 0 may encode a large vocabulary while the others wait.
+    torch.distributed.init_process_group("gloo", timeout=timedelta(hours=2))
 
 
 def enable_amp(config: Config) -> None:
@@ -100,8 +105,31 @@ def log_opening(runner: Runner, config_path: str) -> None:
     print_log("\n".join(["smartclip_det run", *(f"  {k:11s} {v}" for k, v in facts.items())]), "current")
 
 
-def log_closing(runner: Runner, config_path: str, metrics: Mapping[str, Any] | None = None) -> None:
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a distributed wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def refuse_foreign_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
+    """Raise when a checkpoint lacks parameters of a model, which MMEngine would only log and leave random."""
+    content = safe_torch_load(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    state = {k.removeprefix("module."): v for k, v in state.items()}
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    wrong = [k for k, v in own.items() if getattr(state.get(k), "shape", None) != v.shape]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise UserError(
+            f"{path} is no checkpoint of this config's model: {len(wrong)} of {len(own)} tensors are missing or "
+            f"of another shape ({shown})."
+        )
+
+
+def log_closing(runner: Runner, config_path: str, options: Mapping[str, Any] | None = None) -> None:
     """Where the weights are and how to test them: the last lines of a run."""
     pointer = Path(runner.work_dir) / "last_checkpoint"
     last = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else "CHECKPOINT"
-    print_log(f"Weights: {last}\nTest:    python tools/test.py {config_path} {last}", "current", logging.INFO)
+    command = f"python tools/test.py {config_path} {last}"
+    if options:
+        command += " --cfg-options " + " ".join(shlex.quote(f"{k}={v}") for k, v in options.items())
+    print_log(f"Weights: {last}\nTest:    {command}", "current", logging.INFO)

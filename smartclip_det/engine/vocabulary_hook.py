@@ -42,8 +42,8 @@ class VocabularyHook(Hook):
         self._banks: dict[Any, TextBank] = {}
         self._before: list[TextBank | None] = []
 
-    def bank_for(self, metainfo: Mapping[str, Any], template_order: str) -> TextBank:
-        """The bank of a data set's metainfo, encoded once."""
+    def bank_for(self, metainfo: Mapping[str, Any], template_order: str, device: Any = "cpu") -> TextBank:
+        """The bank of a data set's metainfo, encoded once, on a device of choice."""
         names = metainfo.get("classes")
         if not names:
             raise UserError(
@@ -53,7 +53,7 @@ class VocabularyHook(Hook):
         seen = metainfo.get("seen")
         key = (tuple(names), None if seen is None else tuple(seen), str(templates), template_order)
         if key not in self._banks:
-            encoder: SmartCLIP = load_towers(self.towers)
+            encoder: SmartCLIP = load_towers(self.towers).to(device)
             self._banks[key] = build_bank(
                 encoder, list(names), templates=templates, template_order=template_order, seen=seen,
                 cache_dir=self.cache_dir,
@@ -62,8 +62,11 @@ class VocabularyHook(Hook):
 
     def _enter(self, runner: Runner, dataset: Any) -> None:
         detector = _detector(runner)
-        bank = self.bank_for(dataset.metainfo, detector.policy.template_order)
+        bank = self.bank_for(dataset.metainfo, detector.policy.template_order, next(detector.parameters()).device)
         self._before.append(detector.set_text_bank(bank))
+        # Metrics write it into their stamps.
+        facts = {"classes": len(bank), "seen": int(bank.seen.sum()), **bank.provenance}
+        runner.message_hub.update_info("vocabulary", facts)
         seen = int(bank.seen.sum())
         runner.logger.info(f"Vocabulary: {len(bank)} classes ({seen} seen), {bank.provenance}")
 

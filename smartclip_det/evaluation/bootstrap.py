@@ -158,7 +158,7 @@ def _nanmean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def referring_metric(overlap: np.ndarray, images: Sequence[Any]) -> tuple[Metric, int]:
+def referring_metric(overlap: np.ndarray, images: Sequence[Any], *, strict: bool = False) -> tuple[Metric, int]:
     """``acc50``, ``acc75``, ``acc90`` and ``miou`` as a function of image weights."""
     order = {image: i for i, image in enumerate(dict.fromkeys(images))}
     position = np.array([order[i] for i in images])
@@ -166,8 +166,11 @@ def referring_metric(overlap: np.ndarray, images: Sequence[Any]) -> tuple[Metric
     def metric(weights: np.ndarray) -> dict[str, float]:
         w = weights[position]
         total = max(float(w.sum()), np.finfo(float).tiny)
-        hits = {f"acc{int(t * 100)}": float((w * (overlap >= t)).sum() / total) for t in (0.5, 0.75, 0.9)}
-        return {**hits, "miou": float((w * overlap).sum() / total)}
+        out = {}
+        for t in (0.5, 0.75, 0.9):
+            hits = overlap > t if strict else overlap >= t
+            out[f"acc{int(t * 100)}"] = float((w * hits).sum() / total)
+        return {**out, "miou": float((w * overlap).sum() / total)}
 
     return metric, len(order)
 

@@ -139,7 +139,7 @@ def _load_results(
     gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any], iou_type: str
 ) -> Any:
     if iou_type == "segm":
-        results = _mask_results(results, annotations)
+        results = mask_results(results, annotations)
     if results:
         return gt.loadRes(results)
     empty = kind()
@@ -148,7 +148,7 @@ def _load_results(
     return empty
 
 
-def _mask_results(results: list[dict[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
+def mask_results(results: list[dict[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Masks as RLE and without their box, so that size classes go by mask area (MMDetection's habit)."""
     from pycocotools import mask as coco_mask
 

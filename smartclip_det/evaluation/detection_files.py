@@ -3,6 +3,8 @@
 * prediction for an image that the annotations do not have: refused (another split, most often);
 * prediction of a category that they do not have: ignored by every evaluator of the field; counted, reported;
 * NaN or infinite numbers, a box that is not four numbers, negative width or height: refused;
+* annotation id 0 or a repeated one: every evaluator of the field reads a match with it as no match; so do the
+  backends, which equal them; counted, reported;
 * boxes that leave their image: kept, as the field's evaluators keep them; counted, reported.
 
 Boxes are xywh pixels in COCO files and xyxy pixels in the columnar file.
@@ -11,7 +13,6 @@ Boxes are xywh pixels in COCO files and xyxy pixels in the columnar file.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
+_RESULT_FIELDS = ("image_id", "category_id", "bbox", "score", "segmentation")
 COLUMNAR = "smartclip_det.detections/1"
 
 
@@ -78,11 +80,67 @@ def load_ground_truth(source: str | Path | Mapping[str, Any]) -> GroundTruth:
     missing = [k for k in ("images", "annotations", "categories") if k not in data]
     if missing:
         raise UserError(f"{where} is no COCO or LVIS annotation file: it lacks {', '.join(missing)}.")
+    _check_schema(data, where)
     names = [c["name"] for c in data["categories"]]
     if len(set(names)) != len(names):
         raise UserError(f"{where} repeats category names: {sorted({n for n in names if names.count(n) > 1})[:5]}.")
     sizes = {i["id"]: (i["width"], i["height"]) for i in data["images"] if "width" in i and "height" in i}
     return GroundTruth(data, where, sizes)
+
+
+def _check_schema(data: dict[str, Any], where: str) -> None:
+    """Refuse entries without what evaluators rely on; fill in ids, ``iscrowd`` 0 and ``area`` where left out."""
+    needed = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
+    for part, keys in needed.items():
+        if not isinstance(data[part], list):
+            raise UserError(f"{where}: {part} must be a list; it is a {type(data[part]).__name__}.")
+        for n, entry in enumerate(data[part]):
+            missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
+            if missing:
+                raise UserError(f"{where}: entry {n} of {part} lacks {', '.join(missing)}.")
+            for key in keys:
+                if key in ("id", "image_id", "category_id") and not isinstance(entry[key], int | str):
+                    raise UserError(f"{where}: entry {n} of {part} has {key}={entry[key]!r}; ids are numbers or texts.")
+    ids = {i["id"] for i in data["images"]}
+    filled = []
+    for n, a in enumerate(data["annotations"]):
+        if not is_box(a["bbox"]):
+            raise UserError(
+                f"{where}: entry {n} of annotations has bbox={a['bbox']!r}; [x, y, width, height] is needed."
+            )
+        if a["image_id"] not in ids:
+            raise UserError(f"{where}: entry {n} of annotations is for image {a['image_id']!r}, which the file lacks.")
+        filled.append({"id": n + 1, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a})
+    data["annotations"] = filled
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value is four finite numbers."""
+    return isinstance(value, list | tuple) and len(value) == 4 and all(is_number(v) for v in value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that fits a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= 1e300
+
+
+#: Which images of a file are scored.
+IMAGES = ("all", "annotated")
+
+
+def annotated_only(truth: GroundTruth, names: Sequence[str] | None = None) -> GroundTruth:
+    """The annotations without images that hold no box of the given classes (None: of any class).
+
+    OV-COCO validates on the 4,836 images of val2017 that hold one of the 65 classes (ovd reference 2.1).
+    """
+    wanted = set(truth.categories if names is None else truth.category_ids(names))
+    kept = {a["image_id"] for a in truth.data["annotations"] if a["category_id"] in wanted}
+    images = [i for i in truth.data["images"] if i["id"] in kept]
+    boxes = [a for a in truth.data["annotations"] if a["image_id"] in kept]
+    data = {**truth.data, "images": images, "annotations": boxes}
+    return GroundTruth(data, truth.path, {k: v for k, v in truth.image_sizes.items() if k in kept})
 
 
 def read_predictions(path: str | Path, truth: GroundTruth) -> list[dict[str, Any]]:
@@ -117,6 +175,10 @@ def check_predictions(
     images = {i["id"] for i in truth.data["images"]}
     categories = set(truth.categories)
     counts = {"predictions": len(results), "unknown_category": 0, "outside_image": 0}
+    ids = [a["id"] for a in truth.data["annotations"]]
+    odd = sum(i == 0 for i in ids) + len(ids) - len(set(ids))
+    if odd:
+        counts["unusable_annotation_ids"] = odd
     checked = []
     for i, result in enumerate(results):
         problem = _problem(result, images, iou_type)
@@ -127,7 +189,7 @@ def check_predictions(
         if size is not None and "bbox" in result:
             x, y, w, h = result["bbox"]
             counts["outside_image"] += x < -1 or y < -1 or x + w > size[0] + 1 or y + h > size[1] + 1
-        checked.append(dict(result))
+        checked.append({k: v for k, v in result.items() if k in _RESULT_FIELDS})
     return checked, counts
 
 
@@ -142,15 +204,20 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
     missing = [k for k in ("image_id", "category_id", "score", geometry) if k not in result]
     if missing:
         return f"it lacks {', '.join(missing)}."
+    for key in ("image_id", "category_id"):
+        if isinstance(result[key], bool) or not isinstance(result[key], int | str):
+            return f"{key} must be a number or a text."
     if result["image_id"] not in images:
         return f"the annotations have no image {result['image_id']!r}; they may be of another split."
-    if not isinstance(result["score"], int | float) or not math.isfinite(result["score"]):
+    if not is_number(result["score"]):
         return "the score is not a finite number."
+    if iou_type == "segm" and not (isinstance(result["segmentation"], list | dict) and result["segmentation"]):
+        return "segmentation must be polygons or an RLE."
     if "bbox" in result:
         box = result["bbox"]
         if not isinstance(box, list | tuple) or len(box) != 4:
             return "bbox must be [x, y, width, height]."
-        if not all(isinstance(v, int | float) and math.isfinite(v) for v in box):
+        if not is_box(box):
             return "bbox holds a number that is not finite."
         if box[2] < 0 or box[3] < 0:
             return "width or height is negative: bbox must be [x, y, width, height]."

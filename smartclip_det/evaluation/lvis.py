@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.evaluation.coco import BACKENDS, CocoTables
+from smartclip_det.evaluation.coco import BACKENDS, CocoTables, mask_results
 from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.utils.compat import allow_numpy_float
 
@@ -69,6 +69,8 @@ def evaluate_lvis(
     check_choice("backend", backend, BACKENDS)
     check_lvis(truth)
     kept = limit_detections(results, max_dets)
+    if iou_type == "segm":
+        kept = mask_results(kept, truth.data)
     tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
     groups = {f: [k for k, c in enumerate(_sorted_categories(truth)) if c["frequency"] == f] for f in FREQUENCIES}
     prefix = f"{iou_type}_"
@@ -111,7 +113,9 @@ def reference_evaluator(
     from lvis import LVIS, LVISEval, LVISResults
 
     if not results:
-        raise UserError("lvis-api cannot score an empty prediction list; use backend=fast.")
+        # The library cannot take an empty list; a box without area on no class's ground truth is the same to it.
+        image, category = truth.data["images"][0]["id"], _sorted_categories(truth)[0]["id"]
+        results = [{"image_id": image, "category_id": category, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}]
     quiet = logging.getLogger("lvis")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -159,15 +163,13 @@ def _fast_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: st
         by_class[r["category_id"]].append(r)
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for a in truth.data["annotations"]:
-        annotations[a["category_id"]].append({"iscrowd": 0, **a})
+        annotations[a["category_id"]].append(a)
     precision, recall, thresholds = [], [], np.zeros(0)
     for group in _groups([c["id"] for c in categories], by_class):
         with contextlib.redirect_stdout(io.StringIO()):
             gt = COCO({"images": truth.data["images"], "categories": [c for c in categories if c["id"] in group],
                        "annotations": [a for i in group for a in annotations[i]]})  # fmt: skip
             rows = [r for i in group for r in by_class[i]]
-            if iou_type == "segm":
-                rows = [{k: v for k, v in r.items() if k != "bbox"} for r in rows]
             if rows:
                 dt = gt.loadRes(rows)
             else:

@@ -14,10 +14,13 @@ from typing import Any
 
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import MessageHub
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.evaluation.detection_files import (
+    IMAGES,
+    annotated_only,
     check_predictions,
     load_ground_truth,
     write_columnar,
@@ -40,6 +43,7 @@ class OpenVocabMetric(BaseMetric):
         split_file: str | None = None,
         backend: str = "fast",
         max_dets: int = 0,
+        images: str = "all",
         out_file: str | None = None,
         metrics_file: str | None = None,
         stamp: Mapping[str, Any] | None = None,
@@ -55,6 +59,7 @@ class OpenVocabMetric(BaseMetric):
             split_file: base and novel names for ``ov-coco``; None for the published 48/17.
             backend: ``fast`` or ``reference``.
             max_dets: detections per image, 0 for the protocol's own.
+            images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
             out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns).
             metrics_file: stamped metrics JSON to write.
             stamp: further facts for the protocol stamp (checkpoint hash, policy, ...).
@@ -66,6 +71,7 @@ class OpenVocabMetric(BaseMetric):
         self.ann_file = os.path.join(data_root, ann_file)
         self.split_file, self.backend, self.max_dets = split_file, backend, max_dets
         self.stamp = dict(stamp or {})
+        self.images = check_choice("images", images, IMAGES)
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):
             raise UserError(f"Predictions are written as .json or .safetensors; given {out_file}.")
         self.out_file, self.metrics_file = out_file, metrics_file
@@ -91,10 +97,19 @@ class OpenVocabMetric(BaseMetric):
             for image, boxes, scores, names in results
             for box, score, name in zip(boxes, scores, names, strict=True)
         ]
-        stamp = protocol_stamp(self.protocol, vocabulary=len(vocabulary), backend=self.backend,
-                               ann_sha256=file_hash(self.ann_file), **self.stamp)  # fmt: skip
+        texts = MessageHub.get_current_instance().get_info("vocabulary", None)
+        stamp = protocol_stamp(
+            self.protocol, classes=len(vocabulary), texts=texts,
+            backend=self.backend, iou_type="bbox", max_dets=self.max_dets or (300 if "lvis" in self.protocol else 100),
+            images=self.images, split=self.split_file or "published", ann_sha256=file_hash(self.ann_file), **self.stamp,
+        )  # fmt: skip
         if self.out_file:
             self._write(listed, results, vocabulary, stamp)
+        if self.images == "annotated":
+            names = (
+                [n for part in ov_coco_split(self._split())[:2] for n in part] if self.protocol == "ov-coco" else None
+            )
+            truth = annotated_only(truth, names)
         checked, counts = check_predictions(listed, truth)
         metrics = self._score(checked, truth)
         if self.metrics_file:
@@ -109,9 +124,12 @@ class OpenVocabMetric(BaseMetric):
         limits = [*(n for n in (1, 10) if n < last), last]
         if self.protocol == "coco":
             return coco_metrics(evaluate_tables(truth, results, backend=self.backend, max_dets=limits))
-        base, novel, _ = ov_coco_split(Path(self.split_file) if self.split_file else None)
+        base, novel, _ = ov_coco_split(self._split())
         tables = evaluate_tables(truth, results, backend=self.backend, max_dets=limits, names=[*base, *novel])
         return {**open_vocabulary_metrics(tables, base, novel), "bbox_mAP": tables.ap()}
+
+    def _split(self) -> Path | None:
+        return Path(self.split_file) if self.split_file else None
 
     def _write(
         self, listed: list[dict[str, Any]], results: list[Any], vocabulary: list[str], stamp: Mapping[str, Any]

@@ -12,7 +12,9 @@ from smartclip_det.core.vocabularies import OV_COCO_BASE, OV_COCO_NOVEL, check_s
 from smartclip_det.evaluation import bootstrap
 from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.evaluation.detection_files import (
+    IMAGES,
     GroundTruth,
+    annotated_only,
     check_predictions,
     load_ground_truth,
     read_json,
@@ -42,6 +44,7 @@ class EvaluationRequest:
         overlap: ``iou`` or ``giou`` for referring expressions.
         strict: hits need overlap > threshold.
         box_format: ``xyxy`` or ``xywh`` of grounding predictions.
+        images: ``all`` images of a detection file, or ``annotated``: those with a box of the protocol's classes.
         difficult: VOC objects marked difficult: ``count`` or ``ignore``.
     """
 
@@ -57,6 +60,7 @@ class EvaluationRequest:
     overlap: str = "iou"
     strict: bool = False
     box_format: str = "xyxy"
+    images: str = "all"
     difficult: str = "count"
 
 
@@ -95,6 +99,13 @@ def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list
         found = read_predictions(request.pred, truth)
     if request.protocol in ("lvis", "ov-lvis"):
         check_lvis(truth)
+    if check_choice("images", request.images, IMAGES) == "annotated":
+        names = (
+            [n for part in ov_coco_split(request.split_file)[:2] for n in part]
+            if request.protocol == "ov-coco"
+            else None
+        )
+        truth = annotated_only(truth, names)
     results, counts = check_predictions(found, truth, request.iou_type)
     return (
         truth,
@@ -104,6 +115,8 @@ def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list
 
 
 def _limits(max_dets: int) -> list[int]:
+    if max_dets < 0:
+        raise UserError(f"--max-dets {max_dets}: COCO protocols need a positive limit; only LVIS knows -1 (no limit).")
     last = max_dets or 100
     return [*(n for n in (1, 10) if n < last), last]
 
@@ -124,7 +137,10 @@ def ov_coco_split(split_file: Path | None) -> tuple[list[str], list[str], str]:
     data = read_json(split_file, "split file")
     if not isinstance(data, dict) or not {"base", "novel"} <= set(data):
         raise UserError(f'{split_file} must hold {{"base": [names], "novel": [names]}}.')
-    base, novel = list(data["base"]), list(data["novel"])
+    for part in ("base", "novel"):
+        if not isinstance(data[part], list) or not all(isinstance(n, str) for n in data[part]):
+            raise UserError(f"{split_file}: {part} must be a list of names.")
+    base, novel = data["base"], data["novel"]
     check_split(base, novel)
     return base, novel, Path(split_file).stem
 
@@ -140,7 +156,8 @@ def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
     counts["outside_vocabulary"] = sum(r["category_id"] not in ids for r in results)
     stamp = protocol_stamp(
         "ov-coco", ap="AP at IoU 0.5, 101 points, one joint run", iou_type=request.iou_type, max_dets=limits,
-        backend=request.backend, split=split, vocabulary=len(names), base=len(base), novel=len(novel),
+        backend=request.backend, split=split, images=request.images, vocabulary=len(names),
+        base=len(base), novel=len(novel),
     )  # fmt: skip
     metrics = {**open_vocabulary_metrics(tables, base, novel), f"{request.iou_type}_mAP": tables.ap()}
     return EvaluationResult(stamp, metrics, counts, tables.class_ap(0.5))
@@ -215,7 +232,10 @@ def compare(
         metrics[0], metrics[1], images, resamples=resamples, seed=seed, progress=progress
     )
     stamp = protocol_stamp(
-        request.protocol, test="paired bootstrap over images", resamples=resamples, seed=seed,
+        request.protocol, test="paired bootstrap over images", iou_type=request.iou_type, max_dets=request.max_dets,
+        images=request.images, split=request.split, split_file=request.split_file and str(request.split_file),
+        overlap=request.overlap, strict=request.strict, box_format=request.box_format, difficult=request.difficult,
+        resamples=resamples, seed=seed,
         ann_sha256=file_hash(request.ann), a=str(pred_a), b=str(pred_b), a_sha256=file_hash(pred_a),
         b_sha256=file_hash(pred_b),
     )  # fmt: skip
@@ -225,7 +245,7 @@ def compare(
 def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric, int]:
     if request.protocol == "refcoco":
         scores = _referring_scores(request, pred)
-        return bootstrap.referring_metric(scores.overlap, scores.images)
+        return bootstrap.referring_metric(scores.overlap, scores.images, strict=request.strict)
     truth, results, _ = _truth_and_detections(replace(request, pred=pred))
     if request.protocol == "voc":
         return bootstrap.voc_metric(truth, results, request.difficult)
@@ -242,5 +262,7 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
     else:
         names = list(truth.categories.values())
         groups = {"mAP": (names, None), "mAP_50": (names, 0)}
-    matches = bootstrap.coco_matches(truth, results, names, iou_type=request.iou_type, max_dets=request.max_dets or 100)
+    matches = bootstrap.coco_matches(
+        truth, results, names, iou_type=request.iou_type, max_dets=_limits(request.max_dets)[-1]
+    )
     return bootstrap.detection_metric(matches, groups)

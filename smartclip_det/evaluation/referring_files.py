@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,15 @@ def load_expressions(
     if path.suffix == ".jsonl":
         records = _from_jsonl(path)
     elif path.suffix in (".p", ".pkl", ".pickle"):
-        records = _from_refs(load_plain_pickle(path), path, instances)
+        records = _checked(_from_refs, path, load_plain_pickle(path), path, instances)
     else:
         data = read_json(path, "expression file")
         if isinstance(data, list):
-            records = _from_refs(data, path, instances)
-        elif isinstance(data, dict) and "images" in data and data["images"] and "caption" in data["images"][0]:
-            records = _from_mdetr(data)
+            records = _checked(_from_refs, path, data, path, instances)
+        elif (
+            isinstance(data, dict) and isinstance(data.get("images"), list) and "caption" in (data["images"] or [{}])[0]
+        ):
+            records = _checked(_from_mdetr, path, data)
         else:
             raise UserError(
                 f"{path} is neither an MDETR json (images with captions) nor a refs list. Known: JSON lines "
@@ -114,9 +116,28 @@ def load_expressions(
     return records
 
 
+def _checked(read: Callable[..., list[Expression]], path: Path, *args: Any) -> list[Expression]:
+    """Run a reader of one layout; a record that does not have the layout's fields is a :class:`UserError`."""
+    try:
+        return read(*args)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: a record does not have the layout's fields ({type(error).__name__}: {error})."
+        ) from error
+
+
 def write_expressions(path: str | Path, records: Iterable[Expression]) -> None:
     """Write our JSON lines."""
     Path(path).write_text("".join(json.dumps(asdict(r)) + "\n" for r in records), encoding="utf-8")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}).") from error
 
 
 def _from_jsonl(path: Path) -> list[Expression]:
@@ -124,7 +145,7 @@ def _from_jsonl(path: Path) -> list[Expression]:
         raise UserError(f"No expression file at {path}. Check the path.")
     known = set(Expression.__dataclass_fields__)
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -133,6 +154,7 @@ def _from_jsonl(path: Path) -> list[Expression]:
             extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids")}
             extra = {"image_id": row.get("file_name", ""), "file_name": "", "sentence": "", **extra}
             records.append(Expression(boxes=boxes, ann_ids=tuple(row.get("ann_ids", ())), **extra))
+            hash(records[-1].id)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} line {number}: not an expression with id and xyxy boxes ({error!r}).") from error
     return records
@@ -211,7 +233,7 @@ def load_grounding_predictions(path: str | Path, box_format: str = "xyxy") -> di
     if not path.is_file():
         raise UserError(f"No prediction file at {path}. Check the path.")
     out: dict[int | str, GroundedBoxes] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -219,6 +241,7 @@ def load_grounding_predictions(path: str | Path, box_format: str = "xyxy") -> di
             key = row["id"]
             boxes = [tuple(float(v) for v in b) for b in row["boxes"]]
             scores = [float(s) for s in row.get("scores", [0.0] * len(boxes))]
+            hash(key)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} line {number}: not {{id, boxes, scores}} ({error!r}).") from error
         problem = _grounding_problem(key, boxes, scores, out, box_format)

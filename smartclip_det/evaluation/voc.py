@@ -67,12 +67,10 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
         size = root.find("size")
         image: dict[str, Any] = {"id": number, "file_name": root.findtext("filename") or f"{path.stem}.jpg"}
         if size is not None:
-            image.update(width=int(size.findtext("width") or 0), height=int(size.findtext("height") or 0))
+            image.update(width=_number(size, "width", path), height=_number(size, "height", path))
         images.append(image)
         for node in root.iter("object"):
-            corners = [float(node.findtext(f"bndbox/{k}") or "nan") for k in ("xmin", "ymin", "xmax", "ymax")]
-            if not np.isfinite(corners).all():
-                raise UserError(f"{path}: an object lacks a coordinate of its box.")
+            corners = [_number(node, f"bndbox/{k}", path) for k in ("xmin", "ymin", "xmax", "ymax")]
             objects.append((number, node.findtext("name") or "", corners, node.findtext("difficult") == "1"))
     found = sorted({o[1] for o in objects})
     names = VOC_CLASSES if set(found) <= set(VOC_CLASSES) else tuple(found)
@@ -84,6 +82,13 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
     sizes = {i["id"]: (i["width"], i["height"]) for i in images if "width" in i}
     data = {"images": images, "annotations": annotations, "categories": categories}
     return GroundTruth(data, str(folder), sizes)
+
+
+def _number(node: ElementTree.Element, key: str, path: Path) -> float:
+    try:
+        return float(node.findtext(key) or "nothing")
+    except ValueError as error:
+        raise UserError(f"{path}: <{key.rsplit('/', 1)[-1]}> is missing or no number.") from error
 
 
 def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:

@@ -20,7 +20,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,17 @@ class TextCache:
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._salt = json.dumps(dict(provenance), sort_keys=True)
-        self._db = sqlite3.connect(folder / f"texts_{provenance['checkpoint_hash'][:8]}.sqlite", timeout=60)
-        self._db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+        path = folder / f"texts_{provenance['checkpoint_hash'][:8]}.sqlite"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60)
+            self._db.execute("CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, value BLOB NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"The cache of encoded texts at {path} cannot be used ({error}). Delete the file, or set "
+                "SMARTCLIP_DET_CACHE to a folder that can be written."
+            ) from error
 
     def _key(self, unit: Sequence[str]) -> str:
         return hashlib.sha256(json.dumps([self._salt, list(unit)]).encode()).hexdigest()
@@ -113,19 +120,21 @@ def build_bank(
         UserError: for empty or repeated names, unknown templates or orders, or texts over the token limit.
     """
     check_choice("template_order", template_order, TEMPLATE_ORDERS)
+    names = _check_names("names", names)
     twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(f"The vocabulary repeats names: {', '.join(twice[:5])}.")
-    synonyms = synonyms or {}
-    foreign = [n for n in synonyms if n not in set(names)]
+    synonyms = {n: _check_names(f"synonyms of {n!r}", s) for n, s in (synonyms or {}).items()}
+    foreign = sorted(set(synonyms) - set(names))
     if foreign:
         raise UserError(f"Synonyms are given for names that are not in the vocabulary: {', '.join(foreign[:5])}.")
-    bank: TextBank | None = None
-    if _rank() == 0:
+
+    def encode() -> TextBank:
         groups = [class_prompts([n, *synonyms.get(n, ())], templates) for n in [*names, BACKGROUND]]
         texts = [tuple(t for prompts in group for t in prompts) for group in groups]
-        bank = _encode_classes(encoder, list(names), texts, templates, template_order, cache_dir, batch_size, progress)
-    bank = _from_rank_zero(bank)
+        return _encode_classes(encoder, names, texts, templates, template_order, cache_dir, batch_size, progress)
+
+    bank = _on_rank_zero(encode)
     return bank if seen is None else bank.with_seen(seen)
 
 
@@ -146,7 +155,7 @@ def _encode_classes(
         if cache is not None:
             cache.close()
     embeds, probs = values[:, 0], values[:, 1]
-    masks = (probs > 0).float() if order == "union_mask" else (probs >= 0.5).float()
+    masks = (probs >= 0.5).float()
     rows = [c for c, group in enumerate(texts) for _ in (group if split else [group])]
     count = sum(1 for c in rows if c < len(names))
     background = TextBank((BACKGROUND,), embeds[count:], masks[count:], texts=[" | ".join(u) for u in units[count:]],  # type: ignore[arg-type]
@@ -199,8 +208,11 @@ def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int
 
 @torch.no_grad()
 def _encode_batch(encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
-    tokens = encoder.tokenize([t for unit in units for t in unit]).to(encoder.logit_scale.device)
-    features = encoder.forward_text(tokens)
+    device = encoder.logit_scale.device
+    tokens = encoder.tokenize([t for unit in units for t in unit]).to(device)
+    # Cached values must not depend on who asked for them under which precision.
+    with torch.autocast(device.type, enabled=False):
+        features = encoder.forward_text(tokens)
     embeds = functional.normalize(features.embeds.float(), dim=-1)
     keep = token_keep(tokens)
     values, start = [], 0
@@ -242,19 +254,27 @@ def _average_states(states: Tensor, keep: Tensor, mask_pad: str) -> tuple[Tensor
     return (states * weight).sum(0, keepdim=True) / weight.sum(0, keepdim=True).clamp(min=1), keep.any(0, keepdim=True)
 
 
-def _rank() -> int:
-    return (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-    )
+def _check_names(what: str, names: Sequence[str]) -> list[str]:
+    """A list of texts; a single string is not a list of its letters."""
+    if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"{what} must be a list of texts; given {names!r:.80}.")
+    return list(names)
 
 
-def _from_rank_zero(bank: TextBank | None) -> TextBank:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        box = [bank]
-        torch.distributed.broadcast_object_list(box, src=0)
-        bank = box[0]
-    if bank is None:
-        raise RuntimeError("rank 0 sent no text bank")
+def _on_rank_zero(make: Callable[[], TextBank]) -> TextBank:
+    """What ``make`` gives on rank 0, on every rank; an error of rank 0 is raised on every rank, so none waits."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return make()
+    box: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box[0] = make()
+        except UserError as error:
+            box[1] = str(error)
+    torch.distributed.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    bank: TextBank = box[0]
     return bank
 
 
@@ -267,9 +287,14 @@ def read_vocabulary(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No vocabulary file at {path}. Give a .txt with one name a line, or a .json list.")
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        names = json.loads(content) if path.suffix == ".json" else None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not readable UTF-8 {'JSON' if path.suffix == '.json' else 'text'} ({error})."
+        ) from error
     if path.suffix == ".json":
-        names = json.loads(content)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
             raise UserError(f"{path} must hold a JSON list of strings.")
     else:

@@ -42,7 +42,7 @@ def check_stack() -> None:
     except ImportError as error:
         raise UserError(
             f"mmcv has no compiled operators ({error}). It was built without torch; run "
-            f"`rm -rf .venv && uv cache clean mmcv && {SETUP_COMMAND}`."
+            f"`rm -rf .venv && .uv/bin/uv cache clean mmcv && {SETUP_COMMAND}`."
         ) from error
 
 
@@ -101,9 +101,12 @@ def _route_nms(force: bool) -> None:
 
 
 def _route_roi_align(force: bool) -> None:
-    from mmcv.ops import RoIAlign
     from torchvision.ops import roi_align
 
+    # ``mmcv.ops.roi_align`` is a function that hides the module of its name.
+    module = importlib.import_module("mmcv.ops.roi_align")
+    RoIAlign = module.RoIAlign  # noqa: N806
+    _route_roi_align_function(module, force)
     compiled = getattr(RoIAlign, "_compiled_forward", RoIAlign.forward)
 
     def forward(self: Any, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
@@ -116,6 +119,32 @@ def _route_roi_align(force: bool) -> None:
 
     RoIAlign._compiled_forward = compiled
     RoIAlign.forward = forward
+
+
+def _route_roi_align_function(module: Any, force: bool) -> None:
+    """The function form, which MMDetection's bitmap masks call (Mask R-CNN's targets)."""
+    from torchvision.ops import roi_align as torchvision_roi_align
+
+    compiled = getattr(module, "_compiled_roi_align", module.roi_align)
+
+    def roi_align(
+        input: torch.Tensor,
+        rois: torch.Tensor,
+        output_size: Any,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        pool_mode: str = "avg",
+        aligned: bool = True,
+    ) -> torch.Tensor:
+        if not (force or input.is_cuda) or pool_mode != "avg":
+            out: torch.Tensor = compiled(input, rois, output_size, spatial_scale, sampling_ratio, pool_mode, aligned)
+            return out
+        return torchvision_roi_align(input, rois.to(input.dtype), output_size, spatial_scale, sampling_ratio, aligned)
+
+    module._compiled_roi_align = compiled
+    # The last two bound the name when they were imported.
+    for name in ("mmcv.ops.roi_align", "mmcv.ops", "mmdet.structures.mask.structures"):
+        vars(sys.modules.get(name) or importlib.import_module(name))["roi_align"] = roi_align
 
 
 def _route_deformable_attention() -> None:

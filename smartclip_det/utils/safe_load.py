@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -52,19 +52,23 @@ def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive (told by its code folder)."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in n or n.endswith("constants.pkl") for n in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in n or n.endswith("constants.pkl") for n in archive.namelist())
+    except Exception as error:
+        raise UserError(f"{path} is a broken archive; it may be cut short. ({error})") from error
 
 
-def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
-    """What a ``torch.save`` file holds, with no pickled code executed.
+def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> Any:
+    """What a ``torch.save`` file or stream holds, with no pickled code executed.
 
     Raises:
         UserError: when the file is missing, broken, or holds objects other than plain data.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"No file at {path}. Check the path; weights are never downloaded.")
+    if isinstance(path, str | Path):
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"No file at {path}. Check the path; weights are never downloaded.")
     try:
         with torch.serialization.safe_globals(_mmengine_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -74,7 +78,7 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
             f"{path} holds pickled objects other than plain tensors, numbers and text, or is no torch file; it was "
             f"not loaded because that could run code. Save its state dict alone. ({first[:200]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file fails in any way the unpickler or zip reader happens to
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{path} is not a readable torch file; it may be cut short. ({first[:200]})") from error
 

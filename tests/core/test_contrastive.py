@@ -64,5 +64,22 @@ def test_non_modular_masks_each_image_by_its_own_caption():
         alignment_logits(v[:3], t, m, modular=False)
 
 
+def test_strips_of_a_gathered_batch_equal_the_whole():
+    g = torch.Generator().manual_seed(3)
+    v, t, m = (torch.randn(6, 8, generator=g) for _ in range(3))
+    m = (m > -0.5).float()
+    whole = alignment_losses(alignment_logits(v, t, m))
+    parts = []
+    for start in (0, 3):
+        rows = slice(start, start + 3)
+        images = alignment_logits(v[rows], t, m)
+        texts = alignment_logits(v, t[rows], m[rows]).t()
+        parts.append(alignment_losses(images, texts, torch.arange(start, start + 3)))
+    for key in whole:
+        assert torch.allclose((parts[0][key] + parts[1][key]) / 2, whole[key], atol=1e-5)
+    with pytest.raises(UserError, match="text_logits of their own"):
+        alignment_losses(alignment_logits(v[:3], t, m))
+
+
 def test_sparsity_is_the_share_of_dimensions_kept():
     assert sparsity_loss(torch.tensor([[1.0, 0.0, 1.0, 1.0]])).item() == 0.75

@@ -206,10 +206,28 @@ class TestMaskModes:
         assert sorted(map(str, shuffled.tolist())) == sorted(map(str, hard.tolist()))
         assert torch.equal(resolve_masks(hard.flip(0), "shuffled", self.texts[::-1]).flip(0), shuffled)
 
+    def test_shuffled_takes_another_classs_mask_and_needs_one(self):
+        hard, _ = self.masks()
+        index = torch.tensor([0, 0, 1, 1])
+        shuffled = resolve_masks(hard, "shuffled", self.texts, class_index=index)
+        assert torch.equal(shuffled[:2], hard[2:])
+        assert torch.equal(shuffled[2:], hard[:2])
+        with pytest.raises(UserError, match="at least two classes"):
+            resolve_masks(hard[:1], "shuffled", self.texts[:1])
+
     def test_unknown_mode_names_the_nearest(self):
         hard, _ = self.masks()
         with pytest.raises(UserError, match=r"shufled.*Nearest: shuffled"):
             resolve_masks(hard, "shufled", self.texts)
+
+
+def test_nan_and_inf_stay_visible():
+    v, t, _ = sample(dtype=torch.float32)
+    v[0, 0] = float("nan")
+    v[1, 3] = float("inf")
+    s = masked_cosine(v, t, torch.ones_like(t))
+    assert s[:2].isnan().all()
+    assert s[2:].isfinite().all()
 
 
 def test_shapes_are_checked():

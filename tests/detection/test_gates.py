@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 
 from smartclip_det.core.errors import UserError
@@ -289,6 +288,61 @@ class TestBankSwap:
         with pytest.raises(UserError, match="No vocabulary is in force"):
             detector._bank_in_force(torch.device("cpu"))
 
+    def test_a_checkpoint_of_other_towers_is_refused(self, shared):
+        one = build(smoke_config(shared / "coco_mini_train"))
+        other = build(smoke_config(shared / "coco_mini_train", towers={"arch": "SmartCLIP-tiny", "seed": 9}))
+        assert other.backbone.tower_hash != one.backbone.tower_hash
+        with pytest.raises(UserError, match="trained on towers .* Give the same towers again"):
+            other.load_state_dict(one.state_dict())
+        one.load_state_dict(one.state_dict())
+
+    def test_a_checkpoint_of_another_model_is_refused(self, shared, tmp_path):
+        from smartclip_det.engine.launch import refuse_foreign_checkpoint
+
+        detector = build(smoke_config(shared / "coco_mini_train"))
+        torch.save({"state_dict": {"foo": torch.ones(1)}}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="tensors are missing or of another shape"):
+            refuse_foreign_checkpoint(detector, tmp_path / "w.pth")
+        torch.save({"state_dict": detector.state_dict()}, tmp_path / "w.pth")
+        refuse_foreign_checkpoint(detector, tmp_path / "w.pth")
+
+    def test_the_hook_sets_and_restores_the_bank_of_each_phase(self, shared):
+        from types import SimpleNamespace
+
+        from mmengine.logging import MessageHub, MMLogger
+
+        from smartclip_det.engine import VocabularyHook
+
+        detector = build(smoke_config(shared / "coco_mini_train"))
+        phases = {
+            n: SimpleNamespace(dataset=SimpleNamespace(metainfo=m))
+            for n, m in (
+                ("train", {"classes": ("cat", "dog"), "seen": ("cat",)}),
+                ("val", {"classes": ("bus", "sky", "cat"), "templates": "none"}),
+            )
+        }
+        runner = SimpleNamespace(model=detector, train_dataloader=phases["train"], val_dataloader=phases["val"], test_dataloader=phases["val"],
+                                 logger=MMLogger.get_current_instance(), message_hub=MessageHub.get_instance("hook-test"))  # fmt: skip
+        hook = VocabularyHook(TOWERS, cache_dir=None)
+        hook.before_train(runner)
+        assert detector.text_bank.names == ("cat", "dog")
+        assert detector.text_bank.seen.tolist() == [True, False]
+        training = detector.text_bank
+        hook.before_val_epoch(runner)
+        assert detector.text_bank.names == ("bus", "sky", "cat")
+        assert detector.text_bank.texts == ("bus", "sky", "cat")
+        hook.after_val_epoch(runner)
+        assert detector.text_bank is training
+        hook.after_train(runner)
+        assert detector.text_bank is None
+        hook.before_test_epoch(runner)
+        assert len(detector.text_bank) == 3
+        hook.after_test_epoch(runner)
+        assert detector.text_bank is None
+        assert runner.message_hub.get_info("vocabulary")["classes"] == 3
+        with pytest.raises(UserError, match="takes no text bank"):
+            hook.before_train(SimpleNamespace(**{**vars(runner), "model": torch.nn.Linear(1, 1)}))
+
     def test_default_vocabulary_serves_callers_that_know_no_banks(self, shared):
         config = smoke_config(shared / "coco_mini_train")
         config.model.default_vocabulary = {"towers": dict(config.towers), "names": ["cat", "dog"], "progress": False}
@@ -297,7 +351,6 @@ class TestBankSwap:
 
 
 def test_registries_are_mmdetections_own():
-    assert DATASETS is not None
     from mmdet.registry import HOOKS, METRICS, MODELS
 
     from smartclip_det import parts  # noqa: F401

@@ -259,6 +259,24 @@ class TestDataset:
         with pytest.raises(UserError, match="No annotation file"):
             self.build(tmp_path / "nowhere", vocabulary=["bus"])
 
+    def test_ov_coco_validates_on_images_with_a_box_of_the_65(self, shared):
+        from smartclip_det.core.vocabularies import OV_COCO_65
+
+        root = str(shared / "coco_mini_train")
+        options = {
+            "data_root": root,
+            "ann_file": "instances_train2017.json",
+            "vocabulary": "ov_coco_65",
+            "test_mode": True,
+        }
+        everything, annotated = self.build(".", **options), self.build(".", **options, annotated_only=True)
+        data = json.loads((shared / "coco_mini_train/instances_train2017.json").read_text())
+        ids = {c["id"] for c in data["categories"] if c["name"] in OV_COCO_65}
+        expected = {a["image_id"] for a in data["annotations"] if a["category_id"] in ids}
+        assert len(everything) == 80
+        assert {annotated.get_data_info(i)["img_id"] for i in range(len(annotated))} == expected
+        assert len(expected) == 78
+
     def test_lvis_images_and_names(self, shared):
         from mmdet.registry import DATASETS
 
@@ -414,6 +432,21 @@ class TestConfig:
         assert config.model.backbone.towers.arch == "SmartCLIP-tiny"
         assert config.custom_hooks[0].towers.arch == "SmartCLIP-tiny"
 
+    def test_an_override_of_one_place_wins_and_other_values_stay(self):
+        from smartclip_det.engine.config import load_config
+
+        base = REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
+        config = load_config(
+            base,
+            {"data_root": "here/", "val_dataloader.dataset.data_root": "there/", "model.neck.0.norm_cfg.type": "GN"},
+        )
+        assert config.train_dataloader.dataset.data_root == "here/"
+        assert config.val_dataloader.dataset.data_root == "there/"
+        assert config.model.neck[0].norm_cfg.type == "GN"
+        assert config.model.neck[1].norm_cfg.type == "SyncBN"
+        plain = load_config(base)
+        assert plain.val_dataloader.dataset.data_root == "data/coco/"
+
     def test_sync_bn_is_replaced_where_it_cannot_run(self, caplog):
         from smartclip_det.engine.config import fit_norm_layers, load_config
 
@@ -428,6 +461,11 @@ class TestConfig:
 
         with pytest.raises(UserError, match="Nearest in .*open-vocab-rcnn"):
             load_config(REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16.py")
+        base = REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
+        with pytest.raises(UserError, match="'val_ann' is a variable .* would change nothing"):
+            load_config(base, {"val_ann": "x.json"})
+        with pytest.raises(UserError, match="cannot be applied"):
+            load_config(base, {"custom_hooks.5.templates": "photo"})
         with pytest.raises(UserError, match="Nearest: data_root"):
             load_config(REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py", {"dataroot": "x"})
         (tmp_path / "broken.py").write_text("a = (")
@@ -445,9 +483,12 @@ boxes = torch.rand(50, 2) * 40; boxes = torch.cat([boxes, boxes + 5 + torch.rand
 layer = RoIAlign(7, 0.25, 0); attention = MultiScaleDeformableAttention(8, 2, 1, 2).eval()
 args = dict(value=torch.rand(16, 1, 8), reference_points=torch.rand(1, 3, 1, 2), spatial_shapes=torch.tensor([[4, 4]]), level_start_index=torch.zeros(1).long())
 query = torch.rand(3, 1, 8)
+def mask_targets():
+    import mmdet.structures.mask.structures as s
+    return s.roi_align(torch.ones(1, 1, 32, 32), torch.tensor([[0, 1., 1., 20., 30.]]), (14, 14), 1.0, 0, 'avg', True)
 def run():
     return [layer(x, rois), nms(boxes, scores, 0.5)[1], nms(boxes, scores, 0.5, offset=1)[1],
-            batched_nms(boxes, scores, torch.arange(50) % 3, dict(type='nms', iou_threshold=0.5))[1], attention(query, **args)]
+            mask_targets(), batched_nms(boxes, scores, torch.arange(50) % 3, dict(type='nms', iou_threshold=0.5))[1], attention(query, **args)]
 before = run()
 assert compat.install_operator_routes() is False
 assert compat.install_operator_routes(force=True)

@@ -84,6 +84,100 @@ def test_classes_are_matched_by_name_in_any_order(backend):
         evaluate_tables(truth, kept, backend=backend, names=["buss"])
 
 
+def test_ids_that_evaluators_cannot_use_are_counted_and_missing_ones_made():
+    truth = small_truth()
+    data = {**truth.data, "annotations": [{**a, "id": n} for n, a in enumerate(truth.data["annotations"])]}
+    assert check_predictions([], load_ground_truth(data))[1]["unusable_annotation_ids"] == 1
+    data["annotations"] = [{**a, "id": 5} for a in data["annotations"]]
+    assert check_predictions([], load_ground_truth(data))[1]["unusable_annotation_ids"] == 11
+    data["annotations"] = [{k: v for k, v in a.items() if k != "id"} for a in data["annotations"]]
+    made = load_ground_truth(data)
+    assert "unusable_annotation_ids" not in check_predictions([], made)[1]
+    for backend in ("fast", "reference"):
+        assert evaluate_tables(made, perfect(made), backend=backend).ap() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+@pytest.mark.parametrize("protocol", ["coco", "lvis", "voc"])
+def test_no_predictions_score_zero(backend, protocol, tmp_path):
+    truth = TestLvis().truth() if protocol == "lvis" else small_truth()
+    (tmp_path / "ann.json").write_text(json.dumps(truth.data))
+    (tmp_path / "pred.json").write_text("[]")
+    metrics = run_protocol(
+        EvaluationRequest(protocol, tmp_path / "ann.json", tmp_path / "pred.json", backend=backend)
+    ).metrics
+    assert metrics[{"coco": "bbox_mAP", "lvis": "bbox_AP", "voc": "mAP"}[protocol]] == 0
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+def test_lvis_masks_as_polygons_with_and_without_boxes(backend):
+    truth = TestLvis().truth()
+    for a in truth.data["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    for i in truth.data["images"]:
+        i["height"], i["width"] = 100, 200
+    results = [
+        {**r, "segmentation": a["segmentation"]} for r, a in zip(perfect(truth), truth.data["annotations"], strict=True)
+    ]
+    plain = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+    for rows in (results, plain):
+        metrics, _ = evaluate_lvis(truth, rows, backend=backend, iou_type="segm")
+        assert metrics["segm_AP"] == pytest.approx(1.0)
+        assert metrics["segm_APm"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "message"),
+    [
+        ("images", {"width": 5}, "images lacks id"),
+        ("categories", {"id": 1}, "categories lacks name"),
+        ("annotations", {"id": 1, "image_id": 1, "category_id": 1}, "annotations lacks bbox"),
+        ("annotations", {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}, r"bbox=\[1, 2, 3\]"),
+        ("annotations", {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4]}, "image 99, which the file lacks"),
+        ("annotations", {"image_id": [1], "category_id": 1, "bbox": [1, 2, 3, 4]}, "ids are numbers or texts"),
+        ("annotations", 5, "annotations lacks image_id"),
+    ],
+)
+def test_broken_annotation_files_are_refused(part, entry, message):
+    data = small_truth().data
+    with pytest.raises(UserError, match=message):
+        load_ground_truth({**data, part: [*data[part], entry]})
+    with pytest.raises(UserError, match=f"{part} must be a list"):
+        load_ground_truth({**data, part: None})
+
+
+def test_missing_area_and_crowd_flags_are_filled_in():
+    data = small_truth().data
+    bare = {
+        **data,
+        "annotations": [{k: v for k, v in a.items() if k not in ("area", "iscrowd")} for a in data["annotations"]],
+    }
+    truth = load_ground_truth(bare)
+    for backend in ("fast", "reference"):
+        assert evaluate_tables(truth, perfect(truth), backend=backend).ap() == pytest.approx(1.0)
+
+
+def test_limits_and_splits_are_checked(tmp_path):
+    truth = small_truth()
+    (tmp_path / "ann.json").write_text(json.dumps(truth.data))
+    (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)))
+    request = EvaluationRequest(
+        "ov-coco", tmp_path / "ann.json", tmp_path / "pred.json", split_file=tmp_path / "split.json"
+    )
+    for content, message in (({"base": 5, "novel": ["dog"]}, "list of names"), ({"base": "cat", "novel": ["dog"]}, "list of names"),
+                             ({"base": ["cat", "cat"], "novel": ["dog"]}, "twice: cat"), ({"base": ["dog"], "novel": ["dog"]}, "at once: dog")):  # fmt: skip
+        (tmp_path / "split.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            run_protocol(request)
+    (tmp_path / "split.json").write_text(json.dumps({"base": ["cat", "bus"], "novel": ["dog"]}))
+    assert run_protocol(request).metrics["novel_ap50"] == pytest.approx(1.0)
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="need a positive limit"):
+        run_protocol(replace(request, max_dets=-1))
+
+
 class TestBadPredictions:
     def refuse(self, change, message):
         truth = small_truth()
@@ -98,6 +192,10 @@ class TestBadPredictions:
             ({"image_id": 999}, "Prediction 1 .*no image 999"),
             ({"score": float("nan")}, "score is not a finite"),
             ({"score": "0.5"}, "score is not a finite"),
+            ({"score": True}, "score is not a finite"),
+            ({"score": 10**400}, "score is not a finite"),
+            ({"image_id": [1]}, "must be a number or a text"),
+            ({"category_id": {}}, "must be a number or a text"),
             ({"bbox": [1, 2, float("inf"), 4]}, "not finite"),
             ({"bbox": [1, 2, 3]}, r"\[x, y, width, height\]"),
             ({"bbox": [50, 50, -10, 4]}, "negative"),
@@ -425,6 +523,14 @@ class TestBootstrap:
         by_number = run_protocol(EvaluationRequest("voc", folder / "Annotations", folder / "detections_coco.json"))
         by_stem = run_protocol(EvaluationRequest("voc", folder / "Annotations", tmp_path / "stems.json"))
         assert by_stem.metrics == by_number.metrics
+
+    def test_strict_hits_are_compared_strictly(self, tmp_path):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"id": 1, "boxes": [[10, 10, 30, 30]], "image_id": 1}))
+        (tmp_path / "p.jsonl").write_text(json.dumps({"id": 1, "boxes": [[10, 10, 30, 20]], "scores": [1]}))
+        request = EvaluationRequest("refcoco", tmp_path / "t.jsonl", tmp_path / "p.jsonl", strict=True)
+        stamp, outcome = compare(request, tmp_path / "p.jsonl", tmp_path / "p.jsonl", resamples=5, progress=False)
+        assert outcome["acc50"]["a"] == run_protocol(request).metrics["acc50"] == 0.0
+        assert stamp["strict"] is True
 
     def test_sentences_of_one_image_move_together(self):
         metric, images = bootstrap.referring_metric(np.array([1.0, 0.6, 0.0]), ["a", "a", "b"])

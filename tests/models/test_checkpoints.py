@@ -137,10 +137,37 @@ def test_stretching_a_short_checkpoint(tmp_path):
     assert len(long.openai_state()) == len(towers().openai_state()) + 1
 
 
+def test_bare_files_refuse_what_they_cannot_carry(tmp_path):
+    with pytest.raises(UserError, match="vision_heads=2"):
+        SmartCLIP.from_arch("SmartCLIP-tiny").save(tmp_path / "w.pt")
+    with pytest.raises(UserError, match="mask_pad='ignore'"):
+        towers(mask_layers=1).save(tmp_path / "w.pt")
+    SmartCLIP.from_arch("SmartCLIP-tiny").save(tmp_path / "w.pt", layout="native")
+    assert SmartCLIP.from_checkpoint(tmp_path / "w.pt").config == SmartCLIP.from_arch("SmartCLIP-tiny").config
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 16), (1664, 16)])
+def test_heads_of_published_widths(width, heads):
+    from smartclip_det.models.towers.layouts import infer_config
+
+    state = {"visual.conv1.weight": torch.zeros(width, 3, 14, 14), "visual.positional_embedding": torch.zeros(257, width),
+             "visual.proj": torch.zeros(width, 8), "text_projection": torch.zeros(64, 8), "ln_final.weight": torch.zeros(64),
+             "token_embedding.weight": torch.zeros(9, 64), "positional_embedding": torch.zeros(77, 64)}  # fmt: skip
+    assert infer_config(state, "here").vision_heads == heads
+    with pytest.raises(UserError, match="text_projection has 1 axes"):
+        infer_config({**state, "text_projection": torch.zeros(8)}, "here")
+
+
 class TestErrors:
     def test_missing_file(self, tmp_path):
         with pytest.raises(UserError, match="No checkpoint at"):
             read_checkpoint(tmp_path / "none.pt")
+
+    @pytest.mark.parametrize("content", [b"PK\x03\x04" + b"x" * 200, bytes(range(256)) * 20, b""])
+    def test_rubbish(self, tmp_path, content):
+        (tmp_path / "w.pt").write_bytes(content)
+        with pytest.raises(UserError):
+            read_checkpoint(tmp_path / "w.pt")
 
     @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
     def test_truncated(self, tmp_path, suffix):

@@ -279,6 +279,17 @@ def test_stretched_tower_reads_both_tables():
         short.encode_text(["word " * 200])
 
 
+def test_the_hash_follows_the_weights():
+    model, other = SmartCLIP.from_arch("SmartCLIP-tiny"), SmartCLIP.from_arch("SmartCLIP-tiny", seed=7)
+    before = model.checkpoint_hash
+    model.load_state_dict(other.state_dict())
+    assert model.checkpoint_hash == other.checkpoint_hash != before
+    model.train()
+    with torch.no_grad():
+        model.text_tower.text_projection.mul_(2)
+    assert model.eval().checkpoint_hash != other.checkpoint_hash
+
+
 def test_random_architectures_depend_on_the_seed_alone():
     a, b, c = (SmartCLIP.from_arch("SmartCLIP-tiny", seed=s) for s in (0, 0, 1))
     assert a.checkpoint_hash == b.checkpoint_hash != c.checkpoint_hash

@@ -50,7 +50,7 @@ def test_one_template_makes_all_orders_agree(encoder):
              for o in ("per_template", "average_state", "average_mask", "union_mask")]  # fmt: skip
     for bank in banks[1:]:
         assert torch.allclose(bank.embeds, banks[0].embeds, atol=1e-6)
-    assert torch.equal(banks[1].masks, banks[0].masks)
+        assert torch.equal(bank.masks, banks[0].masks)
     assert banks[0].background is not None
 
 
@@ -68,6 +68,10 @@ def test_cache_is_keyed_by_content_and_saves_the_towers_work(encoder, tmp_path, 
     assert calls == [1]
     build_bank(encoder, NAMES, templates="none", cache_dir=tmp_path, progress=False)
     assert calls == [1, 4]
+    gelu = SmartCLIP(encoder.config.with_(activation="gelu")).eval()
+    gelu.load_state_dict(encoder.state_dict())
+    assert gelu.checkpoint_hash == encoder.checkpoint_hash
+    assert not torch.equal(build_bank(gelu, NAMES, cache_dir=tmp_path, progress=False).embeds, first.embeds)
     other = SmartCLIP.from_arch("SmartCLIP-tiny", seed=5)
     changed = build_bank(other, NAMES, cache_dir=tmp_path, progress=False)
     assert not torch.equal(changed.embeds, first.embeds)
@@ -103,6 +107,19 @@ def test_synonyms_and_seen(encoder):
 def test_bad_vocabularies(encoder, tmp_path):
     with pytest.raises(UserError, match="repeats names: cat"):
         build_bank(encoder, ["cat", "cat"])
+    with pytest.raises(UserError, match="must be a list of texts"):
+        build_bank(encoder, "dog")
+    with pytest.raises(UserError, match="synonyms of 'dog' must be a list"):
+        build_bank(encoder, ["dog"], synonyms={"dog": "puppy"})
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfcat\n")
+    assert read_vocabulary(tmp_path / "bom.txt") == ["cat"]
+    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin1"))
+    with pytest.raises(UserError, match="not readable UTF-8"):
+        read_vocabulary(tmp_path / "latin.txt")
+    facts = {"checkpoint_hash": "a" * 16}
+    (tmp_path / "texts_aaaaaaaa.sqlite").write_text("no database at all, but long enough to be looked at" * 40)
+    with pytest.raises(UserError, match="cannot be used"):
+        TextCache(tmp_path, facts)
     with pytest.raises(UserError, match="over the limit"):
         build_bank(encoder, ["very " * 80 + "long"])
     with pytest.raises(UserError, match="No vocabulary file"):

@@ -25,7 +25,7 @@ def free_port():
 
 
 def run(*args, check=True, cwd=REPO):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
                    "PYTHONPATH": str(REPO), "MASTER_PORT": str(free_port())}  # fmt: skip
     command = [str(a) for a in args]
     command = ["bash", *command] if command[0].endswith(".sh") else [sys.executable, *command]
@@ -104,7 +104,21 @@ def test_saved_predictions_score_to_the_same_digits_on_one_and_two_processes(sma
         metrics[name] = written["metrics"]
         assert written["protocol"]["checkpoint_sha256"]
         assert written["protocol"]["policy"]["fusion"] == "f_vit"
-        run("tools/evaluate.py", "ov-coco", "--ann", ann, "--pred", root / name, "--out", root / f"{name}.scored.json")
+        assert written["protocol"]["policy"]["text_norm"] == "full"
+        assert written["protocol"]["texts"]["templates"] == "photo"
+        assert written["protocol"]["images"] == "annotated"
+        run(
+            "tools/evaluate.py",
+            "ov-coco",
+            "--images",
+            "annotated",
+            "--ann",
+            ann,
+            "--pred",
+            root / name,
+            "--out",
+            root / f"{name}.scored.json",
+        )
         assert json.loads((root / f"{name}.scored.json").read_text())["metrics"] == metrics[name]
     assert metrics["one.json"] == metrics["columns.safetensors"]
     assert metrics["two.json"] == pytest.approx(metrics["one.json"], abs=1e-9)
@@ -174,6 +188,31 @@ def test_a_checkpoint_with_pickled_code_is_refused_by_the_tools(small, tmp_path)
     assert done.returncode == 2
     assert "could run code" in done.stderr
     assert not marker.exists()
+
+
+def test_demo_overwrites_nothing(small, tmp_path):
+    import shutil
+
+    root, source, _ = small
+    photo = source / "images/000000037666.jpg"
+    (tmp_path / "a").mkdir()
+    shutil.copy(photo, tmp_path / "a/x.jpg")
+    Image.open(photo).save(tmp_path / "x.png")
+    call = [
+        "--text",
+        "cat",
+        "--config",
+        root / "config.py",
+        "--checkpoint",
+        root / "run/epoch_1.pth",
+        "--out-dir",
+        tmp_path,
+    ]
+    done = run("tools/demo.py", tmp_path / "a/x.jpg", tmp_path / "x.png", *call, check=False)
+    assert done.returncode == 2
+    assert "2 images are called x" in done.stderr
+    done = run("tools/demo.py", tmp_path / "x.png", *call, check=False)
+    assert "would overwrite it" in done.stderr
 
 
 def test_demo_writes_picture_json_maps_and_masks(small, tmp_path):

@@ -58,10 +58,13 @@ val_dataloader = dict(
         data_prefix=dict(img=val_images),
         vocabulary="ov_coco_65",
         seen="ov_coco_base",
+        annotated_only=True,
         test_mode=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="OpenVocabMetric", data_root=data_root, ann_file=val_ann, protocol="ov-coco")
+val_evaluator = dict(
+    type="OpenVocabMetric", data_root=data_root, ann_file=val_ann, protocol="ov-coco", images="annotated"
+)
 test_evaluator = val_evaluator

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.vision_transformer import VisionOutput
 
@@ -74,6 +75,19 @@ class SmartCLIPViT(BaseModule):
         trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
         total = sum(p.numel() for p in tower.parameters())
         print_log(f"SmartCLIPViT {self.tower_hash}: {trained:,} of {total:,} parameters are trained.", "current")
+
+    def get_extra_state(self) -> Tensor:
+        """The hash of the towers, so that a checkpoint knows whose texts it was trained with."""
+        return torch.tensor(list(self.tower_hash.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse a checkpoint of other towers: its images would meet texts of another space."""
+        theirs = bytes(state.tolist()).decode()
+        if theirs != self.tower_hash:
+            raise UserError(
+                f"The checkpoint was trained on towers {theirs}, the config builds towers {self.tower_hash}. Give the "
+                "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
+            )
 
     def init_weights(self) -> None:
         """Nothing: weights were loaded with the towers."""

@@ -136,6 +136,8 @@ class OpenVocabBBoxHead(BaseModule):
                 "have one. Or choose background='zero' or 'learned'."
             )
         mode = "off" if policy.background == "text_ones" else (mask_mode or policy.mask_mode)
+        # Background is one text: it has no other class's mask to take, and keeps its own under that control.
+        mode = "hard" if mode == "shuffled" else mode
         return bank.background.cosine(vectors, policy, mask_mode=mode)
 
     def targets(self, samples: Sequence[Any], bank: TextBank) -> Targets:

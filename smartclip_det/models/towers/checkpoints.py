@@ -80,6 +80,9 @@ def read_checkpoint(path: str | Path, *, activation: str | None = None) -> Check
     known = "activation" in facts
     if activation is not None and known and facts["activation"] != activation:
         raise UserError(f"{path} says activation={facts['activation']!r}; {activation!r} was asked for.")
+    if found == "native" and not facts and config.mask_layers:
+        logger.warning("%s does not say how its mask network treats padding; mask_pad='ignore' is assumed.", path)
+        facts["mask_pad"] = "ignore"
     facts = {k: v for k, v in facts.items() if k in config.to_dict()}
     if not known:
         facts["activation"] = activation or ("gelu" if layout == "open_clip" else "quick_gelu")
@@ -140,7 +143,10 @@ def _open_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     if weights is None or not config_file.is_file():
         raise UserError(f"{path} is a folder without config.json and model.safetensors or pytorch_model.bin.")
     tensors, _, _ = _open(weights)
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config_file} is not valid JSON ({error}).") from error
     vision, text = config.get("vision_config", {}), config.get("text_config", {})
     facts = {"activation": vision.get("hidden_act", "quick_gelu")}
     if "num_attention_heads" in vision:
@@ -179,6 +185,18 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int
         )
 
 
+def _refuse_losses(state: Mapping[str, Tensor], config: TowerConfig, path: Path) -> None:
+    """A bare state dict has no place for facts: refuse those that a reader would get wrong."""
+    told = layouts.infer_config(state, str(path)).to_dict()
+    wrong = [k for k, v in config.to_dict().items() if told[k] != v and k != "activation"]
+    if wrong:
+        lost = ", ".join(f"{k}={getattr(config, k)!r}" for k in wrong)
+        raise UserError(
+            f"{path}: a bare .pt file cannot carry {lost}, and would be read as another model. Write .safetensors, or "
+            "layout='native'."
+        )
+
+
 def write_checkpoint(
     state: Mapping[str, Tensor], config: TowerConfig, path: str | Path, *, layout: str = "openai"
 ) -> Path:
@@ -198,6 +216,8 @@ def write_checkpoint(
 
     check_choice("layout", layout, ("openai", "native"))
     path = Path(path)
+    if path.suffix != ".safetensors" and layout == "openai":
+        _refuse_losses(state, config, path)
     named = {k if layout == "openai" else layouts.to_native(k): v.detach().cpu().contiguous() for k, v in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -168,6 +168,10 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
     needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection",
               "token_embedding.weight", "positional_embedding", "ln_final.weight")  # fmt: skip
     missing = [n for n in needed if n not in state]
+    axes = {"visual.conv1.weight": 4, "ln_final.weight": 1}
+    flat = [n for n in needed if n in state and state[n].dim() != axes.get(n, 2)]
+    if flat:
+        raise UserError(f"{where}: {flat[0]} has {state[flat[0]].dim()} axes; it is no CLIP checkpoint.")
     if missing:
         raise UserError(f"{where} is not a whole CLIP checkpoint: it lacks {', '.join(missing)}.")
     patch = state["visual.conv1.weight"].shape[-1]
@@ -180,17 +184,25 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
         patch_size=patch,
         vision_width=vision_width,
         vision_layers=_count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        vision_heads=max(1, vision_width // 64),
+        vision_heads=_VISION_HEADS.get(vision_width) or _heads(vision_width),
         context_length=state["positional_embedding"].shape[0],
         vocab_size=state["token_embedding.weight"].shape[0],
         text_width=text_width,
         text_layers=_count(state, r"^transformer\.resblocks\.(\d+)\."),
-        text_heads=max(1, text_width // 64),
+        text_heads=_heads(text_width),
         stretched="positional_embedding_res" in state,
         mask_layers=masks,
         # Files without our own metadata are released ones, whose mask network saw padding.
         mask_pad="include" if masks else "ignore",
     )
+
+
+#: Towers whose heads are not 64 wide: ViT-H/14, ViT-g/14 and ViT-bigG/14 (text 1280 with 20 heads is 64 wide).
+_VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
+
+
+def _heads(width: int) -> int:
+    return max(1, width // 64)
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:

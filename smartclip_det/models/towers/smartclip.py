@@ -71,7 +71,7 @@ class SmartCLIP(nn.Module):
             else None
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self._hash: str | None = None
+        self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @staticmethod
     def from_checkpoint(
@@ -90,7 +90,6 @@ class SmartCLIP(nn.Module):
             checkpoint = _stretch(checkpoint)
         model = SmartCLIP(checkpoint.config, **vision_options)
         model.load_openai_state(checkpoint.state)
-        model._hash = checkpoint.hash
         return model.eval()
 
     @staticmethod
@@ -107,7 +106,6 @@ class SmartCLIP(nn.Module):
     def load_openai_state(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors under OpenAI names; every one must match."""
         self.load_state_dict({layouts.to_native(k): v for k, v in state.items()}, strict=True)
-        self._hash = None
 
     def save(self, path: str | Path, *, layout: str = "openai") -> Path:
         """Write a checkpoint (see ``checkpoints.write_checkpoint``)."""
@@ -115,10 +113,11 @@ class SmartCLIP(nn.Module):
 
     @property
     def checkpoint_hash(self) -> str:
-        """16 hex digits over the weights; computed once for weights that are not being trained."""
-        if self._hash is None or self.training:
-            self._hash = state_hash(self.openai_state())
-        return self._hash
+        """16 hex digits over the weights; computed again whenever a weight was written to."""
+        written = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if self._hash is None or self._hash[0] != written:
+            self._hash = (written, state_hash(self.openai_state()))
+        return self._hash[1]
 
     def encode_image(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""
@@ -152,6 +151,9 @@ class SmartCLIP(nn.Module):
             "tokenizer": TOKENIZER_ID,
             "mask_pad": self.config.mask_pad if self.mask_network is not None else "none",
             "context_length": str(self.config.context_length),
+            # Not seen in the weights, and they change what the weights compute.
+            "activation": self.config.activation,
+            "text_heads": str(self.config.text_heads),
         }
 
     @torch.no_grad()
