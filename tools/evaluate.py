@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
     parser.add_argument("--max-dets", type=int, default=0, help="default: 100, LVIS 300; -1: no limit (LVIS)")
     parser.add_argument("--images", choices=["all", "annotated"], default="all",
-                        help="annotated: images with a box of the protocol's classes (OV-COCO: 4,836 of val2017)")  # fmt: skip
+                        help="annotated: those with a box of the protocol's classes")  # fmt: skip
     parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
     parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
     parser.add_argument("--overlap", choices=["iou", "giou"], default="iou", help="refcoco")
@@ -59,14 +59,11 @@ def main() -> None:
     print(f"{args.protocol} ({', '.join(f'{k} {v}' for k, v in result.counts.items())})")
     print(format_metrics(result.metrics))
     if result.counts.get("unknown_category"):
-        print(f"note: {result.counts['unknown_category']} predictions are of categories that the annotations lack.")
+        print(f"note: {result.counts['unknown_category']} predictions are of unknown categories.")
     if result.counts.get("difficult") and args.difficult == "count":
         print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
-    if result.counts.get("unusable_annotation_ids"):
-        print(
-            f"warning: {result.counts['unusable_annotation_ids']} annotation ids are 0 or repeated; COCO-style evaluators "
-            "read a match with them as no match. Number annotations from 1 for a true AP."
-        )
+    if odd := result.counts.get("unusable_annotation_ids"):
+        print(f"warning: {odd} annotation ids are 0 or repeated: COCO-style evaluators read a match with them as none.")
     if result.counts.get("outside_image", 0) > 0.5 * result.counts.get("predictions", 0):
         print("note: most boxes leave their image: are they x1, y1, x2, y2? COCO results are x, y, width, height.")
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
