@@ -29,7 +29,9 @@ def test_config_builds_on_tiny_towers(path):
     fit_norm_layers(config, distributed=False)
     init_default_scope("mmdet")
     detector = MODELS.build(model)
-    build_optim_wrapper(detector, config.optim_wrapper)
+    wrapper = build_optim_wrapper(detector, config.optim_wrapper)
+    assert any(g["params"] for g in wrapper.optimizer.param_groups)
+    assert not any(p.requires_grad for p in detector.backbone.parameters())
     if config.test_evaluator.type == "OpenVocabMetric":
         METRICS.build(config.test_evaluator)
 

@@ -1,0 +1,10 @@
+"""A generated, licence-free world of drawn shapes, written in the field's real formats.
+
+It is the stage on which claims are tested cheaply: scenes of one to five objects with exact boxes and masks, base
+and novel shapes, long and short captions, referring expressions.
+"""
+
+from smartclip_det.datasets.toy_world.scenes import ToyWorld, WorldConfig
+from smartclip_det.datasets.toy_world.writers import write_world
+
+__all__ = ["ToyWorld", "WorldConfig", "write_world"]

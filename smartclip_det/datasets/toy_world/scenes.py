@@ -1,0 +1,215 @@
+"""Scenes of the toy world: what is in them, where, and how they look. A pure function of (seed, split, index).
+
+Shape letters: H W pixels. Boxes are xyxy pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.datasets.toy_world.shapes import (
+    BASE_SHAPES,
+    COLOURS,
+    GREYS,
+    NOVEL_SHAPES,
+    SHAPES,
+    TEXTURES,
+    paint,
+    shape_coverage,
+)
+
+SPLITS = ("train", "val", "testA", "testB")
+#: Radius as a share of the shorter side.
+SIZES = {"small": (0.07, 0.11), "medium": (0.13, 0.18), "large": (0.21, 0.28)}
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Size and seed of a world.
+
+    Attributes:
+        seed: everything follows from it.
+        train: training images.
+        val: validation images.
+        test: images of each of testA and testB.
+        side: nominal side in pixels; odd aspect ratios keep about that area.
+        held_out: colour-shape pairs that training never shows, not even in captions.
+    """
+
+    seed: int = 0
+    train: int = 6000
+    val: int = 600
+    test: int = 300
+    side: int = 128
+    held_out: int = 12
+
+    def count(self, split: str) -> int:
+        """Images of a split."""
+        check_choice("split", split, SPLITS)
+        return {"train": self.train, "val": self.val}.get(split, self.test)
+
+
+@dataclass
+class ToyObject:
+    """One object.
+
+    Attributes:
+        shape: one of ``SHAPES``.
+        colour: one of ``COLOURS``.
+        texture: one of ``TEXTURES``.
+        size: ``small | medium | large``.
+        box: xyxy of the visible part, whole pixels.
+        mask: ``[H, W]`` bool, visible part.
+        visible: visible share of the whole object.
+    """
+
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    box: tuple[int, int, int, int]
+    mask: np.ndarray
+    visible: float
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Colour and shape."""
+        return self.colour, self.shape
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Centre of the box, (x, y)."""
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+
+@dataclass
+class Scene:
+    """One image with its objects, back to front."""
+
+    index: int
+    split: str
+    image: np.ndarray
+    objects: list[ToyObject]
+    grey: bool
+    background: str
+    rng: np.random.Generator = field(repr=False)
+
+
+class ToyWorld:
+    """Makes scenes."""
+
+    def __init__(self, config: WorldConfig | None = None) -> None:
+        self.config = config or WorldConfig()
+        if self.config.side < 32 or min(self.config.train, self.config.val, self.config.test) < 1:
+            raise UserError(f"A toy world needs side >= 32 and at least one image per split; given {self.config}.")
+        if not 0 <= self.config.held_out <= 60:
+            raise UserError(f"held_out must be in 0..60; given {self.config.held_out}.")
+
+    @cached_property
+    def held_out_pairs(self) -> frozenset[tuple[str, str]]:
+        """Colour-shape pairs kept from training; never of a grey colour."""
+        rng = np.random.default_rng([self.config.seed, 7])
+        pairs = [(c, s) for c in COLOURS if c not in GREYS for s in SHAPES]
+        return frozenset(pairs[i] for i in rng.permutation(len(pairs))[: self.config.held_out])
+
+    @cached_property
+    def pair_weights(self) -> dict[tuple[str, str], float]:
+        """How often each pair is drawn in training: a long tail, so that LVIS has rare and frequent classes."""
+        rng = np.random.default_rng([self.config.seed, 8])
+        pairs = [(c, s) for c in COLOURS for s in SHAPES]
+        ranks = rng.permutation(len(pairs))
+        return {p: 1.0 / (4 + r) for p, r in zip(pairs, ranks.tolist(), strict=True)}
+
+    def scene(self, split: str, index: int) -> Scene:
+        """The ``index``-th scene of a split; the same on every call and machine."""
+        count = self.config.count(split)
+        if not 0 <= index < count:
+            raise UserError(f"{split} has {count} scenes; scene {index} was asked for.")
+        rng = np.random.default_rng([self.config.seed, SPLITS.index(split), index])
+        grey = bool(rng.random() < 0.04)
+        height, width = self._canvas_size(rng)
+        canvas, background = _background(rng, height, width, grey)
+        covers, facts = [], []
+        for _ in range(int(rng.integers(1, 6))):
+            colour, shape = self._draw_pair(rng, split, grey)
+            texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[0.55, 0.15, 0.15, 0.15]))]
+            size = ("small", "medium", "large")[int(rng.choice(3, p=[0.3, 0.4, 0.3]))]
+            placed = _place(rng, shape, size, (height, width), covers)
+            if placed is None:
+                continue
+            coverage, radius = placed
+            paint(canvas, coverage, colour, texture, radius)
+            covers.append(coverage >= 0.5)
+            facts.append((shape, colour, texture, size))
+        image = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
+        return Scene(index, split, image, _visible_objects(covers, facts), grey, background, rng)
+
+    def _canvas_size(self, rng: np.random.Generator) -> tuple[int, int]:
+        side = self.config.side
+        if rng.random() < 0.7:
+            return side, side
+        ratio = float(np.exp(rng.uniform(-0.7, 0.7)))
+        return max(24, round(side / ratio**0.5)), max(24, round(side * ratio**0.5))
+
+    def _draw_pair(self, rng: np.random.Generator, split: str, grey: bool) -> tuple[str, str]:
+        """A colour and a shape: by the long tail in training, evenly elsewhere; testA base shapes, testB novel ones."""
+        colours = GREYS if grey else tuple(COLOURS)
+        if split == "train":
+            pairs = [p for p in self.pair_weights if p[0] in colours and p not in self.held_out_pairs]
+            weights = np.array([self.pair_weights[p] for p in pairs])
+            return pairs[int(rng.choice(len(pairs), p=weights / weights.sum()))]
+        shapes = {"testA": BASE_SHAPES, "testB": NOVEL_SHAPES}.get(split, SHAPES)
+        return colours[int(rng.integers(len(colours)))], shapes[int(rng.integers(len(shapes)))]
+
+
+def _background(rng: np.random.Generator, height: int, width: int, grey: bool) -> tuple[np.ndarray, str]:
+    """``[H, W, 3]`` float RGB and a word for it."""
+    words = {"pale": (205, 235), "dim": (60, 95), "middling": (140, 175)}
+    word = list(words)[int(rng.integers(3))]
+    low, high = words[word]
+    first, second = (np.full(3, rng.uniform(low, high)) + (0 if grey else rng.uniform(-18, 18, 3)) for _ in range(2))
+    ramp = np.linspace(0, 1, width)[None, :, None] if rng.random() < 0.5 else np.linspace(0, 1, height)[:, None, None]
+    canvas = first * (1 - ramp) + second * ramp + np.zeros((height, width, 1))
+    noise = rng.normal(0, rng.uniform(0, 8), (height, width, 1 if grey else 3))
+    return canvas + noise, word
+
+
+def _place(
+    rng: np.random.Generator, shape: str, size: str, canvas: tuple[int, int], covers: list[np.ndarray]
+) -> tuple[np.ndarray, float] | None:
+    """A place where every object before stays at least half visible; None when twenty tries find none."""
+    low, high = SIZES[size]
+    for _ in range(20):
+        radius = float(rng.uniform(low, high)) * min(canvas)
+        centre = (float(rng.uniform(0.6 * radius, canvas[1] - 0.6 * radius)),
+                  float(rng.uniform(0.6 * radius, canvas[0] - 0.6 * radius)))  # fmt: skip
+        coverage = shape_coverage(shape, canvas, centre, radius)
+        mine = coverage >= 0.5
+        if mine.sum() < 12:
+            continue
+        visible = _visible_masks([*covers, mine])
+        if all(v.sum() >= 0.5 * c.sum() and v.sum() >= 12 for v, c in zip(visible, [*covers, mine], strict=True)):
+            return coverage, radius
+    return None
+
+
+def _visible_masks(covers: list[np.ndarray]) -> list[np.ndarray]:
+    """What later objects leave of each, back to front."""
+    out, above = [], np.zeros_like(covers[0]) if covers else None
+    for cover in reversed(covers):
+        out.append(cover & ~above)
+        above = above | cover
+    return out[::-1]
+
+
+def _visible_objects(covers: list[np.ndarray], facts: list[tuple[str, str, str, str]]) -> list[ToyObject]:
+    objects = []
+    for cover, mask, (shape, colour, texture, size) in zip(covers, _visible_masks(covers), facts, strict=True):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        objects.append(ToyObject(shape, colour, texture, size, box, mask, float(mask.sum() / cover.sum())))
+    return objects
