@@ -57,6 +57,15 @@ def test_the_smoke_config_overrides_sizes_and_not_classes():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_one_override_gives_backbone_and_texts_the_same_checkpoint(path):
+    config = load_config(path, {"towers.checkpoint": "clip.pt"})
+    assert config.model.backbone.towers.checkpoint == "clip.pt"
+    for hook in config.get("custom_hooks", []):
+        if hook.type == "VocabularyHook":
+            assert hook.towers == config.model.backbone.towers
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_configs_are_short_overrides(path):
     assert len(path.read_text().splitlines()) <= 50
 

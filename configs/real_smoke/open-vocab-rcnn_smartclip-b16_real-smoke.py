@@ -33,8 +33,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=val_ann)
 test_evaluator = val_evaluator
 # One prompt a class: 63 templates of 248 tokens are an hour of a CPU's time.
-custom_hooks = [dict(type="VocabularyHook", towers=dict(arch="SmartCLIP-B-16"), templates="photo")]
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
+custom_hooks = [dict(type="VocabularyHook", towers=towers, templates="photo")]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=320),
     roi_head=dict(bbox_head=dict(num_convs=1)),
