@@ -1,0 +1,13 @@
+"""Every test here may be the first of its process: parts are registered and MMDetection's scope is the default."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.registry import init_default_scope
+
+
+@pytest.fixture(autouse=True, scope="module")
+def mmdet_scope():
+    from smartclip_det import parts  # noqa: F401
+
+    init_default_scope("mmdet")
