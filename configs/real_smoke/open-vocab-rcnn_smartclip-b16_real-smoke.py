@@ -32,7 +32,7 @@ val_dataloader = dict(num_workers=1, dataset=val_dataset)
 test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=val_ann)
 test_evaluator = val_evaluator
-# One prompt a class: 63 templates of 248 tokens are an hour of a CPU's time.
+# One prompt a class: 63 templates of 248 tokens take long on a CPU.
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
 custom_hooks = [dict(type="VocabularyHook", towers=towers, templates="photo")]
 model = dict(

@@ -227,7 +227,7 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
 def write_columnar(
     path: str | Path, results: Sequence[Mapping[str, Any]], names: Sequence[str], stamp: Mapping[str, Any]
 ) -> None:
-    """Write predictions as columns: a tenth of the JSON's size, exact, with names and protocol stamp inside.
+    """Write predictions as columns, exact, with names and protocol stamp inside.
 
     Args:
         path: ends in ``.safetensors``.

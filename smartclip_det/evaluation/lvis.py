@@ -25,7 +25,7 @@ from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.utils.compat import allow_numpy_float
 
 FREQUENCIES = ("r", "c", "f")
-#: Detections per group of classes in the fast backend: bounds its memory near 1 GB.
+#: Detections per group of classes in the fast backend: bounds its memory.
 GROUP_DETECTIONS = 500_000
 
 
