@@ -1,8 +1,10 @@
-# make setup | test | lint | env | clean. Each target prepares what it needs.
-.PHONY: setup test lint env clean help
+# make toy | setup | test | lint | env | clean. Each target prepares what it needs.
+.PHONY: toy setup test lint env clean help
 PYTEST_ARGS ?=
+TOY_ARGS ?=
 
 help:
+	@echo "make toy     setup, then the whole story on a drawn world; QUICK=1 for a small one"
 	@echo "make setup   environment in .venv (about ten minutes the first time)"
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
@@ -10,6 +12,9 @@ help:
 
 setup:
 	@bash tools/setup_env.sh
+
+toy: setup
+	.venv/bin/python tools/toy.py $(if $(QUICK),--quick) $(TOY_ARGS)
 
 test: setup
 	.venv/bin/python -m pytest $(PYTEST_ARGS)

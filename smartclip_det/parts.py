@@ -10,8 +10,9 @@ compat.check_stack()
 compat.install_operator_routes()
 compat.install_safe_loading()
 
-from smartclip_det import datasets, engine  # noqa: E402
+from smartclip_det import engine  # noqa: E402
+from smartclip_det.datasets import open_vocab_coco  # noqa: E402
 from smartclip_det.evaluation import metrics  # noqa: E402
 from smartclip_det.models import backbones, detectors, necks, roi_heads  # noqa: E402
 
-__all__ = ["backbones", "datasets", "detectors", "engine", "metrics", "necks", "roi_heads"]
+__all__ = ["backbones", "detectors", "engine", "metrics", "necks", "open_vocab_coco", "roi_heads"]

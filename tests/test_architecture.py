@@ -18,11 +18,11 @@ LAYERS = [
     ("core",),
     ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
     ("models.towers",),
-    ("models.vocabulary",),
+    ("models.vocabulary", "models.regions", "models.losses"),
     ("evaluation", "visualization", "models.backbones", "models.necks", "models.roi_heads"),
     ("datasets", "engine"),
-    ("models.detectors",),
-    ("parts",),
+    ("models.detectors", "models.alignment", "models.grounding"),
+    ("parts", "alignment_parts"),
     ("apis",),
 ]
 SIBLINGS = {
@@ -116,6 +116,14 @@ bank = build_bank(model, ['cat', 'dog'], progress=False)
 images = model.encode_image(torch.randn(2, 3, 64, 64))
 print(masked_cosine(images, bank.embeds, bank.masks).shape)
 alignment_losses(alignment_logits(images, bank.embeds, bank.masks))['loss_sidm'].backward()
+import smartclip_det.alignment_parts
+from mmengine.registry import MODELS
+aligner = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny'), distillation=dict()))
+from mmengine.structures import BaseDataElement
+samples = [BaseDataElement(metainfo=dict(drawn_captions=[t])) for t in ('a cat', 'a dog')]
+losses = aligner(torch.randn(2, 3, 64, 64), samples, mode='loss')
+sum(v for k, v in losses.items() if 'loss' in k).backward()
+from smartclip_det.evaluation import retrieval, region_probe
 assert not any(m.split('.')[0] in ('mmdet', 'mmcv') for m in sys.modules)
 """
 

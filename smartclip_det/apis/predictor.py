@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,6 @@ class _EncodedImage:
         objectness: ``[R]``.
         boxes: ``[R, 4]`` decoded xyxy boxes in original pixels.
         dense: ``[1, D, h, w]`` dense map.
-        size: (height, width) of the original image.
         image_cells: (rows, columns) of the grid that show the image and not padding.
     """
 
@@ -95,8 +94,7 @@ class _EncodedImage:
     objectness: Tensor
     boxes: Tensor
     dense: Tensor
-    size: tuple[int, int]
-    image_cells: tuple[int, int] = field(default=(0, 0))
+    image_cells: tuple[int, int]
 
 
 class SmartCLIPPredictor:
@@ -242,8 +240,18 @@ class SmartCLIPPredictor:
         cells = (-(-sample.img_shape[0] // patch), -(-sample.img_shape[1] // patch))
         self._image = _EncodedImage(
             vectors, head.dense_vectors(features.dense, rois, self.policy), proposals.scores, boxes / scale,
-            features.dense, (array.shape[0], array.shape[1]), cells,
+            features.dense, cells,
         )  # fmt: skip
+
+    def proposals(self, top_k: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """The ``top_k`` class-agnostic boxes of the image set before, and their objectness.
+
+        Returns:
+            ``[N, 4]`` xyxy pixels of the original image, after the box head's regression, and ``[N]`` in [0, 1].
+        """
+        image = self._encoded()
+        order = image.objectness.argsort(descending=True)[:top_k]
+        return image.boxes[order].cpu().numpy(), image.objectness[order].cpu().numpy()
 
     def _encoded(self) -> _EncodedImage:
         if self._image is None:

@@ -215,16 +215,18 @@ def resolve_masks(
     if mode == "random":
         return torch.stack([_random_like(row, text) for row, text in zip(hard, texts, strict=True)]) if len(
             texts) else hard  # fmt: skip
-    return hard[_donors(texts, class_index).to(hard.device)]
+    return hard[donor_rows(texts, class_index).to(hard.device)]
 
 
-def _donors(texts: Sequence[str], class_index: Tensor | None) -> Tensor:
-    """``[K]`` row whose mask each row takes: of the next class in an order fixed by the texts alone."""
+def donor_rows(texts: Sequence[str], class_index: Tensor | None) -> Tensor:
+    """``[K]`` row that each row takes from in shuffled controls: of the next class in an order fixed by the texts."""
     rows_of: dict[int, list[int]] = {}
     for row, c in enumerate(range(len(texts)) if class_index is None else class_index.tolist()):
         rows_of.setdefault(c, []).append(row)
     if len(rows_of) == 1:
-        raise UserError("mask_mode='shuffled' needs at least two classes: a single one has no other mask to take.")
+        raise UserError(
+            "mask_mode='shuffled' and shuffled texts need at least two classes: a single one has no other to take from."
+        )
     # Rotating a hash order is a derangement, and who gets whose mask does not depend on the order of the rows.
     order = sorted(rows_of, key=lambda c: (text_seed(texts[rows_of[c][0]], "shuffled"), c))
     donor = torch.empty(len(texts), dtype=torch.long)

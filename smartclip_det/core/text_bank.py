@@ -20,7 +20,7 @@ from torch import Tensor
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.core.scoring_policy import ScoringPolicy
-from smartclip_det.core.similarity import DegenerateCounter, mask_ceiling, masked_cosine, resolve_masks
+from smartclip_det.core.similarity import DegenerateCounter, donor_rows, mask_ceiling, masked_cosine, resolve_masks
 
 _FORMAT = "smartclip_det.text_bank/1"
 
@@ -133,6 +133,17 @@ class TextBank:
         if missing:
             raise unknown_names("seen classes", missing, self.names, "The seen list must use names of the bank.")
         return replace(self, seen=torch.tensor([n in wanted for n in self.names], dtype=torch.bool))
+
+    def text_shuffled(self) -> TextBank:
+        """A control: every class takes the rows of another class (fixed by the texts), under its own name.
+
+        Raises:
+            UserError: for a single class, which has no other to take from.
+        """
+        donors = donor_rows(self.texts, self.class_index).to(self.embeds.device)
+        probs = None if self.mask_probs is None else self.mask_probs[donors]
+        return replace(self, embeds=self.embeds[donors], masks=self.masks[donors], mask_probs=probs,
+                       provenance={**self.provenance, "control": "text_shuffled"})  # fmt: skip
 
     def to(self, device: torch.device | str) -> TextBank:
         """The bank on another device (the same object when it is there already)."""

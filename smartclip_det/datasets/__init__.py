@@ -1,5 +1,5 @@
-"""Data sets; each maps names to labels by itself, never by file order."""
+"""Data sets; each maps names to labels by itself, never by file order.
 
-from smartclip_det.datasets.open_vocab_coco import OpenVocabCocoDataset, OpenVocabLVISDataset
-
-__all__ = ["OpenVocabCocoDataset", "OpenVocabLVISDataset"]
+Nothing is imported here: caption data need no mmdet. ``smartclip_det.parts`` and ``smartclip_det.alignment_parts``
+register what they need.
+"""

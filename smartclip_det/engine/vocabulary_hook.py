@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
@@ -28,14 +28,20 @@ class VocabularyHook(Hook):
 
     priority = "VERY_HIGH"
 
-    def __init__(self, towers: Mapping[str, Any], templates: str = "photo", cache_dir: str | None = "default") -> None:
+    def __init__(
+        self, towers: Mapping[str, Any], templates: str | Sequence[str] = "photo", cache_dir: str | None = "default",
+        control: str = "none",
+    ) -> None:  # fmt: skip
         """Build.
 
         Args:
             towers: the source that the backbone was built from (see ``towers.source.load_towers``).
             templates: template set where the data set names none.
             cache_dir: folder of encoded texts; ``default`` for the user's cache, None for none.
+            control: ``text_shuffled`` gives every class the text of another one in validation and testing: what a
+                detector scores when names mean nothing.
         """
+        self.control = check_choice("control", control, ("none", "text_shuffled"))
         self.towers = dict(towers)
         self.templates = templates
         self.cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir and Path(cache_dir)
@@ -60,9 +66,11 @@ class VocabularyHook(Hook):
             )  # fmt: skip
         return self._banks[key]
 
-    def _enter(self, runner: Runner, dataset: Any) -> None:
+    def _enter(self, runner: Runner, dataset: Any, training: bool = False) -> None:
         detector = _detector(runner)
         bank = self.bank_for(dataset.metainfo, detector.policy.template_order, next(detector.parameters()).device)
+        if self.control == "text_shuffled" and not training:
+            bank = bank.text_shuffled()
         self._before.append(detector.set_text_bank(bank))
         # Metrics write it into their stamps.
         facts = {"classes": len(bank), "seen": int(bank.seen.sum()), **bank.provenance}
@@ -75,7 +83,7 @@ class VocabularyHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Set the training bank."""
-        self._enter(runner, runner.train_dataloader.dataset)
+        self._enter(runner, runner.train_dataloader.dataset, training=True)
 
     def after_train(self, runner: Runner) -> None:
         """Restore."""

@@ -56,7 +56,7 @@ class OpenVocabMetric(BaseMetric):
             ann_file: COCO or LVIS annotations.
             data_root: folder that a relative ``ann_file`` is in.
             protocol: ``coco | ov-coco | lvis | ov-lvis``.
-            split_file: base and novel names for ``ov-coco``; None for the published 48/17.
+            split_file: base and novel names for ``ov-coco``, in ``data_root``; None for the published 48/17.
             backend: ``fast`` or ``reference``.
             max_dets: detections per image, 0 for the protocol's own.
             images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
@@ -69,7 +69,8 @@ class OpenVocabMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.protocol = check_choice("protocol", protocol, ("coco", "ov-coco", "lvis", "ov-lvis"))
         self.ann_file = os.path.join(data_root, ann_file)
-        self.split_file, self.backend, self.max_dets = split_file, backend, max_dets
+        self.split_file = os.path.join(data_root, split_file) if split_file else None
+        self.backend, self.max_dets = backend, max_dets
         self.stamp = dict(stamp or {})
         self.images = check_choice("images", images, IMAGES)
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):

@@ -34,12 +34,14 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def describe(o: ToyObject, size: bool = False, texture: bool = False) -> str:
+def describe(o: ToyObject, size: bool = False, texture: bool = False, colour: bool = True) -> str:
     """Colour and shape, with size and texture where asked for; a plain texture is never named."""
     words = [o.size] if size else []
     if texture and o.texture != "plain":
         words.append(o.texture)
-    return " ".join([*words, o.colour, o.shape])
+    if colour:
+        words.append(o.colour)
+    return " ".join([*words, o.shape])
 
 
 def where(o: ToyObject, height: int, width: int) -> str:
@@ -76,8 +78,8 @@ def short_captions(scene: Scene) -> list[str]:
             captions.append(f"an empty {scene.background} background")
             continue
         chosen = scene.rng.permutation(len(scene.objects))[: int(scene.rng.integers(1, 3))]
-        size, texture = bool(scene.rng.random() < 0.4), bool(scene.rng.random() < 0.4)
-        parts = [describe(scene.objects[i], size, texture) for i in chosen]
+        size, texture, colour = (bool(scene.rng.random() < chance) for chance in (0.1, 0.1, 0.3))
+        parts = [describe(scene.objects[i], size, texture, colour) for i in chosen]
         captions.append(" and ".join(f"{article(p)} {p}" for p in parts))
     return captions
 

@@ -17,8 +17,8 @@ SUPERSAMPLE = 4
 #: Colour names to RGB. The last three are all that grey-scale images hold.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 38, 38), "green": (40, 150, 60), "blue": (40, 80, 215), "yellow": (240, 210, 40),
-    "purple": (130, 50, 170), "orange": (245, 130, 30), "cyan": (40, 195, 205), "pink": (245, 130, 180),
-    "brown": (125, 75, 35), "black": (25, 25, 25), "gray": (128, 128, 128), "white": (245, 245, 245),
+    "purple": (130, 50, 170), "orange": (245, 130, 30), "pink": (245, 130, 180), "black": (25, 25, 25),
+    "gray": (128, 128, 128), "white": (245, 245, 245),
 }  # fmt: skip
 GREYS = ("black", "gray", "white")
 TEXTURES = ("plain", "striped", "dotted", "checked")
@@ -112,7 +112,7 @@ def texture_weights(texture: str, size: tuple[int, int], radius: float) -> np.nd
 def paint(canvas: np.ndarray, coverage: np.ndarray, colour: str, texture: str, radius: float) -> None:
     """Paint one object onto ``[H, W, 3]`` float RGB, in place."""
     own = np.array(COLOURS[colour], dtype=float)
-    other = own * 0.45 if own.mean() > 60 else own + 90
+    other = own * 0.6 if own.mean() > 60 else own + 70
     weights = texture_weights(texture, coverage.shape, radius)[..., None]
     body = weights * own + (1 - weights) * other
     canvas[:] = coverage[..., None] * body + (1 - coverage[..., None]) * canvas

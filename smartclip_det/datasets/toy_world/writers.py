@@ -14,6 +14,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pycocotools import mask as coco_mask
 from smartclip_det.datasets.toy_world.language import SceneExpression, expressions, long_caption, short_captions
 from smartclip_det.datasets.toy_world.scenes import SPLITS, Scene, ToyObject, ToyWorld
 from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_SHAPES, SHAPES
+from smartclip_det.utils.parallel import map_in_processes
 
 #: Image ids of a split start here, so that ids differ between splits.
 _FIRST_ID = {split: (n + 1) * 1_000_000 for n, split in enumerate(SPLITS)}
@@ -71,13 +73,25 @@ def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
             "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size}}  # fmt: skip
 
 
-def write_world(world: ToyWorld, folder: str | Path, *, progress: bool = True) -> dict[str, Any]:
+def _draw(world: ToyWorld, folder: Path, split: str, index: int) -> Scene:
+    """One scene, its image on disk."""
+    scene = world.scene(split, index)
+    image = Image.fromarray(scene.image)
+    path = folder / "images" / split / f"{index:06d}.jpg"
+    (image.convert("L") if scene.grey else image).save(path, quality=95)
+    return scene
+
+
+def write_world(
+    world: ToyWorld, folder: str | Path, *, progress: bool = True, workers: int | None = None
+) -> dict[str, Any]:
     """Draw and write every split.
 
     Args:
         world: the world.
         folder: where; files of an earlier world there are replaced.
         progress: show a bar with rate and remaining time.
+        workers: processes; None for one per core that this process may use. The files do not depend on it.
 
     Returns:
         The content of ``world.json``: configuration, held-out pairs and counts.
@@ -91,12 +105,10 @@ def write_world(world: ToyWorld, folder: str | Path, *, progress: bool = True) -
     for split in SPLITS:
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         splits[split] = records = _Records(split)
-        for index in tqdm(range(world.config.count(split)), desc=f"toy {split}", unit="image", disable=not progress):
-            scene = world.scene(split, index)
-            image = Image.fromarray(scene.image)
-            (image.convert("L") if scene.grey else image).save(
-                folder / "images" / split / f"{index:06d}.jpg", quality=95
-            )
+        draw = partial(_draw, world, folder, split)
+        scenes = map_in_processes(draw, range(world.config.count(split)), workers)
+        for scene in tqdm(scenes, total=world.config.count(split), desc=f"toy {split}", unit="image",
+                          disable=not progress):  # fmt: skip
             records.add(scene)
         _write_detection(folder, records)
         _write_captions(folder, records)

@@ -80,6 +80,10 @@ _L14 = TowerConfig(
     embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, text_width=768, text_heads=12
 )
 _LONG = {"context_length": 248, "stretched": True}
+_TOY = TowerConfig(
+    embed_dim=64, image_size=64, patch_size=8, vision_width=128, vision_layers=4, vision_heads=4, context_length=128,
+    text_width=64, text_layers=2, text_heads=2, activation="gelu",
+)  # fmt: skip
 _SMART = {**_LONG, "mask_layers": 1, "mask_pad": "include"}
 
 ARCHITECTURES: dict[str, TowerConfig] = {
@@ -91,6 +95,8 @@ ARCHITECTURES: dict[str, TowerConfig] = {
     "LongCLIP-L-14": _L14.with_(**_LONG),
     "SmartCLIP-B-16": _B16.with_(**_SMART),
     "SmartCLIP-L-14": _L14.with_(**_SMART),
+    "CLIP-toy": _TOY,
+    "SmartCLIP-toy": _TOY.with_(mask_layers=1),
     "SmartCLIP-tiny": TowerConfig(
         embed_dim=64, image_size=64, patch_size=8, vision_width=64, vision_layers=4, vision_heads=2, text_width=64,
         text_layers=2, text_heads=2, mask_layers=1,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.models.towers.smartclip import SmartCLIP
 
-_KEYS = {"checkpoint": ("checkpoint", "activation", "stretch"), "arch": ("arch", "seed")}
+_KEYS = {"checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad"), "arch": ("arch", "seed")}
 
 
 def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
@@ -17,6 +19,8 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
     Args:
         source: ``dict(checkpoint=PATH, activation=None, stretch=False)`` or ``dict(arch=NAME, seed=0)``. A
             checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
+            With ``mask_layers=1`` (and ``mask_pad``) a checkpoint without a mask network gets one, randomly started
+            by the seed: how SmartCLIP starts from CLIP.
         vision_options: see :class:`SmartCLIP`.
 
     Raises:
@@ -27,10 +31,23 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
         if key not in known:
             raise UserError(f"Unknown towers key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}.")
     if source.get("checkpoint"):
-        return SmartCLIP.from_checkpoint(
+        model = SmartCLIP.from_checkpoint(
             source["checkpoint"], activation=source.get("activation"), stretch=source.get("stretch", False),
             **vision_options,
         )  # fmt: skip
+        return _with_mask_network(model, source, vision_options)
     if source.get("arch"):
         return SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
     raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
+
+
+def _with_mask_network(model: SmartCLIP, source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
+    """The same towers with a new mask network, where one is asked for and there is none."""
+    if not source.get("mask_layers") or model.mask_network is not None:
+        return model
+    config = model.config.with_(mask_layers=source["mask_layers"], mask_pad=source.get("mask_pad", "ignore"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(source.get("seed", 0))
+        out = SmartCLIP(config, **vision_options).eval()
+    out.load_state_dict(model.state_dict(), strict=False)
+    return out

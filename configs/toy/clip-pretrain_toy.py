@@ -1,0 +1,37 @@
+# CLIP from nothing on short captions: the towers that both alignments start from, as SmartCLIP starts from CLIP.
+_base_ = ["../_base_/datasets/toy_captions.py", "../_base_/alignment_runtime.py"]
+
+towers = dict(checkpoint=None, arch="CLIP-toy", seed=0)
+max_epochs = 8
+
+model = dict(
+    type="SmartCLIPAlignment",
+    towers=towers,
+    loss=dict(mask_mode="off", scale="learned", alignment_weight=0.5),
+    data_preprocessor=dict(
+        type="ImgDataPreprocessor",
+        mean=[122.7709383, 116.7460125, 104.09373615],
+        std=[68.5005327, 66.6321579, 70.32316305],
+    ),
+)
+val_evaluator = dict(scoring="plain")
+test_evaluator = val_evaluator
+optim_wrapper = dict(
+    type="BFloat16OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(logit_scale=dict(decay_mult=0.0))),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.04, by_epoch=False, begin=0, end=80),
+    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=4)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+custom_hooks = [
+    dict(type="WhitenPatchesHook"),
+    dict(type="CaptionEpochHook"),
+    dict(type="TowerCheckpointHook"),
+    dict(type="PromptBankHook", templates=["{article} {}"]),
+]

@@ -1,0 +1,37 @@
+# The OV-COCO recipe (frozen tower, F-ViT form) at the size of the toy world: same classes, other sizes and schedule.
+# towers.checkpoint: what smartclip-align_toy.py wrote.
+_base_ = [
+    "../_base_/models/open_vocab_rcnn_b16.py",
+    "../_base_/datasets/toy_detection.py",
+    "../_base_/schedules/f_vit_3e.py",
+    "../_base_/default_runtime.py",
+]
+
+towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0)
+norm_cfg = dict(type="BN")
+strides = [2, 4, 8, 16]
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=64),
+    backbone=dict(towers=towers, out_indices=(0, 1, 2, 3)),
+    neck=[
+        dict(type="TapPyramid", in_channels=128, norm_cfg=norm_cfg),
+        dict(type="FPN", in_channels=[128] * 4, out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    ],
+    rpn_head=dict(in_channels=64, feat_channels=64, num_convs=1, anchor_generator=dict(scales=[6], strides=strides)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides, finest_scale=14),
+        bbox_head=dict(embed_dim=64, in_channels=64, num_convs=0, fc_channels=256, norm_cfg=norm_cfg),
+        dense_stride=8,
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=500, max_per_img=100), rcnn=dict(sampler=dict(num=32)), rpn=dict(sampler=dict(num=64))
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)),
+)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=1, T_max=1, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=1, val_interval=1)
+custom_hooks = [dict(type="VocabularyHook", towers=towers, templates=["{article} {}"])]

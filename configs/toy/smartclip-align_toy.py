@@ -1,0 +1,27 @@
+# SmartCLIP's alignment loss on prefixes of long captions and short ones, from towers of clip-pretrain_toy.py
+# (towers.checkpoint), with a new mask network.
+_base_ = "./clip-pretrain_toy.py"
+
+towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)
+max_epochs = 3
+
+model = dict(
+    towers=towers,
+    loss=dict(mask_mode="hard", modular=True, scale="learned", alignment_weight=10.0, sparsity_weight=2.0),
+    # Without it a patch says little about what it shows, and a frozen detector rests on patches.
+    distillation=dict(weight=10.0, images=64),
+)
+train_dataloader = dict(dataset=dict(captions=dict(_delete_=True, prefix=0.5, short=0.5)))
+val_evaluator = dict(scoring="masked")
+test_evaluator = val_evaluator
+optim_wrapper = dict(clip_grad=dict(max_norm=10.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.04, by_epoch=False, begin=0, end=80),
+    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+custom_hooks = [
+    dict(type="CaptionEpochHook"),
+    dict(type="TowerCheckpointHook"),
+    dict(type="PromptBankHook", templates=["{article} {}"]),
+]

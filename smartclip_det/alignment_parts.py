@@ -1,0 +1,14 @@
+"""Importing this module registers the parts of alignment runs; neither mmdet nor mmcv is needed.
+
+Configs name it in ``custom_imports`` (``configs/_base_/alignment_runtime.py``). Detection has ``smartclip_det.parts``.
+"""
+
+from smartclip_det.datasets import captions
+from smartclip_det.engine import alignment_hooks, optim
+from smartclip_det.evaluation import alignment_metric
+from smartclip_det.models import alignment
+from smartclip_det.utils import compat
+
+compat.install_safe_loading()
+
+__all__ = ["alignment", "alignment_hooks", "alignment_metric", "captions", "optim"]

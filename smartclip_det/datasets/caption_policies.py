@@ -1,0 +1,97 @@
+"""Which text of an image a training step sees. Pure functions of a record and a generator.
+
+Sentences are cut as SmartCLIP's release cuts them: newlines become spaces, ". " ends a sentence, and a prefix is
+joined again by ". " (pretrain reference 1.5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, check_choice
+
+
+def split_sentences(caption: str) -> list[str]:
+    """The sentences of a caption; joined by ". " they give it back (newlines apart)."""
+    return caption.replace("\n", " ").split(". ")
+
+
+def prefix(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+    """The first k sentences, k uniform in 1..n: the published policy."""
+    sentences = split_sentences(long)
+    return ". ".join(sentences[: int(rng.integers(1, len(sentences) + 1))])
+
+
+def subset(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+    """K sentences in their order, k uniform in 1..n, each set of k equally likely."""
+    sentences = split_sentences(long)
+    count = int(rng.integers(1, len(sentences) + 1))
+    return ". ".join(sentences[i] for i in sorted(rng.permutation(len(sentences))[:count].tolist()))
+
+
+def full(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+    """The whole long caption."""
+    return long.replace("\n", " ")
+
+
+def one_short(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the short captions; the first sentence of the long one where there are none (Long-CLIP's rule)."""
+    return short[int(rng.integers(len(short)))] if short else split_sentences(long)[0]
+
+
+POLICIES: dict[str, Callable[[str, Sequence[str], np.random.Generator], str]] = {
+    "prefix": prefix,
+    "subset": subset,
+    "full": full,
+    "short": one_short,
+}
+
+
+class CaptionPolicy:
+    """Draws one policy by weight, then one text by that policy."""
+
+    def __init__(self, weights: str | Mapping[str, float]) -> None:
+        """Build.
+
+        Args:
+            weights: a name in :data:`POLICIES`, or names with weights (``dict(prefix=0.5, short=0.5)``).
+
+        Raises:
+            UserError: for unknown names or weights that are not positive.
+        """
+        given = {weights: 1.0} if isinstance(weights, str) else dict(weights)
+        self.names = [check_choice("captions", n, POLICIES) for n in given]
+        values = np.array(list(given.values()), dtype=float)
+        if not len(values) or not (np.isfinite(values) & (values > 0)).all():
+            raise UserError(f"captions needs policies with positive weights; given {given}.")
+        self.chances = values / values.sum()
+
+    def __call__(self, long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+        """The text of one step."""
+        name = self.names[int(rng.choice(len(self.names), p=self.chances))]
+        return POLICIES[name](long, short, rng)
+
+
+def partial_caption(long: str, rng: np.random.Generator) -> str:
+    """Half of the sentences (rounded down, at least one), in their order: a caption that leaves things out."""
+    sentences = split_sentences(long.rstrip(". "))
+    count = max(1, len(sentences) // 2)
+    return ". ".join(sentences[i] for i in sorted(rng.permutation(len(sentences))[:count].tolist()))
+
+
+_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+_SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
+
+
+def swap_sides(text: str) -> str:
+    """The text of a mirrored image: left and right, leftmost and rightmost exchanged, capitals kept."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        swapped = _SIDES[word.lower()]
+        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+
+    return _SIDE.sub(other, text)

@@ -1,0 +1,89 @@
+"""Hooks of alignment runs; they need neither mmdet nor mmcv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from smartclip_det.models.towers.whitening import whiten_patch_embedding
+from smartclip_det.models.vocabulary import build_bank
+
+
+def _inner(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+@HOOKS.register_module()
+class CaptionEpochHook(Hook):
+    """Tells the data set the epoch, on which its captions depend (workers must not be persistent)."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Before the workers of an epoch start."""
+        runner.train_dataloader.dataset.set_epoch(runner.epoch)
+
+
+@HOOKS.register_module()
+class WhitenPatchesHook(Hook):
+    """Starts a tower that is trained from nothing by :func:`whiten_patch_embedding`; does nothing on resuming."""
+
+    def __init__(self, images: int = 1000) -> None:
+        """Build.
+
+        Args:
+            images: the first so many training images are used, so every process finds the same weights.
+        """
+        self.images = images
+
+    def before_train(self, runner: Runner) -> None:
+        """Once, before the first step."""
+        if runner.iter or runner._load_from:
+            return
+        dataset, model = runner.train_dataloader.dataset, _inner(runner)
+        pixels = torch.stack([dataset.image(i) for i in range(min(self.images, len(dataset)))])
+        images = model.data_preprocessor({"inputs": pixels, "data_samples": None}, False)["inputs"]
+        whiten_patch_embedding(model.towers.image_tower, images)
+
+
+@HOOKS.register_module()
+class TowerCheckpointHook(Hook):
+    """Writes ``meta['tower_config']`` into checkpoints, so that they are read as towers."""
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Facts that tensors do not tell: heads, activation, mask_pad."""
+        checkpoint["meta"]["tower_config"] = _inner(runner).towers.config.to_dict()
+
+
+@HOOKS.register_module()
+class PromptBankHook(Hook):
+    """Before validation, encodes the vocabularies of the data set's ``metainfo`` with the towers as they are."""
+
+    def __init__(self, templates: str | Sequence[str] = "photo") -> None:
+        """Build.
+
+        Args:
+            templates: a template set or own templates.
+        """
+        self.templates = templates if isinstance(templates, str) else list(templates)
+
+    def _set(self, runner: Runner, metainfo: Any) -> None:
+        model = _inner(runner)
+        vocabularies = metainfo.get("vocabularies", {})
+        banks = {
+            n: build_bank(model.towers, names, templates=self.templates, progress=False)
+            for n, names in vocabularies.items()
+        }
+        model.set_text_banks(banks)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Encode for validation."""
+        self._set(runner, runner.val_dataloader.dataset.metainfo)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Encode for testing."""
+        self._set(runner, runner.test_dataloader.dataset.metainfo)

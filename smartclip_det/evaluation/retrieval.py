@@ -1,0 +1,93 @@
+"""Image-text retrieval and zero-shot presence, from saved vectors (pretrain reference 2.1; DESIGN 5).
+
+Shape letters: I images, K texts, C classes, D joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.similarity import masked_cosine
+
+
+def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
+    """``[K]`` rank (0 is best) of each text's own image among all images; ties count against us.
+
+    Args:
+        similarity: ``[I, K]``.
+        image_of_text: ``[K]`` row of each text's image.
+    """
+    own = similarity.gather(0, image_of_text.unsqueeze(0))
+    return (similarity >= own).sum(dim=0) - 1
+
+
+def image_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
+    """``[I']`` rank of the best own text of each image that has one, among the texts of others; ties against us."""
+    mine = torch.zeros_like(similarity, dtype=torch.bool)
+    mine[image_of_text, torch.arange(len(image_of_text), device=similarity.device)] = True
+    having = mine.any(dim=1)
+    best = similarity.masked_fill(~mine, float("-inf")).amax(dim=1, keepdim=True)
+    return ((similarity >= best) & ~mine).sum(dim=1)[having]
+
+
+def retrieval_metrics(
+    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
+    recalls: Sequence[int] = (1, 5, 10), chunk_size: int = 4096,
+) -> dict[str, float]:  # fmt: skip
+    """``t2i_r1``, ``i2t_r1``, ... as shares in [0, 1].
+
+    Args:
+        image_embeds: ``[I, D]``, not normalised.
+        text_embeds: ``[K, D]``.
+        masks: ``[K, D]`` for masked scoring (each text's own mask on every image), None for plain cosine.
+        image_of_text: ``[K]`` row of each text's image.
+        recalls: cut-offs.
+        chunk_size: texts per product.
+
+    Raises:
+        UserError: when there are no texts.
+    """
+    if not len(text_embeds):
+        raise UserError("Retrieval needs at least one text.")
+    similarity = masked_cosine(image_embeds, text_embeds, masks, chunk_size=chunk_size)
+    t2i, i2t = text_ranks(similarity, image_of_text), image_ranks(similarity, image_of_text)
+    out = {f"t2i_r{k}": float((t2i < k).double().mean()) for k in recalls}
+    out.update({f"i2t_r{k}": float((i2t < k).double().mean()) for k in recalls})
+    return out
+
+
+def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
+    """Area under precision by recall, without interpolation; equal scores are one threshold.
+
+    Args:
+        present: ``[I]`` bool.
+        scores: ``[I]``.
+
+    Returns:
+        A value in (0, 1], or -1 where nothing is present.
+    """
+    total = int(present.sum())
+    if not total:
+        return -1.0
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(present[order])
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    precision, recall = hits[last] / (last + 1), hits[last] / total
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def presence_map(present: np.ndarray, scores: np.ndarray) -> float:
+    """Mean over classes of :func:`average_precision`; classes that are nowhere present are left out.
+
+    Args:
+        present: ``[I, C]`` bool.
+        scores: ``[I, C]``: how well an image fits the prompt of a class.
+    """
+    values = [average_precision(present[:, c], scores[:, c]) for c in range(present.shape[1])]
+    known = [v for v in values if v >= 0]
+    return float(np.mean(known)) if known else -1.0

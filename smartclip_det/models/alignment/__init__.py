@@ -1,0 +1,5 @@
+"""The pretraining stage as an MMEngine model; needs neither mmdet nor mmcv."""
+
+from smartclip_det.models.alignment.smartclip_alignment import SmartCLIPAlignment
+
+__all__ = ["SmartCLIPAlignment"]

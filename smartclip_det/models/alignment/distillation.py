@@ -1,0 +1,71 @@
+"""Region self-distillation: dense features of a region learn from the same tower's view of its crop.
+
+The idea of CLIPSelf (arXiv 2310.01403): image-text alignment trains the pooled vector only, and a ViT's patch vectors
+say little about what is where. Here the teacher is the pooled vector of a crop, without gradient, from the tower as it
+is at that step; the student is RoIAlign of the dense map of the whole image.
+
+Shape letters: B images, R regions, D joint embedding, S side of the input in pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.models.regions import pool_regions
+from smartclip_det.models.towers.vision_transformer import DENSE_MODES, VisionTransformer
+
+
+class RegionDistillation(nn.Module):
+    """``weight * mean(1 - cos(dense region, crop))`` over random regions of a part of the batch."""
+
+    def __init__(
+        self, weight: float = 1.0, regions: int = 1, images: int = 64, min_side: float = 0.2, max_side: float = 0.7,
+        dense_mode: str = "value",
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            weight: of the loss.
+            regions: random squares per image.
+            images: images of each batch that take part, at most.
+            min_side: smallest side of a region, as a share of the image's.
+            max_side: largest side.
+            dense_mode: of the student's last block; what regions will be pooled from later.
+        """
+        super().__init__()
+        if not 0 < min_side <= max_side <= 1:
+            raise UserError(f"Regions need 0 < min_side <= max_side <= 1; given {min_side} and {max_side}.")
+        self.weight, self.regions, self.images = weight, regions, images
+        self.min_side, self.max_side = min_side, max_side
+        self.dense_mode = check_choice("dense_mode", dense_mode, DENSE_MODES)
+
+    def forward(self, tower: VisionTransformer, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
+        """Compare regions of the dense map with crops.
+
+        Args:
+            tower: the teacher.
+            inputs: ``[B, 3, S, S]`` normalised pixels.
+            dense: ``[B, D, h, w]`` dense map of the inputs, with gradients.
+
+        Returns:
+            ``loss_distillation``, and ``region_cosine`` to log.
+        """
+        inputs, dense = inputs[: self.images], dense[: self.images]
+        rois = self.random_regions(len(inputs), inputs.shape[-1], inputs.device)
+        with torch.no_grad():
+            teacher = tower(roi_align(inputs.float(), rois, tower.image_size, sampling_ratio=2, aligned=True))
+        student = pool_regions(dense, rois, tower.patch_size)
+        cosine = functional.cosine_similarity(student, teacher.float(), dim=-1)
+        return {"loss_distillation": self.weight * (1 - cosine).mean(), "region_cosine": cosine.detach().mean()}
+
+    def random_regions(self, images: int, side: int, device: torch.device) -> Tensor:
+        """``[R, 5]`` rois: image index and a random square (xyxy pixels) inside it."""
+        count = images * self.regions
+        size = torch.empty(count, 1, device=device).uniform_(self.min_side, self.max_side) * side
+        corner = torch.rand(count, 2, device=device) * (side - size)
+        index = torch.arange(images, device=device).repeat_interleave(self.regions).unsqueeze(1)
+        return torch.cat([index.to(size.dtype), corner, corner + size], dim=1)

@@ -1,0 +1,198 @@
+"""Region vectors: from an image and boxes to ``[R, D]`` vectors of the image tower, by several views.
+
+* ``crop``: the tower's pooled vector of a square window around the box.
+* ``blur``: the whole image, blurred outside of the box (ReCLIP, arXiv 2204.05991).
+* ``dense``: RoIAlign of the dense map, one forward pass per image for any number of boxes.
+* ``mask``: mean of the dense map under an instance mask.
+
+Shape letters: R regions, D joint embedding, H W pixels of the original image, S side of the square input, h w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.models.towers.smartclip import SmartCLIP
+from smartclip_det.models.towers.tokenizer import image_statistics
+from smartclip_det.models.towers.vision_transformer import DENSE_MODES
+from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
+
+VIEWS = ("crop", "blur", "dense", "mask")
+#: Blur outside the box, as a share of the longer side.
+BLUR = 0.1
+
+
+def pool_regions(dense: Tensor, rois: Tensor, cell: float) -> Tensor:
+    """``[R, D]`` means of the dense map ``[B, D, h, w]`` over ``[R, 5]`` rois (image index, xyxy input pixels).
+
+    Args:
+        dense: dense map.
+        rois: regions.
+        cell: input pixels per cell.
+    """
+    return roi_align(dense.float(), rois.float(), 1, spatial_scale=1 / cell, sampling_ratio=2, aligned=True).flatten(1)
+
+
+def pool_masks(dense: Tensor, masks: Tensor) -> Tensor:
+    """``[R, D]`` means of one dense map ``[D, h, w]`` under ``[R, S, S]`` masks (share of each cell covered)."""
+    weights = functional.adaptive_avg_pool2d(masks.float().unsqueeze(1), dense.shape[-2:]).flatten(1)
+    total = weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    return (weights / total) @ dense.float().flatten(1).t()
+
+
+def crop_window(image: Image.Image, box: Sequence[float], context: float, side: int) -> Image.Image:
+    """A square window around a box as ``side`` x ``side``; what lies outside the image has the mean colour.
+
+    Args:
+        image: RGB image.
+        box: xyxy pixels.
+        context: side of the window over the longer side of the box.
+        side: S.
+    """
+    x1, y1, x2, y2 = box
+    half = max(x2 - x1, y2 - y1, 1.0) * context / 2
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    left, top, size = round(cx - half), round(cy - half), max(1, round(2 * half))
+    window = Image.new("RGB", (size, size), MEAN_COLOUR)
+    inside = (max(0, left), max(0, top), min(image.width, left + size), min(image.height, top + size))
+    if inside[2] > inside[0] and inside[3] > inside[1]:
+        window.paste(image.crop(inside), (inside[0] - left, inside[1] - top))
+    return window.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image) -> Image.Image:
+    """The image sharp inside of an xyxy box, and as in ``blurred`` elsewhere."""
+    corners = (max(0, int(box[0])), max(0, int(box[1])), min(image.width, int(np.ceil(box[2]))),
+               min(image.height, int(np.ceil(box[3]))))  # fmt: skip
+    out = blurred.copy()
+    if corners[2] > corners[0] and corners[3] > corners[1]:
+        out.paste(image.crop(corners), corners[:2])
+    return out
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """An RGB image; a missing or broken file is a :class:`UserError`."""
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except OSError as error:
+        raise UserError(f"The image {path} cannot be read ({error}).") from error
+
+
+class RegionEncoder:
+    """Region vectors of one image after another; the dense map of the image at hand is computed once."""
+
+    def __init__(
+        self, towers: SmartCLIP, *, dense_size: int = 0, dense_mode: str = "value", fit: str = "pad",
+        crop_context: float = 1.2, batch_size: int = 64,
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            towers: the encoder, on any device.
+            dense_size: side of the input of dense maps in pixels; 0 for the tower's own.
+            dense_mode: one of ``DENSE_MODES``.
+            fit: how an image becomes a square, ``pad`` or ``squash`` (a crop would lose boxes).
+            crop_context: see :func:`crop_window`.
+            batch_size: crops and blurs per forward pass.
+        """
+        self.towers = towers.eval()
+        self.side = towers.config.image_size
+        self.dense_size = dense_size or self.side
+        self.dense_mode = check_choice("dense_mode", dense_mode, DENSE_MODES)
+        self.fit = check_choice("fit", fit, ("pad", "squash"))
+        if crop_context < 1:
+            raise UserError(f"crop_context must be at least 1; given {crop_context}.")
+        self.crop_context, self.batch_size = crop_context, batch_size
+        mean, std = image_statistics()
+        device = towers.logit_scale.device
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
+        self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255
+        self._held: tuple[Image.Image, dict[str, Tensor]] | None = None
+
+    def normalise(self, images: Sequence[Image.Image]) -> Tensor:
+        """Square RGB images to ``[B, 3, S, S]`` of the tower's statistics."""
+        batch = torch.stack([pixels(i) for i in images]).to(self._mean.device).float()
+        return (batch - self._mean) / self._std
+
+    @torch.no_grad()
+    def vectors(
+        self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
+        dense_mode: str | None = None,
+    ) -> Tensor:  # fmt: skip
+        """``[R, D]`` vectors of xyxy boxes (pixels of the image), on the CPU.
+
+        Args:
+            image: RGB image.
+            boxes: R boxes.
+            view: one of :data:`VIEWS`.
+            masks: ``[R, H, W]`` bool, for the ``mask`` view.
+            dense_mode: another mode than the constructor's.
+        """
+        check_choice("view", view, VIEWS)
+        if not len(boxes):
+            return torch.zeros(0, self.towers.config.embed_dim)
+        if view == "dense":
+            rois = self._scaled(image, boxes)
+            rois = torch.cat([torch.zeros(len(rois), 1), rois], dim=1).to(self._mean.device)
+            dense = self.dense_map(image, dense_mode)
+            return pool_regions(dense, rois, self.towers.config.patch_size).cpu()
+        if view == "mask":
+            if masks is None or len(masks) != len(boxes):
+                raise UserError("The mask view needs one mask per box.")
+            return pool_masks(self.dense_map(image, dense_mode)[0], self._fit_masks(masks)).cpu()
+        return self._encode(self._views(image, boxes, view))
+
+    def _views(self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str) -> list[Image.Image]:
+        if view == "crop":
+            return [crop_window(image, b, self.crop_context, self.side) for b in boxes]
+        blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
+        return [fit_square(blur_outside(image, b, blurred), self.side, self.fit) for b in boxes]
+
+    def _encode(self, squares: Sequence[Image.Image]) -> Tensor:
+        parts = [
+            self.towers.encode_image(self.normalise(squares[i : i + self.batch_size]))
+            for i in range(0, len(squares), self.batch_size)
+        ]
+        return torch.cat(parts).float().cpu()
+
+    @torch.no_grad()
+    def dense_map(self, image: Image.Image, dense_mode: str | None = None) -> Tensor:
+        """``[1, D, h, w]`` dense map; kept until another image comes."""
+        mode = dense_mode or self.dense_mode
+        if self._held is None or self._held[0] is not image:
+            self._held = (image, {})
+        maps = self._held[1]
+        if mode not in maps:
+            square = fit_square(image, self.dense_size, self.fit)
+            maps[mode] = self.towers.encode_dense(self.normalise([square]), mode).float()
+        return maps[mode]
+
+    def _scaled(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> Tensor:
+        """Boxes in pixels of the square dense input."""
+        scale = torch.tensor([self.dense_size / image.width, self.dense_size / image.height])
+        if self.fit == "pad":
+            scale = torch.full((2,), self.dense_size / max(image.size))
+        return torch.as_tensor(np.asarray(boxes, dtype=np.float32)) * scale.repeat(2)
+
+    def _fit_masks(self, masks: np.ndarray) -> Tensor:
+        """``[R, S, S]`` masks on the square dense input."""
+        height, width = masks.shape[1:]
+        canvas = np.zeros((len(masks), max(height, width), max(height, width)), dtype=np.float32)
+        if self.fit == "pad":
+            canvas[:, :height, :width] = masks
+        else:
+            canvas = masks.astype(np.float32)
+        resized = functional.interpolate(
+            torch.from_numpy(canvas)[:, None], (self.dense_size, self.dense_size), mode="area"
+        )
+        return resized[:, 0].to(self._mean.device)

@@ -1,0 +1,139 @@
+"""Region vectors on towers whose answers are known: every vector is the mean colour of what it was made from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.detection_files import GroundTruth
+from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+from smartclip_det.models.regions import RegionEncoder, crop_window, pool_masks
+from smartclip_det.models.towers import TowerConfig, VisionOutput
+
+COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
+
+
+class ColourTowers(nn.Module):
+    """Image vector: mean colour; dense map: mean colour of each patch; text: the colour that it names."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = TowerConfig(embed_dim=3, image_size=64, patch_size=8)
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        from smartclip_det.models.towers.tokenizer import image_statistics
+
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in image_statistics())
+
+    def colours(self, images):
+        return images * self.std + self.mean
+
+    def encode_image(self, images):
+        return self.colours(images).mean(dim=(2, 3))
+
+    def encode_dense(self, images, dense_mode="value"):
+        return functional.avg_pool2d(self.colours(images), 8)
+
+
+def scene():
+    image = Image.new("RGB", (128, 96), (128, 128, 128))
+    image.paste(COLOURS["red"], (0, 0, 32, 32))
+    image.paste(COLOURS["blue"], (64, 32, 128, 96))
+    return image
+
+
+BOXES = [[0, 0, 32, 32], [64, 32, 128, 96]]
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize(("view", "size"), [("crop", 0), ("dense", 0), ("dense", 128), ("mask", 128)])
+def test_vectors_are_the_colours_of_their_boxes(view, size, fit):
+    encoder = RegionEncoder(ColourTowers(), fit=fit, dense_size=size, crop_context=1.0)
+    masks = np.zeros((2, 96, 128), dtype=bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, BOXES, strict=True):
+        mask[y1:y2, x1:x2] = True
+    found = encoder.vectors(scene(), BOXES, view, masks=masks)
+    expected = torch.tensor([COLOURS["red"], COLOURS["blue"]]) / 255
+    # Bicubic resizing and RoIAlign's samples next to the border mix a little of the neighbours in.
+    assert torch.allclose(found, expected, atol=0.12)
+    assert (functional.cosine_similarity(found, expected) > 0.98).all()
+
+
+def test_blur_keeps_the_inside_and_no_boxes_give_no_vectors():
+    encoder = RegionEncoder(ColourTowers())
+    assert encoder.vectors(scene(), BOXES, "blur").shape == (2, 3)
+    assert encoder.vectors(scene(), [], "crop").shape == (0, 3)
+    with pytest.raises(UserError, match="one mask per box"):
+        encoder.vectors(scene(), BOXES, "mask")
+    with pytest.raises(UserError, match="Nearest|Allowed|crop"):
+        encoder.vectors(scene(), BOXES, "crp")
+    with pytest.raises(UserError, match="crop_context"):
+        RegionEncoder(ColourTowers(), crop_context=0.5)
+
+
+def test_the_dense_map_is_computed_once_per_image_and_mode(monkeypatch):
+    towers = ColourTowers()
+    calls = []
+    dense = towers.encode_dense
+    monkeypatch.setattr(towers, "encode_dense", lambda *a: calls.append(a[1]) or dense(*a))
+    encoder, image = RegionEncoder(towers), scene()
+    for _ in range(3):
+        encoder.vectors(image, BOXES, "dense")
+    encoder.vectors(image, BOXES, "dense", dense_mode="vanilla")
+    encoder.vectors(scene(), BOXES, "dense")
+    assert calls == ["value", "vanilla", "value"]
+
+
+def test_a_window_over_the_border_is_filled():
+    window = np.asarray(crop_window(scene(), [0, 0, 32, 32], 2.0, 64))
+    assert tuple(window[0, 0]) == (123, 117, 104)
+    assert tuple(window[32, 32]) == COLOURS["red"]
+
+
+def test_masks_weigh_cells_by_their_share():
+    dense = torch.tensor([[[1.0, 3.0]]])
+    masks = torch.zeros(1, 2, 4)
+    masks[0, :, :2] = 1
+    masks[0, :, 2] = 1
+    assert pool_masks(dense, masks).item() == pytest.approx((2 * 1 + 1 * 3) / 3)
+
+
+def test_the_probe_with_an_oracle_is_perfect_and_with_swapped_texts_is_not(tmp_path):
+    scene().save(tmp_path / "a.png")
+    annotations = [
+        {"id": n + 1, "image_id": 1, "category_id": c, "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]], "area": 1}
+        for n, (c, b) in enumerate(zip((3, 1), BOXES, strict=True))
+    ]
+    data = {"images": [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}], "annotations": annotations,
+            "categories": [{"id": 1, "name": "blue"}, {"id": 3, "name": "red"}, {"id": 7, "name": "green"}]}  # fmt: skip
+    from smartclip_det.core.text_bank import TextBank
+
+    names = ("green", "red", "blue")
+    bank = TextBank(names, torch.tensor([COLOURS[n] for n in names]) / 255, torch.ones(3, 3))
+    encoder = RegionEncoder(ColourTowers(), crop_context=1.0)
+    truth = GroundTruth(data, "a.json")
+    regions = probe_regions(encoder, truth, tmp_path, names, views=("crop", "dense"), progress=False)
+    groups = {"base": ["red"], "novel": ["blue"], "never": ["green"]}
+    found = probe_accuracy(regions, bank, groups, ["hard", "off", "shuffled"])
+    assert found["base"]["crop"]["hard"] == found["novel"]["dense_value"]["off"] == found["all"]["crop"]["off"] == 1.0
+    assert found["never"]["crop"]["hard"] == -1.0
+    assert probe_accuracy(regions, bank.text_shuffled(), groups, ["off"])["all"]["crop"]["off"] == 0.0
+    with pytest.raises(UserError, match="not those of the probed regions"):
+        probe_accuracy(regions, bank.select(names[::-1]), groups, ["off"])
+    with pytest.raises(UserError, match="no box of the vocabulary"):
+        probe_regions(encoder, GroundTruth({**data, "annotations": []}, "a.json"), tmp_path, names, progress=False)
+
+
+def test_one_pass_gives_the_pooled_vector_and_the_dense_map():
+    from smartclip_det.models.towers import SmartCLIP
+
+    model = SmartCLIP.from_arch("SmartCLIP-tiny")
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    both = model.image_tower.features(pixels, dense_mode="value", pooled=True)
+    assert isinstance(both, VisionOutput)
+    assert torch.allclose(both.pooled, model.encode_image(pixels), atol=1e-6)
+    assert torch.allclose(both.dense, model.encode_dense(pixels, "value"), atol=1e-6)

@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+"""Region probe: ground-truth boxes classified by the towers alone, by view, dense mode and mask mode.
+
+    python tools/analysis/region_probe.py --checkpoint smartclip_b16.pt --ann instances_val2017.json --images val2017 \
+        --split-file split.json --dense-size 640
+    python tools/analysis/region_probe.py --checkpoint work_dirs/toy/smartclip/align/epoch_16.pth \
+        --ann data/toy/annotations/instances_val.json --images data/toy/images/val --templates "{article} {}" \
+        --split-file data/toy/annotations/split.json --dense-size 128
+
+The split file is json with "base" and "novel" lists of names; without it, every class of the annotations is one group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import MASK_MODES
+from smartclip_det.evaluation.detection_files import load_ground_truth, read_json
+from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.models.towers import DENSE_MODES
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.vocabulary import build_bank, resolve_names
+from smartclip_det.utils.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", help="towers, any readable layout")
+    source.add_argument("--arch", help="random weights of a named architecture: a control")
+    parser.add_argument("--ann", required=True, help="COCO annotations")
+    parser.add_argument("--images", required=True, help="folder of file_name")
+    parser.add_argument("--split-file", help='json {"base": [...], "novel": [...]}')
+    parser.add_argument("--vocabulary", help="names to classify among; default: the split's, or the file's")
+    parser.add_argument("--templates", nargs="+", default=["photo"], help="a template set or own templates")
+    parser.add_argument("--views", nargs="+", default=["crop", "dense"], choices=["crop", "dense", "mask"])
+    parser.add_argument("--dense-modes", nargs="+", default=["value"], choices=DENSE_MODES)
+    parser.add_argument("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES)
+    parser.add_argument("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's")
+    parser.add_argument("--fit", choices=["pad", "squash"], default="pad")
+    parser.add_argument("--crop-context", type=float, default=1.2, help="side of crops over the longer side of boxes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/region_probe.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Probe, print a table, write JSON."""
+    args = parse_args()
+    truth = load_ground_truth(args.ann)
+    groups = read_split(args.split_file) if args.split_file else {}
+    names = resolve_names(args.vocabulary) if args.vocabulary else [n for g in groups.values() for n in g]
+    names = names or list(truth.categories.values())
+    source = {"checkpoint": args.checkpoint} if args.checkpoint else {"arch": args.arch}
+    towers = load_towers(source).to(args.device)
+    encoder = RegionEncoder(towers, dense_size=args.dense_size, fit=args.fit, crop_context=args.crop_context)
+    templates = args.templates[0] if len(args.templates) == 1 and "{" not in args.templates[0] else args.templates
+    bank = build_bank(towers, names, templates=templates)
+    regions = probe_regions(encoder, truth, args.images, names, views=args.views, dense_modes=args.dense_modes)
+    accuracy = probe_accuracy(regions, bank, groups, args.mask_modes)
+    stamp = protocol_stamp(
+        "region_probe", ann_sha256=file_hash(args.ann), checkpoint_hash=towers.checkpoint_hash, classes=len(names),
+        boxes=len(regions.labels), templates=templates, dense_size=encoder.dense_size, fit=args.fit,
+        crop_context=args.crop_context, policy=ScoringPolicy().to_dict(), unit="box, best of all classes",
+    )  # fmt: skip
+    print_table(accuracy, args.mask_modes)
+    write_results(args.out, stamp, accuracy)
+    print(f"written: {args.out}")
+
+
+def read_split(path: str) -> dict[str, list[str]]:
+    """Base and novel names."""
+    data = read_json(Path(path), "split file")
+    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("base", "novel")):
+        raise UserError(f"{path} must be a json object with lists base and novel; it has {json.dumps(data)[:80]}.")
+    return {k: data[k] for k in ("base", "novel")}
+
+
+def print_table(accuracy: dict[str, dict[str, dict[str, float]]], modes: list[str]) -> None:
+    """One line per group and view, one column per mask mode."""
+    print(f"{'accuracy':24s}" + "".join(f"{m:>10s}" for m in modes))
+    for group, views in accuracy.items():
+        for view, values in views.items():
+            cells = "".join(f"{values[m]:10.3f}" if values[m] >= 0 else f"{'n/a':>10s}" for m in modes)
+            print(f"{group + ' ' + view:24s}{cells}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,153 @@
+#!/usr/bin/env python
+"""Zero-shot grounding of a file of referring expressions: candidate boxes, ranked by masked cosine.
+
+    python tools/ground.py data/toy/refs/finetune_toy_val.json --images data/toy/images \
+        --checkpoint work_dirs/toy/smartclip/epoch_1.pth --proposals ground-truth
+    python tools/ground.py refs.jsonl --images train2014 --checkpoint smartclip_b16.pt --proposals detections.json \
+        --views crop blur --spatial --out pred.jsonl
+    python tools/evaluate.py refcoco --ann refs.jsonl --pred pred.jsonl      # the same numbers
+
+Proposals: "ground-truth" (all target boxes that the file names for an image, or all boxes of --instances), a COCO
+result list, or "rpn" with --config and --detector. The kind is in every output: numbers of different kinds do not
+compare. Sentences with no target or several are left out, counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import MASK_MODES
+from smartclip_det.evaluation.grounding import chance_accuracy, proposals_by_image, single_targets
+from smartclip_det.evaluation.referring import referring_metrics, score_referring
+from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, load_expressions
+from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.models.grounding.zero_shot import VIEWS, ZeroShotGrounder
+from smartclip_det.models.regions import RegionEncoder, open_rgb
+from smartclip_det.models.towers import DENSE_MODES, SmartCLIP
+from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.utils.cli import format_metrics, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ann", help="expressions: JSON lines, MDETR json, or refs pickle")
+    parser.add_argument("--split", help="split of the expressions")
+    parser.add_argument("--images", type=Path, required=True, help="folder of file_name")
+    parser.add_argument("--checkpoint", required=True, help="towers, any readable layout")
+    parser.add_argument("--proposals", default="ground-truth", help='"ground-truth", "rpn", or a COCO result list')
+    parser.add_argument("--instances", help="COCO annotations whose boxes are the ground-truth proposals")
+    parser.add_argument("--config", help="detector config for --proposals rpn")
+    parser.add_argument("--detector", help="detector checkpoint for --proposals rpn")
+    parser.add_argument("--cfg-options", nargs="*", default=[], help="overrides of --config, key=value")
+    parser.add_argument("--max-proposals", type=int, default=20, help="best-scored proposals kept per image")
+    parser.add_argument("--views", nargs="+", default=["dense"], choices=VIEWS)
+    parser.add_argument("--dense-mode", default="value", choices=DENSE_MODES)
+    parser.add_argument("--dense-size", type=int, default=0, help="side of the dense input; 0: the tower's")
+    parser.add_argument("--crop-context", type=float, default=1.2)
+    parser.add_argument("--mask-modes", nargs="+", default=["hard"], choices=MASK_MODES)
+    parser.add_argument("--control", choices=["none", "text_shuffled"], default="none", help="exchange texts' vectors")
+    parser.add_argument("--temperature", type=float, default=50.0)
+    parser.add_argument("--spatial", action="store_true", help="read relations and superlatives by rules")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=int, default=0, help="first so many sentences only")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/ground.jsonl"), help="predictions; metrics beside")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Encode each image once, score all its sentences under every mask mode, write predictions and metrics."""
+    args = parse_args()
+    everything = load_expressions(args.ann, split=args.split)
+    wanted, left_out = single_targets(everything)
+    wanted = wanted[: args.limit] if args.limit else wanted
+    towers = SmartCLIP.from_checkpoint(args.checkpoint).to(args.device)
+    encoder = RegionEncoder(
+        towers, dense_size=args.dense_size, dense_mode=args.dense_mode, crop_context=args.crop_context
+    )
+    graders = {
+        mode: ZeroShotGrounder(encoder, views=args.views, spatial=args.spatial,
+                               policy=ScoringPolicy(mask_mode=mode, temperature=args.temperature))
+        for mode in args.mask_modes
+    }  # fmt: skip
+    first = next(iter(graders.values()))
+    texts = list(dict.fromkeys(t for e in wanted for t in first.texts(e.sentence)))
+    bank = build_bank(towers, texts, templates="none")
+    bank = bank.text_shuffled() if args.control == "text_shuffled" else bank
+    boxes = candidates(args, wanted)
+    found: dict[str, dict[int | str, GroundedBoxes]] = {m: {} for m in graders}
+    by_image: dict[int | str, list[Expression]] = {}
+    for e in wanted:
+        by_image.setdefault(e.image_id, []).append(e)
+    for image_id, mine in tqdm(by_image.items(), desc="grounding", unit="image"):
+        image = open_rgb(args.images / mine[0].file_name)
+        regions = boxes.get(image_id, [])
+        vectors = first.region_vectors(image, regions)
+        for mode, grader in graders.items():
+            scores = grader.score(vectors, regions, [e.sentence for e in mine], bank) if regions else []
+            for e, row in zip(mine, scores, strict=False):
+                order = row.argsort(descending=True).tolist()
+                found[mode][e.id] = GroundedBoxes([regions[i] for i in order], row[order].tolist())
+    stamp = protocol_stamp(
+        "grounding_zero_shot", proposals=args.proposals, max_proposals=args.max_proposals, views=args.views,
+        dense_mode=args.dense_mode, dense_size=encoder.dense_size, crop_context=args.crop_context, spatial=args.spatial,
+        control=args.control, checkpoint_hash=towers.checkpoint_hash, ann_sha256=file_hash(args.ann), split=args.split,
+        policy=first.policy.to_dict(), unit="sentence with one target",
+    )  # fmt: skip
+    report(args, wanted, found, boxes, stamp, left_out)
+
+
+def candidates(args: argparse.Namespace, wanted: list[Expression]) -> dict[int | str, list[list[float]]]:
+    """Candidate boxes of each image, by the kind asked for."""
+    if args.proposals == "rpn":
+        if not args.config or not args.detector:
+            raise UserError("--proposals rpn needs --config and --detector.")
+        return rpn_boxes(args, wanted)
+    return proposals_by_image(args.proposals, wanted, args.instances, args.max_proposals)
+
+
+def rpn_boxes(args: argparse.Namespace, wanted: list[Expression]) -> dict[int | str, list[list[float]]]:
+    """The RPN's best boxes, after the detector's own class-agnostic regression."""
+    from smartclip_det.apis import SmartCLIPPredictor
+
+    options = dict(o.split("=", 1) for o in args.cfg_options)
+    predictor = SmartCLIPPredictor.from_config(args.config, args.detector, device=args.device, cfg_options=options)
+    out: dict[int | str, list[list[float]]] = {}
+    for e in tqdm(list({e.image_id: e for e in wanted}.values()), desc="proposals", unit="image"):
+        predictor.set_image(open_rgb(args.images / e.file_name))
+        out[e.image_id] = predictor.proposals(args.max_proposals)[0].tolist()
+    return out
+
+
+def report(
+    args: argparse.Namespace, wanted: list[Expression], found: dict[str, dict[int | str, GroundedBoxes]],
+    boxes: dict[int | str, list[list[float]]], stamp: dict[str, object], left_out: int,
+) -> None:  # fmt: skip
+    """Write one predictions file per mask mode and all metrics in one JSON."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, dict[str, float]] = {}
+    for mode, predictions in found.items():
+        path = args.out.with_name(f"{args.out.stem}.{mode}{args.out.suffix}") if len(found) > 1 else args.out
+        part = path.with_name(path.name + ".part")
+        lines = (json.dumps({"id": k, "boxes": p.boxes, "scores": p.scores}) for k, p in predictions.items())
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(part, path)
+        metrics[mode] = referring_metrics(score_referring(wanted, predictions).overlap)
+        print(f"{mode} ({args.proposals} proposals): {path}\n{format_metrics(metrics[mode])}")
+    metrics["chance"] = {"acc50": chance_accuracy(wanted, boxes)}
+    print(f"chance\n{format_metrics(metrics['chance'])}")
+    out = args.out.with_suffix(".metrics.json")
+    counts = {"sentences": len(wanted), "left_out": left_out, "images": len({e.image_id for e in wanted})}
+    write_results(out, stamp, metrics, counts=counts)
+    print(f"{counts['sentences']} sentences, {left_out} without exactly one target left out. Written: {out}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
