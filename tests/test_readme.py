@@ -45,7 +45,7 @@ def test_commands_name_real_tools_options_and_configs(page):
     for command in commands(page):
         for path in re.findall(r"\bconfigs/\S+\.py\b", command):
             assert (REPO / path).is_file(), path
-        tool = re.search(r"\b(tools/\w+\.(?:py|sh))\b", command)
+        tool = re.search(r"\b(tools/(?:\w+/)*\w+\.(?:py|sh))\b", command)
         if tool is None:
             continue
         assert (REPO / tool[1]).is_file(), tool[1]

@@ -12,23 +12,16 @@ is done is not run again unless its command changed or an earlier step ran.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.stamp import code_version
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.parallel import available_cores
+from smartclip_det.utils.steps import Step, StepRunner, settings, write_json
 
-REPO = Path(__file__).resolve().parents[1]
+DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
 MODES = ("hard", "soft", "off", "random", "shuffled")
 TEMPLATE = "{article} {}"
 
@@ -56,21 +49,6 @@ DEFAULT = Size((), 8, 3, 1, 0)
 QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 2, 1, 1, 150)
 
 
-@dataclass
-class Step:
-    """One command.
-
-    Attributes:
-        name: also the name of its log.
-        command: tool and options, from the root of the repository.
-        outputs: files that exist when it is done.
-    """
-
-    name: str
-    command: list[str]
-    outputs: list[Path] = field(default_factory=list)
-
-
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,23 +67,16 @@ def main() -> None:
     data = args.data or Path(f"data/toy{ending}" + (f"_seed{args.seed}" if args.seed else ""))
     story = Story(out, data, args.seed, size)
     begin = time.perf_counter()
-    stages = story.stages()
-    for number, stage in enumerate(stages, 1):
-        story.run_stage(stage, f"[{number}/{len(stages)}]")
-    story.report(args.quick, time.perf_counter() - begin)
+    runner = StepRunner(out)
+    runner.run_stages(story.stages())
+    story.report(runner, args.quick, time.perf_counter() - begin)
 
 
 class Story:
-    """The steps of one run, and what is done of them."""
+    """The steps of one run."""
 
     def __init__(self, out: Path, data: Path, seed: int, size: Size) -> None:
         self.out, self.data, self.seed, self.size = out, data, seed, size
-        (out / "logs").mkdir(parents=True, exist_ok=True)
-        self._state = out / "steps.json"
-        self.done: dict[str, dict[str, object]] = {}
-        if self._state.is_file():
-            self.done = json.loads(self._state.read_text(encoding="utf-8"))
-        self._stale = False
 
     def stages(self) -> list[list[Step]]:
         """Steps in order; those of one stage do not need each other and run side by side."""
@@ -213,95 +184,18 @@ class Story:
             steps.append(Step(name, command, [out.with_suffix(".metrics.json")]))
         return steps
 
-    def run_stage(self, stage: Sequence[Step], label: str) -> None:
-        """Run the steps of a stage that are not done; once one has run, everything after it runs too."""
-        due = [s for s in stage if self._stale or not self._is_done(s)]
-        for step in stage:
-            if step not in due:
-                print(f"{label} {step.name}: done before ({self.done[step.name]['seconds']:.0f} s)", flush=True)
-        if not due:
-            return
-        self._stale = True
-        side_by_side = min(len(due), available_cores())
-        threads = max(1, available_cores() // side_by_side)
-        with ThreadPoolExecutor(side_by_side) as pool:
-            for step, seconds in pool.map(lambda s: (s, self._run(s, threads, label)), due):
-                self.done[step.name] = {"command": step.command, "seconds": seconds}
-        write_json(self._state, self.done)
-
-    def _is_done(self, step: Step) -> bool:
-        before = self.done.get(step.name)
-        return before is not None and before["command"] == step.command and all(p.is_file() for p in step.outputs)
-
-    def _run(self, step: Step, threads: int, label: str) -> float:
-        """Run one command; its last line of progress is shown every ten seconds."""
-        print(f"{label} {step.name}: python {shlex.join(step.command)}", flush=True)
-        log = self.out / "logs" / f"{step.name}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO),
-                       # Waiting threads must not keep a core busy that a neighbour needs.
-                       "OMP_WAIT_POLICY": "PASSIVE"}  # fmt: skip
-        begin = time.perf_counter()
-        with log.open("w", encoding="utf-8") as handle:
-            child = subprocess.Popen([sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT, cwd=REPO,
-                                     env=environment)  # fmt: skip
-            shown = begin
-            while child.poll() is None:
-                time.sleep(0.2)
-                if time.perf_counter() - shown >= 10:
-                    shown = time.perf_counter()
-                    print(f"    {step.name} {shown - begin:4.0f} s  {last_progress(log)}", flush=True)
-        seconds = time.perf_counter() - begin
-        missing = [p for p in step.outputs if not p.is_file()]
-        if child.returncode or missing:
-            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-            raise UserError(
-                f"{step.name} failed (exit {child.returncode}"
-                + (f", did not write {missing[0]}" if missing else "")
-                + f"). Its log, {log}, ends:\n{tail}\nRun the same command again to go on from here."
-            )
-        print(f"{label} {step.name}: {seconds:.0f} s", flush=True)
-        return seconds
-
-    def report(self, quick: bool, wall: float) -> None:
+    def report(self, runner: StepRunner, quick: bool, wall: float) -> None:
         """The page and the summary."""
-        seconds = {name: float(entry["seconds"]) for name, entry in self.done.items()}  # type: ignore[arg-type]
-        facts = {"seed": self.seed, "quick": quick, "seconds": {**seconds, "total": wall}, "code": code_version(),
-                 "data": str(self.data), "cores": available_cores(), "resumed": not self._stale,
-                 "detector": str(self.last("detector", self.size.detector)), "towers": str(self.towers("smartclip")),
-                 "config": DETECTOR}  # fmt: skip
+        facts = {"seed": self.seed, "quick": quick, "seconds": {**runner.seconds, "total": wall},
+                 "code": code_version(), "data": str(self.data), "cores": available_cores(),
+                 "resumed": set(runner.ran) != set(runner.done), "config": DETECTOR,
+                 "detector": str(self.last("detector", self.size.detector)),
+                 "towers": str(self.towers("smartclip"))}  # fmt: skip
         write_json(self.out / "facts.json", facts)
         step = Step("report", ["tools/analysis/toy_report.py", "--folder", str(self.out)], [self.out / "report.html"])
-        self._run(step, available_cores(), "[report]")
+        runner.run(step, available_cores(), "[report]")
         print((self.out / "logs/report.log").read_text(encoding="utf-8").strip())
         print(f"total {wall:.0f} s. Open {self.out / 'report.html'} in a browser.")
-
-
-DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
-
-
-def settings(options: dict[str, object]) -> list[str]:
-    """``--cfg-options`` with its values."""
-    return ["--cfg-options", *(f"{k}={v}" for k, v in options.items())]
-
-
-def last_progress(log: Path) -> str:
-    """The newest line of a log that tells progress."""
-    return next(_progress_lines(log.read_text(encoding="utf-8", errors="replace")), "starting")
-
-
-def _progress_lines(text: str) -> Iterator[str]:
-    for line in reversed(text.replace("\r", "\n").splitlines()):
-        if "eta:" in line:
-            yield line.split(" - INFO - ")[-1].split("time:")[0].strip()
-        elif "it/s" in line or "image/s" in line or "s/image" in line:
-            yield line.strip()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = No
     axes = figure.subplots()
     bars = axes.bar(list(values), list(values.values()), color=[c / 255 for c in PALETTE[0]], width=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.tick_params(axis="x", labelsize=8)
     if line is not None:
         axes.axhline(line, color="#555", linestyle="--", linewidth=1)
     axes.set_ylabel(y_label)

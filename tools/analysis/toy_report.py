@@ -222,7 +222,7 @@ def probe_section(page: ReportPage, summary: dict[str, Any]) -> None:
     views = list(summary["region_probe_by_towers"]["smartclip"]["novel"])
     rows = []
     for name, probe in summary["region_probe_by_towers"].items():
-        for view in views:
+        for view in views if name == "smartclip" else ("crop", "dense_value", "mask_value"):
             rows.append([f"{name}: {view}", *(probe[g][view][m] for g in ("base", "novel") for m in ("hard", "off"))])
     page.table(["towers: view", "base, hard", "base, off", "novel, hard", "novel, off"], rows)
     page.text(

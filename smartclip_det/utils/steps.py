@@ -1,0 +1,137 @@
+"""Long work as a chain of commands: what is done is not done again, and progress is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.utils.parallel import available_cores
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Step:
+    """One command.
+
+    Attributes:
+        name: also the name of its log.
+        command: tool and options, from the root of the repository.
+        outputs: files that exist when it is done.
+    """
+
+    name: str
+    command: list[str]
+    outputs: list[Path] = field(default_factory=list)
+
+
+class StepRunner:
+    """Runs stages of steps; a step that is done runs again only if its command changed or an earlier step ran."""
+
+    def __init__(self, folder: Path) -> None:
+        """Build.
+
+        Args:
+            folder: of logs and of ``steps.json``, which remembers what is done.
+        """
+        self.folder = folder
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._state = folder / "steps.json"
+        self.done: dict[str, dict[str, Any]] = {}
+        if self._state.is_file():
+            self.done = json.loads(self._state.read_text(encoding="utf-8"))
+        self.ran: set[str] = set()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Duration of each step that is done, also of earlier calls."""
+        return {name: float(entry["seconds"]) for name, entry in self.done.items()}
+
+    def run_stages(self, stages: Sequence[Sequence[Step]]) -> None:
+        """Run stage after stage; the steps of one stage do not need each other and run side by side."""
+        for number, stage in enumerate(stages, 1):
+            self._run_stage(stage, f"[{number}/{len(stages)}]")
+
+    def _run_stage(self, stage: Sequence[Step], label: str) -> None:
+        due = [s for s in stage if self.ran or not self._is_done(s)]
+        for step in stage:
+            if step not in due:
+                print(f"{label} {step.name}: done before ({self.done[step.name]['seconds']:.0f} s)", flush=True)
+        side_by_side = max(1, min(len(due), available_cores()))
+        threads = max(1, available_cores() // side_by_side)
+        with ThreadPoolExecutor(side_by_side) as pool:
+            for _ in pool.map(lambda step: self.run(step, threads, label), due):
+                pass
+
+    def _is_done(self, step: Step) -> bool:
+        before = self.done.get(step.name)
+        return before is not None and before["command"] == step.command and all(p.is_file() for p in step.outputs)
+
+    def run(self, step: Step, threads: int, label: str = "") -> float:
+        """Run one command; its newest line of progress is shown every ten seconds.
+
+        Raises:
+            UserError: when it fails or did not write what it promised, with the end of its log.
+        """
+        print(f"{label} {step.name}: python {shlex.join(step.command)}", flush=True)
+        log = self.folder / "logs" / f"{step.name}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO)}
+        begin = time.perf_counter()
+        with log.open("w", encoding="utf-8") as handle:
+            child = subprocess.Popen([sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT,
+                                     cwd=REPO, env=environment)  # fmt: skip
+            shown = begin
+            while child.poll() is None:
+                time.sleep(0.2)
+                if time.perf_counter() - shown >= 10:
+                    shown = time.perf_counter()
+                    print(f"    {step.name} {shown - begin:4.0f} s  {last_progress(log)}", flush=True)
+        seconds = time.perf_counter() - begin
+        missing = [p for p in step.outputs if not p.is_file()]
+        if child.returncode or missing:
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+            raise UserError(
+                f"{step.name} failed (exit {child.returncode}"
+                + (f", did not write {missing[0]}" if missing else "")
+                + f"). Its log, {log}, ends:\n{tail}\nRun the same command again to go on from here."
+            )
+        self.done[step.name] = {"command": step.command, "seconds": seconds}
+        self.ran.add(step.name)
+        write_json(self._state, self.done)
+        print(f"{label} {step.name}: {seconds:.0f} s", flush=True)
+        return seconds
+
+
+def settings(options: Mapping[str, object]) -> list[str]:
+    """``--cfg-options`` with its values."""
+    return ["--cfg-options", *(f"{k}={v}" for k, v in options.items())]
+
+
+def last_progress(log: Path) -> str:
+    """The newest line of a log that tells progress."""
+    return next(_progress_lines(log.read_text(encoding="utf-8", errors="replace")), "starting")
+
+
+def _progress_lines(text: str) -> Iterator[str]:
+    for line in reversed(text.replace("\r", "\n").splitlines()):
+        if "eta:" in line:
+            yield line.split(" - INFO - ")[-1].split("time:")[0].strip()
+        elif "it/s" in line or "image/s" in line or "s/image" in line:
+            yield line.strip()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)

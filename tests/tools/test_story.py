@@ -1,0 +1,113 @@
+"""Resumable steps, the report page, and what the toy summary promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+from PIL import Image
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.utils.parallel import map_in_processes
+from smartclip_det.utils.steps import Step, StepRunner, last_progress
+from smartclip_det.visualization.report import ReportPage
+from tests.conftest import REPO
+
+
+def write(path, text="x"):
+    return ["-c", f"import pathlib; pathlib.Path(r'{path}').write_text('{text}')"]
+
+
+def test_steps_run_once_until_their_command_changes_and_then_all_after_them(tmp_path, capsys):
+    first, second = tmp_path / "a", tmp_path / "b"
+    stages = [[Step("one", write(first), [first])], [Step("two", write(second), [second])]]
+    runner = StepRunner(tmp_path / "run")
+    runner.run_stages(stages)
+    assert runner.ran == {"one", "two"}
+    again = StepRunner(tmp_path / "run")
+    again.run_stages(stages)
+    assert again.ran == set()
+    assert set(again.seconds) == {"one", "two"}
+    changed = StepRunner(tmp_path / "run")
+    changed.run_stages([[Step("one", write(first, "y"), [first])], stages[1]])
+    assert changed.ran == {"one", "two"}
+    second.unlink()
+    missing = StepRunner(tmp_path / "run")
+    missing.run_stages([[Step("one", write(first, "y"), [first])], stages[1]])
+    assert missing.ran == {"two"}
+
+
+def test_a_failing_step_tells_the_end_of_its_log_and_keeps_what_is_done(tmp_path):
+    good = tmp_path / "a"
+    runner = StepRunner(tmp_path / "run")
+    with pytest.raises(UserError, match=r"(?s)bad failed \(exit 1.*boom"):
+        runner.run_stages([[Step("good", write(good), [good])], [Step("bad", ["-c", "raise SystemExit('boom')"])]])
+    assert set(StepRunner(tmp_path / "run").done) == {"good"}
+    with pytest.raises(UserError, match="did not write"):
+        runner.run_stages([[Step("silent", ["-c", "pass"], [tmp_path / "never"])]])
+
+
+def test_progress_is_the_newest_line_that_tells_it(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("x - INFO - Epoch(train) [1][50/156]  lr: 1  eta: 0:01:00  time: 0.3 loss: 2\nnoise\n")
+    assert last_progress(log) == "Epoch(train) [1][50/156]  lr: 1  eta: 0:01:00"
+    log.write_text("bar:  1%|  | 1/9 [9.0image/s]\rbar: 50%|  | 5/9 [9.1image/s]\n")
+    assert last_progress(log) == "bar: 50%|  | 5/9 [9.1image/s]"
+    log.write_text("")
+    assert last_progress(log) == "starting"
+
+
+def square(n):
+    return n * n
+
+
+def test_processes_keep_the_order():
+    assert list(map_in_processes(square, range(200), 2)) == [n * n for n in range(200)]
+    assert list(map_in_processes(square, range(3), 4)) == [0, 1, 4]
+
+
+def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
+    page = ReportPage("A <title>")
+    page.heading("Part")
+    page.text("plain & `code`", note=True)
+    page.table(["name", "value"], [["a", 0.12345], ["b", None], ["c", -1]])
+    page.gallery([(Image.new("RGB", (8, 8)), "caption <b>")])
+    page.curves({"one": ([0, 1], [1, 2]), "two": ([0, 1], [2, 1])}, "x", "y")
+    page.bars({"a": 0.5, "b": 0.25}, "share", line=0.1)
+    text = page.write(tmp_path / "page.html").read_text()
+    assert "A &lt;title&gt;" in text
+    assert "<code>code</code>" in text
+    assert "0.123" in text
+    assert text.count("n/a") == 2
+    assert text.count("data:image/png;base64,") == 3
+    assert "http" not in text
+    with pytest.raises(UserError, match="1 cells under 2 columns"):
+        page.table(["a", "b"], [["x"]])
+
+
+@pytest.fixture(scope="module")
+def toy_report():
+    sys.path.insert(0, str(REPO / "tools/analysis"))
+    spec = importlib.util.spec_from_file_location("toy_report", REPO / "tools/analysis/toy_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_summary_without_a_promised_number_is_refused(toy_report):
+    wanted = {"a": ("x", "y"), "b": {"c": ("z",)}}
+    toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": 2.0}}}, wanted)
+    with pytest.raises(UserError, match=r"summary\.a\.y was not measured"):
+        toy_report.check_complete({"a": {"x": 1.0}, "b": {}}, wanted)
+    with pytest.raises(UserError, match=r"summary\.b\.c\.z is nan"):
+        toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": float("nan")}}}, wanted)
+
+
+def test_the_study_tells_mean_and_spread(tmp_path):
+    spec = importlib.util.spec_from_file_location("study", REPO / "tools/analysis/study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.markdown({"a": {"x": {"mean": 0.5, "std": 0.1}}, "b": {"y": {"mean": 1.0, "std": 0.0}}})
+    assert "| a | 0.500 ± 0.100 |" in text
+    assert text.count("|---|---|") == 2

@@ -1,0 +1,182 @@
+#!/usr/bin/env python
+"""A declared grid on the toy world: alignments x seeds, and heads trained with masks on and off; a table with spread.
+
+    python tools/analysis/study.py --seeds 0 1 2                      # hours on a laptop: leave it in the background
+    python tools/analysis/study.py --seeds 0 1 2 --pretrain 4 --align 2 --detector 0      # alignment and probe alone
+
+Within a seed all variants share the pretrained towers, and only what differs is trained. What is done is not done
+again: run the same command to go on, or add seeds. The table is written as study.json and study.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.utils.cli import run_tool
+from smartclip_det.utils.steps import Step, StepRunner, settings
+
+#: Alignments: config, and how their texts are scored.
+VARIANTS = {
+    "clip": ("clip-align_toy", ("plain",)),
+    "smartclip": ("smartclip-align_toy", ("masked", "plain")),
+    "non_modular": ("smartclip-align_non-modular_toy", ("masked", "plain")),
+}
+#: Detector heads: towers, and mask mode in training.
+HEADS = {"clip_off": ("clip", "off"), "smartclip_hard": ("smartclip", "hard"), "smartclip_off": ("smartclip", "off")}
+TEST_MODES = ("hard", "off", "random", "shuffled")
+DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
+ALIGNMENT = ("map_shape", "map_colour_shape", "t2i_r1_long", "t2i_r1_short", "t2i_r1_partial")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, order and captions")
+    parser.add_argument("--data", type=Path, default=Path("data/toy"), help="the world, one for all seeds")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/study"))
+    parser.add_argument("--pretrain", type=int, default=8, help="epochs of CLIP from nothing")
+    parser.add_argument("--align", type=int, default=3, help="epochs of each alignment")
+    parser.add_argument("--detector", type=int, default=1, help="epochs of each detector; 0 for none")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is not done, seed by seed, and write the table after each."""
+    args = parse_args()
+    world = Step("world", ["tools/data/make_toy.py", "--out", str(args.data)], [args.data / "world.json"])
+    if not world.outputs[0].is_file():
+        StepRunner(args.out).run(world, 1)
+    for number, seed in enumerate(args.seeds, 1):
+        print(f"seed {seed} ({number} of {len(args.seeds)})", flush=True)
+        StepRunner(args.out / f"seed_{seed}").run_stages(Seed(args, seed).stages())
+        write_table(args, args.seeds[:number])
+
+
+class Seed:
+    """The steps of one seed."""
+
+    def __init__(self, args: argparse.Namespace, seed: int) -> None:
+        self.args, self.seed, self.out = args, seed, args.out / f"seed_{seed}"
+
+    def stages(self) -> list[list[Step]]:
+        """Steps in order."""
+        stages = [
+            [self.alignment("pretrain", "clip-pretrain_toy", self.args.pretrain, {"towers.seed": self.seed})],
+            [self.alignment(n, config, self.args.align, {"towers.checkpoint": self.towers("pretrain"),
+                                                         **({} if n == "clip" else {"towers.seed": self.seed})})
+             for n, (config, _) in VARIANTS.items()],
+            [self.probe(n) for n in VARIANTS],
+        ]  # fmt: skip
+        if self.args.detector:
+            stages += [[self.head(n) for n in HEADS], [self.test(n, m) for n in HEADS for m in TEST_MODES]]
+        return stages
+
+    def towers(self, name: str) -> Path:
+        """Final checkpoint of an alignment."""
+        return self.out / name / f"epoch_{self.args.pretrain if name == 'pretrain' else self.args.align}.pth"
+
+    def alignment(self, name: str, config: str, epochs: int, source: dict[str, Any]) -> Step:
+        """An alignment run."""
+        metrics = self.out / f"{name}.metrics.json"
+        options = {
+            "data_root": f"{self.args.data}/", "randomness.seed": self.seed, "train_cfg.max_epochs": epochs,
+            "train_cfg.val_interval": epochs, "param_scheduler.1.T_max": epochs, "param_scheduler.1.end": epochs,
+            "train_dataloader.dataset.seed": self.seed, "val_evaluator.metrics_file": metrics, **source,
+        }  # fmt: skip
+        command = ["tools/train.py", f"configs/toy/{config}.py", "--work-dir", str(self.out / name), *settings(options)]
+        return Step(name, command, [self.towers(name), metrics])
+
+    def probe(self, name: str) -> Step:
+        """The region probe of one alignment."""
+        annotations, out = self.args.data / "annotations", self.out / f"probe_{name}.json"
+        command = [
+            "tools/analysis/region_probe.py", "--checkpoint", str(self.towers(name)), "--ann",
+            str(annotations / "instances_val.json"), "--images", str(self.args.data / "images/val"), "--split-file",
+            str(annotations / "split.json"), "--templates", "{article} {}", "--crop-context", "2.0", "--out", str(out),
+        ]  # fmt: skip
+        return Step(f"probe_{name}", command, [out])
+
+    def detector_options(self, name: str) -> dict[str, Any]:
+        """Overrides that training and testing share."""
+        return {"data_root": f"{self.args.data}/", "towers.checkpoint": self.towers(HEADS[name][0])}
+
+    def head(self, name: str) -> Step:
+        """Heads trained with one mask mode."""
+        epochs = self.args.detector
+        options = {**self.detector_options(name), "model.policy.mask_mode": HEADS[name][1],
+                   "randomness.seed": self.seed, "train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs + 1,
+                   "param_scheduler.1.T_max": epochs, "param_scheduler.1.end": epochs}  # fmt: skip
+        folder = self.out / f"heads_{name}"
+        command = ["tools/train.py", DETECTOR, "--work-dir", str(folder), *settings(options)]
+        return Step(f"heads_{name}", command, [folder / f"epoch_{epochs}.pth"])
+
+    def test(self, name: str, mode: str) -> Step:
+        """One test of trained heads under one mask mode."""
+        out = self.out / f"detection_{name}_{mode}.json"
+        checkpoint = self.out / f"heads_{name}" / f"epoch_{self.args.detector}.pth"
+        options = {**self.detector_options(name), "model.policy.mask_mode": mode}
+        command = ["tools/test.py", DETECTOR, str(checkpoint), "--work-dir", str(self.out / "tests" / out.stem),
+                   "--out", str(out), *settings(options)]  # fmt: skip
+        return Step(out.stem, command, [out.with_suffix(".metrics.json")])
+
+
+def numbers_of(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
+    """Rows (variant, scoring) of one seed, each with its numbers."""
+    folder = args.out / f"seed_{seed}"
+    rows: dict[str, dict[str, float]] = {}
+    for name, (_, scorings) in VARIANTS.items():
+        found = read_json(folder / f"{name}.metrics.json", "result file")["metrics"]
+        probe = read_json(folder / f"probe_{name}.json", "result file")["metrics"]
+        for scoring in scorings:
+            mode = "hard" if scoring == "masked" else "off"
+            row = {k: found[f"{k}_{scoring}"] for k in ALIGNMENT}
+            row.update({f"{g}_{v}": probe[g][view][mode] for g in ("base", "novel")
+                        for v, view in (("crop", "crop"), ("dense", "dense_value"))})  # fmt: skip
+            rows[f"{name}, {scoring}"] = row
+    if args.detector:
+        for name in HEADS:
+            for mode in TEST_MODES:
+                path = folder / f"detection_{name}_{mode}.metrics.json"
+                found = read_json(path, "result file")["metrics"]
+                rows[f"heads {name}, tested {mode}"] = {k: found[k] for k in ("base_ap50", "novel_ap50", "all_ap50")}
+    return rows
+
+
+def write_table(args: argparse.Namespace, seeds: list[int]) -> None:
+    """Mean and standard deviation over seeds, as JSON and Markdown."""
+    by_seed = {seed: numbers_of(args, seed) for seed in seeds}
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for row, values in by_seed[seeds[0]].items():
+        table[row] = {}
+        for key in values:
+            got = [by_seed[s][row][key] for s in seeds]
+            table[row][key] = {"mean": statistics.fmean(got), "std": statistics.stdev(got) if len(got) > 1 else 0.0}
+    stamp = protocol_stamp("study", seeds=seeds, pretrain=args.pretrain, align=args.align, detector=args.detector,
+                           data=str(args.data), spread="standard deviation over seeds")  # fmt: skip
+    write_results(args.out / "study.json", stamp, table, by_seed={str(s): v for s, v in by_seed.items()})
+    (args.out / "study.md").write_text(markdown(table), encoding="utf-8")
+    print((args.out / "study.md").read_text(encoding="utf-8"), flush=True)
+
+
+def markdown(table: dict[str, dict[str, dict[str, float]]]) -> str:
+    """One table for each set of columns."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row, values in table.items():
+        groups.setdefault(tuple(values), []).append(row)
+    parts = []
+    for columns, rows in groups.items():
+        lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for row in rows:
+            cells = (f"{table[row][c]['mean']:.3f} ± {table[row][c]['std']:.3f}" for c in columns)
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    run_tool(main)
