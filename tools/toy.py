@@ -45,7 +45,7 @@ class Size:
     sentences: int
 
 
-DEFAULT = Size((), 8, 3, 1, 0)
+DEFAULT = Size((), 8, 2, 1, 0)
 QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 2, 1, 1, 150)
 
 

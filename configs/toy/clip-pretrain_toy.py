@@ -8,6 +8,8 @@ model = dict(
     type="SmartCLIPAlignment",
     towers=towers,
     loss=dict(mask_mode="off", scale="learned", alignment_weight=0.5),
+    # Patches must speak the language of texts: a frozen detector rests on them (README: what was tried).
+    dense_weight=1.0,
     data_preprocessor=dict(
         type="ImgDataPreprocessor",
         mean=[122.7709383, 116.7460125, 104.09373615],

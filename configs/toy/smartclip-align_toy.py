@@ -3,13 +3,11 @@
 _base_ = "./clip-pretrain_toy.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)
-max_epochs = 3
+max_epochs = 2
 
 model = dict(
     towers=towers,
-    loss=dict(mask_mode="hard", modular=True, scale="learned", alignment_weight=10.0, sparsity_weight=2.0),
-    # Without it a patch says little about what it shows, and a frozen detector rests on patches.
-    distillation=dict(weight=10.0, images=64),
+    loss=dict(mask_mode="hard", modular=True, scale="learned", alignment_weight=10.0, sparsity_weight=10.0),
 )
 train_dataloader = dict(dataset=dict(captions=dict(_delete_=True, prefix=0.5, short=0.5)))
 val_evaluator = dict(scoring="masked")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -34,9 +35,22 @@ class Step:
     command: list[str]
     outputs: list[Path] = field(default_factory=list)
 
+    def config_hash(self) -> str:
+        """Of every config beside the ones that the command names and of their bases; empty without configs."""
+        folders = {(REPO / a).parent for a in self.command if a.startswith("configs/") and a.endswith(".py")}
+        if not folders:
+            return ""
+        digest = hashlib.sha256()
+        for path in sorted(p for f in {*folders, REPO / "configs/_base_"} for p in f.rglob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
 
 class StepRunner:
-    """Runs stages of steps; a step that is done runs again only if its command changed or an earlier step ran."""
+    """Runs stages of steps; a step that is done runs again only if it changed or an earlier step ran.
+
+    A step has changed when its command or a config has; changes of code are not noticed.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Build.
@@ -75,7 +89,8 @@ class StepRunner:
 
     def _is_done(self, step: Step) -> bool:
         before = self.done.get(step.name)
-        return before is not None and before["command"] == step.command and all(p.is_file() for p in step.outputs)
+        same = before is not None and before["command"] == step.command and before.get("configs") == step.config_hash()
+        return same and all(p.is_file() for p in step.outputs)
 
     def run(self, step: Step, threads: int, label: str = "") -> float:
         """Run one command; its newest line of progress is shown every ten seconds.
@@ -86,6 +101,7 @@ class StepRunner:
         print(f"{label} {step.name}: python {shlex.join(step.command)}", flush=True)
         log = self.folder / "logs" / f"{step.name}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO)}
+        configs = step.config_hash()
         begin = time.perf_counter()
         with log.open("w", encoding="utf-8") as handle:
             child = subprocess.Popen([sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT,
@@ -105,7 +121,7 @@ class StepRunner:
                 + (f", did not write {missing[0]}" if missing else "")
                 + f"). Its log, {log}, ends:\n{tail}\nRun the same command again to go on from here."
             )
-        self.done[step.name] = {"command": step.command, "seconds": seconds}
+        self.done[step.name] = {"command": step.command, "seconds": seconds, "configs": configs}
         self.ran.add(step.name)
         write_json(self._state, self.done)
         print(f"{label} {step.name}: {seconds:.0f} s", flush=True)

@@ -80,6 +80,19 @@ def test_several_captions_are_the_mean_of_their_losses():
     assert torch.allclose(both, sum(each) / 2, rtol=1e-5)
 
 
+def test_the_dense_term_is_the_loss_of_the_mean_patch():
+    model = build(dense_weight=0.5)
+    losses = model(images(6), samples(TEXTS), mode="loss")
+    towers = model.towers
+    mean = towers.encode_dense(images(6)).flatten(2).mean(dim=2)
+    texts = towers.forward_text(towers.tokenize(TEXTS))
+    expected = model.loss(mean, texts.embeds, texts.mask_logits, towers.logit_scale)
+    for k in ("loss_sidm", "loss_dism"):
+        assert torch.allclose(losses[f"{k}_dense"], 0.5 * expected[k], rtol=1e-5)
+    with pytest.raises(UserError, match="dense_mode"):
+        build(dense_mode="vale")
+
+
 def test_every_trained_parameter_gets_a_gradient_and_no_other():
     for loss in ({"mask_mode": "off", "scale": "learned"}, {"mask_mode": "hard"}, {"mask_mode": "soft"}):
         model = build(loss=loss, distillation={"images": 2})

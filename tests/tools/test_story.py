@@ -38,6 +38,22 @@ def test_steps_run_once_until_their_command_changes_and_then_all_after_them(tmp_
     assert missing.ran == {"two"}
 
 
+def test_a_changed_config_is_a_changed_step(monkeypatch, tmp_path):
+    from smartclip_det.utils import steps
+
+    monkeypatch.setattr(steps, "REPO", tmp_path)
+    for folder in ("configs/_base_", "configs/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    config, base = tmp_path / "configs/mine/a.py", tmp_path / "configs/_base_/b.py"
+    config.write_text("x = 1")
+    base.write_text("y = 1")
+    step = Step("one", ["-c", "pass", "configs/mine/a.py"])
+    before = step.config_hash()
+    base.write_text("y = 2")
+    assert step.config_hash() != before
+    assert Step("two", ["-c", "pass"]).config_hash() == ""
+
+
 def test_a_failing_step_tells_the_end_of_its_log_and_keeps_what_is_done(tmp_path):
     good = tmp_path / "a"
     runner = StepRunner(tmp_path / "run")

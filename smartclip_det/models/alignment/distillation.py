@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.errors import UserError
 from smartclip_det.models.regions import pool_regions
-from smartclip_det.models.towers.vision_transformer import DENSE_MODES, VisionTransformer
+from smartclip_det.models.towers.vision_transformer import VisionTransformer
 
 
 class RegionDistillation(nn.Module):
@@ -24,7 +24,6 @@ class RegionDistillation(nn.Module):
 
     def __init__(
         self, weight: float = 1.0, regions: int = 1, images: int = 64, min_side: float = 0.2, max_side: float = 0.7,
-        dense_mode: str = "value",
     ) -> None:  # fmt: skip
         """Build.
 
@@ -34,14 +33,12 @@ class RegionDistillation(nn.Module):
             images: images of each batch that take part, at most.
             min_side: smallest side of a region, as a share of the image's.
             max_side: largest side.
-            dense_mode: of the student's last block; what regions will be pooled from later.
         """
         super().__init__()
         if not 0 < min_side <= max_side <= 1:
             raise UserError(f"Regions need 0 < min_side <= max_side <= 1; given {min_side} and {max_side}.")
         self.weight, self.regions, self.images = weight, regions, images
         self.min_side, self.max_side = min_side, max_side
-        self.dense_mode = check_choice("dense_mode", dense_mode, DENSE_MODES)
 
     def forward(self, tower: VisionTransformer, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
         """Compare regions of the dense map with crops.

@@ -14,17 +14,19 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.alignment.distillation import RegionDistillation
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss
+from smartclip_det.models.towers.smartclip import TextFeatures
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.vision_transformer import DENSE_MODES
 
 
 @MODELS.register_module()
 class SmartCLIPAlignment(BaseModel):
-    """Towers, the alignment loss, and optionally region self-distillation.
+    """Towers, the alignment loss, and optionally dense alignment and region self-distillation.
 
     ``towers`` are saved under their own names with ``meta['tower_config']`` (:class:`TowerCheckpointHook`), so a
     checkpoint of this model is a towers checkpoint for everything else in the package.
@@ -34,6 +36,8 @@ class SmartCLIPAlignment(BaseModel):
         self,
         towers: Mapping[str, Any],
         loss: Mapping[str, Any] | None = None,
+        dense_weight: float = 0.0,
+        dense_mode: str = "value",
         distillation: Mapping[str, Any] | None = None,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
@@ -43,6 +47,9 @@ class SmartCLIPAlignment(BaseModel):
         Args:
             towers: where the initial weights come from, see ``towers.source.load_towers``.
             loss: options of :class:`AlignmentLoss`; None for the published loss.
+            dense_weight: weight of the same loss on the mean of the dense map in place of the pooled vector; it makes
+                patches speak the language of texts, which alignment of the pooled vector alone does not.
+            dense_mode: last block of that dense map.
             distillation: options of :class:`RegionDistillation`; None for none.
             data_preprocessor: MMEngine's ``ImgDataPreprocessor`` with CLIP's statistics.
             init_cfg: unused; weights come from ``towers``.
@@ -50,6 +57,7 @@ class SmartCLIPAlignment(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=None)
         self.towers = load_towers(towers)
         self.loss = AlignmentLoss(**(loss or {}))
+        self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
         self._banks: dict[str, TextBank] = {}
         # DDP waits for every trained parameter: those that no loss reaches are not trained.
@@ -96,18 +104,25 @@ class SmartCLIPAlignment(BaseModel):
     def _losses(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
         sets = list(zip(*(s.drawn_captions for s in data_samples), strict=True))
         tokens = self.towers.tokenize([t for one in sets for t in one], truncate=True).to(inputs.device)
-        dense_mode = None if self.distillation is None else self.distillation.dense_mode
+        dense_mode = self.dense_mode if self.dense_weight or self.distillation is not None else None
         seen = self.towers.image_tower.features(inputs, dense_mode=dense_mode, pooled=True)
-        images, texts = seen.pooled, self.towers.forward_text(tokens)
-        logits = [None] * len(sets) if texts.mask_logits is None else texts.mask_logits.chunk(len(sets))
-        parts = [
-            self.loss(images, embeds, mask_logits, self.towers.logit_scale)
-            for embeds, mask_logits in zip(texts.embeds.chunk(len(sets)), logits, strict=True)
-        ]
-        losses = {k: torch.stack([p[k] for p in parts]).mean() for k in parts[0]}
+        texts = self.towers.forward_text(tokens)
+        losses = self._contrast(seen.pooled, texts, len(sets))
+        if self.dense_weight:
+            dense = self._contrast(seen.dense.flatten(2).mean(dim=2), texts, len(sets))
+            losses.update({f"{k}_dense": self.dense_weight * dense[k] for k in ("loss_sidm", "loss_dism")})
         if self.distillation is not None:
             losses.update(self.distillation(self.towers.image_tower, inputs, seen.dense))
         return losses
+
+    def _contrast(self, images: Tensor, texts: TextFeatures, sets: int) -> dict[str, Tensor]:
+        """Mean losses of ``[B, D]`` image vectors with each of the sets of B captions."""
+        logits = [None] * sets if texts.mask_logits is None else texts.mask_logits.chunk(sets)
+        parts = [
+            self.loss(images, embeds, mask_logits, self.towers.logit_scale)
+            for embeds, mask_logits in zip(texts.embeds.chunk(sets), logits, strict=True)
+        ]
+        return {k: torch.stack([p[k] for p in parts]).mean() for k in parts[0]}
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:
