@@ -12,6 +12,8 @@ norm_cfg = dict(type="BN")
 strides = [2, 4, 8, 16]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
+    # The factor that the towers learned for their own cosines is near 16; a real CLIP's is 100.
+    policy=dict(dense_temperature=16.0),
     backbone=dict(towers=towers, out_indices=(0, 1, 2, 3)),
     neck=[
         dict(type="TapPyramid", in_channels=128, norm_cfg=norm_cfg),

@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,14 +37,12 @@ class Step:
     outputs: list[Path] = field(default_factory=list)
 
     def config_hash(self) -> str:
-        """Of every config beside the ones that the command names and of their bases; empty without configs."""
-        folders = {(REPO / a).parent for a in self.command if a.startswith("configs/") and a.endswith(".py")}
-        if not folders:
-            return ""
-        digest = hashlib.sha256()
-        for path in sorted(p for f in {*folders, REPO / "configs/_base_"} for p in f.rglob("*.py")):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:16]
+        """Of the configs that the command names, with their bases; empty without configs."""
+        from mmengine.config import Config
+
+        paths = [REPO / a for a in self.command if a.startswith("configs/") and a.endswith(".py")]
+        texts = [Config.fromfile(p, import_custom_modules=False).pretty_text for p in paths]
+        return hashlib.sha256("".join(texts).encode()).hexdigest()[:16] if texts else ""
 
 
 class StepRunner:
@@ -65,6 +64,7 @@ class StepRunner:
         if self._state.is_file():
             self.done = json.loads(self._state.read_text(encoding="utf-8"))
         self.ran: set[str] = set()
+        self._lock = threading.Lock()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -121,9 +121,10 @@ class StepRunner:
                 + (f", did not write {missing[0]}" if missing else "")
                 + f"). Its log, {log}, ends:\n{tail}\nRun the same command again to go on from here."
             )
-        self.done[step.name] = {"command": step.command, "seconds": seconds, "configs": configs}
-        self.ran.add(step.name)
-        write_json(self._state, self.done)
+        with self._lock:
+            self.done[step.name] = {"command": step.command, "seconds": seconds, "configs": configs}
+            self.ran.add(step.name)
+            write_json(self._state, self.done)
         print(f"{label} {step.name}: {seconds:.0f} s", flush=True)
         return seconds
 

@@ -38,6 +38,12 @@ def test_steps_run_once_until_their_command_changes_and_then_all_after_them(tmp_
     assert missing.ran == {"two"}
 
 
+def test_steps_side_by_side_are_all_remembered(tmp_path):
+    steps = [Step(f"s{n}", write(tmp_path / f"out{n}"), [tmp_path / f"out{n}"]) for n in range(8)]
+    StepRunner(tmp_path / "run").run_stages([steps])
+    assert set(StepRunner(tmp_path / "run").done) == {s.name for s in steps}
+
+
 def test_a_changed_config_is_a_changed_step(monkeypatch, tmp_path):
     from smartclip_det.utils import steps
 
@@ -45,7 +51,7 @@ def test_a_changed_config_is_a_changed_step(monkeypatch, tmp_path):
     for folder in ("configs/_base_", "configs/mine"):
         (tmp_path / folder).mkdir(parents=True)
     config, base = tmp_path / "configs/mine/a.py", tmp_path / "configs/_base_/b.py"
-    config.write_text("x = 1")
+    config.write_text('_base_ = "../_base_/b.py"')
     base.write_text("y = 1")
     step = Step("one", ["-c", "pass", "configs/mine/a.py"])
     before = step.config_hash()

@@ -1,0 +1,88 @@
+"""Alignment through the tools on a tiny toy world: train, go on, test, probe, ground."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
+from tests.tools.test_runs import run
+
+pytestmark = pytest.mark.slow
+CONFIG = "configs/toy/smartclip-align_toy.py"
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    root = tmp_path_factory.mktemp("aligned")
+    write_world(ToyWorld(WorldConfig(train=24, val=10, test=2)), root / "toy", progress=False)
+    options = [f"data_root={root}/toy/", "train_dataloader.batch_size=8", "train_cfg.max_epochs=1",
+               "default_hooks.logger.interval=1", f"val_evaluator.metrics_file={root}/metrics.json"]  # fmt: skip
+    done = run("tools/train.py", CONFIG, "--work-dir", root / "run", "--cfg-options", *options)
+    return root, options, done
+
+
+def test_a_run_writes_stamped_metrics_and_says_how_to_test(aligned):
+    root, _, done = aligned
+    found = json.loads((root / "metrics.json").read_text())
+    assert found["protocol"]["name"] == "alignment"
+    assert found["protocol"]["scoring"] == "masked"
+    for key in ("t2i_r1_long", "i2t_r5_short_plain", "t2i_r1_partial_masked", "map_shape", "map_colour_shape_plain"):
+        assert 0 <= found["metrics"][key] <= 1
+    assert f"tools/test.py {CONFIG} {root}/run/epoch_1.pth" in done.stdout + done.stderr
+
+
+def test_a_run_goes_on_and_a_test_gives_the_metrics_of_its_validation(aligned):
+    root, options, _ = aligned
+    more = [o for o in options if "max_epochs" not in o]
+    done = run("tools/train.py", CONFIG, "--work-dir", root / "run", "--resume", "--cfg-options", *more,
+               "train_cfg.max_epochs=2", "default_hooks.checkpoint.max_keep_ckpts=2")  # fmt: skip
+    log = done.stdout + done.stderr
+    assert "resumed epoch: 1" in log
+    assert "Epoch(train) [1]" not in log
+    after = json.loads((root / "metrics.json").read_text())["metrics"]
+    run("tools/test.py", CONFIG, root / "run/epoch_2.pth", "--work-dir", root / "test", "--cfg-options", options[0],
+        f"test_evaluator.metrics_file={root}/tested.json")  # fmt: skip
+    tested = json.loads((root / "tested.json").read_text())["metrics"]
+    assert tested == pytest.approx(after, abs=1e-9)
+
+
+def test_its_checkpoint_is_a_towers_checkpoint_for_other_tools(aligned):
+    root, _, _ = aligned
+    toy = root / "toy"
+    checkpoint = next((root / "run").glob("epoch_*.pth"))
+    done = run("tools/analysis/region_probe.py", "--checkpoint", checkpoint, "--ann", toy / "annotations/instances_val.json",
+               "--images", toy / "images/val", "--split-file", toy / "annotations/split.json", "--templates", "{article} {}",
+               "--views", "crop", "dense", "mask", "--out", root / "probe.json")  # fmt: skip
+    assert "novel dense_value" in done.stdout
+    found = json.loads((root / "probe.json").read_text())
+    assert set(found["metrics"]["novel"]) == {"crop", "dense_value", "mask_value"}
+    assert len(found["protocol"]["checkpoint_hash"]) == 16
+    ann = toy / "refs/finetune_toy_val.json"
+    run("tools/ground.py", ann, "--images", toy / "images", "--checkpoint", checkpoint, "--mask-modes", "hard", "off",
+        "--instances", toy / "annotations/instances_val.json", "--spatial", "--out", root / "ground.jsonl")  # fmt: skip
+    metrics = json.loads((root / "ground.metrics.json").read_text())
+    assert metrics["protocol"]["proposals"] == "ground-truth"
+    assert metrics["counts"]["left_out"] > 0
+    lines = [json.loads(line) for line in (root / "ground.hard.jsonl").read_text().splitlines()]
+    assert len(lines) == metrics["counts"]["sentences"]
+    assert all(row["scores"] == sorted(row["scores"], reverse=True) for row in lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tools/ground.py", "absent.json", "--images", ".", "--checkpoint", "absent.pt"], "absent.json"),
+        (
+            ["tools/analysis/region_probe.py", "--checkpoint", "absent.pt", "--ann", "absent.json", "--images", "."],
+            "absent",
+        ),
+        (["tools/analysis/toy_report.py", "--folder", "absent"], "run tools/toy.py first"),
+    ],
+)
+def test_missing_files_are_one_line(args, message):
+    done = run(*args, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
