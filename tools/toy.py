@@ -12,7 +12,6 @@ is done is not run again unless its command changed or an earlier step ran.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +65,9 @@ def main() -> None:
     out = args.out or Path(f"work_dirs/toy{ending}")
     data = args.data or Path(f"data/toy{ending}" + (f"_seed{args.seed}" if args.seed else ""))
     story = Story(out, data, args.seed, size)
-    begin = time.perf_counter()
     runner = StepRunner(out)
     runner.run_stages(story.stages())
-    story.report(runner, args.quick, time.perf_counter() - begin)
+    story.report(runner, args.quick)
 
 
 class Story:
@@ -166,12 +164,13 @@ class Story:
                str(self.last("detector", self.size.detector)), "--cfg-options",
                *settings(self.detector_options(towers))[1:]]  # fmt: skip
         truth = ["--proposals", "ground-truth", "--instances", str(self.data / "annotations/instances_val.json")]
+        crops = ["--views", "crop", "--crop-context", "1.6"]
         runs = {
-            "grounding": [*rpn, "--mask-modes", *MODES],
-            "grounding_text_shuffled": [*rpn, "--control", "text_shuffled"],
-            "grounding_spatial": [*rpn, "--mask-modes", "hard", "off", "--spatial"],
-            "grounding_crop": [*rpn, "--mask-modes", "hard", "off", "--views", "crop"],
-            "grounding_ground_truth": [*truth, "--mask-modes", *MODES],
+            "grounding": [*rpn, *crops, "--spatial", "--mask-modes", *MODES],
+            "grounding_text_shuffled": [*rpn, *crops, "--spatial", "--control", "text_shuffled"],
+            "grounding_no_spatial": [*rpn, *crops, "--mask-modes", "hard", "off"],
+            "grounding_dense": [*rpn, "--spatial", "--mask-modes", "hard", "off"],
+            "grounding_ground_truth": [*truth, *crops, "--spatial", "--mask-modes", *MODES],
         }
         steps = []
         for name, options in runs.items():
@@ -184,9 +183,9 @@ class Story:
             steps.append(Step(name, command, [out.with_suffix(".metrics.json")]))
         return steps
 
-    def report(self, runner: StepRunner, quick: bool, wall: float) -> None:
+    def report(self, runner: StepRunner, quick: bool) -> None:
         """The page and the summary."""
-        facts = {"seed": self.seed, "quick": quick, "seconds": {**runner.seconds, "total": wall},
+        facts = {"seed": self.seed, "quick": quick, "seconds": {**runner.seconds, "total": runner.spent},
                  "code": code_version(), "data": str(self.data), "cores": available_cores(),
                  "resumed": set(runner.ran) != set(runner.done), "config": DETECTOR,
                  "detector": str(self.last("detector", self.size.detector)),
@@ -195,7 +194,7 @@ class Story:
         step = Step("report", ["tools/analysis/toy_report.py", "--folder", str(self.out)], [self.out / "report.html"])
         runner.run(step, available_cores(), "[report]")
         print((self.out / "logs/report.log").read_text(encoding="utf-8").strip())
-        print(f"total {wall:.0f} s. Open {self.out / 'report.html'} in a browser.")
+        print(f"total {runner.spent:.0f} s. Open {self.out / 'report.html'} in a browser.")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ class StepRunner:
         if self._state.is_file():
             self.done = json.loads(self._state.read_text(encoding="utf-8"))
         self.ran: set[str] = set()
+        #: Seconds of all calls since the first step was last run.
+        self.spent = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -73,8 +75,18 @@ class StepRunner:
 
     def run_stages(self, stages: Sequence[Sequence[Step]]) -> None:
         """Run stage after stage; the steps of one stage do not need each other and run side by side."""
-        for number, stage in enumerate(stages, 1):
-            self._run_stage(stage, f"[{number}/{len(stages)}]")
+        begin = time.perf_counter()
+        try:
+            for number, stage in enumerate(stages, 1):
+                self._run_stage(stage, f"[{number}/{len(stages)}]")
+        finally:
+            anew = all(s.name in self.ran for s in stages[0])
+            self.spent = time.perf_counter() - begin + (0.0 if anew else self._spent_before())
+            write_json(self.folder / "spent.json", {"seconds": self.spent})
+
+    def _spent_before(self) -> float:
+        path = self.folder / "spent.json"
+        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
 
     def _run_stage(self, stage: Sequence[Step], label: str) -> None:
         due = [s for s in stage if self.ran or not self._is_done(s)]

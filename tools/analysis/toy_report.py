@@ -71,14 +71,15 @@ def build_summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         for key, values in detection.items():
             values[mode] = found[key]
     runs = {n: metrics_of(folder / f"grounding{n and '_' + n}.metrics.json")
-            for n in ("", "text_shuffled", "spatial", "crop", "ground_truth")}  # fmt: skip
+            for n in ("", "text_shuffled", "no_spatial", "dense", "ground_truth")}  # fmt: skip
     plain = {m: runs[""][m]["acc50"] for m in MODES}
     grounding = {
         "proposals": "rpn, best 10",
+        "views": "crop, spatial words",
         "acc50": {**plain, "text_shuffled": runs["text_shuffled"]["hard"]["acc50"]},
         "by_threshold": {m: runs[""][m] for m in MODES},
-        "spatial": {m: runs["spatial"][m] for m in ("hard", "off")},
-        "crop": {m: runs["crop"][m] for m in ("hard", "off")},
+        "no_spatial": {m: runs["no_spatial"][m] for m in ("hard", "off")},
+        "dense": {m: runs["dense"][m] for m in ("hard", "off")},
         "chance": runs[""]["chance"]["acc50"],
         "ground_truth_boxes": {"acc50": {m: runs["ground_truth"][m]["acc50"] for m in MODES},
                                "chance": runs["ground_truth"]["chance"]["acc50"]},
@@ -254,20 +255,22 @@ def grounding_section(page: ReportPage, pictures: ToyPictures, summary: dict[str
     """Accuracy and pictures."""
     page.heading("7. Grounding: a phrase points at an object")
     page.text(
-        "Zero-shot: the ten best boxes of the detector, pooled from the dense map, ranked by masked cosine with the "
-        "expression. Chance is a box drawn from the ten. 'spatial' reads words such as 'left of' by rules and "
-        "multiplies distributions over boxes."
+        "Zero-shot: crops of the detector's ten best boxes, ranked by masked cosine with the expression; words such as "
+        "'left of' are read by rules and multiply distributions over boxes. 'dense' pools the patch vectors instead of "
+        "encoding each crop; 'no spatial' leaves the rules out. Chance is a box drawn from the ten: scenes have few "
+        "objects, and most boxes lie on one of them, so it is high."
     )
     grounding = summary["grounding"]
+    keys = ("acc50", "acc75", "acc90", "miou")
     rows: list[list[str | float | None]] = [
-        [f"dense, {m}", *(v[k] for k in ("acc50", "acc75", "acc90", "miou"))]
-        for m, v in grounding["by_threshold"].items()
+        [f"crop + spatial, {m}", *(v[k] for k in keys)] for m, v in grounding["by_threshold"].items()
     ]
-    for kind in ("spatial", "crop"):
-        label = "dense + spatial" if kind == "spatial" else "crop"
-        rows += [[f"{label}, {m}", *(v[k] for k in ("acc50", "acc75", "acc90", "miou"))]
-                 for m, v in grounding[kind].items()]  # fmt: skip
-    rows.append(["dense, shuffled texts", grounding["acc50"]["text_shuffled"], None, None, None])
+    for kind, label in (("no_spatial", "crop, no spatial"), ("dense", "dense + spatial")):
+        rows += [[f"{label}, {m}", *(v[k] for k in keys)] for m, v in grounding[kind].items()]
+    truth = grounding["ground_truth_boxes"]
+    rows.append(["ground-truth boxes, hard", truth["acc50"]["hard"], None, None, None])
+    rows.append(["chance on ground-truth boxes", truth["chance"], None, None, None])
+    rows.append(["crop + spatial, shuffled texts", grounding["acc50"]["text_shuffled"], None, None, None])
     rows.append(["chance", grounding["chance"], None, None, None])
     page.table(["region vectors, masks", "Acc@0.5", "Acc@0.75", "Acc@0.9", "mIoU"], rows)
     page.gallery(pictures.groundings())
@@ -282,7 +285,7 @@ def closing(page: ReportPage, facts: dict[str, Any], summary: dict[str, Any]) ->
     page.heading("9. Again")
     page.text(
         f"Seed {facts['seed']}, {facts['cores']} cores, code {facts['code']}, {facts['seconds']['total']:.0f} s in all"
-        + (" (some steps had been done before)" if facts["resumed"] else "")
+        + (" (over several calls)" if facts["resumed"] else "")
         + ". One seed is one sample: configs/toy/README.md has three with their spread. `python tools/toy.py` prints "
         "the command of each step; every number here is in `summary.json`."
     )
