@@ -236,8 +236,8 @@ def detection_section(page: ReportPage, pictures: ToyPictures, summary: dict[str
     page.heading("5. Detection of shapes that no box ever showed")
     page.text(
         "A frozen SmartCLIP image tower under trained heads (boxes of the 12 base shapes only). All 18 names are asked "
-        "for at once. Controls: random masks of equal density, another text's mask, shuffled (every name gets the text "
-        "of another name), and the same heads trained on a tower with random weights."
+        "for at once. Controls: random masks of equal density (random), another text's mask (shuffled), the text of "
+        "another name (text_shuffled), and the same heads trained on a tower with random weights (random_tower)."
     )
     detection = summary["detection"]
     keys = ("base_ap50", "novel_ap50", "all_ap50")
@@ -258,7 +258,8 @@ def grounding_section(page: ReportPage, pictures: ToyPictures, summary: dict[str
         "Zero-shot: crops of the detector's ten best boxes, ranked by masked cosine with the expression; words such as "
         "'left of' are read by rules and multiply distributions over boxes. 'dense' pools the patch vectors instead of "
         "encoding each crop; 'no spatial' leaves the rules out. Chance is a box drawn from the ten: scenes have few "
-        "objects, and most boxes lie on one of them, so it is high."
+        "objects, and most boxes lie on one of them, so it is high. The pictures are of the predictor's own grounding, "
+        "which ranks boxes by the detector's scores."
     )
     grounding = summary["grounding"]
     keys = ("acc50", "acc75", "acc90", "miou")
@@ -286,8 +287,8 @@ def closing(page: ReportPage, facts: dict[str, Any], summary: dict[str, Any]) ->
     page.text(
         f"Seed {facts['seed']}, {facts['cores']} cores, code {facts['code']}, {facts['seconds']['total']:.0f} s in all"
         + (" (over several calls)" if facts["resumed"] else "")
-        + ". One seed is one sample: configs/toy/README.md has three with their spread. `python tools/toy.py` prints "
-        "the command of each step; every number here is in `summary.json`."
+        + ". One seed is one sample: `tools/analysis/study.py` runs several. `python tools/toy.py` prints the "
+        "command of each step; every number here is in `summary.json`."
     )
     page.table(["step", "seconds"], list(seconds.items()), digits=0)
 
