@@ -93,6 +93,13 @@ def test_the_dense_term_is_the_loss_of_the_mean_patch():
         build(dense_mode="vale")
 
 
+def test_captions_that_reach_the_limit_are_counted():
+    model = build()
+    long = "a red heart and " * 40
+    assert model(images(4), samples([long, *TEXTS[:3]]), mode="loss")["texts_at_limit"] == 0.25
+    assert model(images(4), samples(TEXTS[:4]), mode="loss")["texts_at_limit"] == 0.0
+
+
 def test_every_trained_parameter_gets_a_gradient_and_no_other():
     for loss in ({"mask_mode": "off", "scale": "learned"}, {"mask_mode": "hard"}, {"mask_mode": "soft"}):
         model = build(loss=loss, distillation={"images": 2})

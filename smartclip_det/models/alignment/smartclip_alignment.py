@@ -73,11 +73,6 @@ class SmartCLIPAlignment(BaseModel):
     def init_weights(self) -> None:
         """Nothing: weights were loaded with the towers."""
 
-    @property
-    def scores_by_mask(self) -> bool:
-        """Whether texts of these towers have learned masks to score with."""
-        return self.loss.mask_mode != "off"
-
     def set_text_banks(self, banks: Mapping[str, TextBank]) -> None:
         """Vocabularies that :meth:`forward` scores images against in ``predict`` mode, by name."""
         self._banks = dict(banks)
@@ -113,6 +108,11 @@ class SmartCLIPAlignment(BaseModel):
             losses.update({f"{k}_dense": self.dense_weight * dense[k] for k in ("loss_sidm", "loss_dism")})
         if self.distillation is not None:
             losses.update(self.distillation(self.towers.image_tower, inputs, seen.dense))
+        # Captions over the context are cut, as in the released training: the log tells how many reach the limit.
+        reaching = tokens.shape[1] == self.towers.config.context_length
+        losses["texts_at_limit"] = (
+            (tokens[:, -1] != 0).float().mean() if reaching else tokens.new_zeros((), dtype=torch.float)
+        )
         return losses
 
     def _contrast(self, images: Tensor, texts: TextFeatures, sets: int) -> dict[str, Tensor]:
@@ -129,8 +129,8 @@ class SmartCLIPAlignment(BaseModel):
         """What retrieval and zero-shot tests need of each image.
 
         Returns:
-            The samples with ``image_embed [D]``, for each kind of caption ``text_embeds [n, D]`` and
-            ``text_masks [n, D]``, and for each vocabulary in force ``scores_masked [C]`` and ``scores_plain [C]``.
+            The samples with ``image_embed [D]``; ``text_features``: for each kind of caption a list of (vector ``[D]``,
+            mask ``[D]``); ``presence_scores``: for each vocabulary in force ``masked [C]`` and ``plain [C]`` cosines.
         """
         images = self.towers.encode_image(inputs)
         scores = {}
