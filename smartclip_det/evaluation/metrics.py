@@ -17,17 +17,14 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.evaluation.detection_files import (
     IMAGES,
-    annotated_only,
     check_predictions,
     load_ground_truth,
     write_columnar,
     xyxy_to_xywh,
 )
-from smartclip_det.evaluation.lvis import base_novel_metrics, evaluate_lvis
-from smartclip_det.evaluation.protocols import ov_coco_split
+from smartclip_det.evaluation.protocols import chosen_images, score_detections
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 
 
@@ -106,28 +103,14 @@ class OpenVocabMetric(BaseMetric):
         )  # fmt: skip
         if self.out_file:
             self._write(listed, results, vocabulary, stamp)
-        if self.images == "annotated":
-            names = (
-                [n for part in ov_coco_split(self._split())[:2] for n in part] if self.protocol == "ov-coco" else None
-            )
-            truth = annotated_only(truth, names)
+        truth = chosen_images(truth, self.protocol, self.images, self._split())
         checked, counts = check_predictions(listed, truth)
-        metrics = self._score(checked, truth)
+        metrics = score_detections(
+            self.protocol, truth, checked, backend=self.backend, max_dets=self.max_dets, split_file=self._split()
+        ).metrics
         if self.metrics_file:
             write_results(self.metrics_file, stamp, metrics, counts=counts)
         return metrics
-
-    def _score(self, results: list[dict[str, Any]], truth: Any) -> dict[str, float]:
-        if self.protocol in ("lvis", "ov-lvis"):
-            metrics, per_class = evaluate_lvis(truth, results, backend=self.backend, max_dets=self.max_dets or 300)
-            return {**metrics, **(base_novel_metrics(metrics, per_class, truth) if self.protocol == "ov-lvis" else {})}
-        last = self.max_dets or 100
-        limits = [*(n for n in (1, 10) if n < last), last]
-        if self.protocol == "coco":
-            return coco_metrics(evaluate_tables(truth, results, backend=self.backend, max_dets=limits))
-        base, novel, _ = ov_coco_split(self._split())
-        tables = evaluate_tables(truth, results, backend=self.backend, max_dets=limits, names=[*base, *novel])
-        return {**open_vocabulary_metrics(tables, base, novel), "bbox_mAP": tables.ap()}
 
     def _split(self) -> Path | None:
         return Path(self.split_file) if self.split_file else None

@@ -99,19 +99,74 @@ def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list
         found = read_predictions(request.pred, truth)
     if request.protocol in ("lvis", "ov-lvis"):
         check_lvis(truth)
-    if check_choice("images", request.images, IMAGES) == "annotated":
-        names = (
-            [n for part in ov_coco_split(request.split_file)[:2] for n in part]
-            if request.protocol == "ov-coco"
-            else None
-        )
-        truth = annotated_only(truth, names)
+    truth = chosen_images(truth, request.protocol, request.images, request.split_file)
     results, counts = check_predictions(found, truth, request.iou_type)
     return (
         truth,
         results,
         {"images": len(truth.data["images"]), "annotations": len(truth.data["annotations"]), **counts},
     )
+
+
+def chosen_images(truth: GroundTruth, protocol: str, images: str, split_file: Path | None) -> GroundTruth:
+    """``all`` images, or the ``annotated`` ones: those with a box of the protocol's classes."""
+    if check_choice("images", images, IMAGES) == "all":
+        return truth
+    names = [n for part in ov_coco_split(split_file)[:2] for n in part] if protocol == "ov-coco" else None
+    return annotated_only(truth, names)
+
+
+@dataclass
+class DetectionScores:
+    """Metrics of one detection protocol.
+
+    Attributes:
+        metrics: by their public names.
+        per_class: AP of each class.
+        max_dets: limits that were used.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float | None]
+    max_dets: list[int]
+
+
+def score_detections(
+    protocol: str, truth: GroundTruth, results: list[dict[str, Any]], *, backend: str = "fast",
+    iou_type: str = "bbox", max_dets: int = 0, split_file: Path | None = None,
+) -> DetectionScores:  # fmt: skip
+    """Score checked detections; ``tools/evaluate.py`` and the metrics of runs both come here.
+
+    Args:
+        protocol: ``coco | ov-coco | lvis | ov-lvis``.
+        truth: annotations.
+        results: what ``check_predictions`` let through.
+        backend: ``fast`` or ``reference``.
+        iou_type: ``bbox`` or ``segm``.
+        max_dets: detections per image, 0 for the protocol's own.
+        split_file: own base and novel names for ``ov-coco``.
+    """
+    if protocol in ("lvis", "ov-lvis"):
+        limit = max_dets or 300
+        metrics, per_class = evaluate_lvis(truth, results, backend=backend, iou_type=iou_type, max_dets=limit)
+        if protocol == "ov-lvis":
+            metrics.update(base_novel_metrics(metrics, per_class, truth, iou_type))
+        return DetectionScores(metrics, per_class, [limit])
+    limits = _limits(max_dets)
+    if protocol == "coco":
+        tables = evaluate_tables(truth, results, backend=backend, iou_type=iou_type, max_dets=limits)
+        return DetectionScores(coco_metrics(tables, iou_type), tables.class_ap(), limits)
+    base, novel, _ = ov_coco_split(split_file)
+    tables = evaluate_tables(truth, results, backend=backend, iou_type=iou_type, max_dets=limits, names=[*base, *novel])
+    metrics = {**open_vocabulary_metrics(tables, base, novel), f"{iou_type}_mAP": tables.ap()}
+    return DetectionScores(metrics, tables.class_ap(0.5), limits)
+
+
+def _scored(request: EvaluationRequest, truth: GroundTruth, results: list[dict[str, Any]]) -> DetectionScores:
+    return score_detections(
+        request.protocol, truth, results, backend=request.backend, iou_type=request.iou_type,
+        max_dets=request.max_dets, split_file=request.split_file,
+    )  # fmt: skip
 
 
 def _limits(max_dets: int) -> list[int]:
@@ -123,11 +178,12 @@ def _limits(max_dets: int) -> list[int]:
 
 def _coco(request: EvaluationRequest) -> EvaluationResult:
     truth, results, counts = _truth_and_detections(request)
-    limits = _limits(request.max_dets)
-    tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits)
-    stamp = protocol_stamp("coco", ap="COCO, IoU 0.5:0.95, 101 points", iou_type=request.iou_type, max_dets=limits,
-                           backend=request.backend, classes=len(tables.names))  # fmt: skip
-    return EvaluationResult(stamp, coco_metrics(tables, request.iou_type), counts, tables.class_ap())
+    found = _scored(request, truth, results)
+    stamp = protocol_stamp(
+        "coco", ap="COCO, IoU 0.5:0.95, 101 points", iou_type=request.iou_type, max_dets=found.max_dets,
+        backend=request.backend, classes=len(found.per_class), images=request.images,
+    )  # fmt: skip
+    return EvaluationResult(stamp, found.metrics, counts, found.per_class)
 
 
 def ov_coco_split(split_file: Path | None) -> tuple[list[str], list[str], str]:
@@ -148,38 +204,25 @@ def ov_coco_split(split_file: Path | None) -> tuple[list[str], list[str], str]:
 def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
     base, novel, split = ov_coco_split(request.split_file)
     truth, results, counts = _truth_and_detections(request)
-    limits = _limits(request.max_dets)
-    names = [*base, *novel]
-    tables = evaluate_tables(truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limits,
-                             names=names)  # fmt: skip
-    ids = set(truth.category_ids(names))
+    found = _scored(request, truth, results)
+    ids = set(truth.category_ids([*base, *novel]))
     counts["outside_vocabulary"] = sum(r["category_id"] not in ids for r in results)
     stamp = protocol_stamp(
-        "ov-coco", ap="AP at IoU 0.5, 101 points, one joint run", iou_type=request.iou_type, max_dets=limits,
-        backend=request.backend, split=split, images=request.images, vocabulary=len(names),
+        "ov-coco", ap="AP at IoU 0.5, 101 points, one joint run", iou_type=request.iou_type, max_dets=found.max_dets,
+        backend=request.backend, split=split, images=request.images, vocabulary=len(base) + len(novel),
         base=len(base), novel=len(novel),
     )  # fmt: skip
-    metrics = {**open_vocabulary_metrics(tables, base, novel), f"{request.iou_type}_mAP": tables.ap()}
-    return EvaluationResult(stamp, metrics, counts, tables.class_ap(0.5))
+    return EvaluationResult(stamp, found.metrics, counts, found.per_class)
 
 
-def _lvis(request: EvaluationRequest, open_vocabulary: bool = False) -> EvaluationResult:
+def _lvis(request: EvaluationRequest) -> EvaluationResult:
     truth, results, counts = _truth_and_detections(request)
-    limit = request.max_dets or 300
-    metrics, per_class = evaluate_lvis(
-        truth, results, backend=request.backend, iou_type=request.iou_type, max_dets=limit
-    )
-    if open_vocabulary:
-        metrics.update(base_novel_metrics(metrics, per_class, truth, request.iou_type))
+    found = _scored(request, truth, results)
     stamp = protocol_stamp(
-        "ov-lvis" if open_vocabulary else "lvis", ap="LVIS, IoU 0.5:0.95, federated", iou_type=request.iou_type,
-        max_dets=limit, backend=request.backend, classes=len(per_class),
+        request.protocol, ap="LVIS, IoU 0.5:0.95, federated", iou_type=request.iou_type,
+        max_dets=found.max_dets[-1], backend=request.backend, classes=len(found.per_class), images=request.images,
     )  # fmt: skip
-    return EvaluationResult(stamp, metrics, counts, per_class)
-
-
-def _ov_lvis(request: EvaluationRequest) -> EvaluationResult:
-    return _lvis(request, open_vocabulary=True)
+    return EvaluationResult(stamp, found.metrics, counts, found.per_class)
 
 
 def _voc(request: EvaluationRequest) -> EvaluationResult:
@@ -207,7 +250,7 @@ PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "coco": _coco,
     "ov-coco": _ov_coco,
     "lvis": _lvis,
-    "ov-lvis": _ov_lvis,
+    "ov-lvis": _lvis,
     "voc": _voc,
     "refcoco": _refcoco,
 }
