@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The whole story on the toy world: alignment, region probe, detection of never-labelled shapes, grounding, report.
 
-    python tools/toy.py                      # about 20 minutes on 4 cores (make toy)
+    python tools/toy.py                      # about 22 minutes on 4 cores (make toy)
     python tools/toy.py --quick              # a small one of a few minutes: shows that all works, learns little
     python tools/toy.py --seed 1 --out work_dirs/toy_seed1
 

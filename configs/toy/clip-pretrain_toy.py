@@ -8,7 +8,7 @@ model = dict(
     type="SmartCLIPAlignment",
     towers=towers,
     loss=dict(mask_mode="off", scale="learned", alignment_weight=0.5),
-    # Patches must speak the language of texts: a frozen detector rests on them (README: what was tried).
+    # Patches are trained to match texts as well: a frozen detector rests on them (README: what was tried).
     dense_weight=1.0,
     data_preprocessor=dict(
         type="ImgDataPreprocessor",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A declared grid on the toy world: alignments x seeds, and heads trained with masks on and off; a table with spread.
 
-    python tools/analysis/study.py --seeds 0 1 2                      # hours on a laptop: leave it in the background
+    python tools/analysis/study.py --seeds 0 1 2                      # long: leave it in the background
     python tools/analysis/study.py --seeds 0 1 2 --pretrain 4 --align 2 --detector 0      # alignment and probe alone
 
 Within a seed all variants share the pretrained towers, and only what differs is trained. What is done is not done

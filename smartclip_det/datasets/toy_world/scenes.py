@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "testA", "testB")
 #: Radius as a share of the shorter side.
 SIZES = {"small": 0.125, "medium": 0.2, "large": 0.29}
 #: Centres lie on a lattice of the nominal side over this. With sizes and places from a small set, a tiny transformer
-#: learns shapes in minutes; with free ones it does not in an hour (measured: configs/toy/README.md).
+#: begins to learn shapes within a few hundred steps; with free ones it did not (configs/toy/README.md, what was tried).
 LATTICE = 8
 #: Chances of one to five objects.
 COUNTS = (0.5, 0.25, 0.15, 0.07, 0.03)
@@ -127,7 +127,7 @@ class ToyWorld:
         """How often each pair is drawn in training: most alike, some seldom, a few hardly ever.
 
         LVIS then has frequent, common and rare classes, and a colour still tells next to nothing about a shape: under
-        a heavy tail it does, and what looks like learned shapes is learned colours.
+        a heavy tail it tells a lot.
         """
         rng = np.random.default_rng([self.config.seed, 8])
         pairs = [(c, s) for c in COLOURS for s in SHAPES]

@@ -47,8 +47,8 @@ class SmartCLIPAlignment(BaseModel):
         Args:
             towers: where the initial weights come from, see ``towers.source.load_towers``.
             loss: options of :class:`AlignmentLoss`; None for the published loss.
-            dense_weight: weight of the same loss on the mean of the dense map in place of the pooled vector; it makes
-                patches speak the language of texts, which alignment of the pooled vector alone does not.
+            dense_weight: weight of the same loss on the mean of the dense map in place of the pooled vector, so
+                that patches, too, are trained to match texts.
             dense_mode: last block of that dense map.
             distillation: options of :class:`RegionDistillation`; None for none.
             data_preprocessor: MMEngine's ``ImgDataPreprocessor`` with CLIP's statistics.
