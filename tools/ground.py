@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from smartclip_det.models.regions import RegionEncoder, open_rgb
 from smartclip_det.models.towers import DENSE_MODES, SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.utils.cli import format_metrics, run_tool
+from smartclip_det.utils.files import write_whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -131,14 +131,11 @@ def report(
     boxes: dict[int | str, list[list[float]]], stamp: dict[str, object], left_out: int,
 ) -> None:  # fmt: skip
     """Write one predictions file per mask mode and all metrics in one JSON."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     metrics: dict[str, dict[str, float]] = {}
     for mode, predictions in found.items():
         path = args.out.with_name(f"{args.out.stem}.{mode}{args.out.suffix}") if len(found) > 1 else args.out
-        part = path.with_name(path.name + ".part")
         lines = (json.dumps({"id": k, "boxes": p.boxes, "scores": p.scores}) for k, p in predictions.items())
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, "".join(f"{line}\n" for line in lines))
         metrics[mode] = referring_metrics(score_referring(wanted, predictions).overlap)
         print(f"{mode} ({args.proposals} proposals): {path}\n{format_metrics(metrics[mode])}")
     metrics["chance"] = {"acc50": chance_accuracy(wanted, boxes)}

@@ -7,16 +7,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from smartclip_det.engine.launch import unwrapped
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
 from smartclip_det.models.vocabulary import build_bank
-
-
-def _inner(runner: Runner) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 @HOOKS.register_module()
@@ -44,7 +40,7 @@ class WhitenPatchesHook(Hook):
         """Once, before the first step."""
         if runner.iter or runner._load_from:
             return
-        dataset, model = runner.train_dataloader.dataset, _inner(runner)
+        dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
         pixels = torch.stack([dataset.image(i) for i in range(min(self.images, len(dataset)))])
         images = model.data_preprocessor({"inputs": pixels, "data_samples": None}, False)["inputs"]
         whiten_patch_embedding(model.towers.image_tower, images)
@@ -56,7 +52,7 @@ class TowerCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Facts that tensors do not tell: heads, activation, mask_pad."""
-        checkpoint["meta"]["tower_config"] = _inner(runner).towers.config.to_dict()
+        checkpoint["meta"]["tower_config"] = unwrapped(runner.model).towers.config.to_dict()
 
 
 @HOOKS.register_module()
@@ -72,7 +68,7 @@ class PromptBankHook(Hook):
         self.templates = templates if isinstance(templates, str) else list(templates)
 
     def _set(self, runner: Runner, metainfo: Any) -> None:
-        model = _inner(runner)
+        model = unwrapped(runner.model)
         vocabularies = metainfo.get("vocabularies", {})
         banks = {
             n: build_bank(model.towers, names, templates=self.templates, progress=False)

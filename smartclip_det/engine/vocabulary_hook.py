@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.engine.launch import unwrapped
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir
@@ -120,7 +120,7 @@ class VocabularyHook(Hook):
 
 
 def _detector(runner: Runner) -> Any:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model: Any = unwrapped(runner.model)
     if not hasattr(model, "set_text_bank"):
         raise UserError(f"VocabularyHook needs an open-vocabulary detector; {type(model).__name__} takes no text bank.")
     return model

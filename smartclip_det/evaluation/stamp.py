@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.utils.env import versions
+from smartclip_det.utils.files import write_whole
 
 
 def file_hash(path: str | Path) -> str:
@@ -55,10 +55,5 @@ def protocol_stamp(protocol: str, **facts: Any) -> dict[str, Any]:
 
 def write_results(path: str | Path, protocol: Mapping[str, Any], metrics: Mapping[str, Any], **more: Any) -> Path:
     """Write ``{"protocol", "metrics", ...}`` JSON, whole or not at all; numbers are not rounded."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     content = {"protocol": dict(protocol), "metrics": dict(metrics), **more}
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_whole(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.parallel import available_cores
 
 REPO = Path(__file__).resolve().parents[2]
@@ -161,6 +162,4 @@ def _progress_lines(text: str) -> Iterator[str]:
 
 def write_json(path: Path, content: object) -> None:
     """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")

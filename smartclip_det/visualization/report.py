@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.utils.files import write_whole
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -82,18 +82,13 @@ class ReportPage:
 
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
         body = "\n".join(self._blocks)
-        part.write_text(
+        return write_whole(
+            path,
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
             f'content="width=device-width"><title>{html.escape(self.title)}</title><style>{_STYLE}</style></head>\n'
             f"<body>\n{body}\n</body></html>\n",
-            encoding="utf-8",
         )
-        os.replace(part, path)
-        return path
 
 
 def _cell(value: str | float | None, digits: int) -> str:

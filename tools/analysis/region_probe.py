@@ -13,13 +13,12 @@ The split file is json with "base" and "novel" lists of names; without it, every
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
-from smartclip_det.evaluation.detection_files import load_ground_truth, read_json
+from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.evaluation.protocols import ov_coco_split
 from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.models.regions import RegionEncoder
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--arch", help="random weights of a named architecture: a control")
     parser.add_argument("--ann", required=True, help="COCO annotations")
     parser.add_argument("--images", required=True, help="folder of file_name")
-    parser.add_argument("--split-file", help='json {"base": [...], "novel": [...]}')
+    parser.add_argument("--split-file", type=Path, help='json {"base": [...], "novel": [...]}')
     parser.add_argument("--vocabulary", help="names to classify among; default: the split's, or the file's")
     parser.add_argument("--templates", nargs="+", default=["photo"], help="a template set or own templates")
     parser.add_argument("--views", nargs="+", default=["crop", "dense"], choices=["crop", "dense", "mask"])
@@ -55,7 +54,7 @@ def main() -> None:
     """Probe, print a table, write JSON."""
     args = parse_args()
     truth = load_ground_truth(args.ann)
-    groups = read_split(args.split_file) if args.split_file else {}
+    groups = dict(zip(("base", "novel"), ov_coco_split(args.split_file)[:2], strict=True)) if args.split_file else {}
     names = resolve_names(args.vocabulary) if args.vocabulary else [n for g in groups.values() for n in g]
     names = names or list(truth.categories.values())
     source = {"checkpoint": args.checkpoint} if args.checkpoint else {"arch": args.arch}
@@ -73,14 +72,6 @@ def main() -> None:
     print_table(accuracy, args.mask_modes)
     write_results(args.out, stamp, accuracy)
     print(f"written: {args.out}")
-
-
-def read_split(path: str) -> dict[str, list[str]]:
-    """Base and novel names."""
-    data = read_json(Path(path), "split file")
-    if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in ("base", "novel")):
-        raise UserError(f"{path} must be a json object with lists base and novel; it has {json.dumps(data)[:80]}.")
-    return {k: data[k] for k in ("base", "novel")}
 
 
 def print_table(accuracy: dict[str, dict[str, dict[str, float]]], modes: list[str]) -> None:
