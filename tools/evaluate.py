@@ -4,6 +4,7 @@
     python tools/evaluate.py coco --ann instances_val2017.json --pred results.json --out metrics.json
     python tools/evaluate.py ov-coco --ann instances_val2017_all_2.json --pred results.json
     python tools/evaluate.py lvis --ann lvis_v1_val.json --pred results.json --backend reference
+    python tools/evaluate.py ov-coco --ann val.json --pred results.json.rank0.partial.jsonl --images predicted
     python tools/evaluate.py voc --ann VOC2007/Annotations --pred results.json
     python tools/evaluate.py refcoco --ann "refcoco/refs(unc).p" --split testA --pred boxes.jsonl
     python tools/evaluate.py ov-coco --ann val.json --compare a.json b.json
@@ -35,8 +36,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--backend", choices=["fast", "reference"], default="fast")
     parser.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
     parser.add_argument("--max-dets", type=int, default=0, help="default: 100, LVIS 300; -1: no limit (LVIS)")
-    parser.add_argument("--images", choices=["all", "annotated"], default="all",
-                        help="annotated: those with a box of the protocol's classes")  # fmt: skip
+    parser.add_argument("--images", choices=["all", "annotated", "predicted"], default="all",
+                        help="annotated: those with a box of the protocol's classes; predicted: those of a run that "
+                        "died")  # fmt: skip
+    parser.add_argument("--setting", choices=["joint", "target-only"], default="joint",
+                        help="ov-coco; target-only: the detector was given the novel names alone")  # fmt: skip
+    parser.add_argument("--per-class", action="store_true", help="print a table by class (always in the JSON)")
     parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
     parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
     parser.add_argument("--overlap", choices=["iou", "giou"], default="iou", help="refcoco")
@@ -51,13 +56,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Score one file, or compare two."""
     args = parse_args()
-    options = {k: v for k, v in vars(args).items() if k not in ("compare", "out", "resamples", "seed")}
+    options = {k: v for k, v in vars(args).items() if k not in ("compare", "out", "resamples", "seed", "per_class")}
     if args.compare:
         compare_files(args, options)
         return
     result = run_protocol(EvaluationRequest(**options))
     print(f"{args.protocol} ({', '.join(f'{k} {v}' for k, v in result.counts.items())})")
     print(format_metrics(result.metrics))
+    if args.per_class:
+        print_classes(result.per_class)
     if result.counts.get("unknown_category"):
         print(f"note: {result.counts['unknown_category']} predictions are of unknown categories.")
     if result.counts.get("difficult") and args.difficult == "count":
@@ -69,6 +76,16 @@ def main() -> None:
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
     write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
     print(f"written: {out}")
+
+
+def print_classes(per_class: dict[str, float | None]) -> None:
+    """AP of each class, worst first; those without ground truth last."""
+    found = sorted((v, n) for n, v in per_class.items() if v is not None)
+    for value, name in found:
+        print(f"{value:7.4f}  {name}")
+    lacking = [n for n, v in per_class.items() if v is None]
+    if lacking:
+        print(f"no ground truth: {', '.join(lacking)}")
 
 
 def compare_files(args: argparse.Namespace, options: dict) -> None:

@@ -76,8 +76,8 @@ def ov_lvis_train(categories: Sequence[dict[str, Any]], where: str) -> list[Prot
         raise UserError(f"{where}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
     if len(frequency) == sum(LVIS_FREQUENCIES.values()) and counts != LVIS_FREQUENCIES:
         raise UserError(
-            f"{where} has {len(frequency)} classes as LVIS v1 has, but {counts['f']} frequent, {counts['c']} common and "
-            f"{counts['r']} rare ones instead of 405, 461 and 337: not the official file."
+            f"{where} has {len(frequency)} classes as LVIS v1 has, but {counts['f']} frequent, {counts['c']} common "
+            f"and {counts['r']} rare ones instead of 405, 461 and 337: not the official file."
         )
     common = frozenset(i for i, f in frequency.items() if f != "r")
     return [ProtocolFile("lvis_v1_train_norare.json", common, frozenset(frequency))]
@@ -223,8 +223,8 @@ def write_protocol_file(source: AnnotationStream, rule: ProtocolFile, path: Path
     if rule.expected and counts["images_in"] == rule.expected[0] and len(kept) != rule.expected[1]:
         part.unlink()
         raise UserError(
-            f"{rule.name}: {counts['images_in']:,} images in, {len(kept):,} out; the protocol has {rule.expected[1]:,}. "
-            f"{source.path} is not the official file."
+            f"{rule.name}: {counts['images_in']:,} images in, {len(kept):,} out; the protocol has {rule.expected[1]:,}"
+            f": {source.path} is not the official file."
         )
     os.replace(part, path)
     facts = {"images": len(kept), "categories": len(categories), **counts}

@@ -148,7 +148,7 @@ def _load_results(
     return empty
 
 
-def mask_results(results: list[dict[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
+def mask_results(results: Sequence[Mapping[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Masks as RLE and without their box, so that size classes go by mask area (MMDetection's habit)."""
     from pycocotools import mask as coco_mask
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.evaluation.detection_columns import DetectionColumns
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
 _RESULT_FIELDS = ("image_id", "category_id", "bbox", "score", "segmentation")
@@ -127,7 +128,7 @@ def is_number(value: Any) -> bool:
 
 
 #: Which images of a file are scored.
-IMAGES = ("all", "annotated")
+IMAGES = ("all", "annotated", "predicted")
 
 
 def annotated_only(truth: GroundTruth, names: Sequence[str] | None = None) -> GroundTruth:
@@ -136,21 +137,27 @@ def annotated_only(truth: GroundTruth, names: Sequence[str] | None = None) -> Gr
     OV-COCO validates on the 4,836 images of val2017 that hold one of the 65 classes (ovd reference 2.1).
     """
     wanted = set(truth.categories if names is None else truth.category_ids(names))
-    kept = {a["image_id"] for a in truth.data["annotations"] if a["category_id"] in wanted}
+    return with_images(truth, {a["image_id"] for a in truth.data["annotations"] if a["category_id"] in wanted})
+
+
+def with_images(truth: GroundTruth, kept: set[Any]) -> GroundTruth:
+    """The annotations of some images."""
     images = [i for i in truth.data["images"] if i["id"] in kept]
     boxes = [a for a in truth.data["annotations"] if a["image_id"] in kept]
     data = {**truth.data, "images": images, "annotations": boxes}
     return GroundTruth(data, truth.path, {k: v for k, v in truth.image_sizes.items() if k in kept})
 
 
-def read_predictions(path: str | Path, truth: GroundTruth) -> list[dict[str, Any]]:
-    """Predictions as a COCO result list, from such a list or from a columnar file.
+def read_predictions(path: str | Path, truth: GroundTruth) -> Sequence[Mapping[str, Any]]:
+    """Predictions as a sequence of COCO results, from a result list, a columnar file, or JSON lines of a run.
 
-    Columnar predictions carry class names, which are matched to the annotations by name.
+    Columnar predictions and lines carry class names, which are matched to the annotations by name.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         return _read_columnar(path, truth)
+    if path.suffix == ".jsonl":
+        return _read_lines(path, truth)
     data = read_json(path, "prediction file")
     if not isinstance(data, list):
         raise UserError(
@@ -162,35 +169,73 @@ def read_predictions(path: str | Path, truth: GroundTruth) -> list[dict[str, Any
 
 def check_predictions(
     results: Sequence[Mapping[str, Any]], truth: GroundTruth, iou_type: str = "bbox"
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, int]]:
     """Apply the rules of the module text.
 
     Returns:
-        The results as plain dicts, in order, and counts: ``predictions``, ``unknown_category`` (ignored by the
-        evaluators), ``outside_image`` (kept).
+        The results in order, as columns for boxes and as plain dicts for masks, and counts: ``predictions``,
+        ``unknown_category`` (ignored by the evaluators), ``outside_image`` (kept).
 
     Raises:
         UserError: at the first refused result, telling its position and content.
     """
-    images = {i["id"] for i in truth.data["images"]}
-    categories = set(truth.categories)
     counts = {"predictions": len(results), "unknown_category": 0, "outside_image": 0}
     ids = [a["id"] for a in truth.data["annotations"]]
     odd = sum(i == 0 for i in ids) + len(ids) - len(set(ids))
     if odd:
         counts["unusable_annotation_ids"] = odd
-    checked = []
-    for i, result in enumerate(results):
-        problem = _problem(result, images, iou_type)
-        if problem:
-            raise UserError(f"Prediction {i} {json.dumps(_shown(result))}: {problem}")
-        counts["unknown_category"] += result["category_id"] not in categories
-        size = truth.image_sizes.get(result["image_id"])
-        if size is not None and "bbox" in result:
-            x, y, w, h = result["bbox"]
-            counts["outside_image"] += x < -1 or y < -1 or x + w > size[0] + 1 or y + h > size[1] + 1
-        checked.append({k: v for k, v in result.items() if k in _RESULT_FIELDS})
+    checked = None if iou_type == "segm" else _clean_columns(results, truth)
+    if checked is None:
+        images = {i["id"] for i in truth.data["images"]}
+        for i, result in enumerate(results):
+            problem = _problem(result, images, iou_type)
+            if problem:
+                raise UserError(f"Prediction {i} {json.dumps(_shown(result))}: {problem}")
+        checked = DetectionColumns.from_results(results) if iou_type == "bbox" else None
+    if checked is None:
+        plain = [{k: v for k, v in r.items() if k in _RESULT_FIELDS} for r in results]
+        known = set(truth.categories)
+        counts["unknown_category"] = sum(r["category_id"] not in known for r in plain)
+        boxed = [r for r in plain if "bbox" in r]
+        counts["outside_image"] = _outside(DetectionColumns.from_results(boxed), truth)
+        return plain, counts
+    known = set(truth.categories)
+    different, where = np.unique(checked.categories, return_inverse=True)
+    foreign = np.array([c not in known for c in different.tolist()], dtype=bool)
+    counts["unknown_category"] = int(foreign[where].sum())
+    counts["outside_image"] = _outside(checked, truth)
     return checked, counts
+
+
+def _clean_columns(results: Sequence[Mapping[str, Any]], truth: GroundTruth) -> DetectionColumns | None:
+    """Columns of results that are plainly right; None where an entry needs a closer look, one by one."""
+    columns = results if isinstance(results, DetectionColumns) else None
+    if columns is None:
+        try:
+            numbers = {type(v) for r in results for v in (*r["bbox"], r["score"])}
+            ids = {type(v) for r in results for v in (r["image_id"], r["category_id"])}
+            if not numbers <= {int, float} or not ids <= {int, str}:
+                return None
+            columns = DetectionColumns.from_results(results)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+    if len(columns.boxes) != len(columns.scores) or not set(columns.image_ids) <= {
+        i["id"] for i in truth.data["images"]
+    }:
+        return None
+    finite = np.isfinite(columns.boxes).all() and np.isfinite(columns.scores).all()
+    bounded = np.abs(columns.boxes).max(initial=0) <= 1e300 and columns.boxes[:, 2:].min(initial=0) >= 0
+    return columns if finite and bounded and np.abs(columns.scores).max(initial=0) <= 1e300 else None
+
+
+def _outside(found: DetectionColumns, truth: GroundTruth) -> int:
+    """How many boxes leave their image by more than a pixel."""
+    none = (np.inf, np.inf)
+    sizes = np.array([truth.image_sizes.get(i, none) for i in found.image_ids], dtype=np.float64).reshape(-1, 2)
+    corner, far = found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]
+    size = sizes[found.images]
+    known = np.isfinite(size).all(axis=1)
+    return int((known & ((corner < -1).any(axis=1) | (far > size + 1).any(axis=1))).sum())
 
 
 def _shown(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,34 +270,33 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
 
 
 def write_columnar(
-    path: str | Path, results: Sequence[Mapping[str, Any]], names: Sequence[str], stamp: Mapping[str, Any]
-) -> None:
+    path: str | Path, image_ids: Sequence[int], xyxy: np.ndarray, scores: np.ndarray, name_index: np.ndarray,
+    names: Sequence[str], stamp: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Write predictions as columns, exact, with names and protocol stamp inside.
 
     Args:
         path: ends in ``.safetensors``.
-        results: ``{image_id: int, xyxy: 4 floats, score, name_index}`` each.
-        names: class names that ``name_index`` points into.
+        image_ids: N image ids.
+        xyxy: ``[N, 4]`` boxes in pixels.
+        scores: ``[N]``.
+        name_index: ``[N]`` positions in ``names``.
+        names: class names.
         stamp: protocol stamp.
     """
     from safetensors.torch import save_file
 
-    boxes = torch.tensor([r["xyxy"] for r in results], dtype=torch.float64).reshape(-1, 4)
     tensors = {
-        "image_id": torch.tensor([r["image_id"] for r in results], dtype=torch.int64),
-        "xyxy": boxes,
-        "score": torch.tensor([r["score"] for r in results], dtype=torch.float64),
-        "name_index": torch.tensor([r["name_index"] for r in results], dtype=torch.int32),
+        "image_id": torch.tensor(list(image_ids), dtype=torch.int64),
+        "xyxy": torch.from_numpy(np.ascontiguousarray(xyxy)).reshape(-1, 4),
+        "score": torch.from_numpy(np.ascontiguousarray(scores)),
+        "name_index": torch.from_numpy(np.asarray(name_index, dtype=np.int32)),
     }
-    # fp32 where it holds the values exactly, which is what detectors give.
-    for key in ("xyxy", "score"):
-        if bool((tensors[key].float().double() == tensors[key]).all()):
-            tensors[key] = tensors[key].float()
     meta = {"format": COLUMNAR, "names": json.dumps(list(names)), "stamp": json.dumps(dict(stamp))}
     save_file(tensors, str(path), metadata=meta)
 
 
-def _read_columnar(path: Path, truth: GroundTruth) -> list[dict[str, Any]]:
+def _read_columnar(path: Path, truth: GroundTruth) -> DetectionColumns:
     if not path.is_file():
         raise UserError(f"No prediction file at {path}. Check the path.")
     tensors, meta = safe_safetensors_load(path)
@@ -262,20 +306,42 @@ def _read_columnar(path: Path, truth: GroundTruth) -> list[dict[str, Any]]:
     by_name = {name: cid for cid, name in truth.categories.items()}
     # An id that the annotations do not have, so that the one rule for unknown categories counts it.
     unknown = max([0, *by_name.values()]) + 1
-    ids = [by_name.get(n, unknown) for n in names]
-    return [
-        {"image_id": i, "category_id": ids[n], "bbox": xyxy_to_xywh(b), "score": s}
-        for i, n, b, s in zip(
-            tensors["image_id"].tolist(),
-            tensors["name_index"].tolist(),
-            tensors["xyxy"].tolist(),
-            tensors["score"].tolist(),
-            strict=True,
-        )
-    ]
+    ids = np.array([by_name.get(n, unknown) for n in names], dtype=np.int64)
+    boxes = tensors["xyxy"].double().numpy().copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    return DetectionColumns.from_arrays(
+        tensors["image_id"].tolist(), ids[tensors["name_index"].numpy()], boxes, tensors["score"].double().numpy()
+    )
 
 
-def xyxy_to_xywh(box: Sequence[float] | Tensor) -> list[float]:
-    """``[x1, y1, x2, y2]`` to ``[x, y, width, height]``, in double precision."""
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return [x1, y1, x2 - x1, y2 - y1]
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """One record per image of a ``.partial.jsonl`` file; a last line that was cut short is left out."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No prediction file at {path}. Check the path.")
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for n, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if n == len(lines) - 1:
+                break
+            raise UserError(f"{path}, line {n + 1} is not valid JSON ({error}).") from error
+        if not isinstance(row, dict) or not {"image_id", "boxes", "scores", "names"} <= set(row):
+            raise UserError(f"{path}, line {n + 1} lacks image_id, boxes, scores or names: no detections of a run.")
+        rows.append(row)
+    return rows
+
+
+def _read_lines(path: Path, truth: GroundTruth) -> DetectionColumns:
+    rows = read_lines(path)
+    by_name = {name: cid for cid, name in truth.categories.items()}
+    unknown = max([0, *by_name.values()]) + 1
+    boxes = np.array([b for r in rows for b in r["boxes"]], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
+    return DetectionColumns.from_arrays(
+        [r["image_id"] for r in rows for _ in r["scores"]],
+        np.array([by_name.get(n, unknown) for r in rows for n in r["names"]], dtype=np.int64), boxes,
+        np.array([s for r in rows for s in r["scores"]], dtype=np.float64),
+    )  # fmt: skip

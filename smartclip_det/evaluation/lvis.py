@@ -13,7 +13,7 @@ import json
 import logging
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.coco import BACKENDS, CocoTables, mask_results
+from smartclip_det.evaluation.detection_columns import DetectionColumns
 from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.utils.compat import allow_numpy_float
 
@@ -29,14 +30,27 @@ FREQUENCIES = ("r", "c", "f")
 GROUP_DETECTIONS = 500_000
 
 
-def limit_detections(results: Iterable[Mapping[str, Any]], limit: int) -> list[dict[str, Any]]:
+#: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
+FIXED_PER_CLASS = 10_000
+
+
+def limit_detections(results: Sequence[Mapping[str, Any]], limit: int) -> DetectionColumns | list[dict[str, Any]]:
     """Keep the ``limit`` best detections of each image over all classes; ties keep file order. Negative: all."""
-    if limit < 0:
-        return [dict(r) for r in results]
-    by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for r in results:
-        by_image[r["image_id"]].append(dict(r))
-    return [r for rows in by_image.values() for r in sorted(rows, key=lambda a: a["score"], reverse=True)[:limit]]
+    if results and "segmentation" in results[0]:
+        if limit < 0:
+            return [dict(r) for r in results]
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for r in results:
+            by_image[r["image_id"]].append(dict(r))
+        return [r for rows in by_image.values() for r in sorted(rows, key=lambda a: a["score"], reverse=True)[:limit]]
+    columns = DetectionColumns.from_results(results)
+    return columns if limit < 0 else columns.best_of_each(columns.images, limit)
+
+
+def limit_per_class(results: Sequence[Mapping[str, Any]], limit: int = FIXED_PER_CLASS) -> DetectionColumns:
+    """Keep the ``limit`` best boxes of each class over all images; ties keep file order."""
+    columns = DetectionColumns.from_results(results)
+    return columns.best_of_each(np.unique(columns.categories, return_inverse=True)[1], limit)
 
 
 def check_lvis(truth: GroundTruth) -> None:
@@ -51,7 +65,7 @@ def check_lvis(truth: GroundTruth) -> None:
 
 def evaluate_lvis(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast", iou_type: str = "bbox",
-    max_dets: int = 300,
+    max_dets: int = 300, fixed: bool = False,
 ) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
     """LVIS metrics and AP of each class.
 
@@ -61,6 +75,7 @@ def evaluate_lvis(
         backend: ``fast`` or ``reference``.
         iou_type: ``bbox`` or ``segm``.
         max_dets: detections per image over all classes; -1 for no limit.
+        fixed: fixed AP: the best 10,000 of each class over all images; goes with ``max_dets=-1`` and boxes.
 
     Returns:
         ``bbox_AP``, ``bbox_AP50``, ``bbox_AP75``, ``bbox_APs/m/l``, ``bbox_APr/c/f`` and ``bbox_AR@max_dets``
@@ -68,7 +83,9 @@ def evaluate_lvis(
     """
     check_choice("backend", backend, BACKENDS)
     check_lvis(truth)
-    kept = limit_detections(results, max_dets)
+    if fixed and (max_dets >= 0 or iou_type != "bbox"):
+        raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
+    kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)
     if iou_type == "segm":
         kept = mask_results(kept, truth.data)
     tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
@@ -99,7 +116,7 @@ def _sorted_categories(truth: GroundTruth) -> list[dict[str, Any]]:
 
 
 def reference_evaluator(
-    truth: GroundTruth, results: list[dict[str, Any]], iou_type: str, only_all_areas: bool = False
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str, only_all_areas: bool = False
 ) -> Any:
     """lvis-api's evaluator after matching; ``results`` are limited already.
 
@@ -125,7 +142,7 @@ def reference_evaluator(
             path = Path(folder) / "truth.json"
             path.write_text(json.dumps(truth.data), encoding="utf-8")
             gt = LVIS(str(path))
-            evaluator = LVISEval(gt, LVISResults(gt, results, max_dets=-1), iou_type)
+            evaluator = LVISEval(gt, LVISResults(gt, list(results), max_dets=-1), iou_type)
             if only_all_areas:
                 evaluator.params.area_rng = evaluator.params.area_rng[:1]
                 evaluator.params.area_rng_lbl = ["all"]
@@ -135,7 +152,7 @@ def reference_evaluator(
     return evaluator
 
 
-def _reference_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+def _reference_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
     evaluator = reference_evaluator(truth, results, iou_type)
     evaluator.accumulate()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
@@ -154,22 +171,20 @@ class _AnyLimit(list):
         return 0
 
 
-def _fast_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: str) -> CocoTables:
+def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
     from faster_coco_eval import COCO, COCOeval_faster
 
     categories = _sorted_categories(truth)
-    by_class: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for r in results:
-        by_class[r["category_id"]].append(r)
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for a in truth.data["annotations"]:
         annotations[a["category_id"]].append(a)
+    rows_of = _by_class(results)
     precision, recall, thresholds = [], [], np.zeros(0)
-    for group in _groups([c["id"] for c in categories], by_class):
+    for group in _groups([c["id"] for c in categories], {i: len(r) for i, r in rows_of.items()}):
         with contextlib.redirect_stdout(io.StringIO()):
             gt = COCO({"images": truth.data["images"], "categories": [c for c in categories if c["id"] in group],
                        "annotations": [a for i in group for a in annotations[i]]})  # fmt: skip
-            rows = [r for i in group for r in by_class[i]]
+            rows = [r for i in group for r in rows_of.get(i, ())]
             if rows:
                 dt = gt.loadRes(rows)
             else:
@@ -188,12 +203,25 @@ def _fast_tables(truth: GroundTruth, results: list[dict[str, Any]], iou_type: st
     return _tables(truth, np.concatenate(precision, axis=2), np.concatenate(recall, axis=1), thresholds)
 
 
-def _groups(ids: Sequence[int], by_class: Mapping[int, Sequence[Any]]) -> list[list[int]]:
+def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mapping[str, Any]]]:
+    """Results of each category, in file order; columns stay columns."""
+    if not isinstance(results, DetectionColumns):
+        by_class: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+        for r in results:
+            by_class[r["category_id"]].append(r)
+        return dict(by_class)
+    order = np.argsort(results.categories, kind="stable")
+    different, starts = np.unique(results.categories[order], return_index=True)
+    parts = np.split(order, starts[1:]) if len(order) else []
+    return {c: results.take(part) for c, part in zip(different.tolist(), parts, strict=True)}
+
+
+def _groups(ids: Sequence[int], counts: Mapping[int, int]) -> list[list[int]]:
     """Consecutive class ids whose detections together stay under the bound."""
     groups: list[list[int]] = []
     size = GROUP_DETECTIONS
     for i in ids:
-        count = len(by_class.get(i, ()))
+        count = counts.get(i, 0)
         if not groups or size + count > GROUP_DETECTIONS:
             groups.append([])
             size = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,19 @@ from smartclip_det.evaluation.detection_files import (
     check_predictions,
     load_ground_truth,
     read_json,
+    read_lines,
     read_predictions,
+    with_images,
 )
 from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
 from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
 from smartclip_det.evaluation.referring_files import load_expressions, load_grounding_predictions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
+
+#: Readings of ov-coco: one run over base and novel classes (``joint``), or the older, easier one in which the
+#: detector was given the novel names alone (``target-only``); the two are never comparable.
+SETTINGS = ("joint", "target-only")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class EvaluationRequest:
         overlap: ``iou`` or ``giou`` for referring expressions.
         strict: hits need overlap > threshold.
         box_format: ``xyxy`` or ``xywh`` of grounding predictions.
-        images: ``all`` images of a detection file, or ``annotated``: those with a box of the protocol's classes.
+        images: ``all`` images of a detection file, ``annotated``: those with a box of the protocol's classes, or
+            ``predicted``: those that a ``.jsonl`` file of an unfinished run has a line for.
+        setting: of ``ov-coco``, one of :data:`SETTINGS`.
         difficult: VOC objects marked difficult: ``count`` or ``ignore``.
     """
 
@@ -61,6 +69,7 @@ class EvaluationRequest:
     strict: bool = False
     box_format: str = "xyxy"
     images: str = "all"
+    setting: str = "joint"
     difficult: str = "count"
 
 
@@ -87,18 +96,25 @@ def run_protocol(request: EvaluationRequest) -> EvaluationResult:
     return result
 
 
-def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list[dict[str, Any]], dict[str, int]]:
+def _truth_and_detections(
+    request: EvaluationRequest,
+) -> tuple[GroundTruth, Sequence[Mapping[str, Any]], dict[str, int]]:
     """Annotations, checked predictions and counts of a detection protocol."""
-    if request.iou_type == "segm" and request.pred.suffix == ".safetensors":
-        raise UserError("Columnar files hold boxes only; segm needs a COCO result list.")
+    if request.iou_type == "segm" and request.pred.suffix in (".safetensors", ".jsonl"):
+        raise UserError("Columnar files and JSON lines hold boxes only; segm needs a COCO result list.")
+    found: Sequence[Mapping[str, Any]]
     if request.protocol == "voc" and request.ann.is_dir():
         truth = load_voc_folder(request.ann)
         found = number_voc_images(read_predictions(request.pred, truth), truth)
     else:
         truth = load_ground_truth(request.ann)
         found = read_predictions(request.pred, truth)
-    if request.protocol in ("lvis", "ov-lvis"):
+    if request.protocol in LVIS_PROTOCOLS:
         check_lvis(truth)
+    if request.images == "predicted":
+        if request.pred.suffix != ".jsonl":
+            raise UserError("--images predicted is for the .partial.jsonl file of an unfinished run, which lists them.")
+        truth = with_images(truth, {row["image_id"] for row in read_lines(request.pred)})
     truth = chosen_images(truth, request.protocol, request.images, request.split_file)
     results, counts = check_predictions(found, truth, request.iou_type)
     return (
@@ -108,9 +124,12 @@ def _truth_and_detections(request: EvaluationRequest) -> tuple[GroundTruth, list
     )
 
 
+LVIS_PROTOCOLS = ("lvis", "ov-lvis", "lvis-fixed")
+
+
 def chosen_images(truth: GroundTruth, protocol: str, images: str, split_file: Path | None) -> GroundTruth:
-    """``all`` images, or the ``annotated`` ones: those with a box of the protocol's classes."""
-    if check_choice("images", images, IMAGES) == "all":
+    """All images, or the ``annotated`` ones: those with a box of the protocol's classes."""
+    if check_choice("images", images, IMAGES) != "annotated":
         return truth
     names = [n for part in ov_coco_split(split_file)[:2] for n in part] if protocol == "ov-coco" else None
     return annotated_only(truth, names)
@@ -132,23 +151,28 @@ class DetectionScores:
 
 
 def score_detections(
-    protocol: str, truth: GroundTruth, results: list[dict[str, Any]], *, backend: str = "fast",
-    iou_type: str = "bbox", max_dets: int = 0, split_file: Path | None = None,
+    protocol: str, truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast",
+    iou_type: str = "bbox", max_dets: int = 0, split_file: Path | None = None, setting: str = "joint",
 ) -> DetectionScores:  # fmt: skip
     """Score checked detections; ``tools/evaluate.py`` and the metrics of runs both come here.
 
     Args:
-        protocol: ``coco | ov-coco | lvis | ov-lvis``.
+        protocol: ``coco | ov-coco | lvis | ov-lvis | lvis-fixed``.
         truth: annotations.
         results: what ``check_predictions`` let through.
         backend: ``fast`` or ``reference``.
         iou_type: ``bbox`` or ``segm``.
         max_dets: detections per image, 0 for the protocol's own.
         split_file: own base and novel names for ``ov-coco``.
+        setting: of ``ov-coco``, one of :data:`SETTINGS`.
     """
-    if protocol in ("lvis", "ov-lvis"):
-        limit = max_dets or 300
-        metrics, per_class = evaluate_lvis(truth, results, backend=backend, iou_type=iou_type, max_dets=limit)
+    check_choice("setting", setting, SETTINGS)
+    if protocol in LVIS_PROTOCOLS:
+        fixed = protocol == "lvis-fixed"
+        limit = max_dets or (-1 if fixed else 300)
+        metrics, per_class = evaluate_lvis(
+            truth, results, backend=backend, iou_type=iou_type, max_dets=limit, fixed=fixed
+        )
         if protocol == "ov-lvis":
             metrics.update(base_novel_metrics(metrics, per_class, truth, iou_type))
         return DetectionScores(metrics, per_class, [limit])
@@ -157,15 +181,19 @@ def score_detections(
         tables = evaluate_tables(truth, results, backend=backend, iou_type=iou_type, max_dets=limits)
         return DetectionScores(coco_metrics(tables, iou_type), tables.class_ap(), limits)
     base, novel, _ = ov_coco_split(split_file)
-    tables = evaluate_tables(truth, results, backend=backend, iou_type=iou_type, max_dets=limits, names=[*base, *novel])
-    metrics = {**open_vocabulary_metrics(tables, base, novel), f"{iou_type}_mAP": tables.ap()}
+    names = novel if setting == "target-only" else [*base, *novel]
+    tables = evaluate_tables(truth, results, backend=backend, iou_type=iou_type, max_dets=limits, names=names)
+    if setting == "target-only":
+        metrics = {"target_only_novel_ap50": tables.ap(0.5)}
+    else:
+        metrics = {**open_vocabulary_metrics(tables, base, novel), f"{iou_type}_mAP": tables.ap()}
     return DetectionScores(metrics, tables.class_ap(0.5), limits)
 
 
-def _scored(request: EvaluationRequest, truth: GroundTruth, results: list[dict[str, Any]]) -> DetectionScores:
+def _scored(request: EvaluationRequest, truth: GroundTruth, results: Sequence[Mapping[str, Any]]) -> DetectionScores:
     return score_detections(
         request.protocol, truth, results, backend=request.backend, iou_type=request.iou_type,
-        max_dets=request.max_dets, split_file=request.split_file,
+        max_dets=request.max_dets, split_file=request.split_file, setting=request.setting,
     )  # fmt: skip
 
 
@@ -207,19 +235,29 @@ def _ov_coco(request: EvaluationRequest) -> EvaluationResult:
     found = _scored(request, truth, results)
     ids = set(truth.category_ids([*base, *novel]))
     counts["outside_vocabulary"] = sum(r["category_id"] not in ids for r in results)
+    if request.setting == "target-only" and any(r["category_id"] in set(truth.category_ids(base)) for r in results):
+        raise UserError(
+            "The predictions hold base classes: they are of a joint run. target-only is for a detector that was given "
+            "the novel names alone."
+        )
     stamp = protocol_stamp(
         "ov-coco", ap="AP at IoU 0.5, 101 points, one joint run", iou_type=request.iou_type, max_dets=found.max_dets,
-        backend=request.backend, split=split, images=request.images, vocabulary=len(base) + len(novel),
+        backend=request.backend, split=split, images=request.images, setting=request.setting,
+        vocabulary=len(novel) + (0 if request.setting == "target-only" else len(base)),
         base=len(base), novel=len(novel),
     )  # fmt: skip
     return EvaluationResult(stamp, found.metrics, counts, found.per_class)
 
 
+_FIXED = ", fixed: best 10,000 of each class"
+
+
 def _lvis(request: EvaluationRequest) -> EvaluationResult:
+    fixed = request.protocol == "lvis-fixed"
     truth, results, counts = _truth_and_detections(request)
     found = _scored(request, truth, results)
     stamp = protocol_stamp(
-        request.protocol, ap="LVIS, IoU 0.5:0.95, federated", iou_type=request.iou_type,
+        request.protocol, ap=f"LVIS, IoU 0.5:0.95, federated{_FIXED if fixed else ''}", iou_type=request.iou_type,
         max_dets=found.max_dets[-1], backend=request.backend, classes=len(found.per_class), images=request.images,
     )  # fmt: skip
     return EvaluationResult(stamp, found.metrics, counts, found.per_class)
@@ -251,6 +289,7 @@ PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "ov-coco": _ov_coco,
     "lvis": _lvis,
     "ov-lvis": _lvis,
+    "lvis-fixed": _lvis,
     "voc": _voc,
     "refcoco": _refcoco,
 }
@@ -292,7 +331,9 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
     truth, results, _ = _truth_and_detections(replace(request, pred=pred))
     if request.protocol == "voc":
         return bootstrap.voc_metric(truth, results, request.difficult)
-    if request.protocol in ("lvis", "ov-lvis"):
+    if request.protocol == "lvis-fixed" or request.setting != "joint":
+        raise UserError("--compare knows coco, ov-coco (joint), lvis, ov-lvis, voc and refcoco.")
+    if request.protocol in LVIS_PROTOCOLS:
         matches = bootstrap.lvis_matches(truth, results, iou_type=request.iou_type, max_dets=request.max_dets or 300)
         frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
         by_frequency = {f"AP{f}": ([n for n in frequency if frequency[n] == f], None) for f in "rcf"}

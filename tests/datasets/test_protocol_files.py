@@ -39,8 +39,10 @@ def coco_file(path: Path, images: int, with_base: int) -> Path:
 def test_full_size_train_gives_the_published_count(tmp_path: Path) -> None:
     source = pf.AnnotationStream(coco_file(tmp_path / "train.json", 118_287, 107_761), progress=False)
     entries = pf.make_files(source, pf.ov_coco_train()[1:], tmp_path)
-    assert entries[0]["images"] == 107_761 and entries[0]["annotations"] == 107_761
-    assert entries[0]["categories"] == 65 and entries[0]["made"]
+    assert entries[0]["images"] == 107_761
+    assert entries[0]["annotations"] == 107_761
+    assert entries[0]["categories"] == 65
+    assert entries[0]["made"]
 
 
 def test_full_size_with_another_count_is_refused(tmp_path: Path) -> None:
@@ -146,6 +148,10 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, repo: Path) -> None:
 @pytest.mark.parametrize("tool", ["split_ov_coco", "split_ov_lvis"])
 def test_tools_refuse_nothing_to_do_and_missing_files(tool: str, repo: Path, tmp_path: Path) -> None:
     base = [sys.executable, f"tools/data/{tool}.py", "--out", str(tmp_path)]
-    for options, said in (([], "Give --train, --val or both"), (["--train", "no.json"], "No annotation file at no.json")):
+    for options, said in (
+        ([], "Give --train, --val or both"),
+        (["--train", "no.json"], "No annotation file at no.json"),
+    ):
         done = subprocess.run([*base, *options], cwd=repo, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2
+        assert said in done.stderr

@@ -246,10 +246,14 @@ def test_columnar_file_gives_the_same_digits_and_matches_by_name(tmp_path):
         x, y = rng.uniform(0, 60, 2).astype("float32")
         box = [float(x), float(y), float(x + np.float32(30)), float(y + np.float32(30))]
         k, score = i % 4, float(np.float32(rng.random()))
-        rows.append({"image_id": i % 6 + 1, "xyxy": box, "score": score, "name_index": k})
+        rows.append((i % 6 + 1, box, score, k))
         listed.append({"image_id": i % 6 + 1, "category_id": ids[names[k]], "score": score,
                        "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]})  # fmt: skip
-    write_columnar(tmp_path / "p.safetensors", rows, names, {"name": "test"})
+    images, boxes, scores, places = (list(column) for column in zip(*rows, strict=True))
+    write_columnar(
+        tmp_path / "p.safetensors", images, np.array(boxes, dtype=np.float32), np.array(scores, dtype=np.float32),
+        np.array(places), names, {"name": "test"},
+    )  # fmt: skip
     read = read_predictions(tmp_path / "p.safetensors", truth)
     _, counts = check_predictions(read, truth)
     assert counts["unknown_category"] == 15
@@ -294,9 +298,11 @@ class TestLvis:
         metrics, per_class = evaluate_lvis(truth, results + costs, backend=backend)
         assert per_class["f2"] == pytest.approx(0.5)
 
-    def test_limit_keeps_the_best_of_each_image_and_ties_in_file_order(self):
-        rows = [{"image_id": 1, "score": s, "n": i} for i, s in enumerate([0.5, 0.9, 0.5, 0.1])]
-        assert [r["n"] for r in limit_detections(rows, 2)] == [1, 0]
+    @pytest.mark.parametrize("extra", [{}, {"segmentation": {}}])
+    def test_limit_keeps_the_best_of_each_image_and_ties_in_file_order(self, extra):
+        rows = [{"image_id": 1, "category_id": i, "bbox": [0, 0, 1, 1], "score": s, **extra}
+                for i, s in enumerate([0.5, 0.9, 0.5, 0.1])]  # fmt: skip
+        assert [r["category_id"] for r in limit_detections(rows, 2)] == [1, 0]
         assert len(limit_detections(rows, -1)) == 4
 
     def test_coco_files_are_refused(self):

@@ -1,0 +1,160 @@
+"""Target-only, fixed AP, runs that died, and results held as columns."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine.structures import InstanceData
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.detection_columns import DetectionColumns
+from smartclip_det.evaluation.detection_files import check_predictions, load_ground_truth
+from smartclip_det.evaluation.lvis import evaluate_lvis, limit_per_class
+from smartclip_det.evaluation.metrics import OpenVocabMetric
+from smartclip_det.evaluation.protocols import EvaluationRequest, run_protocol
+from tests.evaluation.test_rules import perfect, small_truth
+
+scores = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), max_size=30)
+
+
+def rows_of(values, images=3, classes=4):
+    return [{"image_id": i % images, "category_id": i % classes, "bbox": [i, 0, 1, 1], "score": s}
+            for i, s in enumerate(values)]  # fmt: skip
+
+
+@given(scores, st.integers(0, 5))
+def test_best_of_each_is_a_stable_sort_cut_short(values, limit):
+    rows = rows_of(values)
+    columns = DetectionColumns.from_results(rows)
+    assert list(columns) == rows
+    kept = columns.best_of_each(columns.images, limit)
+    for image in range(3):
+        by_hand = sorted((r for r in rows if r["image_id"] == image), key=lambda r: -r["score"])[:limit]
+        assert [r for r in kept if r["image_id"] == image] == by_hand
+
+
+@given(scores)
+def test_columns_are_a_sequence(values):
+    rows = rows_of(values)
+    columns = DetectionColumns.from_results(rows)
+    assert len(columns) == len(rows)
+    assert [columns[i] for i in range(len(rows))] == rows
+    assert list(columns[1:5]) == rows[1:5]
+
+
+def lvis_truth():
+    images = [{"id": i, "width": 100, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+              for i in (1, 2)]  # fmt: skip
+    boxes = [{"id": 10 + i, "image_id": i, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 400, "segmentation": []}
+             for i in (1, 2)]  # fmt: skip
+    categories = [{"id": k, "name": n, "frequency": f} for k, n, f in ((1, "cat", "r"), (2, "dog", "f"))]
+    return load_ground_truth({"images": images, "annotations": boxes, "categories": categories})
+
+
+def test_fixed_ap_counts_what_the_limit_per_image_cuts():
+    """The true cat is below two dogs: two detections per image lose it, the best two of each class do not."""
+    truth = lvis_truth()
+    dogs = [{"image_id": i, "category_id": 2, "bbox": [50 + j, 50, 9, 9], "score": 0.9} for i in (1, 2) for j in (0, 1)]
+    results = [*dogs, *perfect(truth, 0.1)]
+    limited, _ = evaluate_lvis(truth, results, max_dets=2)
+    assert limited["bbox_APr"] == 0
+    for backend in ("fast", "reference"):
+        fixed, _ = evaluate_lvis(truth, results, max_dets=-1, fixed=True, backend=backend)
+        assert fixed["bbox_APr"] == pytest.approx(1.0)
+    kept = limit_per_class(results, 1)
+    assert [(r["image_id"], r["category_id"]) for r in kept] == [(1, 1), (1, 2)]
+    with pytest.raises(UserError, match="no limit per image"):
+        evaluate_lvis(truth, results, max_dets=300, fixed=True)
+
+
+def ov_files(tmp_path, results):
+    truth = small_truth(("person", "dog", "bus"))
+    (tmp_path / "ann.json").write_text(json.dumps(truth.data))
+    (tmp_path / "split.json").write_text(json.dumps({"base": ["person", "dog"], "novel": ["bus"]}))
+    (tmp_path / "pred.json").write_text(json.dumps(results(truth)))
+    return {"ann": tmp_path / "ann.json", "pred": tmp_path / "pred.json", "split_file": tmp_path / "split.json"}
+
+
+def test_target_only_is_scored_over_the_novel_names_and_refuses_a_joint_run(tmp_path):
+    files = ov_files(tmp_path, lambda t: [r for r in perfect(t) if r["category_id"] == 8])
+    result = run_protocol(EvaluationRequest("ov-coco", **files, setting="target-only"))
+    assert result.metrics == {"target_only_novel_ap50": pytest.approx(1.0)}
+    assert set(result.per_class) == {"bus"}
+    assert result.protocol["setting"] == "target-only"
+    assert result.protocol["vocabulary"] == 1
+    files = ov_files(tmp_path, perfect)
+    with pytest.raises(UserError, match="hold base classes"):
+        run_protocol(EvaluationRequest("ov-coco", **files, setting="target-only"))
+
+
+def sample(image_id, boxes, names_at):
+    found = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        scores=torch.full((len(boxes),), 0.75),
+        labels=torch.tensor(names_at, dtype=torch.int64),
+    )
+    return {"img_id": image_id, "pred_instances": found}
+
+
+def test_a_run_that_died_is_scored_from_what_it_saved(tmp_path):
+    truth = small_truth(per_image=1, images=3)
+    (tmp_path / "ann.json").write_text(json.dumps(truth.data))
+    metric = OpenVocabMetric(str(tmp_path / "ann.json"), out_file=str(tmp_path / "out.json"))
+    metric.dataset_meta = {"classes": ("bus", "cat", "dog")}
+    # Image 1 holds a cat and image 2 a dog, both at x 10, y 10, 30 wide and high; image 3 was never seen.
+    metric.process(None, [sample(1, [[10, 10, 40, 40]], [1])])
+    metric.process(None, [sample(2, [[10, 10, 40, 40]], [0])])
+    partial = metric.partial_file
+    with partial.open("a") as handle:
+        handle.write('{"image_id": 3, "boxes": [[1')  # the disk was full here
+    request = EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=partial, images="predicted")
+    result = run_protocol(request)
+    assert result.counts["predictions"] == 2
+    assert result.per_class["cat"] == pytest.approx(1.0)
+    assert result.per_class["dog"] == 0
+    assert result.per_class["bus"] in (None, -1)
+    assert result.protocol["images"] == "predicted"
+    # A run that ends leaves the whole file alone.
+    metrics = metric.evaluate(2)
+    assert not partial.exists()
+    whole = run_protocol(EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json"))
+    assert whole.metrics["bbox_mAP"] == metrics["bbox_mAP"]
+    with pytest.raises(UserError, match="unfinished run"):
+        run_protocol(
+            EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json", images="predicted")
+        )
+    partial.write_text('{"image_id": 3}\n{"image_id": 4}\n')
+    with pytest.raises(UserError, match="line 1 lacks"):
+        run_protocol(request)
+
+
+def test_a_second_test_of_one_run_starts_the_partial_file_anew(tmp_path):
+    (tmp_path / "ann.json").write_text(json.dumps(small_truth(per_image=1, images=3).data))
+    metric = OpenVocabMetric(str(tmp_path / "ann.json"), out_file=str(tmp_path / "out.safetensors"))
+    metric.dataset_meta = {"classes": ("bus", "cat", "dog")}
+    metric.partial_file.write_text("left over\n")
+    metric.process(None, [sample(1, [], [])])
+    assert [json.loads(x)["image_id"] for x in metric.partial_file.read_text().splitlines()] == [1]
+    metric.evaluate(1)
+    metric.process(None, [sample(2, [[0, 0, 5, 5]], [2])])
+    lines = [json.loads(x) for x in metric.partial_file.read_text().splitlines()]
+    assert lines == [{"image_id": 2, "boxes": [[0, 0, 5, 5]], "scores": [0.75], "names": ["dog"]}]
+
+
+def test_columns_and_lists_are_checked_alike():
+    truth = small_truth()
+    rows = [*perfect(truth), {"image_id": 1, "category_id": 77, "bbox": [-5, 0, 3, 3], "score": 0.5}]
+    plain, counts = check_predictions(rows, truth)
+    held, same = check_predictions(DetectionColumns.from_results(rows), truth)
+    assert list(plain) == list(held) == rows
+    assert counts == same == {"predictions": len(rows), "unknown_category": 1, "outside_image": 1}
+    bad = DetectionColumns.from_results(
+        [*rows, {"image_id": 1, "category_id": 8, "bbox": [0, 0, np.nan, 3], "score": 0.5}]
+    )
+    with pytest.raises(UserError, match=f"Prediction {len(rows)} "):
+        check_predictions(bad, truth)
