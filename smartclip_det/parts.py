@@ -13,6 +13,6 @@ compat.install_safe_loading()
 from smartclip_det import engine  # noqa: E402
 from smartclip_det.datasets import open_vocab_coco  # noqa: E402
 from smartclip_det.evaluation import metrics  # noqa: E402
-from smartclip_det.models import backbones, detectors, necks, roi_heads  # noqa: E402
+from smartclip_det.models import backbones, dense_heads, detectors, necks, roi_heads  # noqa: E402
 
-__all__ = ["backbones", "detectors", "engine", "metrics", "necks", "open_vocab_coco", "roi_heads"]
+__all__ = ["backbones", "dense_heads", "detectors", "engine", "metrics", "necks", "open_vocab_coco", "roi_heads"]

@@ -19,7 +19,7 @@ LAYERS = [
     ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
     ("models.towers",),
     ("models.vocabulary", "models.regions", "models.losses"),
-    ("evaluation", "visualization", "models.backbones", "models.necks", "models.roi_heads"),
+    ("evaluation", "visualization", "models.backbones", "models.dense_heads", "models.necks", "models.roi_heads"),
     ("datasets", "engine"),
     ("models.detectors", "models.alignment", "models.grounding"),
     ("parts", "alignment_parts"),

@@ -8,15 +8,16 @@ does not have is an error with the nearest names.
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.datasets.base_det_dataset import BaseDetDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.detection_files import annotated_only, load_ground_truth
+from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.evaluation.detection_files import GroundTruth, annotated_only, load_ground_truth, read_json
+from smartclip_det.evaluation.lvis import check_lvis
 from smartclip_det.models.vocabulary import resolve_names
 
 
@@ -35,32 +36,53 @@ class OpenVocabCocoDataset(BaseDetDataset):
         seen_only: bool = False,
         annotated_only: bool = False,
         templates: str | Sequence[str] | None = None,
+        prompt_names: Mapping[str, str] | str | None = None,
         **kwargs: Any,
     ) -> None:
         """Build.
 
         Args:
             args: as for MMDetection's data sets.
-            vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), or a file.
-            seen: names that training may use, in any of the same forms; None for all.
+            vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), a file, or
+                ``annotations``: the categories of the annotation file by their id.
+            seen: names that training may use, in any of the same forms, or ``lvis_base``: the common and frequent
+                categories of the annotation file (OV-LVIS); None for all.
             seen_only: leave out boxes of other classes (training on the base classes).
             annotated_only: leave out images without any box of the vocabulary, also in test mode (OV-COCO validates
                 on 4,836 images of val2017).
             templates: template set of this data set's prompts.
+            prompt_names: what stands in the prompts for a class (``{"creatures": "fish"}``), or a JSON file of that:
+                ODinW's overrides. The class keeps its name everywhere else. Recorded in the protocol stamp.
             kwargs: as for MMDetection's data sets.
         """
-        names = resolve_names(vocabulary)
-        base = names if seen is None else resolve_names(seen)
+        self.seen_only, self.annotated_only, self._seen = seen_only, annotated_only, seen
+        names = None if vocabulary == "annotations" else tuple(resolve_names(vocabulary))
+        if isinstance(prompt_names, str):
+            prompt_names = read_json(prompt_names, "file of prompt names")
+        metainfo = {"classes": names, "templates": templates, "prompt_names": dict(prompt_names or {})}
+        super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
+
+    def _name_classes(self, truth: GroundTruth) -> None:
+        """Fill ``metainfo`` with what the annotation file may have a say in."""
+        names = self.metainfo["classes"] or tuple(n for _, n in sorted(truth.categories.items()))
+        if self._seen == "lvis_base":
+            check_lvis(truth)
+            kept = {c["name"] for c in truth.data["categories"] if c["frequency"] in "cf"}
+            base = tuple(n for n in names if n in kept)
+        else:
+            base = names if self._seen is None else tuple(resolve_names(self._seen))
         foreign = [n for n in base if n not in set(names)]
         if foreign:
             raise UserError(f"seen names that are not in the vocabulary: {', '.join(foreign[:5])}.")
-        self.seen_only, self.annotated_only = seen_only, annotated_only
-        metainfo = {"classes": tuple(names), "seen": tuple(base), "templates": templates}
-        super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
+        unknown = [n for n in self.metainfo["prompt_names"] if n not in set(names)]
+        if unknown:
+            raise unknown_names("class in prompt_names", unknown, names, "Keys are names of the vocabulary.")
+        self._metainfo.update(classes=names, seen=base)
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record per image; boxes are xyxy pixels, labels index the vocabulary."""
         truth = load_ground_truth(self.ann_file)
+        self._name_classes(truth)
         names = self.metainfo["classes"]
         ids = truth.category_ids(names)
         kept = set(self.metainfo["seen"]) if self.seen_only else set(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,16 @@ class VocabularyHook(Hook):
             )
         templates = metainfo.get("templates") or self.templates
         seen = metainfo.get("seen")
-        key = (tuple(names), None if seen is None else tuple(seen), str(templates), template_order)
+        prompted = dict(metainfo.get("prompt_names") or {})
+        key = (tuple(names), None if seen is None else tuple(seen), str(templates), template_order, str(prompted))
         if key not in self._banks:
             encoder: SmartCLIP = load_towers(self.towers).to(device)
-            self._banks[key] = build_bank(
-                encoder, list(names), templates=templates, template_order=template_order, seen=seen,
+            bank = build_bank(
+                encoder, [prompted.get(n, n) for n in names], templates=templates, template_order=template_order,
                 cache_dir=self.cache_dir,
             )  # fmt: skip
+            bank = replace(bank, names=tuple(names))
+            self._banks[key] = bank if seen is None else bank.with_seen(seen)
         return self._banks[key]
 
     def _enter(self, runner: Runner, dataset: Any, training: bool = False) -> None:
@@ -74,6 +78,8 @@ class VocabularyHook(Hook):
         self._before.append(detector.set_text_bank(bank))
         # Metrics write it into their stamps.
         facts = {"classes": len(bank), "seen": int(bank.seen.sum()), **bank.provenance}
+        if dataset.metainfo.get("prompt_names"):
+            facts["prompt_names"] = dataset.metainfo["prompt_names"]
         runner.message_hub.update_info("vocabulary", facts)
         seen = int(bank.seen.sum())
         runner.logger.info(f"Vocabulary: {len(bank)} classes ({seen} seen), {bank.provenance}")

@@ -334,14 +334,18 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_lines(path: Path, truth: GroundTruth) -> DetectionColumns:
+def _read_lines(path: Path, truth: GroundTruth) -> Sequence[Mapping[str, Any]]:
     rows = read_lines(path)
     by_name = {name: cid for cid, name in truth.categories.items()}
     unknown = max([0, *by_name.values()]) + 1
     boxes = np.array([b for r in rows for b in r["boxes"]], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] -= boxes[:, :2]
-    return DetectionColumns.from_arrays(
+    columns = DetectionColumns.from_arrays(
         [r["image_id"] for r in rows for _ in r["scores"]],
         np.array([by_name.get(n, unknown) for r in rows for n in r["names"]], dtype=np.int64), boxes,
         np.array([s for r in rows for s in r["scores"]], dtype=np.float64),
     )  # fmt: skip
+    if not any("masks" in r for r in rows):
+        return columns
+    masks = [m for r in rows for m in r["masks"]]
+    return [{**row, "segmentation": m} for row, m in zip(columns, masks, strict=True)]

@@ -31,13 +31,14 @@ from smartclip_det.evaluation.protocols import SETTINGS, chosen_images, score_de
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 
 PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed")
-#: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` positions in the vocabulary.
-Found = tuple[Any, np.ndarray, np.ndarray, np.ndarray]
+IOU_TYPES = ("bbox", "segm")
+#: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` positions in the vocabulary, N masks (RLE) or None.
+Found = tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]
 
 
 @METRICS.register_module()
 class OpenVocabMetric(BaseMetric):
-    """COCO, OV-COCO, LVIS or OV-LVIS average precision of boxes, matched to the annotations by class name."""
+    """Average precision of boxes and masks by COCO, OV-COCO, LVIS or OV-LVIS rules; classes are matched by name."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class OpenVocabMetric(BaseMetric):
         max_dets: int = 0,
         images: str = "all",
         setting: str = "joint",
+        iou_types: Sequence[str] = ("bbox",),
         out_file: str | None = None,
         metrics_file: str | None = None,
         stamp: Mapping[str, Any] | None = None,
@@ -66,7 +68,8 @@ class OpenVocabMetric(BaseMetric):
             max_dets: detections per image, 0 for the protocol's own.
             images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
             setting: of ``ov-coco``, see ``protocols.SETTINGS``.
-            out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns).
+            iou_types: ``bbox``, or ``bbox`` and ``segm`` for detectors with masks.
+            out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns, boxes only).
             metrics_file: stamped metrics JSON to write.
             stamp: further facts for the protocol stamp (checkpoint hash, policy, ...).
             collect_device: where ranks gather.
@@ -82,6 +85,9 @@ class OpenVocabMetric(BaseMetric):
         self.setting = check_choice("setting", setting, SETTINGS)
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):
             raise UserError(f"Predictions are written as .json or .safetensors; given {out_file}.")
+        self.iou_types = [check_choice("iou_types", t, IOU_TYPES) for t in iou_types]
+        if "segm" in self.iou_types and out_file and Path(out_file).suffix != ".json":
+            raise UserError(f"Masks are written as .json (a COCO result list); given {out_file}.")
         self.out_file, self.metrics_file = out_file, metrics_file
 
     @property
@@ -99,9 +105,11 @@ class OpenVocabMetric(BaseMetric):
             names = found.get("label_names")
             places = found["labels"].tolist() if names is None else [index[n] for n in names]
             boxes, scores = found["bboxes"].cpu().numpy(), found["scores"].cpu().numpy()
-            self.results.append((sample["img_id"], boxes, scores, np.array(places, dtype=np.int32)))
-            lines.append({"image_id": sample["img_id"], "boxes": boxes.tolist(), "scores": scores.tolist(),
-                          "names": [classes[i] for i in places]})  # fmt: skip
+            masks = _run_lengths(found) if "segm" in self.iou_types else None
+            self.results.append((sample["img_id"], boxes, scores, np.array(places, dtype=np.int32), masks))
+            line = {"image_id": sample["img_id"], "boxes": boxes.tolist(), "scores": scores.tolist(),
+                    "names": [classes[i] for i in places]}  # fmt: skip
+            lines.append(line if masks is None else {**line, "masks": masks})
         if self.partial_file:
             self.partial_file.parent.mkdir(parents=True, exist_ok=True)
             # The first batch of a run starts the file anew.
@@ -116,22 +124,31 @@ class OpenVocabMetric(BaseMetric):
         limit = self.max_dets or {"lvis": 300, "ov-lvis": 300, "lvis-fixed": -1}.get(self.protocol, 100)
         texts = MessageHub.get_current_instance().get_info("vocabulary", None)
         stamp = protocol_stamp(
-            self.protocol, classes=len(vocabulary), texts=texts, backend=self.backend, iou_type="bbox", max_dets=limit,
-            setting=self.setting, images=self.images, split=self.split_file or "published",
-            ann_sha256=file_hash(self.ann_file), **self.stamp,
+            self.protocol, classes=len(vocabulary), texts=texts, backend=self.backend,
+            iou_type=" and ".join(self.iou_types), max_dets=limit, setting=self.setting, images=self.images,
+            split=self.split_file or "published", ann_sha256=file_hash(self.ann_file), **self.stamp,
         )  # fmt: skip
         found = _columns(results, vocabulary, truth.categories)
         if self.out_file:
             self._write(found, results, vocabulary, stamp)
         truth = chosen_images(truth, self.protocol, self.images, self._split())
-        checked, counts = check_predictions(found, truth)
-        scores = score_detections(
-            self.protocol, truth, checked, backend=self.backend, max_dets=self.max_dets, split_file=self._split(),
-            setting=self.setting,
-        )  # fmt: skip
+        metrics: dict[str, float] = {}
+        per_class: dict[str, Any] = {}
+        for iou_type in self.iou_types:
+            checked, counts = check_predictions(
+                _masked(found, results) if iou_type == "segm" else found, truth, iou_type
+            )
+            scores = score_detections(
+                self.protocol, truth, checked, backend=self.backend, max_dets=self.max_dets, iou_type=iou_type,
+                split_file=self._split(), setting=self.setting,
+            )  # fmt: skip
+            per_class[iou_type] = scores.per_class
+            # OV-COCO's names say nothing of boxes or masks.
+            metrics.update({k if k not in metrics else f"{iou_type}_{k}": v for k, v in scores.metrics.items()})
         if self.metrics_file:
-            write_results(self.metrics_file, stamp, scores.metrics, counts=counts, per_class=scores.per_class)
-        return scores.metrics
+            classes = per_class["bbox"] if self.iou_types == ["bbox"] else per_class
+            write_results(self.metrics_file, stamp, metrics, counts=counts, per_class=classes)
+        return metrics
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather, score, and remove what was written on the way."""
@@ -153,20 +170,40 @@ class OpenVocabMetric(BaseMetric):
         if path.suffix == ".json":
             with part.open("w", encoding="utf-8") as handle:
                 handle.write("[")
-                for n, row in enumerate(found):
+                for n, row in enumerate(_masked(found, results) if "segm" in self.iou_types else found):
                     handle.write((", " if n else "") + json.dumps(row))
                 handle.write("]")
         else:
-            images = [i for i, _, scores, _ in results for _ in range(len(scores))]
-            write_columnar(part, images, *_joined(results), vocabulary, stamp)
+            write_columnar(part, _image_ids(results), *_joined(results), vocabulary, stamp)
         os.replace(part, path)
 
 
 def _joined(results: list[Found]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``[N, 4]`` xyxy boxes, ``[N]`` scores and ``[N]`` vocabulary positions of all images."""
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(b.reshape(-1, 4) for _, b, _, _ in results)])
-    scores = np.concatenate([np.zeros(0, np.float32), *(s for _, _, s, _ in results)])
-    return boxes, scores, np.concatenate([np.zeros(0, np.int32), *(p for _, _, _, p in results)])
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(f[1].reshape(-1, 4) for f in results)])
+    scores = np.concatenate([np.zeros(0, np.float32), *(f[2] for f in results)])
+    return boxes, scores, np.concatenate([np.zeros(0, np.int32), *(f[3] for f in results)])
+
+
+def _image_ids(results: list[Found]) -> list[Any]:
+    return [f[0] for f in results for _ in range(len(f[2]))]
+
+
+def _run_lengths(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """COCO run lengths of ``masks [N, H, W]``."""
+    from pycocotools import mask as coco_mask
+
+    if "masks" not in found:
+        raise UserError("iou_types asks for segm, but the detector gives no masks: it has no mask head.")
+    masks = found["masks"]
+    masks = masks.cpu().numpy() if hasattr(masks, "cpu") else np.asarray(masks)
+    rows = [coco_mask.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks]
+    return [{"size": list(r["size"]), "counts": r["counts"].decode()} for r in rows]
+
+
+def _masked(found: DetectionColumns, results: list[Found]) -> list[dict[str, Any]]:
+    masks = (m for f in results for m in f[4] or [])
+    return [{**row, "segmentation": m} for row, m in zip(found, masks, strict=True)]
 
 
 def _columns(results: list[Found], vocabulary: list[str], categories: Mapping[int, str]) -> DetectionColumns:
@@ -177,5 +214,4 @@ def _columns(results: list[Found], vocabulary: list[str], categories: Mapping[in
     boxes, scores, places = _joined(results)
     xywh = boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
-    images = [i for i, _, scores_of, _ in results for _ in range(len(scores_of))]
-    return DetectionColumns.from_arrays(images, ids[places], xywh, scores.astype(np.float64))
+    return DetectionColumns.from_arrays(_image_ids(results), ids[places], xywh, scores.astype(np.float64))

@@ -100,8 +100,8 @@ def _truth_and_detections(
     request: EvaluationRequest,
 ) -> tuple[GroundTruth, Sequence[Mapping[str, Any]], dict[str, int]]:
     """Annotations, checked predictions and counts of a detection protocol."""
-    if request.iou_type == "segm" and request.pred.suffix in (".safetensors", ".jsonl"):
-        raise UserError("Columnar files and JSON lines hold boxes only; segm needs a COCO result list.")
+    if request.iou_type == "segm" and request.pred.suffix == ".safetensors":
+        raise UserError("Columnar files hold boxes only; segm needs a COCO result list.")
     found: Sequence[Mapping[str, Any]]
     if request.protocol == "voc" and request.ann.is_dir():
         truth = load_voc_folder(request.ann)

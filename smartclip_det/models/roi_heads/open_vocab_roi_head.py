@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -32,6 +33,8 @@ class OpenVocabRoIHead(BaseModule):
         bbox_roi_extractor: Mapping[str, Any],
         bbox_head: Mapping[str, Any],
         dense_stride: int = 16,
+        mask_roi_extractor: Mapping[str, Any] | None = None,
+        mask_head: Mapping[str, Any] | None = None,
         train_cfg: Mapping[str, Any] | None = None,
         test_cfg: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
@@ -42,8 +45,10 @@ class OpenVocabRoIHead(BaseModule):
             bbox_roi_extractor: MMDetection extractor over the pyramid.
             bbox_head: an :class:`OpenVocabBBoxHead`.
             dense_stride: pixels per cell of the dense map (the patch size).
-            train_cfg: MMDetection ``assigner`` and ``sampler``.
-            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``.
+            mask_roi_extractor: the same for masks; default: the one of boxes with 14 x 14 cells.
+            mask_head: MMDetection mask head, class-agnostic: it must serve classes that it never saw. None for none.
+            train_cfg: MMDetection ``assigner`` and ``sampler``; ``mask_size`` with a mask head.
+            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``; ``mask_thr_binary`` with a mask head.
             init_cfg: as for any MMEngine module.
         """
         super().__init__(init_cfg=init_cfg)
@@ -53,7 +58,15 @@ class OpenVocabRoIHead(BaseModule):
             "type": "SingleRoIExtractor", "roi_layer": {"type": "RoIAlign", "output_size": 1, "sampling_ratio": 0},
             "out_channels": self.bbox_head.embed_dim, "featmap_strides": [dense_stride],
         })  # fmt: skip
+        if mask_head is not None and not mask_head.get("class_agnostic"):
+            raise UserError("The mask head must be class_agnostic=True: novel classes have no masks in training.")
+        self.mask_head = MODELS.build(dict(mask_head)) if mask_head else None
+        finer = {"roi_layer": {**bbox_roi_extractor["roi_layer"], "output_size": 14}}
+        extractor = {**bbox_roi_extractor, **finer, **dict(mask_roi_extractor or {})}
+        self.mask_roi_extractor = MODELS.build(extractor) if mask_head else None
         train = dict(train_cfg or {})
+        self.mask_train_cfg = ConfigDict(mask_size=train.get("mask_size", 28))
+        self.mask_test_cfg = ConfigDict(mask_thr_binary=dict(test_cfg or {}).get("mask_thr_binary", 0.5))
         self.assigner = TASK_UTILS.build(train["assigner"]) if "assigner" in train else None
         self.sampler = (
             TASK_UTILS.build(train["sampler"], default_args={"context": self}) if "sampler" in train else None
@@ -88,7 +101,20 @@ class OpenVocabRoIHead(BaseModule):
             sampled.append(self.sampler.sample(assigned, candidates, truth))
         rois = bbox2roi([s.priors for s in sampled])
         vectors, deltas = self.bbox_head(self.pool(pyramid, rois))
-        return self.bbox_head.loss(vectors, deltas, self.bbox_head.targets(sampled, bank), bank, policy)
+        losses = self.bbox_head.loss(vectors, deltas, self.bbox_head.targets(sampled, bank), bank, policy)
+        if self.mask_head is not None:
+            rois = bbox2roi([s.pos_priors for s in sampled])
+            truth = [s.gt_instances for s in samples]
+            found = self.mask_head.loss_and_target(self.masks(pyramid, rois), sampled, truth, self.mask_train_cfg)
+            losses.update(found["loss_mask"])
+        return losses
+
+    def masks(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """``[R, 1, s, s]`` mask logits of ``[R, 5]`` rois."""
+        assert self.mask_head is not None
+        assert self.mask_roi_extractor is not None
+        levels = self.mask_roi_extractor.num_inputs
+        return self.mask_head(self.mask_roi_extractor([p.float().contiguous() for p in pyramid[:levels]], rois))
 
     def pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
         """``[R, 5]`` rois (image, xyxy) to pooled regions; fp32 and contiguous, as mmcv's CPU operator wants."""
@@ -147,13 +173,14 @@ class OpenVocabRoIHead(BaseModule):
             rescale: give boxes in pixels of the original image.
 
         Returns:
-            Per image ``bboxes [N, 4]``, ``scores [N]``, ``labels [N]`` (bank indices) and ``label_names`` (N names).
+            Per image ``bboxes [N, 4]``, ``scores [N]``, ``labels [N]`` (bank indices) and ``label_names`` (N names);
+            with a mask head also ``masks [N, H, W]`` bool.
         """
         rois = bbox2roi([p.bboxes for p in proposals])
         if not len(rois):
-            return [
-                _detections(rois.new_zeros(0, 4), rois.new_zeros(0), rois.new_zeros(0).long(), bank) for _ in samples
-            ]
+            none = [_detections(rois.new_zeros(0, 4), rois.new_zeros(0), rois.new_zeros(0).long(), bank)
+                    for _ in samples]  # fmt: skip
+            return none if self.mask_head is None else self._with_masks(pyramid, none, samples, rescale)
         vectors, deltas = self.bbox_head(self.pool(pyramid, rois))
         dense_vectors = None if dense is None else self.dense_vectors(dense, rois, policy)
         counts = [len(p.bboxes) for p in proposals]
@@ -161,10 +188,29 @@ class OpenVocabRoIHead(BaseModule):
         parts = zip(
             rois.split(counts), vectors.split(counts), deltas.split(counts), pooled, proposals, samples, strict=True
         )
-        return [
-            self._predict_image(r[:, 1:], v, d, dense_part, p.get("scores"), s, bank, policy, rescale)
+        # A mask head pools at input size, and brings boxes to the original size afterwards.
+        now = rescale and self.mask_head is None
+        found = [
+            self._predict_image(r[:, 1:], v, d, dense_part, p.get("scores"), s, bank, policy, now)
             for r, v, d, dense_part, p, s in parts
         ]
+        return found if self.mask_head is None else self._with_masks(pyramid, found, samples, rescale)
+
+    def _with_masks(
+        self, pyramid: Sequence[Tensor], found: list[InstanceData], samples: Sequence[Any], rescale: bool
+    ) -> list[InstanceData]:
+        assert self.mask_head is not None
+        rois = bbox2roi([f.bboxes for f in found])
+        counts = [len(f) for f in found]
+        if len(rois):
+            logits = self.masks(pyramid, rois).split(counts)
+        else:
+            logits = tuple(rois.new_zeros(0, 1, 28, 28) for _ in found)
+        metas = [s.metainfo for s in samples]
+        out: list[InstanceData] = self.mask_head.predict_by_feat(
+            logits, found, metas, self.mask_test_cfg, rescale=rescale
+        )
+        return out
 
     def _predict_image(
         self, boxes: Tensor, vectors: Tensor, deltas: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None,
