@@ -159,9 +159,9 @@ def blend(before: Path, after: Path, share: float, out: Path) -> None:
 
 def report(args: argparse.Namespace, weights: dict[str, Path]) -> None:
     """The table of before, after and blended."""
-    whats = ["own"] if args.no_old else ["own", "old"]
+    subjects = ["own"] if args.no_old else ["own", "old"]
     found: dict[str, dict[str, Any]] = {
-        w: {n: read_json(args.out / f"{n}_{w}.metrics.json", "result file") for n in weights} for w in whats
+        w: {n: read_json(args.out / f"{n}_{w}.metrics.json", "result file") for n in weights} for w in subjects
     }
     lines = ["# What was learned, and what was kept", ""]
     titles = {"own": "Your validation images", "old": "The config's own test set (old classes)"}

@@ -50,8 +50,10 @@ def main() -> None:
     for size, report in by_size.items():
         for threshold, row in report["thresholds"].items():
             wrong = row["false_positives"]
-            print(f"{size:>5s}  {threshold:>9s}  {report['ap50']:.4f}  {wrong['on_absent']:9.3f}   "
-                  f"{wrong['on_present']:10.3f}      {row['share_on_absent']:7.3f}    {row['absent_fired']:7.3f}")  # fmt: skip
+            cells = [f"{size:>5s}", f"{threshold:>9s}", f"{report['ap50']:.4f}", f"{wrong['on_absent']:9.3f}",
+                     f" {wrong['on_present']:10.3f}", f"     {row['share_on_absent']:7.3f}",
+                     f"  {row['absent_fired']:7.3f}"]  # fmt: skip
+            print("  ".join(cells))
         if report["short_images"]:
             print(f"note: {report['short_images']} images have too few classes known to be absent for {size} names.")
     if activation != "sigmoid":
