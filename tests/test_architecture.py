@@ -21,6 +21,7 @@ LAYERS = [
     ("models.vocabulary", "models.regions", "models.losses"),
     ("evaluation", "visualization", "models.backbones", "models.dense_heads", "models.necks", "models.roi_heads"),
     ("datasets", "engine"),
+    ("models.rescoring",),
     ("models.detectors", "models.alignment", "models.grounding"),
     ("parts", "alignment_parts"),
     ("apis",),

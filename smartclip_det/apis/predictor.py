@@ -167,7 +167,8 @@ class SmartCLIPPredictor:
             if not Path(checkpoint).is_file():
                 raise UserError(f"No checkpoint at {checkpoint}. tools/train.py prints where it wrote them.")
             refuse_foreign_checkpoint(detector, checkpoint)
-            load_checkpoint(detector, str(checkpoint), map_location="cpu", strict=True)
+            # Missing and unlike tensors were refused just now; frozen towers may be left out of a file.
+            load_checkpoint(detector, str(checkpoint), map_location="cpu", strict=False)
         place = resolve_device(device)
         changes = {"activation": "sigmoid", "sigmoid_reference": "background", **(policy or {})}
         pipeline = Compose(_array_pipeline(cfg.test_dataloader.dataset.pipeline))

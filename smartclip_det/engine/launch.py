@@ -110,12 +110,26 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
+def frozen_towers(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the state-dict keys of frozen image towers, whose weights come from the config."""
+    return tuple(
+        f"{name}.image_tower."
+        for name, part in model.named_modules()
+        if getattr(part, "frozen", False) and hasattr(part, "tower_hash")
+    )
+
+
 def refuse_foreign_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
     """Raise when a checkpoint lacks parameters of a model, which MMEngine would only log and leave random."""
     content = safe_torch_load(path)
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     state = {k.removeprefix("module."): v for k, v in state.items()}
+    if hasattr(model, "adopted_state"):
+        state = model.adopted_state(state)
+    # A frozen tower's weights come from the config; the hash that stands for them is checked when it is loaded.
+    known = tuple(f for f in frozen_towers(model) if f.replace("image_tower.", "_extra_state") in state)
     own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    own = {k: v for k, v in own.items() if k in state or not k.startswith(known)} if known else own
     wrong = [k for k, v in own.items() if getattr(state.get(k), "shape", None) != v.shape]
     if wrong:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")

@@ -118,7 +118,7 @@ class VocabularyHook(Hook):
         self._report(runner)
 
     def _report(self, runner: Runner) -> None:
-        degenerate, total = _detector(runner).roi_head.bbox_head.counter.read()
+        degenerate, total = _detector(runner).degenerate_counter.read()
         if degenerate:
             runner.logger.warning(
                 f"{degenerate} of {total} cosines had nothing left under their mask and were set to 0."

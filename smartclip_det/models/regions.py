@@ -21,9 +21,7 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.models.towers.smartclip import SmartCLIP
-from smartclip_det.models.towers.tokenizer import image_statistics
-from smartclip_det.models.towers.vision_transformer import DENSE_MODES
+from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
 VIEWS = ("crop", "blur", "dense", "mask")
@@ -92,7 +90,7 @@ class RegionEncoder:
     """Region vectors of one image after another; the dense map of the image at hand is computed once."""
 
     def __init__(
-        self, towers: SmartCLIP, *, dense_size: int = 0, dense_mode: str = "value", fit: str = "pad",
+        self, towers: Encoder, *, dense_size: int = 0, dense_mode: str = "value", fit: str = "pad",
         crop_context: float = 1.2, batch_size: int = 64,
     ) -> None:  # fmt: skip
         """Build.
@@ -100,20 +98,20 @@ class RegionEncoder:
         Args:
             towers: the encoder, on any device.
             dense_size: side of the input of dense maps in pixels; 0 for the tower's own.
-            dense_mode: one of ``DENSE_MODES``.
+            dense_mode: one of the encoder's ``dense_modes``.
             fit: how an image becomes a square, ``pad`` or ``squash`` (a crop would lose boxes).
             crop_context: see :func:`crop_window`.
             batch_size: crops and blurs per forward pass.
         """
-        self.towers = towers.eval()
+        self.towers = towers
         self.side = towers.config.image_size
         self.dense_size = dense_size or self.side
-        self.dense_mode = check_choice("dense_mode", dense_mode, DENSE_MODES)
+        self.dense_mode = check_choice("dense_mode", dense_mode, towers.dense_modes)
         self.fit = check_choice("fit", fit, ("pad", "squash"))
         if crop_context < 1:
             raise UserError(f"crop_context must be at least 1; given {crop_context}.")
         self.crop_context, self.batch_size = crop_context, batch_size
-        mean, std = image_statistics()
+        mean, std = towers.image_statistics()
         device = towers.logit_scale.device
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255

@@ -33,8 +33,8 @@ from smartclip_det.core.prompts import class_prompts
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.vocabularies import VOCABULARIES
+from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.models.towers.mask_network import token_keep
-from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 
 BACKGROUND = "background"
@@ -87,7 +87,7 @@ class TextCache:
 
 
 def build_bank(
-    encoder: SmartCLIP,
+    encoder: Encoder,
     names: Sequence[str],
     *,
     templates: str | Sequence[str] = "photo",
@@ -139,7 +139,7 @@ def build_bank(
 
 
 def _encode_classes(
-    encoder: SmartCLIP, names: list[str], texts: list[tuple[str, ...]], templates: str | Sequence[str], order: str,
+    encoder: Encoder, names: list[str], texts: list[tuple[str, ...]], templates: str | Sequence[str], order: str,
     cache_dir: str | Path | None, batch_size: int, progress: bool,
 ) -> TextBank:  # fmt: skip
     split = order == "per_template"
@@ -168,7 +168,7 @@ def _encode_classes(
 
 
 def _encode_units(
-    encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: str, cache: TextCache | None, batch_size: int,
+    encoder: Encoder, units: Sequence[tuple[str, ...]], order: str, cache: TextCache | None, batch_size: int,
     progress: bool,
 ) -> Tensor:  # fmt: skip
     """``[N, 2, D]`` vector and mask probabilities of N units, from the cache or the towers."""
@@ -207,7 +207,7 @@ def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int
 
 
 @torch.no_grad()
-def _encode_batch(encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
+def _encode_batch(encoder: Encoder, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
     device = encoder.logit_scale.device
     tokens = encoder.tokenize([t for unit in units for t in unit]).to(device)
     # Cached values must not depend on who asked for them under which precision.
@@ -225,7 +225,7 @@ def _encode_batch(encoder: SmartCLIP, units: Sequence[tuple[str, ...]], order: s
     return torch.stack(values).cpu()
 
 
-def _unit_mask(encoder: SmartCLIP, states: Tensor, keep: Tensor, logits: Tensor | None, order: str) -> Tensor:
+def _unit_mask(encoder: Encoder, states: Tensor, keep: Tensor, logits: Tensor | None, order: str) -> Tensor:
     """``[D]`` mask probabilities of the T texts of one unit."""
     if logits is None:
         return states.new_ones(encoder.config.embed_dim, dtype=torch.float32)

@@ -6,6 +6,8 @@
     python tools/analysis/region_probe.py --checkpoint work_dirs/toy/smartclip/align/epoch_16.pth \
         --ann data/toy/annotations/instances_val.json --images data/toy/images/val --templates "{article} {}" \
         --split-file data/toy/annotations/split.json --dense-size 128
+    python tools/analysis/region_probe.py --open-clip EVA02-B-16 --weights eva02_b16.safetensors --image-size 448 \
+        --ann instances_val2017.json --images val2017 --mask-modes off
 
 The split file is json with "base" and "novel" lists of names; without it, every class of the annotations is one group.
 """
@@ -23,7 +25,7 @@ from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES
-from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
 from smartclip_det.utils.cli import run_tool
 
@@ -34,6 +36,10 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="towers, any readable layout")
     source.add_argument("--arch", help="random weights of a named architecture: a control")
+    source.add_argument("--open-clip", help="a SigLIP, EVA02 or other timm model of open_clip, by its name")
+    parser.add_argument("--weights", help="weights of --open-clip; without it they are random")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer of --open-clip, where it is not open_clip's own")
+    parser.add_argument("--image-size", type=int, default=0, help="input side of --open-clip; 0: its own")
     parser.add_argument("--ann", required=True, help="COCO annotations")
     parser.add_argument("--images", required=True, help="folder of file_name")
     parser.add_argument("--split-file", type=Path, help='json {"base": [...], "novel": [...]}')
@@ -58,7 +64,10 @@ def main() -> None:
     names = resolve_names(args.vocabulary) if args.vocabulary else [n for g in groups.values() for n in g]
     names = names or list(truth.categories.values())
     source = {"checkpoint": args.checkpoint} if args.checkpoint else {"arch": args.arch}
-    towers = load_towers(source).to(args.device)
+    if args.open_clip:
+        source = {"open_clip": args.open_clip, "checkpoint": args.weights, "tokenizer": args.tokenizer,
+                  "image_size": args.image_size}  # fmt: skip
+    towers = load_encoder(source, args.device)
     encoder = RegionEncoder(towers, dense_size=args.dense_size, fit=args.fit, crop_context=args.crop_context)
     templates = args.templates[0] if len(args.templates) == 1 and "{" not in args.templates[0] else args.templates
     bank = build_bank(towers, names, templates=templates)

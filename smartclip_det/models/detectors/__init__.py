@@ -1,5 +1,6 @@
 """Open-vocabulary detectors: wiring only."""
 
 from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN
+from smartclip_det.models.detectors.rescoring_detector import RescoringDetector
 
-__all__ = ["OpenVocabRCNN"]
+__all__ = ["OpenVocabRCNN", "RescoringDetector"]

@@ -14,18 +14,14 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
-from smartclip_det.core.text_bank import TextBank
+from smartclip_det.core.similarity import DegenerateCounter
+from smartclip_det.models.detectors.bank_in_force import BankInForce
 
 
 @MODELS.register_module()
-class OpenVocabRCNN(BaseDetector):
-    """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head.
-
-    The detector holds the bank in force and passes it down as an argument; it is in no state dict. During runs
-    :class:`VocabularyHook` is the only writer, at run time :meth:`SmartCLIPPredictor.set_vocabulary`.
-    """
+class OpenVocabRCNN(BankInForce, BaseDetector):
+    """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head."""
 
     def __init__(
         self,
@@ -65,37 +61,12 @@ class OpenVocabRCNN(BaseDetector):
         self.roi_head = MODELS.build({**roi_head, "train_cfg": train.get("rcnn"), "test_cfg": test.get("rcnn")})
         self.train_cfg, self.test_cfg = train_cfg, test_cfg
         self.default_vocabulary = default_vocabulary
-        self._bank: TextBank | None = None
 
     @property
-    def text_bank(self) -> TextBank | None:
-        """The bank in force, or None."""
-        return self._bank
-
-    def set_text_bank(self, bank: TextBank | None) -> TextBank | None:
-        """Put a bank in force; returns the one before. A bank of other towers is refused."""
-        made_by = None if bank is None else bank.provenance.get("checkpoint_hash")
-        mine = getattr(self.backbone, "tower_hash", None)
-        if made_by and mine and made_by != mine:
-            raise UserError(
-                f"The bank was encoded by towers {made_by}, the backbone is of towers {mine}: texts and images would "
-                "not share a space. Encode the vocabulary with the backbone's checkpoint."
-            )
-        before, self._bank = self._bank, bank
-        return before
-
-    def _bank_in_force(self, device: torch.device) -> TextBank:
-        if self._bank is None and self.default_vocabulary is not None:
-            from smartclip_det.models.vocabulary import bank_from_config
-
-            self.set_text_bank(bank_from_config(self.default_vocabulary, self.policy.template_order))
-        if self._bank is None:
-            raise UserError(
-                "No vocabulary is in force. Runs need a VocabularyHook in custom_hooks; at run time call "
-                "SmartCLIPPredictor.set_vocabulary([...]) or detector.set_text_bank(bank)."
-            )
-        self._bank = self._bank.to(device)
-        return self._bank
+    def degenerate_counter(self) -> DegenerateCounter:
+        """Counts cosines that had nothing left under their mask."""
+        counter: DegenerateCounter = self.roi_head.bbox_head.counter
+        return counter
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """``[B, 3, H, W]`` to the maps of the pyramid."""

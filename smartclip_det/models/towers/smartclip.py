@@ -24,8 +24,8 @@ from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint,
 from smartclip_det.models.towers.config import TowerConfig, architecture
 from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
 from smartclip_det.models.towers.text_transformer import TextTransformer
-from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, tokenize
-from smartclip_det.models.towers.vision_transformer import VisionTransformer
+from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, image_statistics, tokenize
+from smartclip_det.models.towers.vision_transformer import DENSE_MODES, VisionTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class TextFeatures:
 
 class SmartCLIP(nn.Module):
     """The pair of towers and, where the checkpoint has one, the mask network."""
+
+    dense_modes: tuple[str, ...] = DENSE_MODES
 
     def __init__(self, config: TowerConfig | Mapping[str, Any], **vision_options: Any) -> None:
         """Build with CLIP's initialisation.
@@ -118,6 +120,11 @@ class SmartCLIP(nn.Module):
         if self._hash is None or self._hash[0] != written:
             self._hash = (written, state_hash(self.openai_state()))
         return self._hash[1]
+
+    @staticmethod
+    def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of RGB in [0, 1]."""
+        return image_statistics()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from smartclip_det.core.errors import UserError, nearest
+from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.smartclip import SmartCLIP
 
 _KEYS = {"checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad"), "arch": ("arch", "seed")}
@@ -39,6 +39,24 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
     if source.get("arch"):
         return SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
     raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
+
+
+def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
+    """Any encoder, in eval mode: what :func:`load_towers` reads, or ``dict(open_clip=NAME, checkpoint=PATH)``.
+
+    Args:
+        source: with ``open_clip``, the other keys are those of ``OpenClipEncoder``.
+        device: where to put it.
+    """
+    if not source.get("open_clip"):
+        return load_towers(source).to(device).eval()
+    from smartclip_det.models.towers.open_clip_towers import OpenClipEncoder
+
+    options = {k: v for k, v in source.items() if k != "open_clip"}
+    known = ("checkpoint", "image_size", "seed", "tokenizer")
+    for key in options:
+        check_choice("encoder key", key, known)
+    return OpenClipEncoder(source["open_clip"], **options).to(device).eval()
 
 
 def _with_mask_network(model: SmartCLIP, source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:

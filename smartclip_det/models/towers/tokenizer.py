@@ -1,4 +1,4 @@
-"""CLIP's tokenizer and image statistics: the one file that imports open_clip.
+"""CLIP's tokenizer and image statistics, and open_clip's other models: the one file that imports open_clip.
 
 Shape letters: K texts, L tokens.
 """
@@ -40,6 +40,50 @@ def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     return tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD)
+
+
+def open_clip_names() -> list[str]:
+    """Model names that open_clip knows."""
+    from open_clip import list_models
+
+    return list(list_models())
+
+
+def open_clip_model(name: str, checkpoint: str | None, image_size: int = 0) -> Any:
+    """An open_clip model in fp32 on the CPU, from a weights file or with random weights."""
+    from open_clip import create_model
+
+    return create_model(name, pretrained=checkpoint, force_image_size=image_size or None)
+
+
+def open_clip_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of RGB that a model's published weights were trained with.
+
+    A model that open_clip builds from a file carries CLIP's, whatever its family; SigLIP's are others.
+    """
+    from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(name)
+    published = get_pretrained_cfg(name, tags[0]) if tags else {}
+    mean, std = image_statistics()
+    return tuple(published.get("mean") or mean), tuple(published.get("std") or std)
+
+
+def open_clip_tokenizer(name: str, folder: str | None = None) -> Any:
+    """A model's own tokenizer, or one of a Hugging Face folder."""
+    from open_clip import get_model_config, get_tokenizer
+    from open_clip.tokenizer import HFTokenizer
+
+    context = (get_model_config(name) or {}).get("text_cfg", {}).get("context_length", 77)
+    try:
+        return (
+            get_tokenizer(name) if folder is None else HFTokenizer(folder, context_length=context, clean="canonicalize")
+        )
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(
+            f"The tokenizer of {name} is not on this machine ({type(error).__name__}). Give the folder of its Hugging "
+            "Face files by tokenizer=FOLDER (--tokenizer); it needs the transformers package."
+        ) from error
 
 
 def encode(text: str) -> list[int]:

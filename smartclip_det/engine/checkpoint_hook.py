@@ -1,0 +1,55 @@
+"""Small checkpoints: what was trained, and the hash of the frozen towers that it was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from smartclip_det.engine.launch import frozen_towers, unwrapped
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without the weights of frozen image towers; their hashes (``_extra_state``) stay."""
+    frozen = frozen_towers(model)
+    return {k: v for k, v in model.state_dict().items() if not (frozen and k.startswith(frozen))}
+
+
+@HOOKS.register_module()
+class TrainableCheckpointHook(Hook):
+    """Writes ``epoch_N.trainable.pth`` beside the full checkpoint of an epoch, and keeps the newest.
+
+    ``tools/test.py`` and the Predictor read it like a full one: the towers come from the config, and other towers than
+    those of the training are refused.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 1) -> None:
+        """Build.
+
+        Args:
+            interval: epochs between files; 0 for none.
+        """
+        self.interval = interval
+        self._last: Path | None = None
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Write, and remove the one before."""
+        model = unwrapped(runner.model)
+        state = trainable_state(model)
+        if not self.interval or (runner.epoch + 1) % self.interval or len(state) == len(model.state_dict()):
+            return
+        if is_main_process():
+            path = Path(runner.work_dir) / f"epoch_{runner.epoch + 1}.trainable.pth"
+            meta = {"epoch": runner.epoch + 1, "iter": runner.iter, "trainable_only": True}
+            torch.save({"meta": meta, "state_dict": {k: v.cpu() for k, v in state.items()}}, path)
+            if self._last is not None:
+                self._last.unlink(missing_ok=True)
+            self._last = path
+            runner.logger.info(f"What was trained, without the frozen tower: {path}")

@@ -1,0 +1,135 @@
+"""Any MMDetection detector as a source of boxes, classified by dense features of a CLIP tower; nothing is trained.
+
+Shape letters: B images, R regions, D joint embedding, h w grid cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import scale_boxes
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import DegenerateCounter
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.detectors.bank_in_force import BankInForce
+from smartclip_det.models.regions import pool_regions
+from smartclip_det.models.rescoring import RescoreOptions, best_boxes, class_scores, detect_in_boxes
+
+
+@MODELS.register_module()
+class RescoringDetector(BankInForce, BaseDetector):
+    """Family C as a config: boxes of a proposer, its scores as objectness, classes of the bank in force.
+
+    A checkpoint of the proposer alone is read as one of the whole: the tower comes from the config.
+    """
+
+    def __init__(
+        self,
+        proposer: Mapping[str, Any],
+        backbone: Mapping[str, Any],
+        policy: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        proposal_nms: float = 0.7,
+        max_proposals: int = 300,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build.
+
+        Args:
+            proposer: config of an MMDetection detector, with its ``data_preprocessor``.
+            backbone: a :class:`SmartCLIPViT`; its dense map is used, its taps are not.
+            policy: scoring policy; see ``rescoring.class_scores``.
+            options: see :class:`RescoreOptions`.
+            proposal_nms: class-agnostic NMS among the proposer's boxes.
+            max_proposals: best boxes kept per image.
+            data_preprocessor: preprocessor with the tower's statistics; the proposer's own are applied to the same
+                pixels.
+            init_cfg: as for any MMEngine module.
+        """
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.policy = ScoringPolicy.from_dict({"background": "zero", **dict(policy or {})})
+        self.options = RescoreOptions(**dict(options or {}))
+        self.proposal_nms, self.max_proposals = proposal_nms, max_proposals
+        self.backbone = MODELS.build(backbone)
+        self.proposer = MODELS.build(proposer)
+        self.requires_grad_(False)
+        self.degenerate_counter = DegenerateCounter()
+        self._register_load_state_dict_pre_hook(self._adopt)
+
+    def adopted_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A proposer's own state dict under the names of the whole; anything else as it is."""
+        if any(k.startswith(("proposer.", "backbone.image_tower.")) for k in state):
+            return dict(state)
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
+        return {**{f"proposer.{k}": v for k, v in state.items()}, **own}
+
+    def _adopt(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not prefix:
+            adopted = self.adopted_state(state)
+            state.clear()
+            state.update(adopted)
+
+    def extract_feat(self, batch_inputs: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` to the dense map ``[B, D, h, w]``."""
+        dense: Tensor = self.backbone.features(batch_inputs, dense=True).dense
+        return dense
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Any) -> dict[str, Tensor]:
+        """Nothing to learn."""
+        raise UserError("RescoringDetector is not trained: run tools/test.py with the proposer's checkpoint.")
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
+        """Detections in ``pred_instances``."""
+        bank = self._bank_in_force(batch_inputs.device)
+        dense = self.extract_feat(batch_inputs).float()
+        if self.policy.dense_norm == "pixel":
+            dense = functional.normalize(dense, dim=1)
+        seen = self.proposer.predict(
+            self._for_proposer(batch_inputs, batch_data_samples), batch_data_samples, rescale=False
+        )
+        cell = self.backbone.image_tower.patch_size
+        results = [
+            self._predict_image(s.pred_instances, dense[i : i + 1], cell, s, bank, rescale) for i, s in enumerate(seen)
+        ]
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _predict_image(
+        self, found: InstanceData, dense: Tensor, cell: float, sample: Any, bank: TextBank, rescale: bool
+    ) -> InstanceData:
+        boxes, objectness = found.bboxes.float(), found.scores.float()
+        kept = best_boxes(boxes, objectness, self.proposal_nms, self.max_proposals)
+        boxes, objectness = boxes[kept], objectness[kept]
+        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+        scores = class_scores([pool_regions(dense, rois, cell)], bank, self.policy)
+        if rescale and len(boxes):
+            boxes = scale_boxes(boxes, [1 / s for s in sample.scale_factor])
+        rows, labels, values = detect_in_boxes(boxes, objectness, scores, self.options)
+        names = [bank.names[i] for i in labels.tolist()]
+        return InstanceData(bboxes=boxes[rows], scores=values, labels=labels, label_names=names)
+
+    def _for_proposer(self, images: Tensor, samples: Sequence[Any]) -> Tensor:
+        """The same pixels under the proposer's statistics, zero where MMDetection pads."""
+        ours, theirs = self.data_preprocessor, self.proposer.data_preprocessor
+        raw = images * ours.std + ours.mean if ours._enable_normalize else images
+        if ours._channel_conversion != theirs._channel_conversion:
+            raw = raw.flip(1)
+        out = (raw - theirs.mean) / theirs.std if theirs._enable_normalize else raw
+        for i, sample in enumerate(samples):
+            height, width = sample.img_shape[:2]
+            out[i, :, height:] = 0
+            out[i, :, :, width:] = 0
+        return out
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> Any:
+        """The dense map."""
+        return self.extract_feat(batch_inputs)
