@@ -143,12 +143,17 @@ def fuse_named(
     )
 
 
-def owl_scores(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """OWL-ViT class scores: ``sigmoid((cos + shift(x)) * (elu(scale(x)) + 1))``.
+def owl_logits(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """OWL-ViT class logits: ``(cos + shift(x)) * (elu(scale(x)) + 1)``.
 
     Args:
         cosine: ``[R, C]``.
         shift: ``[R]`` learned shift of each token.
         scale: ``[R]`` learned raw scale of each token.
     """
-    return ((cosine + shift.unsqueeze(-1)) * (functional.elu(scale).unsqueeze(-1) + 1)).sigmoid()
+    return (cosine + shift.unsqueeze(-1)) * (functional.elu(scale).unsqueeze(-1) + 1)
+
+
+def owl_scores(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """The sigmoid of :func:`owl_logits`."""
+    return owl_logits(cosine, shift, scale).sigmoid()

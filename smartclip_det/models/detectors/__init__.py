@@ -1,6 +1,7 @@
 """Open-vocabulary detectors: wiring only."""
 
+from smartclip_det.models.detectors.open_vocab_owl import OpenVocabOWL
 from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN
 from smartclip_det.models.detectors.rescoring_detector import RescoringDetector
 
-__all__ = ["OpenVocabRCNN", "RescoringDetector"]
+__all__ = ["OpenVocabOWL", "OpenVocabRCNN", "RescoringDetector"]

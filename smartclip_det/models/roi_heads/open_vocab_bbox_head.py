@@ -159,7 +159,7 @@ class OpenVocabBBoxHead(BaseModule):
         left out under sigmoid. A training box of an unseen class is an error, never a silent leak.
         """
         labels, box_targets, positive = targets
-        _refuse_unseen(labels, bank)
+        refuse_unseen(labels, bank)
         logits = self.logits(vectors, bank, policy).float()
         if policy.activation == "softmax":
             unseen = functional.pad(~bank.seen, (0, 1), value=False)
@@ -181,7 +181,8 @@ class OpenVocabBBoxHead(BaseModule):
         return losses
 
 
-def _refuse_unseen(labels: Tensor, bank: TextBank) -> None:
+def refuse_unseen(labels: Tensor, bank: TextBank) -> None:
+    """Raise when labels (background = C) name classes that the bank marks unseen."""
     inside = labels[labels < len(bank)]
     leaked = inside[~bank.seen[inside]].unique().tolist()
     if leaked:

@@ -31,11 +31,13 @@ class VisionOutput:
         pooled: ``[B, D]`` projected class-token vectors, not normalised; None when not asked for.
         dense: ``[B, D, h, w]`` projected patch vectors, not normalised; None when not asked for.
         taps: for each tapped layer ``[B, C, h, w]`` patch tokens.
+        class_token: ``[B, W]`` class token after the last block; None where that block was not run as it is.
     """
 
     pooled: Tensor | None
     dense: Tensor | None
     taps: tuple[Tensor, ...]
+    class_token: Tensor | None = None
 
 
 class VisionTransformer(nn.Module):
@@ -124,7 +126,9 @@ class VisionTransformer(nn.Module):
             tokens = x if dense_mode == "vanilla" else dense_tokens(block, before_last, dense_mode)  # type: ignore[arg-type]
             dense = self._to_map(self.ln_post(tokens[:, 1:]) @ self.proj, grid)
         vector = self.ln_post(x[:, 0]) @ self.proj if pooled else None
-        return VisionOutput(pooled=vector, dense=dense, taps=tuple(kept[i] for i in wanted))
+        return VisionOutput(
+            pooled=vector, dense=dense, taps=tuple(kept[i] for i in wanted), class_token=x[:, 0] if whole_last else None
+        )
 
     def _layer(self, index: int) -> int:
         if not -self.layers <= index < self.layers:

@@ -1,0 +1,122 @@
+"""One-stage open-vocabulary detector: every patch token is a box (OWL-ViT form, arXiv 2205.06230).
+
+Shape letters: B images, R boxes, D joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.detectors.base import BaseDetector
+from mmdet.registry import MODELS
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import DegenerateCounter
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.detectors.bank_in_force import BankInForce
+
+
+@MODELS.register_module()
+class OpenVocabOWL(BankInForce, BaseDetector):
+    """A trained tower and an :class:`OWLHead`; texts stay those of the tower's own text side, which is not trained."""
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        bbox_head: Mapping[str, Any],
+        policy: Mapping[str, Any] | None = None,
+        default_vocabulary: Mapping[str, Any] | None = None,
+        test_cfg: Any = None,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build.
+
+        Args:
+            backbone: a :class:`SmartCLIPViT` whose ``out_indices`` are the last layer alone.
+            bbox_head: an :class:`OWLHead`.
+            policy: scoring policy; mask mode, text norm and calibration are used.
+            default_vocabulary: see :class:`OpenVocabRCNN`.
+            test_cfg: of the head.
+            data_preprocessor: MMDetection preprocessor with the tower's statistics; images are padded to a square.
+            init_cfg: as for any MMEngine module.
+        """
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.policy = ScoringPolicy.from_dict(policy)
+        self.backbone = MODELS.build(backbone)
+        self.bbox_head = MODELS.build({**bbox_head, "test_cfg": test_cfg})
+        self.default_vocabulary = default_vocabulary
+        tower = self.backbone.image_tower
+        if tuple(i % tower.layers for i in self.backbone.out_indices) != (tower.layers - 1,):
+            raise UserError(
+                f"OpenVocabOWL reads the last layer: out_indices=({tower.layers - 1},) or (-1,); given "
+                f"{tuple(self.backbone.out_indices)}."
+            )
+        self.bbox_head.start_from(tower.ln_post, tower.proj)
+
+    @property
+    def degenerate_counter(self) -> DegenerateCounter:
+        """Counts cosines that had nothing left under their mask."""
+        counter: DegenerateCounter = self.bbox_head.counter
+        return counter
+
+    def extract_feat(self, batch_inputs: Tensor) -> Any:
+        """``[B, 3, H, W]`` to the head's :class:`TokenPredictions`."""
+        features = self.backbone.features(batch_inputs)
+        with torch.autocast(batch_inputs.device.type, enabled=False):
+            return self.bbox_head(features.taps[0], features.class_token)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Losses of the head."""
+        bank = self._bank_in_force(batch_inputs.device)
+        shape = tuple(batch_inputs.shape[-2:])
+        found = self.extract_feat(batch_inputs)
+        losses: dict[str, Tensor] = self.bbox_head.loss(found, batch_data_samples, shape, bank, self.policy)
+        return losses
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
+        """Detections in ``pred_instances``."""
+        bank = self._bank_in_force(batch_inputs.device)
+        shape = tuple(batch_inputs.shape[-2:])
+        found = self.extract_feat(batch_inputs)
+        results = self.bbox_head.predict(found, batch_data_samples, shape, bank, self.policy, rescale)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    @torch.no_grad()
+    def image_queries(self, image: Tensor, boxes: Tensor, names: Sequence[str]) -> TextBank:
+        """A bank that asks for what boxes of an example image show (one-shot; OWL-ViT, section 4.4).
+
+        Args:
+            image: ``[3, H, W]`` normalised pixels.
+            boxes: ``[R, 4]`` xyxy input pixels.
+            names: R names.
+
+        Returns:
+            For each box the class vector of the token whose predicted box overlaps it most, under a mask of ones:
+            there is no text that could say which dimensions are meant.
+
+        Raises:
+            UserError: when no token overlaps a box.
+        """
+        found = self.extract_feat(image.unsqueeze(0))
+        height, width = image.shape[-2:]
+        centres, sizes = found.boxes[0, :, :2], found.boxes[0, :, 2:]
+        corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
+        overlap = box_iou(corners * corners.new_tensor([width, height, width, height]), boxes.float())
+        best, token = overlap.max(dim=0)
+        if (best <= 0).any():
+            lost = [n for n, o in zip(names, best.tolist(), strict=True) if o <= 0]
+            raise UserError(f"No token's box overlaps the example of {', '.join(lost)}.")
+        vectors = torch.nn.functional.normalize(found.vectors[0, token].float(), dim=1)
+        made_by = {"checkpoint_hash": self.backbone.tower_hash, "query": "image"}
+        return TextBank(tuple(names), vectors, torch.ones_like(vectors), provenance=made_by)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> tuple[Tensor, ...]:
+        """Class vectors and boxes of all tokens."""
+        found = self.extract_feat(batch_inputs)
+        return found.vectors, found.boxes
