@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -52,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     """Run every image through one predictor."""
     args = parse_args()
     texts = [*args.text, *(read_vocabulary(args.vocabulary) if args.vocabulary else [])]
@@ -70,8 +71,17 @@ def main() -> None:
     stamp = protocol_stamp("demo", config=str(args.config), policy=predictor.policy.to_dict(),
                            checkpoint_sha256=file_hash(args.checkpoint) if args.checkpoint else None,
                            towers=predictor.encoder.checkpoint_hash)  # fmt: skip
+    bad: list[str] = []
     for path in images:
-        show_image(predictor, path, texts, args, stamp)
+        try:
+            show_image(predictor, path, texts, args, stamp)
+        except UserError as error:
+            # One bad file costs no other one its answer; a single image is no folder run.
+            bad.append(str(error))
+            print(f"{path}: left out: {error}", file=sys.stderr)
+    if bad:
+        print(f"error: {len(bad)} of {len(images)} images could not be used.", file=sys.stderr)
+    return 2 if bad else 0
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -28,11 +28,12 @@ from smartclip_det.evaluation.referring import referring_metrics, score_referrin
 from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, load_expressions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.models.grounding.zero_shot import VIEWS, ZeroShotGrounder
-from smartclip_det.models.regions import RegionEncoder, open_rgb
+from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES, SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.files import write_whole
+from smartclip_det.utils.images import open_rgb
 
 
 def parse_args() -> argparse.Namespace:

@@ -35,7 +35,7 @@ from smartclip_det.evaluation.detection_files import (
 from smartclip_det.evaluation.metrics import PROTOCOL_NAMES, OpenVocabMetric
 from smartclip_det.evaluation.stamp import file_hash
 from smartclip_det.models.grounding.zero_shot import VIEWS
-from smartclip_det.models.regions import RegionEncoder, open_rgb
+from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import (
     RescoreOptions,
     best_boxes,
@@ -46,6 +46,7 @@ from smartclip_det.models.rescoring import (
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
 from smartclip_det.utils.cli import format_metrics, run_tool
+from smartclip_det.utils.images import open_rgb
 
 
 def parse_args() -> argparse.Namespace:

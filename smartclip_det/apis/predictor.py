@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
@@ -22,6 +22,7 @@ from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir
+from smartclip_det.utils.images import as_rgb, open_rgb
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -199,12 +200,12 @@ class SmartCLIPPredictor:
         if isinstance(vocabulary, TextBank):
             bank = vocabulary
         else:
-            bank = self._encode(list(vocabulary), self.templates).with_seen(seen or [])
+            bank = self._encode(vocabulary, self.templates).with_seen(seen or [])
         bank = bank.to(self.device)
         self.detector.set_text_bank(bank)
         return bank
 
-    def _encode(self, names: list[str], templates: str | Sequence[str]) -> TextBank:
+    def _encode(self, names: Sequence[str], templates: str | Sequence[str]) -> TextBank:
         return build_bank(
             self.encoder, names, templates=templates, template_order=self.policy.template_order,
             cache_dir=self.cache_dir,
@@ -270,24 +271,18 @@ class SmartCLIPPredictor:
             threshold: lowest score kept.
             max_detections: boxes at most; default: the detector's.
         """
-        bank = self.detector.text_bank if texts is None else self._encode(list(texts), self.templates).with_seen([])
+        bank = self.detector.text_bank if texts is None else self._encode(texts, self.templates).with_seen([])
         if bank is None:
             raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
         return self._score(bank, threshold, max_detections or self.detector.roi_head.max_per_img)
 
     def _score(self, bank: TextBank, threshold: float, limit: int) -> Detections:
-        from smartclip_det.models.roi_heads.selection import select_detections
-
         image, head = self._encoded(), self.detector.roi_head
         dense = image.dense_vectors if self.policy.fuses else None
-        scores = head.scores(image.vectors, dense, image.objectness, bank, self.policy)
-        rows, classes, values = select_detections(
-            image.boxes,
-            scores,
-            score_threshold=max(threshold, 0.0) - 1e-9,
-            iou_threshold=head.nms_iou,
-            max_detections=limit,
-        )
+        rows, classes, values = head.select(
+            image.boxes, image.vectors, dense, image.objectness, bank, self.policy,
+            score_threshold=max(threshold, 0.0) - 1e-9, max_detections=limit,
+        )  # fmt: skip
         return Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), classes.cpu().numpy(), bank.names)
 
     @torch.no_grad()
@@ -318,7 +313,7 @@ class SmartCLIPPredictor:
     ) -> Iterator[Detections]:
         """:meth:`detect` image by image; the texts are encoded once."""
         if texts is not None:
-            self.set_vocabulary(list(texts))
+            self.set_vocabulary(texts)
         for image in images:
             self.set_image(image)
             yield self.detect(**options)
@@ -338,16 +333,7 @@ def load_image(image: ImageLike) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UserError(f"An image array must be [H, W, 3] uint8 RGB; given {list(image.shape)} {image.dtype}.")
         return image
-    if not isinstance(image, Image.Image):
-        path = Path(image)
-        if not path.is_file():
-            raise UserError(f"No image at {path}.")
-        try:
-            image = Image.open(path)
-            image.load()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as an image ({error}).") from error
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return np.asarray(as_rgb(image) if isinstance(image, Image.Image) else open_rgb(image))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -71,6 +71,7 @@ def fuse(
     novel_scale: float = 1.0,
     sqrt: bool = False,
     background: str = "fuse",
+    total: Tensor | None = None,
 ) -> Tensor:
     """Weighted geometric mean of detector and dense scores.
 
@@ -89,6 +90,7 @@ def fuse(
         novel_scale: factor on novel scores.
         sqrt: square root of the final product.
         background: what the background column gets: ``fuse`` (as base) or ``detector``.
+        total: ``[R, 1]`` what ``renorm`` divides by, where the columns are some of many; default: their sum.
 
     Returns:
         Scores of the shape of ``det``.
@@ -116,7 +118,8 @@ def fuse(
     scores = det if vlm is None else det.pow(1 - exponent) * vlm.pow(exponent)
     scores = scores * factor
     if renorm:
-        scores = scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+        whole = scores.sum(dim=-1, keepdim=True) if total is None else total
+        scores = scores / whole.clamp(min=torch.finfo(scores.dtype).tiny)
     if obj is not None and obj_pow:
         scores = scores * obj.pow(obj_pow).unsqueeze(-1)
     return scores.sqrt() if sqrt else scores
@@ -124,7 +127,7 @@ def fuse(
 
 def fuse_named(
     name: str, det: Tensor, vlm: Tensor | None, base_mask: Tensor, obj: Tensor | None = None,
-    alpha: float | None = None, beta: float | None = None,
+    alpha: float | None = None, beta: float | None = None, total: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """:func:`fuse` with the constants of a preset; ``alpha`` and ``beta`` override where given."""
     preset = FUSIONS[name]
@@ -140,6 +143,7 @@ def fuse_named(
         novel_scale=preset.novel_scale,
         sqrt=preset.sqrt,
         background=preset.background,
+        total=total,
     )
 
 

@@ -66,6 +66,8 @@ class TextBank:
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
         object.__setattr__(self, "_resolved", {})
         object.__setattr__(self, "_facts", {})
+        object.__setattr__(self, "_parts", {})
+        object.__setattr__(self, "_whole", None)
         self._validate()
 
     def _validate(self) -> None:
@@ -182,7 +184,11 @@ class TextBank:
     def resolved_masks(self, mask_mode: str) -> Tensor | None:
         """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
         cache: dict[str, Tensor | None] = self._resolved  # type: ignore[attr-defined]
-        if mask_mode not in cache:
+        if mask_mode not in cache and self._whole is not None:  # type: ignore[attr-defined]
+            whole, rows = self._whole  # type: ignore[attr-defined]
+            masks = whole.resolved_masks(mask_mode)
+            cache[mask_mode] = None if masks is None else masks[rows]
+        elif mask_mode not in cache:
             cache[mask_mode] = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs, self.class_index)
         return cache[mask_mode]
 
@@ -194,6 +200,27 @@ class TextBank:
         counts = torch.bincount(index, minlength=len(self)).to(row_values.dtype)
         sums = row_values.new_zeros(*row_values.shape[:-1], len(self)).index_add_(-1, index, row_values)
         return sums / counts
+
+    def parts(self, size: int) -> list[TextBank]:
+        """The bank in pieces of at most ``size`` classes, in order; cosines of a piece are those of the whole.
+
+        The controls look at other classes, so a piece takes its masks from the whole. Made once and kept.
+        """
+        kept: dict[int, list[TextBank]] = self._parts  # type: ignore[attr-defined]
+        if size not in kept:
+            kept[size] = [self._part(a, min(a + size, len(self))) for a in range(0, len(self), size)]
+        return kept[size]
+
+    def _part(self, first: int, end: int) -> TextBank:
+        inside = (self.class_index >= first) & (self.class_index < end)
+        rows = inside.nonzero().squeeze(1)
+        part = replace(
+            self, names=self.names[first:end], embeds=self.embeds[rows], masks=self.masks[rows],
+            texts=tuple(self.texts[r] for r in rows.tolist()), class_index=self.class_index[rows] - first,
+            seen=self.seen[first:end], mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
+        )  # fmt: skip
+        object.__setattr__(part, "_whole", (self, rows))
+        return part
 
     def _one_row_each(self) -> bool:
         facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]

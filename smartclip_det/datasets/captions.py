@@ -15,13 +15,12 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
-from PIL import Image
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.datasets.caption_policies import CaptionPolicy, partial_caption, swap_sides
 from smartclip_det.evaluation.detection_files import load_ground_truth, read_json
-from smartclip_det.utils.images import FITS, fit_square, pixels
+from smartclip_det.utils.images import FITS, fit_square, open_rgb, pixels
 
 
 @DATASETS.register_module()
@@ -137,13 +136,7 @@ class ShareCaptionDataset(BaseDataset):
         """``[3, S, S]`` uint8 RGB."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
-        path = self.get_data_info(index)["path"]
-        try:
-            with Image.open(path) as opened:
-                picture = fit_square(opened.convert("RGB"), self.image_size, self.fit)
-        except OSError as error:
-            raise UserError(f"The image {path} of {self.ann_file} cannot be read ({error}).") from error
-        prepared = pixels(picture)
+        prepared = pixels(fit_square(open_rgb(self.get_data_info(index)["path"]), self.image_size, self.fit))
         if self._kept is not None:
             self._kept[index] = prepared
         return prepared

@@ -137,6 +137,9 @@ def refuse_foreign_checkpoint(model: torch.nn.Module, path: str | Path) -> None:
             f"{path} is no checkpoint of this config's model: {len(wrong)} of {len(own)} tensors are missing or "
             f"of another shape ({shown})."
         )
+    broken = [k for k in own if k in state and state[k].is_floating_point() and not torch.isfinite(state[k]).all()]
+    if broken:
+        raise UserError(f"{path} holds NaN or infinite values in {len(broken)} tensors, e.g. {broken[0]}.")
 
 
 def log_closing(runner: Runner, config_path: str, options: Mapping[str, Any] | None = None) -> None:

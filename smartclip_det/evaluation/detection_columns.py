@@ -51,6 +51,19 @@ class DetectionColumns(Sequence[dict[str, Any]]):
         images = np.fromiter((place.setdefault(i, len(place)) for i in image_ids), np.int32, len(image_ids))
         return DetectionColumns(list(place), images, categories, boxes, scores)
 
+    @staticmethod
+    def cat(parts: Sequence[DetectionColumns]) -> DetectionColumns:
+        """Join columns, in order."""
+        place: dict[Any, int] = {}
+        images = []
+        for part in parts:
+            where = np.array([place.setdefault(i, len(place)) for i in part.image_ids], dtype=np.int32)
+            images.append(where[part.images])
+        return DetectionColumns(
+            list(place), np.concatenate(images), np.concatenate([p.categories for p in parts]),
+            np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.scores)
 

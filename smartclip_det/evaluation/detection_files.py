@@ -13,6 +13,7 @@ Boxes are xywh pixels in COCO files and xyxy pixels in the columnar file.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,10 @@ def is_number(value: Any) -> bool:
     return abs(value) <= 1e300
 
 
+#: Result lists above this size in bytes are read in pieces of that many characters.
+STREAMED_FROM = 64 << 20
+PIECE = 16 << 20
+_BETWEEN = re.compile(r"\}\s*,\s*\{")
 #: Which images of a file are scored.
 IMAGES = ("all", "annotated", "predicted")
 
@@ -158,6 +163,9 @@ def read_predictions(path: str | Path, truth: GroundTruth) -> Sequence[Mapping[s
         return _read_columnar(path, truth)
     if path.suffix == ".jsonl":
         return _read_lines(path, truth)
+    streamed = _stream_results(path) if path.is_file() and path.stat().st_size > STREAMED_FROM else None
+    if streamed is not None:
+        return streamed
     data = read_json(path, "prediction file")
     if not isinstance(data, list):
         raise UserError(
@@ -165,6 +173,49 @@ def read_predictions(path: str | Path, truth: GroundTruth) -> Sequence[Mapping[s
             f"{type(data).__name__}. tools/test.py --out writes such lists."
         )
     return data
+
+
+def _stream_results(path: Path) -> DetectionColumns | None:
+    """Columns of a large result list read piece by piece; None for what is no plain list of boxes.
+
+    As dicts, six million detections would take several GB. A piece ends between two results, where a brace closes and,
+    after a comma, another one opens; a piece that is no list of clean boxes sends the file to the careful reader.
+    """
+    parts: list[DetectionColumns] = []
+    with path.open(encoding="utf-8") as handle:
+        text = handle.read(PIECE)
+        if not text.lstrip().startswith("["):
+            return None
+        text = text.lstrip()[1:]
+        while text:
+            more = handle.read(PIECE)
+            cuts = list(_BETWEEN.finditer(text, max(0, len(text) - 10_000))) if more else []
+            if more and not cuts:
+                return None
+            end, after = (cuts[-1].start() + 1, cuts[-1].end() - 1) if more else (len(text), len(text))
+            piece = text[:end] if more else text.rstrip().removesuffix("]")
+            try:
+                found = _plain_columns(json.loads(f"[{piece}]"))
+            except json.JSONDecodeError:
+                return None
+            if found is None:
+                return None
+            parts.append(found)
+            text = text[after:] + more
+    return DetectionColumns.cat(parts)
+
+
+def _plain_columns(results: Sequence[Mapping[str, Any]]) -> DetectionColumns | None:
+    """Columns of results whose fields have the right types and no mask; None otherwise."""
+    try:
+        numbers = {type(v) for r in results for v in (*r["bbox"], r["score"])}
+        ids = {type(v) for r in results for v in (r["image_id"], r["category_id"])}
+        if not numbers <= {int, float} or not ids <= {int, str} or any("segmentation" in r for r in results):
+            return None
+        columns = DetectionColumns.from_results(results)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return columns if len(columns.boxes) == len(columns.scores) else None
 
 
 def check_predictions(
@@ -209,16 +260,9 @@ def check_predictions(
 
 def _clean_columns(results: Sequence[Mapping[str, Any]], truth: GroundTruth) -> DetectionColumns | None:
     """Columns of results that are plainly right; None where an entry needs a closer look, one by one."""
-    columns = results if isinstance(results, DetectionColumns) else None
+    columns = results if isinstance(results, DetectionColumns) else _plain_columns(results)
     if columns is None:
-        try:
-            numbers = {type(v) for r in results for v in (*r["bbox"], r["score"])}
-            ids = {type(v) for r in results for v in (r["image_id"], r["category_id"])}
-            if not numbers <= {int, float} or not ids <= {int, str}:
-                return None
-            columns = DetectionColumns.from_results(results)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return None
+        return None
     if len(columns.boxes) != len(columns.scores) or not set(columns.image_ids) <= {
         i["id"] for i in truth.data["images"]
     }:

@@ -26,10 +26,9 @@ from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.utils.compat import allow_numpy_float
 
 FREQUENCIES = ("r", "c", "f")
-#: Detections per group of classes in the fast backend: bounds its memory.
+#: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
 GROUP_DETECTIONS = 500_000
-
-
+GROUP_PAIRS = 400_000
 #: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
 FIXED_PER_CLASS = 10_000
 
@@ -180,15 +179,18 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
         annotations[a["category_id"]].append(a)
     rows_of = _by_class(results)
     precision, recall, thresholds = [], [], np.zeros(0)
-    for group in _groups([c["id"] for c in categories], {i: len(r) for i, r in rows_of.items()}):
+    counts = {i: len(r) for i, r in rows_of.items()}
+    for group in _groups([c["id"] for c in categories], counts, len(truth.data["images"])):
         with contextlib.redirect_stdout(io.StringIO()):
-            gt = COCO({"images": truth.data["images"], "categories": [c for c in categories if c["id"] in group],
-                       "annotations": [a for i in group for a in annotations[i]]})  # fmt: skip
+            boxes = [a for i in group for a in annotations[i]]
             rows = [r for i in group for r in rows_of.get(i, ())]
-            if rows:
-                dt = gt.loadRes(rows)
-            else:
-                dt = COCO({"images": truth.data["images"], "categories": categories, "annotations": []})
+            # An image with neither has no say in the group's precision.
+            asked = {a["image_id"] for a in boxes} | {r["image_id"] for r in rows}
+            images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
+            gt = COCO(
+                {"images": images, "categories": [c for c in categories if c["id"] in group], "annotations": boxes}
+            )
+            dt = gt.loadRes(rows) if rows else COCO({"images": images, "categories": categories, "annotations": []})
             evaluator = COCOeval_faster(gt, dt, iou_type, lvis_style=True, print_function=lambda *_: None)
             evaluator.params.catIds = sorted(group)
             # The limit per image over all classes was applied before; no limit per class on top of it.
@@ -216,13 +218,14 @@ def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mappin
     return {c: results.take(part) for c, part in zip(different.tolist(), parts, strict=True)}
 
 
-def _groups(ids: Sequence[int], counts: Mapping[int, int]) -> list[list[int]]:
-    """Consecutive class ids whose detections together stay under the bound."""
+def _groups(ids: Sequence[int], counts: Mapping[int, int], images: int) -> list[list[int]]:
+    """Consecutive class ids whose detections, and pairs with images, stay under the bounds."""
     groups: list[list[int]] = []
     size = GROUP_DETECTIONS
+    most = max(1, GROUP_PAIRS // max(images, 1))
     for i in ids:
         count = counts.get(i, 0)
-        if not groups or size + count > GROUP_DETECTIONS:
+        if not groups or size + count > GROUP_DETECTIONS or len(groups[-1]) >= most:
             groups.append([])
             size = 0
         groups[-1].append(i)

@@ -23,7 +23,8 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.evaluation.detection_files import GroundTruth
-from smartclip_det.models.regions import RegionEncoder, open_rgb
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.utils.images import open_rgb
 
 
 @dataclass

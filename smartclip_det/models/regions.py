@@ -11,7 +11,6 @@ Shape letters: R regions, D joint embedding, H W pixels of the original image, S
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,15 +74,6 @@ def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image)
     if corners[2] > corners[0] and corners[3] > corners[1]:
         out.paste(image.crop(corners), corners[:2])
     return out
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """An RGB image; a missing or broken file is a :class:`UserError`."""
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except OSError as error:
-        raise UserError(f"The image {path} cannot be read ({error}).") from error
 
 
 class RegionEncoder:

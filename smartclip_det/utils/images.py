@@ -1,19 +1,44 @@
-"""Images to the squares that a tower is trained on."""
+"""Reading images, and making the squares that a tower is trained on."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from smartclip_det.core.errors import check_choice
+from smartclip_det.core.errors import UserError, check_choice
 
 #: ``crop``: shorter side to S, centre crop (CLIP). ``pad``: longer side to S, the rest (right, bottom) in the mean
 #: colour, as detectors see it. ``squash``: both sides to S.
 FITS = ("crop", "pad", "squash")
 #: CLIP's mean colour, which becomes (almost) zero when pixels are normalised.
 MEAN_COLOUR = (123, 117, 104)
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """The RGB image of a file (see :func:`as_rgb`); a missing or broken file is a :class:`UserError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No image at {path}.")
+    try:
+        with Image.open(path) as opened:
+            return as_rgb(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"The image {path} cannot be read ({error}).") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, turned by its EXIF orientation, as MMDetection's reader gives it.
+
+    16-bit grey values keep their upper eight bits, where Pillow alone would cut them all to white.
+    """
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):
+        turned = Image.fromarray((np.asarray(turned, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    return turned.convert("RGB")
 
 
 def fit_square(image: Image.Image, side: int, fit: str = "crop") -> Image.Image:

@@ -13,7 +13,7 @@ from smartclip_det.apis.predictor import Detections
 from smartclip_det.evaluation.detection_files import load_ground_truth, read_json
 from smartclip_det.evaluation.referring import box_overlap
 from smartclip_det.evaluation.referring_files import load_expressions
-from smartclip_det.models.regions import open_rgb
+from smartclip_det.utils.images import open_rgb
 from smartclip_det.visualization.draw import draw_boxes, draw_heatmap, draw_mask_strip
 
 TEMPLATES = ["{article} {}"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures.bbox import bbox2roi, get_box_tensor, scale_boxes
 from mmengine.config import ConfigDict
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.fusion import fuse_named
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.roi_heads.selection import select_detections
+from smartclip_det.models.roi_heads.part_scores import PartScorer
+from smartclip_det.models.roi_heads.selection import select_from_parts
 
 
 @MODELS.register_module()
@@ -48,7 +47,8 @@ class OpenVocabRoIHead(BaseModule):
             mask_roi_extractor: the same for masks; default: the one of boxes with 14 x 14 cells.
             mask_head: MMDetection mask head, class-agnostic: it must serve classes that it never saw. None for none.
             train_cfg: MMDetection ``assigner`` and ``sampler``; ``mask_size`` with a mask head.
-            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``; ``mask_thr_binary`` with a mask head.
+            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``, ``class_chunk`` (names scored at once);
+                ``mask_thr_binary`` with a mask head.
             init_cfg: as for any MMEngine module.
         """
         super().__init__(init_cfg=init_cfg)
@@ -71,7 +71,8 @@ class OpenVocabRoIHead(BaseModule):
         self.sampler = (
             TASK_UTILS.build(train["sampler"], default_args={"context": self}) if "sampler" in train else None
         )
-        test = {"score_thr": 0.01, "nms_iou": 0.5, "max_per_img": 100, **dict(test_cfg or {})}
+        test = {"score_thr": 0.01, "nms_iou": 0.5, "max_per_img": 100, "class_chunk": 4096, **dict(test_cfg or {})}
+        self.class_chunk = test["class_chunk"]
         self.score_thr, self.nms_iou, self.max_per_img = test["score_thr"], test["nms_iou"], test["max_per_img"]
 
     def loss(
@@ -141,21 +142,35 @@ class OpenVocabRoIHead(BaseModule):
             bank: the bank in force.
             policy: scoring policy.
         """
-        softmax = policy.activation == "softmax"
-        logits = self.bbox_head.logits(vectors, bank, policy)
-        det = logits.softmax(dim=1) if softmax else logits.sigmoid()
-        vlm = None
-        if dense_vectors is not None:
-            cosine = bank.cosine(dense_vectors, policy, mask_mode=policy.dense_mode)
-            if softmax:
-                background = self.bbox_head.background_cosine(dense_vectors, bank, policy, policy.dense_mode)
-                vlm = (policy.dense_temperature * torch.cat([cosine, background], dim=1)).softmax(dim=1)
-            else:
-                if policy.sigmoid_reference == "background":
-                    cosine = cosine - self.bbox_head.background_cosine(dense_vectors, bank, policy, policy.dense_mode)
-                vlm = (policy.dense_temperature * cosine + policy.sigmoid_bias).sigmoid()
-        fused = fuse_named(policy.fusion, det, vlm, bank.seen, objectness, policy.alpha, policy.beta)
-        return fused[:, : len(bank)]
+        scorer = PartScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
+        return scorer.scores(bank, *scorer.totals([bank]))
+
+    def select(
+        self, boxes: Tensor, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None, bank: TextBank,
+        policy: ScoringPolicy, *, score_threshold: float, max_detections: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Box indices, class indices and scores ``[N]`` of the detections, best first.
+
+        A vocabulary of more than ``class_chunk`` names is scored in pieces, each twice (for the softmax total, then for
+        the scores), so that memory is bounded by R x ``class_chunk``; the detections are the same.
+
+        Args:
+            boxes: ``[R, 4]`` xyxy.
+            vectors: see :meth:`scores`.
+            dense_vectors: see :meth:`scores`.
+            objectness: see :meth:`scores`.
+            bank: the bank in force.
+            policy: scoring policy.
+            score_threshold: pairs must score more than this.
+            max_detections: N at most.
+        """
+        scorer = PartScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
+        parts = bank.parts(self.class_chunk) if len(bank) > self.class_chunk else [bank]
+        totals = scorer.totals(parts)
+        return select_from_parts(
+            boxes, lambda: (scorer.scores(part, *totals) for part in parts), score_threshold=score_threshold,
+            iou_threshold=self.nms_iou, max_detections=max_detections,
+        )  # fmt: skip
 
     def predict(
         self, pyramid: Sequence[Tensor], dense: Tensor | None, proposals: Sequence[InstanceData],
@@ -216,12 +231,11 @@ class OpenVocabRoIHead(BaseModule):
         self, boxes: Tensor, vectors: Tensor, deltas: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None,
         sample: Any, bank: TextBank, policy: ScoringPolicy, rescale: bool,
     ) -> InstanceData:  # fmt: skip
-        scores = self.scores(vectors, dense_vectors, objectness, bank, policy)
         decoded = self.bbox_head.bbox_coder.decode(boxes, deltas.float(), max_shape=sample.img_shape)
         if rescale and len(decoded):
             decoded = scale_boxes(decoded, [1 / s for s in sample.scale_factor])
-        rows, classes, values = select_detections(
-            decoded, scores, score_threshold=self.score_thr, iou_threshold=self.nms_iou,
+        rows, classes, values = self.select(
+            decoded, vectors, dense_vectors, objectness, bank, policy, score_threshold=self.score_thr,
             max_detections=self.max_per_img,
         )  # fmt: skip
         return _detections(decoded[rows], values, classes, bank)

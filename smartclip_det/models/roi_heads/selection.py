@@ -11,6 +11,8 @@ Shape letters: R regions, C classes, N detections.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -31,28 +33,53 @@ def select_detections(
     Returns:
         ``[N]`` box indices, ``[N]`` class indices and ``[N]`` scores, best first.
     """
-    flat = scores.flatten()
-    candidates = (flat > score_threshold).nonzero().squeeze(1)
-    values = flat[candidates]
+    return select_from_parts(
+        boxes, lambda: [scores], score_threshold=score_threshold, iou_threshold=iou_threshold,
+        max_detections=max_detections,
+    )  # fmt: skip
+
+
+def select_from_parts(
+    boxes: Tensor, parts: Callable[[], Iterable[Tensor]], *, score_threshold: float, iou_threshold: float,
+    max_detections: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """:func:`select_detections` for scores that come in pieces ``[R, C_i]`` of the classes, never all at once.
+
+    Args:
+        boxes: ``[R, 4]`` xyxy.
+        parts: gives the pieces in order; called again in the rare case that too few pairs survive.
+        score_threshold: see :func:`select_detections`.
+        iou_threshold: see there.
+        max_detections: see there.
+    """
     limit = max(4 * max_detections, 1000)
     while True:
-        top = _best(values, limit)
-        pairs = candidates[top]
-        rows, classes = pairs // scores.shape[1], pairs % scores.shape[1]
-        kept = _nms_per_class(boxes[rows], values[top], classes, iou_threshold)
-        if len(kept) >= max_detections or len(top) == len(values):
+        values, rows, classes = boxes.new_zeros(0), boxes.new_zeros(0).long(), boxes.new_zeros(0).long()
+        first = candidates = 0
+        for scores in parts():
+            flat = scores.flatten()
+            found = (flat > score_threshold).nonzero().squeeze(1)
+            candidates += len(found)
+            mine = flat[found]
+            if len(mine) > limit:
+                high = mine >= mine.topk(limit).values[-1]
+                found, mine = found[high], mine[high]
+            values = torch.cat([values.to(flat.dtype), mine])
+            rows = torch.cat([rows, found // scores.shape[1]])
+            classes = torch.cat([classes, found % scores.shape[1] + first])
+            first += scores.shape[1]
+            if len(values) > limit:
+                kept = values >= values.topk(limit).values[-1]
+                values, rows, classes = values[kept], rows[kept], classes[kept]
+        # Ties by box, then class, as in one piece.
+        order = (rows * first + classes).argsort()
+        order = order[values[order].argsort(descending=True, stable=True)]
+        values, rows, classes = values[order], rows[order], classes[order]
+        kept = _nms_per_class(boxes[rows], values, classes, iou_threshold)
+        if len(kept) >= max_detections or len(values) == candidates:
             kept = kept[:max_detections]
-            return rows[kept], classes[kept], values[top][kept]
+            return rows[kept], classes[kept], values[kept]
         limit *= 4
-
-
-def _best(values: Tensor, limit: int) -> Tensor:
-    """Indices of at least the ``limit`` best values (all of a tie at the border), best first, ties in order."""
-    if len(values) <= limit:
-        return values.argsort(descending=True, stable=True)
-    border = values.topk(limit).values[-1]
-    chosen = (values >= border).nonzero().squeeze(1)
-    return chosen[values[chosen].argsort(descending=True, stable=True)]
 
 
 def _nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:

@@ -96,6 +96,10 @@ def read_checkpoint(path: str | Path, *, activation: str | None = None) -> Check
     if not known and activation is None:
         logger.warning("%s does not carry its activation; %s is assumed.", path, config.activation)
     state = {k: state[k].float() for k in expected}
+    broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
+    if broken:
+        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+        raise UserError(f"{path} holds NaN or infinite values in {len(broken)} of {len(state)} tensors ({shown}).")
     return Checkpoint(state, config, layout or found, unmatched, known or activation is not None, state_hash(state))
 
 

@@ -1,0 +1,1 @@
+"""What tools/analysis/benchmark.py measures, one module for each subject."""

@@ -1,0 +1,171 @@
+"""Latency and memory of a detector's stages by vocabulary size, and whole detectors and towers against their peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi
+from mmengine.registry import init_default_scope
+
+from benchmarks import peers
+from benchmarks.measuring import PeakMemory, generated_bank, in_turns, show, synchronise
+from smartclip_det.engine.config import fit_norm_layers, load_config
+from smartclip_det.models.roi_heads.selection import select_detections
+
+RCNN = "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
+OWL = "configs/owl/open-vocab-owl_smartclip-b16_8xb4-12e_ov-coco.py"
+STAGES = ("tower", "pyramid", "rpn", "head", "scores", "selection")
+
+
+def build(path: str, device: str, seed: int = 0) -> Any:
+    """A detector of a config with random weights."""
+    from mmdet.registry import MODELS
+
+    from smartclip_det import parts  # noqa: F401 (registers everything)
+
+    config = load_config(path)
+    fit_norm_layers(config, distributed=False)
+    init_default_scope("mmdet")
+    torch.manual_seed(seed)
+    detector = MODELS.build(config.model)
+    detector.init_weights()
+    return detector.eval().to(device)
+
+
+def sample_of(size: int) -> DetDataSample:
+    """A square image that is not resized."""
+    meta = {"img_shape": (size, size), "ori_shape": (size, size), "scale_factor": (1.0, 1.0), "pad_shape": (size, size),
+            "batch_input_shape": (size, size), "img_id": 1}  # fmt: skip
+    return DetDataSample(metainfo=meta)
+
+
+class Stages:
+    """The two-stage detector's own parts, called one after the other with a clock between them."""
+
+    def __init__(self, detector: Any, image: torch.Tensor) -> None:
+        self.detector, self.image = detector, image
+
+    @torch.no_grad()
+    def run(self, bank: Any) -> dict[str, dict[str, float]]:
+        """Seconds and peak MiB of each stage, for one image."""
+        d, sample = self.detector, sample_of(self.image.shape[-1])
+        rows: dict[str, dict[str, float]] = {}
+
+        def stage(name: str, work: Callable[[], Any]) -> Any:
+            with PeakMemory() as memory:
+                synchronise()
+                begin = time.perf_counter()
+                result = work()
+                synchronise()
+                rows[name] = {"seconds": time.perf_counter() - begin}
+            rows[name]["peak_mib"] = memory.mib
+            return result
+
+        features = stage("tower", lambda: d.backbone.features(self.image, dense=True))
+        pyramid = stage("pyramid", lambda: tuple(d.neck(features.taps)))
+        proposals = stage("rpn", lambda: d.rpn_head.predict(pyramid, [sample], rescale=False))
+        rois = bbox2roi([p.bboxes for p in proposals])
+        head = d.roi_head
+
+        def region_vectors() -> Any:
+            vectors, deltas = head.bbox_head(head.pool(pyramid, rois))
+            return vectors, deltas, head.dense_vectors(features.dense, rois, d.policy)
+
+        vectors, deltas, dense = stage("head", region_vectors)
+        scores = stage("scores", lambda: head.scores(vectors, dense, proposals[0].scores, bank, d.policy))
+        boxes = head.bbox_head.bbox_coder.decode(rois[:, 1:], deltas, max_shape=sample.img_shape)
+        stage(
+            "selection",
+            lambda: select_detections(boxes, scores, score_threshold=1e-4, iou_threshold=0.5, max_detections=300),
+        )
+        return rows
+
+
+def by_vocabulary(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
+    """Median milliseconds of each stage for each vocabulary size, in turns."""
+    detector = build(RCNN, device)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    banks = {k: generated_bank(k, 512).to(device) for k in sizes}
+    stages = Stages(detector, image)
+    stages.run(banks[sizes[0]])
+    runs: dict[int, list[dict[str, dict[str, float]]]] = {k: [] for k in sizes}
+    for _ in range(rounds):
+        for k in sizes:
+            runs[k].append(stages.run(banks[k]))
+    out: dict[str, Any] = {}
+    print(f"\ntwo-stage ViT-B/16, {size} px, {device}: median ms of {rounds} runs (peak MiB added)")
+    print("  names  " + "".join(f"{s:>18s}" for s in STAGES) + f"{'whole':>12s}{'scores+select':>15s}")
+    for k in sizes:
+        row = {
+            s: {q: float(torch.tensor([r[s][q] for r in runs[k]]).median()) for q in ("seconds", "peak_mib")}
+            for s in STAGES
+        }
+        whole = float(torch.tensor([sum(r[s]["seconds"] for s in STAGES) for r in runs[k]]).median())
+        share = (row["scores"]["seconds"] + row["selection"]["seconds"]) / whole
+        out[str(k)] = {"stages": row, "whole": whole, "share_of_scores_and_selection": share}
+        cells = "".join(f"{row[s]['seconds'] * 1e3:10.1f} ({row[s]['peak_mib']:5.0f})" for s in STAGES)
+        print(f"{k:7d}  {cells}{whole * 1e3:12.1f}{share:14.1%}")
+    return out
+
+
+def towers(size: int, rounds: int, device: str) -> dict[str, Any]:
+    """Our dense ViT-B/16 against the same tower of the peers, at one input size."""
+    from smartclip_det.models.towers import SmartCLIP
+
+    ours = SmartCLIP.from_arch("CLIP-B-16").image_tower.eval().to(device)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    variants: dict[str, Callable[[], Any]] = {"ours, dense": lambda: ours.features(image, dense_mode="value")}
+    for name, make in (("open_clip", peers.open_clip_tower), ("transformers", peers.transformers_tower)):
+        found = make(size, device)
+        if found is None:
+            print(f"{name}: not installed, left out")
+            continue
+        variants[name] = lambda tower=found: tower(image)
+    with torch.no_grad():
+        rows = in_turns(variants, rounds)
+    show(f"image tower ViT-B/16, {size} px, {device}", rows, "ours, dense")
+    return rows
+
+
+def one_stage(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
+    """Our one-stage detector against OWLv2-B/16 with cached classes, at one input size."""
+    detector = build(OWL, device)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    out: dict[str, Any] = {}
+    for k in sizes:
+        detector.set_text_bank(generated_bank(k, 512).to(device))
+        variants: dict[str, Callable[[], Any]] = {"ours": lambda: detector.predict(image, [sample_of(size)])}
+        peer = peers.owlv2(size, k, device)
+        if peer is None:
+            print("OWLv2: transformers is not installed, left out")
+        else:
+            variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(image)
+        with torch.no_grad():
+            out[str(k)] = in_turns(variants, rounds)
+        show(f"one-stage ViT-B/16, {size} px, {k} names, {device}", out[str(k)], "ours")
+    return out
+
+
+def grounding_dino(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
+    """Our two-stage detector against MM-Grounding-DINO-T in chunks of 40 names, at one input size."""
+    detector = build(RCNN, device)
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    out: dict[str, Any] = {}
+    peer = peers.grounding_dino(size, device)
+    if peer is None:
+        print("MM-Grounding-DINO: transformers is not installed, left out")
+        return out
+    for k in sizes:
+        detector.set_text_bank(generated_bank(k, 512).to(device))
+        variants = {
+            "ours": lambda: detector.predict(image, [sample_of(size)]),
+            "MM-Grounding-DINO-T, chunks of 40": lambda count=k: peer(image, count),
+        }
+        with torch.no_grad():
+            out[str(k)] = in_turns(variants, rounds)
+        show(f"two-stage ViT-B/16 and Grounding DINO, {size} px, {k} names, {device}", out[str(k)], "ours")
+    return out

@@ -1,0 +1,30 @@
+"""Setting a vocabulary at run time: from the cache of encoded texts, and without it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import seconds_of
+from smartclip_det.models.towers import SmartCLIP
+from smartclip_det.models.vocabulary import build_bank
+
+
+def run(sizes: list[int], arch: str) -> dict[str, Any]:
+    """Seconds of ``build_bank`` for generated names: encoded anew, from the cache, and put in force."""
+    encoder = SmartCLIP.from_arch(arch)
+    out: dict[str, Any] = {}
+    print(f"\nvocabulary ({arch}, one prompt a class)\n  names   encode s   cached s")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            names = [f"thing {i}" for i in range(size)]
+            cold = seconds_of(
+                lambda n=names, s=size: build_bank(encoder, n, cache_dir=Path(folder) / str(s), progress=False)
+            )
+            warm = seconds_of(
+                lambda n=names, s=size: build_bank(encoder, n, cache_dir=Path(folder) / str(s), progress=False)
+            )
+            out[str(size)] = {"encode": cold, "cached": warm}
+            print(f"{size:7d}  {cold:9.2f}  {warm:9.3f}")
+    return out
