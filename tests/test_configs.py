@@ -107,6 +107,18 @@ def test_one_override_gives_backbone_and_texts_the_same_checkpoint(path):
             assert hook.towers == config.model.backbone.towers
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_named_architectures_exist_and_fit_the_parts(path):
+    from smartclip_det.models.towers import architecture
+
+    config = load_config(path)
+    sizes = architecture(config.model.backbone.towers.arch)
+    head = config.model.get("bbox_head") or config.model.get("roi_head", {}).get("bbox_head", {})
+    assert head.get("embed_dim", sizes.embed_dim) == sizes.embed_dim
+    neck = config.model.get("neck")
+    assert neck is None or neck[0].in_channels == sizes.vision_width
+
+
 @pytest.mark.parametrize("path", EVERY_CONFIG, ids=lambda p: p.stem)
 def test_configs_are_short_overrides(path):
     assert len(path.read_text().splitlines()) <= 50

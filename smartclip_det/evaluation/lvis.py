@@ -14,6 +14,7 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from smartclip_det.evaluation.coco import BACKENDS, CocoTables, mask_results
 from smartclip_det.evaluation.detection_columns import DetectionColumns
 from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.utils.compat import allow_numpy_float
+from smartclip_det.utils.parallel import map_in_processes
 
 FREQUENCIES = ("r", "c", "f")
 #: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
-GROUP_DETECTIONS = 500_000
+GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
 #: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
 FIXED_PER_CLASS = 10_000
@@ -170,39 +172,71 @@ class _AnyLimit(list):
         return 0
 
 
+@dataclass
+class _Group:
+    """Some classes with everything that their evaluation needs; it travels to another process."""
+
+    ids: list[int]
+    categories: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    boxes: list[dict[str, Any]]
+    results: Sequence[Mapping[str, Any]]
+    iou_type: str
+
+
 def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
-    from faster_coco_eval import COCO, COCOeval_faster
+    from tqdm import tqdm
 
     categories = _sorted_categories(truth)
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for a in truth.data["annotations"]:
         annotations[a["category_id"]].append(a)
     rows_of = _by_class(results)
-    precision, recall, thresholds = [], [], np.zeros(0)
     counts = {i: len(r) for i, r in rows_of.items()}
-    for group in _groups([c["id"] for c in categories], counts, len(truth.data["images"])):
-        with contextlib.redirect_stdout(io.StringIO()):
-            boxes = [a for i in group for a in annotations[i]]
-            rows = [r for i in group for r in rows_of.get(i, ())]
-            # An image with neither has no say in the group's precision.
-            asked = {a["image_id"] for a in boxes} | {r["image_id"] for r in rows}
-            images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
-            gt = COCO(
-                {"images": images, "categories": [c for c in categories if c["id"] in group], "annotations": boxes}
-            )
-            dt = gt.loadRes(rows) if rows else COCO({"images": images, "categories": categories, "annotations": []})
-            evaluator = COCOeval_faster(gt, dt, iou_type, lvis_style=True, print_function=lambda *_: None)
-            evaluator.params.catIds = sorted(group)
-            # The limit per image over all classes was applied before; no limit per class on top of it.
-            evaluator.params.maxDets = [max(1, len(rows))]
-            evaluator.evaluate()
-            evaluator.accumulate()
-        p = evaluator.params
-        shape = (len(p.iouThrs), len(p.recThrs), len(group), len(p.areaRng), 1)
-        precision.append(np.asarray(evaluator.eval["precision"]).reshape(shape))
-        recall.append(np.asarray(evaluator.eval["recall"]).reshape(shape[:1] + shape[2:]))
-        thresholds = np.asarray(p.iouThrs)
-    return _tables(truth, np.concatenate(precision, axis=2), np.concatenate(recall, axis=1), thresholds)
+    groups = []
+    for ids in _groups([c["id"] for c in categories], counts, len(truth.data["images"])):
+        boxes = [a for i in ids for a in annotations[i]]
+        found = [rows_of[i] for i in ids if i in rows_of]
+        joined: Sequence[Mapping[str, Any]] = [r for rows in found for r in rows]
+        if found and isinstance(results, DetectionColumns):
+            joined = DetectionColumns.cat(found)  # type: ignore[arg-type]
+        # An image with neither boxes nor detections has no say in the group's precision.
+        asked = {a["image_id"] for a in boxes} | _images_of(joined)
+        images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
+        named = [c for c in categories if c["id"] in set(ids)]
+        groups.append(_Group(ids, named, images, boxes, joined, iou_type))
+    large = len(results) > GROUP_DETECTIONS // 2
+    parts = map_in_processes(_evaluate_group, groups, None if large else 1, items_each=1)
+    done = list(tqdm(parts, total=len(groups), desc="LVIS classes", unit="group", disable=not large))
+    return _tables(
+        truth, np.concatenate([d[0] for d in done], axis=2), np.concatenate([d[1] for d in done], axis=1), done[0][2]
+    )
+
+
+def _images_of(results: Sequence[Mapping[str, Any]]) -> set[Any]:
+    if isinstance(results, DetectionColumns):
+        return {results.image_ids[i] for i in np.unique(results.images).tolist()}
+    return {r["image_id"] for r in results}
+
+
+def _evaluate_group(group: _Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision ``[T, 101, K, A, 1]``, recall ``[T, K, A, 1]`` and T IoU thresholds of K classes and A size classes."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    frame = {"images": group.images, "categories": group.categories}
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt = COCO({**frame, "annotations": group.boxes})
+        dt = gt.loadRes(list(group.results)) if len(group.results) else COCO({**frame, "annotations": []})
+        evaluator = COCOeval_faster(gt, dt, group.iou_type, lvis_style=True, print_function=lambda *_: None)
+        evaluator.params.catIds = sorted(group.ids)
+        # The limit per image over all classes was applied before; no limit per class on top of it.
+        evaluator.params.maxDets = [max(1, len(group.results))]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    p = evaluator.params
+    shape = (len(p.iouThrs), len(p.recThrs), len(group.ids), len(p.areaRng), 1)
+    precision = np.asarray(evaluator.eval["precision"]).reshape(shape)
+    return precision, np.asarray(evaluator.eval["recall"]).reshape(shape[:1] + shape[2:]), np.asarray(p.iouThrs)
 
 
 def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mapping[str, Any]]]:

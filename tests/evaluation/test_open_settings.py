@@ -158,3 +158,27 @@ def test_columns_and_lists_are_checked_alike():
     )
     with pytest.raises(UserError, match=f"Prediction {len(rows)} "):
         check_predictions(bad, truth)
+
+
+def test_groups_in_several_processes_give_the_digits_of_one(shared, monkeypatch):
+    from smartclip_det.evaluation import lvis
+    from smartclip_det.evaluation.detection_files import read_predictions
+
+    truth = load_ground_truth(shared / "lvis_val100/lvis_val_100.json")
+    results, _ = check_predictions(read_predictions(shared / "lvis_val100/peer_results_A.json", truth), truth)
+    alone, classes = evaluate_lvis(truth, results)
+    monkeypatch.setattr(lvis, "GROUP_DETECTIONS", max(2, len(results) // 5))
+    monkeypatch.setattr(lvis, "GROUP_PAIRS", 20_000)
+    calls = []
+    spread = lvis.map_in_processes
+
+    def watched(work, items, workers, items_each):
+        calls.append((len(items), workers, items_each))
+        return spread(work, items, 2, items_each)
+
+    monkeypatch.setattr(lvis, "map_in_processes", watched)
+    together, same = evaluate_lvis(truth, results)
+    assert calls[0][0] > 5
+    assert calls[0][1:] == (None, 1)
+    assert together == alone
+    assert same == classes

@@ -54,3 +54,41 @@ def test_what_would_fail_later_fails_first(small, own, tmp_path):  # noqa: F811
         assert done.returncode == 2
         assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_data_sets_are_tested_with_their_own_names(small, own, tmp_path):  # noqa: F811
+    base, _, _ = small
+    root, images = own
+    boxes = json.loads((root / "own.json").read_text())
+    for number, folder in enumerate(("pets", "vehicles")):
+        place = tmp_path / "sets" / folder / "valid"
+        place.mkdir(parents=True)
+        part = {**boxes, "images": boxes["images"][number::2]}
+        kept = {i["id"] for i in part["images"]}
+        part["annotations"] = [a for a in boxes["annotations"] if a["image_id"] in kept]
+        (place / "annotations_without_background.json").write_text(json.dumps(part))
+        for image in part["images"]:
+            shutil.copy(images / image["file_name"], place)
+    (tmp_path / "texts.json").write_text(json.dumps({"pets": {"aeroplane": "airplane"}}))
+    start = [
+        "tools/analysis/test_folders.py",
+        base / "config.py",
+        base / "run/epoch_1.pth",
+        "--root",
+        tmp_path / "sets",
+    ]
+    done = run(*start, "--out", tmp_path / "out", "--prompt-names", tmp_path / "texts.json", "--cfg-options",
+               "test_dataloader.dataset.vocabulary=annotations", "test_dataloader.dataset.seen=None",
+               "test_dataloader.dataset.annotated_only=False", "test_evaluator.protocol=coco",
+               "test_evaluator.images=all")  # fmt: skip
+    written = json.loads((tmp_path / "out/folders.json").read_text())
+    assert set(written["by_folder"]) == {"pets", "vehicles"}
+    means = [m["bbox_mAP"] for m in written["by_folder"].values()]
+    assert written["metrics"]["bbox_mAP"] == pytest.approx(sum(means) / 2)
+    stamp = json.loads((tmp_path / "out/pets.metrics.json").read_text())["protocol"]
+    assert stamp["texts"]["prompt_names"] == {"aeroplane": "airplane"}
+    assert "| mean |" in done.stdout
+    (tmp_path / "texts.json").write_text(json.dumps({"pet": {}}))
+    wrong = run(*start, "--prompt-names", tmp_path / "texts.json", check=False)
+    assert wrong.returncode == 2
+    assert "'pet' (nearest: pets)" in wrong.stderr

@@ -5,6 +5,7 @@
     python tools/analysis/benchmark.py vocabulary --names 1 80 1203 20000
     python tools/analysis/benchmark.py detect --names 1 80 1203 20000 --sizes 640
     python tools/analysis/benchmark.py towers --sizes 640 1024
+    python tools/analysis/benchmark.py train --sizes 640 --rounds 2
     python tools/analysis/benchmark.py one-stage --names 80 1203
     python tools/analysis/benchmark.py grounding-dino --names 80 1203 --rounds 1
     python tools/analysis/benchmark.py evaluation --full
@@ -25,7 +26,7 @@ import torch
 from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
-SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "one-stage", "grounding-dino", "evaluation")
+SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation")
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,6 +63,7 @@ def main() -> None:
         from benchmarks import detect
 
         work = {"towers": lambda s: detect.towers(s, args.rounds, args.device),
+                "train": lambda s: detect.training(s, args.rounds, args.device),
                 "detect": lambda s: detect.by_vocabulary(s, args.names, args.rounds, args.device),
                 "one-stage": lambda s: detect.one_stage(s, args.names, args.rounds, args.device),
                 "grounding-dino": lambda s: detect.grounding_dino(s, args.names, args.rounds, args.device)}  # fmt: skip

@@ -29,6 +29,17 @@ VARIANTS = {
 #: Detector heads: towers, and mask mode in training.
 HEADS = {"clip_off": ("clip", "off"), "smartclip_hard": ("smartclip", "hard"), "smartclip_off": ("smartclip", "off")}
 TEST_MODES = ("hard", "off", "random", "shuffled")
+#: What else is varied in testing, on heads that were trained with masks: by name, the policy's changes.
+POLICIES: dict[str, dict[str, str]] = {
+    "head hard, dense off": {"dense_mask_mode": "off"},
+    "head off, dense hard": {"mask_mode": "off", "dense_mask_mode": "hard"},
+    "text norm masked": {"text_norm": "masked"},
+    "ceiling calibrated": {"calibration": "ceiling"},
+    "background, mask of ones": {"background": "text_ones"},
+    "background, zero column": {"background": "zero"},
+    "dense not normalised": {"dense_norm": "none"},
+    "no fusion": {"fusion": "none"},
+}
 DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
 ALIGNMENT = ("map_shape", "map_colour_shape", "t2i_r1_long", "t2i_r1_short", "t2i_r1_partial")
 
@@ -73,7 +84,10 @@ class Seed:
             [self.probe(n) for n in VARIANTS],
         ]  # fmt: skip
         if self.args.detector:
-            stages += [[self.head(n) for n in HEADS], [self.test(n, m) for n in HEADS for m in TEST_MODES]]
+            stages += [[self.head(n) for n in HEADS],
+                       [self.test(n, m, {"mask_mode": m}) for n in HEADS for m in TEST_MODES],
+                       [self.test("smartclip_hard", slug(n), {"mask_mode": "hard", **p})
+                        for n, p in POLICIES.items()]]  # fmt: skip
         return stages
 
     def towers(self, name: str) -> Path:
@@ -115,14 +129,19 @@ class Seed:
         command = ["tools/train.py", DETECTOR, "--work-dir", str(folder), *settings(options)]
         return Step(f"heads_{name}", command, [folder / f"epoch_{epochs}.pth"])
 
-    def test(self, name: str, mode: str) -> Step:
-        """One test of trained heads under one mask mode."""
+    def test(self, name: str, mode: str, policy: dict[str, str]) -> Step:
+        """One test of trained heads under changes of the policy."""
         out = self.out / f"detection_{name}_{mode}.json"
         checkpoint = self.out / f"heads_{name}" / f"epoch_{self.args.detector}.pth"
-        options = {**self.detector_options(name), "model.policy.mask_mode": mode}
+        options = {**self.detector_options(name), **{f"model.policy.{k}": v for k, v in policy.items()}}
         command = ["tools/test.py", DETECTOR, str(checkpoint), "--work-dir", str(self.out / "tests" / out.stem),
                    "--out", str(out), *settings(options)]  # fmt: skip
         return Step(out.stem, command, [out.with_suffix(".metrics.json")])
+
+
+def slug(name: str) -> str:
+    """A name for files."""
+    return name.replace(", ", "_").replace(" ", "_")
 
 
 def numbers_of(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
@@ -139,11 +158,11 @@ def numbers_of(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float
                         for v, view in (("crop", "crop"), ("dense", "dense_value"))})  # fmt: skip
             rows[f"{name}, {scoring}"] = row
     if args.detector:
-        for name in HEADS:
-            for mode in TEST_MODES:
-                path = folder / f"detection_{name}_{mode}.metrics.json"
-                found = read_json(path, "result file")["metrics"]
-                rows[f"heads {name}, tested {mode}"] = {k: found[k] for k in ("base_ap50", "novel_ap50", "all_ap50")}
+        tests = {f"heads {n}, tested {m}": f"{n}_{m}" for n in HEADS for m in TEST_MODES}
+        tests |= {f"heads smartclip_hard, {p}": f"smartclip_hard_{slug(p)}" for p in POLICIES}
+        for row, file in tests.items():
+            found = read_json(folder / f"detection_{file}.metrics.json", "result file")["metrics"]
+            rows[row] = {k: found[k] for k in ("base_ap50", "novel_ap50", "all_ap50")}
     return rows
 
 

@@ -21,8 +21,8 @@ OWL = "configs/owl/open-vocab-owl_smartclip-b16_8xb4-12e_ov-coco.py"
 STAGES = ("tower", "pyramid", "rpn", "head", "scores", "selection")
 
 
-def build(path: str, device: str, seed: int = 0) -> Any:
-    """A detector of a config with random weights."""
+def build(path: str, device: str, seed: int = 0, frozen: bool = True) -> Any:
+    """A detector of a config with random weights; ``frozen=False`` trains its tower."""
     from mmdet.registry import MODELS
 
     from smartclip_det import parts  # noqa: F401 (registers everything)
@@ -30,6 +30,8 @@ def build(path: str, device: str, seed: int = 0) -> Any:
     config = load_config(path)
     fit_norm_layers(config, distributed=False)
     init_default_scope("mmdet")
+    if not frozen:
+        config.model.backbone.frozen = False
     torch.manual_seed(seed)
     detector = MODELS.build(config.model)
     detector.init_weights()
@@ -112,11 +114,39 @@ def by_vocabulary(size: int, sizes: list[int], rounds: int, device: str) -> dict
     return out
 
 
+def training(size: int, rounds: int, device: str, batch: int = 2) -> dict[str, Any]:
+    """A training step of the two-stage detector with its tower frozen (the recipe), and with the tower trained too."""
+    from mmengine.structures import InstanceData
+
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    corner = torch.rand(7, 2, generator=torch.Generator().manual_seed(1)) * size * 0.6
+    boxes = torch.cat([corner, corner + size * 0.3], dim=1).to(device)
+    bank = generated_bank(65, 512).to(device)
+    variants: dict[str, Callable[[], Any]] = {}
+    for name, frozen in (("frozen tower", True), ("trained tower", False)):
+        detector = build(RCNN, device, frozen=frozen).train()
+        detector.set_text_bank(bank)
+
+        def step(d: Any = detector) -> None:
+            samples = [sample_of(size) for _ in range(batch)]
+            for s in samples:
+                s.gt_instances = InstanceData(bboxes=boxes.clone(), labels=torch.arange(7, device=boxes.device))
+            losses = d.loss(images, samples)
+            total = sum(v if isinstance(v, torch.Tensor) else sum(v) for k, v in losses.items() if "loss" in k)
+            d.zero_grad()
+            total.backward()
+
+        variants[name] = step
+    rows = in_turns(variants, rounds)
+    show(f"training step, ViT-B/16, {size} px, batch {batch}, {device}", rows, "frozen tower")
+    return rows
+
+
 def towers(size: int, rounds: int, device: str) -> dict[str, Any]:
     """Our dense ViT-B/16 against the same tower of the peers, at one input size."""
     from smartclip_det.models.towers import SmartCLIP
 
-    ours = SmartCLIP.from_arch("CLIP-B-16").image_tower.eval().to(device)
+    ours = SmartCLIP.from_arch("ViT-B-16").image_tower.eval().to(device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     variants: dict[str, Callable[[], Any]] = {"ours, dense": lambda: ours.features(image, dense_mode="value")}
     for name, make in (("open_clip", peers.open_clip_tower), ("transformers", peers.transformers_tower)):

@@ -82,15 +82,16 @@ def grounding_dino(size: int, device: str) -> Callable[[Tensor, int], Any] | Non
     config = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs" / name)
     config.model.language_model.name = str(folder)
     config.model.backbone.init_cfg = None
+    config.model.encoder.num_cp = 0  # recomputation in training, which needs fairscale
     config.model.test_cfg.chunked_size = 40
     model = MODELS.build(config.model).eval().to(device)
 
     def run(image: Tensor, classes: int) -> Any:
-        names = [f"thing{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(classes)]
-        text = " . ".join(names) + " ."
+        # A tuple: a string would be cut into chunks of characters.
+        names = tuple(f"thing{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(classes))
         shape = tuple(image.shape[-2:])
         meta = {"img_shape": shape, "ori_shape": shape, "batch_input_shape": shape, "pad_shape": shape,
-                "scale_factor": (1.0, 1.0), "text": text, "custom_entities": True, "img_id": 1}  # fmt: skip
+                "scale_factor": (1.0, 1.0), "text": names, "custom_entities": True, "img_id": 1}  # fmt: skip
         return model.predict(image, [DetDataSample(metainfo=meta)])
 
     return run

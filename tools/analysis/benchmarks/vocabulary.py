@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import seconds_of
-from smartclip_det.models.towers import SmartCLIP
+from smartclip_det.models.towers import SmartCLIP, architecture
 from smartclip_det.models.vocabulary import build_bank
 
 
 def run(sizes: list[int], arch: str) -> dict[str, Any]:
     """Seconds of ``build_bank`` for generated names: encoded anew, from the cache, and put in force."""
-    encoder = SmartCLIP.from_arch(arch)
+    # The dimension of ViT-B/16, which decides the size of the cache; the depth of the tower only the encoding.
+    encoder = SmartCLIP(architecture(arch).with_(embed_dim=512)).eval()
     out: dict[str, Any] = {}
     print(f"\nvocabulary ({arch}, one prompt a class)\n  names   encode s   cached s")
     with tempfile.TemporaryDirectory() as folder:
