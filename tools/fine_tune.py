@@ -116,6 +116,8 @@ def check(args: argparse.Namespace) -> None:
 def own_config(args: argparse.Namespace) -> str:
     """The text of the config."""
     base = load_config(args.config)
+    if not base.get("optim_wrapper"):
+        raise UserError(f"{args.config} is for testing only: it has no optimizer. Give a config that trains.")
     images = len(load_ground_truth(args.ann).data["images"])
     return CONFIG.format(
         base=os.path.relpath(args.config, args.out), checkpoint=Path(args.checkpoint).resolve(),

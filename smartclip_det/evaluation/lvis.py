@@ -31,6 +31,8 @@ FREQUENCIES = ("r", "c", "f")
 #: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
 GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
+#: Detections from which groups go to several processes, which take seconds to start.
+PROCESSES_FROM = 1_500_000
 #: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
 FIXED_PER_CLASS = 10_000
 
@@ -205,7 +207,7 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
         images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
         named = [c for c in categories if c["id"] in set(ids)]
         groups.append(_Group(ids, named, images, boxes, joined, iou_type))
-    large = len(results) > GROUP_DETECTIONS // 2
+    large = len(results) >= PROCESSES_FROM
     parts = map_in_processes(_evaluate_group, groups, None if large else 1, items_each=1)
     done = list(tqdm(parts, total=len(groups), desc="LVIS classes", unit="group", disable=not large))
     return _tables(

@@ -55,7 +55,7 @@ class TextCache:
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        self._salt = json.dumps(dict(provenance), sort_keys=True)
+        self._salt = hashlib.sha256(json.dumps(dict(provenance), sort_keys=True).encode())
         path = folder / f"texts_{provenance['checkpoint_hash'][:8]}.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,23 @@ class TextCache:
             ) from error
 
     def _key(self, unit: Sequence[str]) -> str:
-        return hashlib.sha256(json.dumps([self._salt, list(unit)]).encode()).hexdigest()
+        digest = self._salt.copy()
+        for text in unit:
+            # With its length before it, so that no two lists of texts read alike.
+            digest.update(b"%d:" % len(text) + text.encode())
+        return digest.hexdigest()
 
-    def get(self, unit: Sequence[str]) -> Tensor | None:
-        """``[2, D]`` vector and mask probabilities of a unit, or None."""
-        row = self._db.execute("SELECT value FROM texts WHERE key = ?", (self._key(unit),)).fetchone()
-        return None if row is None else torch.frombuffer(bytearray(row[0]), dtype=torch.float32).view(2, -1)
+    def get(self, units: Sequence[Sequence[str]]) -> list[Tensor | None]:
+        """For each unit its ``[2, D]`` vector and mask probabilities, or None."""
+        keys = [self._key(u) for u in units]
+        found: dict[str, bytes] = {}
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            marks = ", ".join("?" * len(some))
+            found.update(self._db.execute(f"SELECT key, value FROM texts WHERE key IN ({marks})", some))
+        return [
+            torch.frombuffer(bytearray(found[k]), dtype=torch.float32).view(2, -1) if k in found else None for k in keys
+        ]
 
     def put(self, units: Sequence[Sequence[str]], values: Tensor) -> None:
         """Store ``[N, 2, D]`` values of N units."""
@@ -172,7 +183,7 @@ def _encode_units(
     progress: bool,
 ) -> Tensor:  # fmt: skip
     """``[N, 2, D]`` vector and mask probabilities of N units, from the cache or the towers."""
-    found = [None if cache is None else cache.get(u) for u in units]
+    found: list[Tensor | None] = [None] * len(units) if cache is None else cache.get(units)
     missing = [i for i, v in enumerate(found) if v is None]
     batches = list(_batches(units, missing, batch_size))
     bar = None

@@ -169,6 +169,7 @@ def test_groups_in_several_processes_give_the_digits_of_one(shared, monkeypatch)
     alone, classes = evaluate_lvis(truth, results)
     monkeypatch.setattr(lvis, "GROUP_DETECTIONS", max(2, len(results) // 5))
     monkeypatch.setattr(lvis, "GROUP_PAIRS", 20_000)
+    monkeypatch.setattr(lvis, "PROCESSES_FROM", 1)
     calls = []
     spread = lvis.map_in_processes
 

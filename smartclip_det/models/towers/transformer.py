@@ -18,8 +18,10 @@ class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)``, the activation that OpenAI CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``."""
-        return x * torch.sigmoid(1.702 * x)
+        """Same shape as ``x``; one new tensor instead of three where no gradient is wanted."""
+        if torch.is_grad_enabled():
+            return x * torch.sigmoid(1.702 * x)
+        return (1.702 * x).sigmoid_().mul_(x)
 
 
 ACTIVATION_LAYERS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
