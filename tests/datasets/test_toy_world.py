@@ -190,6 +190,7 @@ def test_evaluators_read_it(folder):
         assert counts["outside_image"] == 0
         if run is None:
             for kind in ("bbox", "segm"):
+                checked, _ = check_predictions(results, truth, kind)
                 assert evaluate_tables(truth, checked, iou_type=kind).ap() == pytest.approx(1.0)
         else:
             for backend in ("fast", "reference"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -122,9 +122,12 @@ def test_clip_needs_no_mask_network_and_smartclip_does():
         model(images(1), samples(TEXTS[:1]), mode="train")
 
 
-def run_rank(rank, world, port, share, distributed_file):
+def run_rank(rank, world, meeting, share, distributed_file):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    # Meeting at a file: no port that another test could take, no server that leaves before its last client.
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
+    )
     from torch.nn.parallel import DistributedDataParallel
 
     model = DistributedDataParallel(build(), broadcast_buffers=False)
@@ -143,10 +146,7 @@ def run_rank(rank, world, port, share, distributed_file):
 @pytest.mark.dist
 @pytest.mark.parametrize("share", [(3, 3), (4, 2)])
 def test_two_processes_equal_one_on_the_joint_batch(share, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    multiprocessing.spawn(run_rank, (2, port, share, str(tmp_path / "out.pt")), nprocs=2)
+    multiprocessing.spawn(run_rank, (2, str(tmp_path / "meeting"), share, str(tmp_path / "out.pt")), nprocs=2)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     model = build()
     loss = total(model(images(6), samples(TEXTS), mode="loss"))

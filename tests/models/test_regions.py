@@ -13,7 +13,8 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
 from smartclip_det.models.regions import RegionEncoder, crop_window, pool_masks
-from smartclip_det.models.towers import TowerConfig, VisionOutput
+from smartclip_det.models.towers import DENSE_MODES, TowerConfig, VisionOutput
+from smartclip_det.models.towers.tokenizer import image_statistics
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 
@@ -21,13 +22,17 @@ COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 class ColourTowers(nn.Module):
     """Image vector: mean colour; dense map: mean colour of each patch; text: the colour that it names."""
 
+    dense_modes = DENSE_MODES
+
     def __init__(self):
         super().__init__()
         self.config = TowerConfig(embed_dim=3, image_size=64, patch_size=8)
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        from smartclip_det.models.towers.tokenizer import image_statistics
-
         self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in image_statistics())
+
+    @staticmethod
+    def image_statistics():
+        return image_statistics()
 
     def colours(self, images):
         return images * self.std + self.mean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -12,9 +14,12 @@ from smartclip_det.models.vocabulary import build_bank
 NAMES = ["cat", "dog", "traffic light"]
 
 
-def worker(rank, port, folder):
+def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     encoder = SmartCLIP.from_arch("SmartCLIP-tiny")
     calls = []
     original = encoder.forward_text
@@ -28,12 +33,7 @@ def worker(rank, port, folder):
 
 @pytest.mark.dist
 def test_only_rank_zero_encodes_and_all_hold_the_same_bank(tmp_path):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
     zero, one = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2))
     assert zero["calls"] == 4  # three names and the background
     assert one["calls"] == 0
