@@ -156,8 +156,3 @@ def owl_logits(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         scale: ``[R]`` learned raw scale of each token.
     """
     return (cosine + shift.unsqueeze(-1)) * (functional.elu(scale).unsqueeze(-1) + 1)
-
-
-def owl_scores(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """The sigmoid of :func:`owl_logits`."""
-    return owl_logits(cosine, shift, scale).sigmoid()

@@ -199,9 +199,11 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
     for ids in _groups([c["id"] for c in categories], counts, len(truth.data["images"])):
         boxes = [a for i in ids for a in annotations[i]]
         found = [rows_of[i] for i in ids if i in rows_of]
-        joined: Sequence[Mapping[str, Any]] = [r for rows in found for r in rows]
+        joined: Sequence[Mapping[str, Any]]
         if found and isinstance(results, DetectionColumns):
             joined = DetectionColumns.cat(found)  # type: ignore[arg-type]
+        else:
+            joined = [r for rows in found for r in rows]
         # An image with neither boxes nor detections has no say in the group's precision.
         asked = {a["image_id"] for a in boxes} | _images_of(joined)
         images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.fusion import FUSIONS, fuse, fuse_named, owl_scores
+from smartclip_det.core.fusion import FUSIONS, fuse, fuse_named, owl_logits
 from smartclip_det.core.grid import padded_size, resize_image_positions, stretch_text_positions
 from smartclip_det.core.prompts import article, class_prompts, clean_name, templates
 from smartclip_det.core.scoring_policy import ScoringPolicy
@@ -64,7 +64,7 @@ def test_lami_rows_leave_base_alone_and_lift_novel_five_times():
 
 
 def test_owl_row():
-    scores = owl_scores(torch.tensor([[0.3, -0.2]]), torch.tensor([0.1]), torch.tensor([-1.0]))
+    scores = owl_logits(torch.tensor([[0.3, -0.2]]), torch.tensor([0.1]), torch.tensor([-1.0])).sigmoid()
     scale = math.exp(-1) - 1 + 1
     expected = [1 / (1 + math.exp(-(0.3 + 0.1) * scale)), 1 / (1 + math.exp(-(-0.2 + 0.1) * scale))]
     assert scores[0].tolist() == pytest.approx(expected, abs=1e-6)
