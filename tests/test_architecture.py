@@ -111,12 +111,12 @@ import torch
 from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
-from smartclip_det.core.contrastive import alignment_logits, alignment_losses
+from smartclip_det.core.contrastive import softmax_strip
 model = SmartCLIP.from_arch('SmartCLIP-tiny')
 bank = build_bank(model, ['cat', 'dog'], progress=False)
 images = model.encode_image(torch.randn(2, 3, 64, 64))
 print(masked_cosine(images, bank.embeds, bank.masks).shape)
-alignment_losses(alignment_logits(images, bank.embeds, bank.masks))['loss_sidm'].backward()
+softmax_strip(images, bank.embeds, bank.masks).rows.sum().backward()
 import smartclip_det.alignment_parts
 from mmengine.registry import MODELS
 aligner = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny'), distillation=dict()))

@@ -14,8 +14,10 @@ import argparse
 from pathlib import Path
 
 from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.engine.atomic_files import last_good_checkpoint
 from smartclip_det.engine.config import load_config
 from smartclip_det.engine.launch import (
     enable_amp,
@@ -51,8 +53,9 @@ def main() -> None:
         raise UserError(f"No checkpoint at {args.resume} to resume from.")
     if args.resume:
         config.resume = True
-        config.load_from = None if args.resume == "auto" else args.resume
-    runner = Runner.from_cfg(config)
+        config.load_from = str(last_good_checkpoint(config.work_dir)) if args.resume == "auto" else args.resume
+    # FSDP and DeepSpeed are strategies, which MMEngine's plain runner does not take.
+    runner = (FlexibleRunner if config.get("strategy") else Runner).from_cfg(config)
     log_opening(runner, args.config)
     try:
         runner.train()

@@ -3,5 +3,6 @@ _base_ = "./runtime.py"
 custom_imports = dict(imports=["smartclip_det.alignment_parts"], allow_failed_imports=False)
 default_scope = "mmengine"
 
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+# Two: a run that is killed while it writes one has the other.
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, backend_args=dict(backend="atomic")))
 visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")

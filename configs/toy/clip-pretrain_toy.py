@@ -10,11 +10,6 @@ model = dict(
     loss=dict(mask_mode="off", scale="learned", alignment_weight=0.5),
     # Patches are trained to match texts as well: a frozen detector rests on them (README: what was tried).
     dense_weight=1.0,
-    data_preprocessor=dict(
-        type="ImgDataPreprocessor",
-        mean=[122.7709383, 116.7460125, 104.09373615],
-        std=[68.5005327, 66.6321579, 70.32316305],
-    ),
 )
 val_evaluator = dict(scoring="plain")
 test_evaluator = val_evaluator

@@ -1,73 +1,191 @@
-"""Mathematics of the alignment loss (SmartCLIP, arXiv 2507.22264, section 4.2).
+"""Mathematics of the alignment losses (SmartCLIP, arXiv 2507.22264, section 4.2; CLIP; SigLIP, arXiv 2303.15343).
 
-Shape letters: B images (or captions), D joint embedding.
+One process scores its own B images against the captions of all processes, once: the *strip* ``[B, Bg]`` of the logits.
+The loss over captions of an image needs the strip alone; the loss over images of a caption needs the log-sum-exp of its
+column, which processes complete with one vector of Bg numbers. No second strip, and no image ever travels.
+
+A strip is worked off in tiles. With more than one, each is computed again in the backward pass, so that memory follows
+the tile and not B x Bg; values and gradients are the same.
+
+Shape letters: B images of this process, Bg captions of all processes, D joint embedding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine
 
 #: The released recipe uses a constant scale; ``logit_scale`` exists in its checkpoints but is not used.
 SCALE = 100.0
+#: Logits of one tile: 64 MiB in fp32.
+TILE = 1 << 24
+
+
+@dataclass
+class Strip:
+    """What the losses need of B images against Bg captions.
+
+    Attributes:
+        rows: ``[B]`` log-sum-exp over captions of each image.
+        columns: ``[Bg]`` log-sum-exp over this process's images of each caption.
+        matched: ``[B]`` logit of each image with its own caption.
+        total: sum of all logits.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    matched: Tensor
+    total: Tensor
 
 
 def alignment_logits(
     image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, *, scale: float | Tensor = SCALE,
-    modular: bool = True,
+    text_norm: str = "full",
 ) -> Tensor:  # fmt: skip
-    """``[Bi, Bt]`` scaled similarities of images (rows) and captions (columns).
+    """``[Bi, Bt]`` scaled similarities of images (rows) and captions (columns), each caption masking every image.
 
     Args:
         image_embeds: ``[Bi, D]`` projected image vectors, not normalised.
         text_embeds: ``[Bt, D]`` text vectors.
         masks: ``[Bt, D]`` caption masks, or None for plain CLIP.
         scale: factor on the cosine.
-        modular: True lets each caption mask every image by its own mask. False masks each image by the
-            mask of its own caption only (the paper's ablation: it leaks the identity of the pair).
+        text_norm: see :func:`masked_cosine`; ``masked`` masks the text as well.
     """
-    if modular or masks is None:
-        return scale * masked_cosine(image_embeds, text_embeds, masks)
-    if image_embeds.shape != masks.shape:
-        raise UserError("modular=False pairs image i with mask i: both need one shape.")
-    return scale * masked_cosine(image_embeds * masks, text_embeds)
+    return scale * masked_cosine(image_embeds, text_embeds, masks, text_norm=text_norm)
 
 
-def alignment_losses(
-    image_logits: Tensor, text_logits: Tensor | None = None, targets: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The two terms of the alignment loss; the recipe adds them (no averaging).
+def softmax_strip(
+    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, first: int = 0, *,
+    scale: float | Tensor = SCALE, text_norm: str = "full", tile: int = TILE,
+) -> Strip:  # fmt: skip
+    """The strip of one process for the softmax losses.
 
     Args:
-        image_logits: ``[B, Bg]``: B images (rows) against Bg captions.
-        text_logits: ``[B, Bg]``: B captions (rows) against Bg images; default: the transpose of a square
-            ``image_logits``.
-        targets: ``[B]`` matching column of each row, the same for both blocks (local rows of a gathered batch);
-            default the diagonal.
-
-    Returns:
-        ``loss_sidm`` (same image, different masks: over the captions of each image) and ``loss_dism``
-        (different images, same mask: over the images of each caption), both scalar.
+        image_embeds: ``[B, D]`` of this process.
+        text_embeds: ``[Bg, D]`` of all processes, in rank order.
+        masks: ``[Bg, D]``, or None.
+        first: column of the first image's caption; the others follow.
+        scale: factor on the cosine.
+        text_norm: see :func:`masked_cosine`.
+        tile: logits computed at a time.
 
     Raises:
-        UserError: when the transpose is asked for and is not the block that ``targets`` speak of.
+        UserError: when the columns of the images are not in the strip.
     """
-    if text_logits is None:
-        if image_logits.shape[0] != image_logits.shape[1] or targets is not None:
-            raise UserError("Blocks that are not square, or come with targets, need text_logits of their own.")
-        text_logits = image_logits.t()
-    if targets is None:
-        targets = torch.arange(image_logits.shape[0], device=image_logits.device)
-    return {
-        "loss_sidm": functional.cross_entropy(image_logits, targets),
-        "loss_dism": functional.cross_entropy(text_logits, targets),
-    }
+    if first < 0 or first + len(image_embeds) > len(text_embeds):
+        raise UserError(f"{len(image_embeds)} images from column {first} on do not fit {len(text_embeds)} captions.")
+
+    def read(logits: Tensor, offset: int) -> tuple[Tensor, ...]:
+        return logits.logsumexp(1), logits.logsumexp(0), _diagonal(logits, offset), logits.sum()
+
+    rows, columns, matched = [], [], []
+    total = image_embeds.new_zeros((), dtype=torch.float64 if image_embeds.dtype == torch.float64 else torch.float32)
+    for line in _tiled(read, image_embeds, text_embeds, masks, first, scale, text_norm, tile):
+        rows.append(torch.stack([r for r, _, _, _ in line]).logsumexp(0))
+        columns.append(torch.cat([c for _, c, _, _ in line]))
+        matched.append(torch.stack([m for _, _, m, _ in line]).sum(0))
+        total = total + torch.stack([t for _, _, _, t in line]).sum()
+    return Strip(torch.cat(rows), torch.stack(columns).logsumexp(0), torch.cat(matched), total)
+
+
+def sigmoid_strip(
+    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, first: int, *, scale: float | Tensor,
+    bias: float | Tensor, text_norm: str = "full", tile: int = TILE,
+) -> Tensor:  # fmt: skip
+    """Sum over a strip of ``softplus(-z (scale cos + bias))``, z = 1 for an image's own caption and -1 else (SigLIP).
+
+    Arguments as in :func:`softmax_strip`; ``bias`` is added to each scaled cosine.
+    """
+
+    def read(logits: Tensor, offset: int) -> tuple[Tensor, ...]:
+        shifted = logits + bias
+        # softplus(-x) = softplus(x) - x turns a negative pair into a positive one.
+        return ((functional.softplus(shifted).sum() - _diagonal(shifted, offset).sum()),)
+
+    lines = _tiled(read, image_embeds, text_embeds, masks, first, scale, text_norm, tile)
+    return torch.stack([found for line in lines for (found,) in line]).sum()
+
+
+def _diagonal(logits: Tensor, offset: int) -> Tensor:
+    """``[rows]`` logits of column ``offset + row``, 0 where a tile does not have it."""
+    columns = torch.arange(len(logits), device=logits.device) + offset
+    inside = (columns >= 0) & (columns < logits.shape[1])
+    found = logits.gather(1, columns.clamp(0, logits.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return torch.where(inside, found, torch.zeros_like(found))
+
+
+def _tiled(
+    read: Callable[[Tensor, int], tuple[Tensor, ...]], images: Tensor, texts: Tensor, masks: Tensor | None, first: int,
+    scale: float | Tensor, text_norm: str, tile: int,
+) -> list[list[tuple[Tensor, ...]]]:  # fmt: skip
+    """``read(logits, offset)`` of each tile, as lines of tiles; recomputed in backward where there are several."""
+    if tile < 1:
+        raise UserError(f"tile must be at least 1; given {tile}.")
+    high = min(len(images), max(1, int(tile**0.5) if len(images) * len(texts) > tile else len(images)))
+    wide = min(len(texts), max(1, tile // max(1, high)))
+
+    def run(v: Tensor, t: Tensor, m: Tensor | None, s: float | Tensor, offset: int) -> tuple[Tensor, ...]:
+        return read(alignment_logits(v, t, m, scale=s, text_norm=text_norm), offset)
+
+    several = high < len(images) or wide < len(texts)
+    lines = []
+    for i in range(0, len(images), high):
+        line = []
+        for j in range(0, len(texts), wide):
+            given = (images[i : i + high], texts[j : j + wide], None if masks is None else masks[j : j + wide], scale)
+            offset = first + i - j
+            again = several and torch.is_grad_enabled()
+            line.append(checkpoint(run, *given, offset, use_reentrant=False) if again else run(*given, offset))
+        lines.append(line)
+    return lines
 
 
 def sparsity_loss(masks: Tensor) -> Tensor:
     """Mean magnitude of ``[B, D]`` masks: the share of dimensions that a caption keeps."""
     return masks.abs().mean()
+
+
+def hard_concrete(logits: Tensor, noise: Tensor | None, temperature: float = 2 / 3, stretch: float = 0.1) -> Tensor:
+    """Masks in [0, 1] that are exactly 0 or 1 with positive probability (Louizos et al., arXiv 1712.01312, eq. 10-11).
+
+    Args:
+        logits: any shape.
+        noise: uniform in (0, 1), same shape; None for the middle of the distribution.
+        temperature: the lower, the nearer to binary.
+        stretch: the relaxed value is stretched to (-stretch, 1 + stretch) before it is cut.
+    """
+    if noise is None:
+        relaxed = logits.sigmoid()
+    else:
+        noise = noise.clamp(1e-6, 1 - 1e-6)
+        relaxed = ((noise.log() - (-noise).log1p() + logits) / temperature).sigmoid()
+    return (relaxed * (1 + 2 * stretch) - stretch).clamp(0, 1)
+
+
+def principal_part(vectors: Tensor, components: int) -> Tensor:
+    """Normalised vectors rebuilt from the main directions of their batch (Long-CLIP, arXiv 2403.15378, section 3.2).
+
+    Args:
+        vectors: ``[B, D]``; normalised first.
+        components: directions kept, at most B and D.
+
+    Returns:
+        ``[B, D]``: mean plus projection on the first ``components`` right singular vectors of the centred batch; not
+        normalised again. With ``components`` of at least B - 1 it gives the normalised vectors back.
+    """
+    if components < 1:
+        raise UserError(f"components must be at least 1; given {components}.")
+    unit = functional.normalize(vectors.float(), dim=-1)
+    mean = unit.mean(dim=0, keepdim=True)
+    # The directions are read off without gradient: that of an SVD has poles where singular values meet.
+    _, _, axes = torch.linalg.svd((unit - mean).detach(), full_matrices=False)
+    kept = axes[:components]
+    return (unit - mean) @ kept.t() @ kept + mean

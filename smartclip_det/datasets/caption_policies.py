@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,12 @@ def subset(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
     return ". ".join(sentences[i] for i in sorted(rng.permutation(len(sentences))[:count].tolist()))
 
 
+def drop_first(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
+    """A random subset of the sentences after the first, summarising one (DeBias-CLIP, arXiv 2602.22419)."""
+    sentences = split_sentences(long)
+    return subset(". ".join(sentences[1:]) if len(sentences) > 1 else long, short, rng)
+
+
 def full(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
     """The whole long caption."""
     return long.replace("\n", " ")
@@ -45,9 +52,14 @@ def one_short(long: str, short: Sequence[str], rng: np.random.Generator) -> str:
 POLICIES: dict[str, Callable[[str, Sequence[str], np.random.Generator], str]] = {
     "prefix": prefix,
     "subset": subset,
+    "drop-first": drop_first,
     "full": full,
     "short": one_short,
 }
+
+
+#: Policies that give an image several texts, one for each contrast of a step.
+PAIRS = {"full+short": ("full", "short")}
 
 
 class CaptionPolicy:
@@ -63,16 +75,45 @@ class CaptionPolicy:
             UserError: for unknown names or weights that are not positive.
         """
         given = {weights: 1.0} if isinstance(weights, str) else dict(weights)
-        self.names = [check_choice("captions", n, POLICIES) for n in given]
+        self.names = [check_choice("captions", n, [*POLICIES, *PAIRS]) for n in given]
+        if any(n in PAIRS for n in self.names):
+            raise UserError(f"{', '.join(PAIRS)} gives several texts and cannot be mixed by weight: name it alone.")
         values = np.array(list(given.values()), dtype=float)
         if not len(values) or not (np.isfinite(values) & (values > 0)).all():
             raise UserError(f"captions needs policies with positive weights; given {given}.")
         self.chances = values / values.sum()
 
     def __call__(self, long: str, short: Sequence[str], rng: np.random.Generator) -> str:
-        """The text of one step."""
+        """The text of one step; an image without a long caption offers one of its short ones as such."""
         name = self.names[int(rng.choice(len(self.names), p=self.chances))]
-        return POLICIES[name](long, short, rng)
+        return POLICIES[name](long or short[int(rng.integers(len(short)))], short, rng)
+
+
+def policies_of(captions: str | Mapping[str, float] | Sequence[Any], count: int) -> list[CaptionPolicy]:
+    """The policy of each text that an image gives in one step.
+
+    Args:
+        captions: one policy for all texts, a name of :data:`PAIRS`, or a list with a policy for each.
+        count: texts where ``captions`` is one policy.
+    """
+    if isinstance(captions, str) and captions in PAIRS:
+        captions = list(PAIRS[captions])
+    if isinstance(captions, str | Mapping):
+        if count < 1:
+            raise UserError(f"captions_per_image must be at least 1; given {count}.")
+        return [CaptionPolicy(captions)] * count
+    if not captions:
+        raise UserError("captions needs at least one policy.")
+    return [CaptionPolicy(c) for c in captions]
+
+
+def pad_left(tokens: Sequence[int], context_length: int, rng: np.random.Generator) -> list[int]:
+    """Token ids with padding (0) between the start token and the text, as many as drawn from 0 to the room there is.
+
+    Later positions are then trained by short texts too (DeBias-CLIP, arXiv 2602.22419).
+    """
+    room = max(0, context_length - len(tokens))
+    return [tokens[0], *[0] * int(rng.integers(room + 1)), *tokens[1:]]
 
 
 def partial_caption(long: str, rng: np.random.Generator) -> str:

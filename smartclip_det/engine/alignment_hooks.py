@@ -42,8 +42,7 @@ class WhitenPatchesHook(Hook):
             return
         dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
         pixels = torch.stack([dataset.image(i) for i in range(min(self.images, len(dataset)))])
-        images = model.data_preprocessor({"inputs": pixels, "data_samples": None}, False)["inputs"]
-        whiten_patch_embedding(model.towers.image_tower, images)
+        whiten_patch_embedding(model.towers.image_tower, model.normalised(pixels))
 
 
 @HOOKS.register_module()

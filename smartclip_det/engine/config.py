@@ -24,6 +24,8 @@ _RUNNER_KEYS = (
     *tuple(inspect.signature(Runner.__init__).parameters)[1:],
     "find_unused_parameters",
     "model_wrapper_cfg",
+    "global_batch_size",
+    "strategy",
 )
 logger = logging.getLogger(__name__)
 LINKED = ("data_root", "towers", "norm_cfg")

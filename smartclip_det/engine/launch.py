@@ -47,6 +47,7 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
     config.launcher = launcher
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config_path).stem)
     fit_norm_layers(config, distributed=launcher != "none")
+    fit_global_batch(config, launcher)
     if launcher != "none" and not torch.cuda.is_available():
         start_gloo(launcher)
         # MMEngine's wrapper wants a CUDA device id unless told otherwise.
@@ -56,6 +57,18 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
             "broadcast_buffers": False,
             "find_unused_parameters": config.get("find_unused_parameters", False),
         }
+
+
+def fit_global_batch(config: Config, launcher: str) -> None:
+    """Give each process its part of ``global_batch_size``, where a config has one."""
+    joint = config.get("global_batch_size")
+    if not joint or "train_dataloader" not in config:
+        return
+    sizes = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}
+    world = int(os.environ.get(sizes.get(launcher, ""), 1))
+    if joint % world:
+        raise UserError(f"global_batch_size={joint} cannot be shared out evenly to {world} processes.")
+    config.train_dataloader.batch_size = joint // world
 
 
 def start_gloo(launcher: str) -> None:
@@ -99,10 +112,19 @@ def log_opening(runner: Runner, config_path: str) -> None:
         "config": config_path,
         "work_dir": runner.work_dir,
         "parameters": f"{trained:,} trained, {total - trained:,} frozen",
+        "towers": _told_towers(runner.cfg),
         "seed": runner.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
     }
     print_log("\n".join(["smartclip_det run", *(f"  {k:11s} {v}" for k, v in facts.items())]), "current")
+
+
+def _told_towers(config: Config) -> str:
+    """Where the first weights come from; a run from random ones must not look like any other."""
+    source = config.get("towers") or config.get("model", {}).get("towers") or {}
+    if source.get("checkpoint"):
+        return f"from {source['checkpoint']}"
+    return f"RANDOM WEIGHTS ({source['arch']}): set towers.checkpoint to start from trained ones" if source else "none"
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:

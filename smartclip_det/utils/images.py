@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,20 @@ def open_rgb(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No image at {path}.")
+    return _decoded(path, str(path))
+
+
+def decode_rgb(content: bytes, name: str) -> Image.Image:
+    """The RGB image of a file's bytes; ``name`` is for messages."""
+    return _decoded(io.BytesIO(content), name)
+
+
+def _decoded(source: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             return as_rgb(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"The image {path} cannot be read ({error}).") from error
+        raise UserError(f"The image {name} cannot be read ({error}).") from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -57,6 +67,31 @@ def fit_square(image: Image.Image, side: int, fit: str = "crop") -> Image.Image:
     square = Image.new("RGB", (side, side), MEAN_COLOUR)
     square.paste(resized, (0, 0))
     return square
+
+
+def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str = "crop") -> np.ndarray:
+    """Boxes of an image, in the pixels of the square that :func:`fit_square` makes of it.
+
+    Args:
+        boxes: ``[R, 4]`` xyxy pixels of the image.
+        size: width and height of the image.
+        side: of the square.
+        fit: see :data:`FITS`.
+
+    Returns:
+        ``[R, 4]`` xyxy, cut at the square's border; a box outside of it has no area.
+    """
+    check_choice("fit", fit, FITS)
+    width, height = size
+    if fit == "squash":
+        scale, shift = np.array([side / width, side / height]), np.zeros(2)
+    else:
+        factor = side / (min(size) if fit == "crop" else max(size))
+        resized = np.array([max(1, int(width * factor + 1e-6)), max(1, int(height * factor + 1e-6))])
+        scale = resized / np.array([width, height])
+        shift = np.round((resized - side) / 2) if fit == "crop" else np.zeros(2)
+    corners = np.asarray(boxes, dtype=float).reshape(-1, 2, 2) * scale - shift
+    return corners.clip(0, side).reshape(-1, 4)
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from smartclip_det.core.contrastive import alignment_logits, alignment_losses, sparsity_loss
+from smartclip_det.core.contrastive import (
+    alignment_logits,
+    hard_concrete,
+    principal_part,
+    sigmoid_strip,
+    softmax_strip,
+    sparsity_loss,
+)
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import straight_through
 
@@ -25,7 +34,12 @@ def released_broadcast_form(v, t, m, scale=100.0):
     return functional.cross_entropy(sim, target), functional.cross_entropy(sim.t(), target)
 
 
-def test_losses_and_gradients_equal_the_released_form():
+def both_terms(strip):
+    return (strip.rows - strip.matched).mean(), (strip.columns - strip.matched).mean()
+
+
+@pytest.mark.parametrize("tile", [1 << 24, 36, 10, 6, 1])
+def test_losses_and_gradients_equal_the_released_form(tile):
     g = torch.Generator().manual_seed(0)
     base = [torch.randn(6, 16, generator=g, dtype=torch.float64) for _ in range(3)]
     outcomes = []
@@ -33,11 +47,9 @@ def test_losses_and_gradients_equal_the_released_form():
         v, raw, logits = (x.clone().requires_grad_() for x in base)
         t = functional.normalize(raw, dim=-1)
         m = straight_through(logits.sigmoid())
-        if form == "ours":
-            losses = alignment_losses(alignment_logits(v, t, m))
-            sidm, dism = losses["loss_sidm"], losses["loss_dism"]
-        else:
-            sidm, dism = released_broadcast_form(v, t, m)
+        sidm, dism = (
+            both_terms(softmax_strip(v, t, m, tile=tile)) if form == "ours" else released_broadcast_form(v, t, m)
+        )
         (10 * (sidm + dism) + 2 * sparsity_loss(m)).backward()
         outcomes.append((sidm.detach(), dism.detach(), v.grad, raw.grad, logits.grad))
     for ours, released in zip(*outcomes, strict=True):
@@ -52,33 +64,61 @@ def test_without_masks_it_is_the_symmetric_clip_loss():
     assert torch.allclose(logits, expected, atol=1e-4)
 
 
-def test_non_modular_masks_each_image_by_its_own_caption():
-    g = torch.Generator().manual_seed(2)
-    v, t = torch.randn(4, 8, generator=g), torch.randn(4, 8, generator=g)
-    m = (torch.rand(4, 8, generator=g) > 0.4).float()
-    m[:, 0] = 1
-    logits = alignment_logits(v, t, m, modular=False)
-    expected = 100 * functional.cosine_similarity((v * m)[:, None], t[None], dim=-1)
-    assert torch.allclose(logits, expected, atol=1e-4)
-    with pytest.raises(UserError, match="pairs image i with mask i"):
-        alignment_logits(v[:3], t, m, modular=False)
-
-
-def test_strips_of_a_gathered_batch_equal_the_whole():
+@pytest.mark.parametrize("tile", [1 << 24, 7, 2])
+def test_strips_of_a_gathered_batch_make_the_whole(tile):
     g = torch.Generator().manual_seed(3)
-    v, t, m = (torch.randn(6, 8, generator=g) for _ in range(3))
-    m = (m > -0.5).float()
-    whole = alignment_losses(alignment_logits(v, t, m))
-    parts = []
-    for start in (0, 3):
-        rows = slice(start, start + 3)
-        images = alignment_logits(v[rows], t, m)
-        texts = alignment_logits(v, t[rows], m[rows]).t()
-        parts.append(alignment_losses(images, texts, torch.arange(start, start + 3)))
-    for key in whole:
-        assert torch.allclose((parts[0][key] + parts[1][key]) / 2, whole[key], atol=1e-5)
-    with pytest.raises(UserError, match="text_logits of their own"):
-        alignment_losses(alignment_logits(v[:3], t, m))
+    v, t, m = (torch.randn(7, 8, generator=g, dtype=torch.float64) for _ in range(3))
+    m = (m > -0.5).double()
+    whole = alignment_logits(v, t, m)
+    parts = [softmax_strip(v[a:b], t, m, a, tile=tile) for a, b in ((0, 3), (3, 7))]
+    assert torch.allclose(torch.cat([p.rows for p in parts]), whole.logsumexp(1))
+    assert torch.allclose(torch.stack([p.columns for p in parts]).logsumexp(0), whole.logsumexp(0))
+    assert torch.allclose(torch.cat([p.matched for p in parts]), whole.diagonal())
+    assert torch.allclose(parts[0].total + parts[1].total, whole.sum())
+    with pytest.raises(UserError, match="do not fit 7 captions"):
+        softmax_strip(v[:3], t, m, 5)
+    with pytest.raises(UserError, match="tile"):
+        softmax_strip(v, t, m, tile=0)
+
+
+@pytest.mark.parametrize("tile", [1 << 24, 5])
+def test_the_sigmoid_form_is_the_sum_over_pairs(tile):
+    g = torch.Generator().manual_seed(4)
+    v, t, m = (torch.randn(4, 8, generator=g, dtype=torch.float64) for _ in range(3))
+    m = (m > 0).double()
+    m[:, 0] = 1
+    expected = 0.0
+    for i in range(4):
+        for j in range(4):
+            z = 1 if i == j else -1
+            cosine = functional.cosine_similarity(v[i] * m[j], t[j], dim=0).item()
+            expected += math.log1p(math.exp(-z * (10 * cosine - 3)))
+    found = [sigmoid_strip(v[a:b], t, m, a, scale=10.0, bias=-3.0, tile=tile) for a, b in ((0, 1), (1, 4))]
+    assert sum(found).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_principal_part_is_the_projection_on_the_main_directions():
+    g = torch.Generator().manual_seed(5)
+    v = torch.randn(20, 6, generator=g)
+    unit = functional.normalize(v, dim=-1).double()
+    centred = unit - unit.mean(0)
+    values, axes = torch.linalg.eigh(centred.t() @ centred)
+    kept = axes[:, values.argsort(descending=True)[:2]]
+    assert torch.allclose(principal_part(v, 2).double(), centred @ kept @ kept.t() + unit.mean(0), atol=1e-5)
+    assert torch.allclose(principal_part(v, 6).double(), unit, atol=1e-5)
+    with pytest.raises(UserError, match="components"):
+        principal_part(v, 0)
+
+
+def test_hard_concrete_masks_are_binary_at_the_ends_and_half_in_the_middle():
+    logits = torch.tensor([-9.0, 0.0, 9.0])
+    assert hard_concrete(logits, None).tolist() == pytest.approx([0.0, 0.5, 1.0])
+    noise = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    drawn = hard_concrete(torch.zeros(4000), noise)
+    # P(z = 0) = sigmoid(beta log(g / (1 + g)) - logit) with beta = 2/3 and stretch g = 0.1.
+    expected = 1 / (1 + math.exp(-(2 / 3) * math.log(0.1 / 1.1)))
+    assert (drawn == 0).float().mean().item() == pytest.approx(expected, abs=0.02)
+    assert (drawn == 1).float().mean().item() == pytest.approx(expected, abs=0.02)
 
 
 def test_sparsity_is_the_share_of_dimensions_kept():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.caption_policies import CaptionPolicy, partial_caption, split_sentences, swap_sides
-from smartclip_det.datasets.captions import ShareCaptionDataset
+from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square
 
@@ -107,7 +107,7 @@ def world(tmp_path_factory):
 
 def dataset(world, **options):
     options = {"ann_file": "annotations/share_captions_train.json", "image_size": 64, "fit": "pad", **options}
-    return ShareCaptionDataset(data_root=f"{world}/", **options)
+    return CaptionDataset(data_root=f"{world}/", **options)
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(world):
@@ -161,10 +161,10 @@ def test_bad_files_are_told(world, tmp_path):
         dataset(world, ann_file="absent.json")
     (tmp_path / "a.json").write_text('[{"id": 1, "image": "x.jpg"}]')
     with pytest.raises(UserError, match="lacks 'conversations'"):
-        ShareCaptionDataset(ann_file=str(tmp_path / "a.json"))
+        CaptionDataset(ann_file=str(tmp_path / "a.json"))
     (tmp_path / "b.json").write_text('[{"id": 1, "image": "x.jpg", "conversations": [{}, {"value": "A cat."}]}]')
     with pytest.raises(UserError, match=r"No image at .*x\.jpg|x\.jpg cannot be read"):
-        ShareCaptionDataset(ann_file=str(tmp_path / "b.json"), data_root=str(tmp_path))[0]
+        CaptionDataset(ann_file=str(tmp_path / "b.json"), data_root=str(tmp_path))[0]
     with pytest.raises(UserError, match="presence_file"):
         dataset(world, presence={"shape": "{category}"})
     with pytest.raises(UserError, match="asks for 'colr'"):

@@ -14,6 +14,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.models.alignment.distillation import RegionDistillation
 from smartclip_det.models.losses import AlignmentLoss
+from smartclip_det.models.regions import pool_regions
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
 
@@ -122,7 +123,17 @@ def test_clip_needs_no_mask_network_and_smartclip_does():
         model(images(1), samples(TEXTS[:1]), mode="train")
 
 
-def run_rank(rank, world, meeting, share, distributed_file):
+FORMS = {
+    "published": {},
+    "in tiles": {"loss": {"tile": 5}},
+    "sigmoid": {"loss": {"form": "sigmoid", "scale": "learned"}},
+    "smoothed, text masked": {"loss": {"label_smoothing": 0.1, "text_norm": "masked", "mask_mode": "soft"}},
+    "not modular": {"loss": {"modular": False}},
+    "part by part": {"micro_batch": 1, "text_chunks": 2},
+}
+
+
+def run_rank(rank, world, meeting, share, form, distributed_file):
     torch.set_num_threads(1)
     # Meeting at a file: no port that another test could take, no server that leaves before its last client.
     torch.distributed.init_process_group(
@@ -130,7 +141,7 @@ def run_rank(rank, world, meeting, share, distributed_file):
     )
     from torch.nn.parallel import DistributedDataParallel
 
-    model = DistributedDataParallel(build(), broadcast_buffers=False)
+    model = DistributedDataParallel(build(**FORMS[form]), broadcast_buffers=False)
     first = sum(share[:rank])
     rows = slice(first, first + share[rank])
     loss = total(model(images(sum(share))[rows], samples(TEXTS[: sum(share)][rows]), mode="loss"))
@@ -144,15 +155,161 @@ def run_rank(rank, world, meeting, share, distributed_file):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("share", [(3, 3), (4, 2)])
-def test_two_processes_equal_one_on_the_joint_batch(share, tmp_path):
-    multiprocessing.spawn(run_rank, (2, str(tmp_path / "meeting"), share, str(tmp_path / "out.pt")), nprocs=2)
+@pytest.mark.parametrize(("share", "form"), [
+    ((3, 3), "published"), ((4, 2), "published"), ((1, 2, 3), "published"), ((4, 2), "in tiles"), ((2, 4), "sigmoid"),
+    ((1, 4, 1), "smoothed, text masked"), ((4, 2), "not modular"), ((4, 2), "part by part"),
+])  # fmt: skip
+def test_several_processes_equal_one_on_the_joint_batch(share, form, tmp_path):
+    world = len(share)
+    multiprocessing.spawn(
+        run_rank, (world, str(tmp_path / "meeting"), share, form, str(tmp_path / "out.pt")), nprocs=world
+    )
     found = torch.load(tmp_path / "out.pt", weights_only=True)
-    model = build()
-    loss = total(model(images(6), samples(TEXTS), mode="loss"))
+    model = build(**FORMS[form])
+    if form == "published":
+        loss = broadcast_loss(model, images(6), TEXTS)
+    else:
+        loss = total(model(images(6), samples(TEXTS), mode="loss"))
     loss.backward()
     assert torch.allclose(found["loss"], loss.detach(), rtol=1e-5)
     same_gradients(found["grads"], model)
+
+
+def outcome(model, count=6):
+    """Loss and gradients of one batch."""
+    loss = total(model(images(count), samples(TEXTS[:count]), mode="loss"))
+    loss.backward()
+    return loss.detach(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [
+    {"micro_batch": 2}, {"micro_batch": 4}, {"text_chunks": 3}, {"checkpointing": True},
+    {"micro_batch": 1, "text_chunks": 6, "checkpointing": True, "loss": {"tile": 7}},
+])  # fmt: skip
+@pytest.mark.parametrize("dense", [{}, {"dense_weight": 0.5, "distillation": {"images": 3, "teacher": "initial"}}])
+def test_what_saves_memory_changes_neither_loss_nor_gradients(options, dense):
+    torch.manual_seed(0)
+    plain = build(**dense)
+    expected, grads = outcome(plain.train())
+    torch.manual_seed(0)
+    again = build(**dense, **options)
+    found, own = outcome(again.train())
+    assert torch.allclose(found, expected, rtol=1e-5)
+    same_gradients(grads, again)
+    assert own.keys() == grads.keys()
+
+
+@pytest.mark.parametrize("mask_pad", ["include", "ignore"])
+def test_chunks_of_like_length_give_the_same_texts(mask_pad):
+    from smartclip_det.models.towers.config import architecture
+
+    torch.manual_seed(0)
+    towers = SmartCLIP(architecture("SmartCLIP-tiny").with_(mask_pad=mask_pad)).eval()
+    texts = ["a", "a red heart and a blue star and two circles", "two", "a ring on a dim background"]
+    whole = towers.forward_text(towers.tokenize(texts))
+    embeds, logits = towers.forward_text_by_length(towers.tokenize(texts), 3)
+    assert torch.allclose(embeds, whole.embeds, atol=1e-5)
+    assert torch.allclose(logits, whole.mask_logits, atol=1e-5)
+
+
+def test_top_k_masks_have_k_dimensions_in_training_and_in_banks():
+    model = SmartCLIPAlignment({"arch": "SmartCLIP-tiny", "seed": 0, "mask_top_k": 10}, loss={"sparsity_weight": 0.0})
+    assert model.towers.encode_text(TEXTS).masks.sum(dim=1).tolist() == [10.0] * 6
+    losses = model(images(6), samples(TEXTS), mode="loss")
+    assert losses["mask_density"].item() == pytest.approx(10 / 64)
+    total(losses).backward()
+    assert model.towers.mask_network.attn_pool.attention.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="mask_top_k"):
+        SmartCLIPAlignment({"arch": "SmartCLIP-tiny", "mask_top_k": 64})
+
+
+def test_low_rank_updates_start_at_nothing_train_alone_and_are_read_as_towers(tmp_path):
+    plain, model = build(), build(low_rank={"rank": 4})
+    before = plain(images(2), samples(TEXTS[:2]), mode="loss")
+    assert torch.allclose(
+        model(images(2), samples(TEXTS[:2]), mode="loss")["loss_sidm"], before["loss_sidm"], rtol=1e-5
+    )
+    trained = {k for k, p in model.named_parameters() if p.requires_grad}
+    assert all("mask_network" in k or k.endswith((".up", ".down")) for k in trained)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    total(model(images(6), samples(TEXTS), mode="loss")).backward()
+    optimizer.step()
+    expected = model.towers.encode_image(images(2))
+    assert not torch.allclose(expected, plain.towers.encode_image(images(2)), atol=1e-4)
+    torch.save({"meta": {"tower_config": model.towers.config.to_dict()}, "state_dict": model.state_dict()},
+               tmp_path / "epoch_1.pth")  # fmt: skip
+    read = SmartCLIP.from_checkpoint(tmp_path / "epoch_1.pth")
+    assert torch.allclose(read.encode_image(images(2)), expected, atol=1e-5)
+    assert torch.allclose(SmartCLIP.from_checkpoint(model.towers.save(tmp_path / "t.safetensors")).encode_image(images(2)),
+                          expected, atol=1e-5)  # fmt: skip
+    with pytest.raises(UserError, match="rank"):
+        build(low_rank={"rank": 0})
+
+
+def test_the_initial_tower_teaches_and_is_neither_trained_nor_saved():
+    model = build(distillation={"images": 2, "teacher": "initial"})
+    assert not any("distillation" in k for k in model.state_dict())
+    assert not any("distillation" in k for k, _ in model.named_parameters())
+    with torch.no_grad():
+        model.towers.image_tower.proj.zero_()
+    torch.manual_seed(0)
+    losses = model(images(2), samples(TEXTS[:2]), mode="loss")
+    # The trained tower says nothing any more; a target of the initial one still asks for something.
+    assert losses["loss_distillation"].item() == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(UserError, match="teacher"):
+        build(distillation={"teacher": "first"})
+
+
+def test_regions_are_matched_with_their_texts_under_their_masks():
+    model = build(region_contrast={"weight": 2.0, "images": 2, "scale": 20.0})
+    batch = samples(TEXTS[:3])
+    told = [["a heart", "a star"], ["a star"], ["a ring"]]
+    boxes = [[[0.0, 0, 32, 32], [32.0, 32, 64, 64]], [[8.0, 8, 56, 40]], [[0.0, 0, 64, 64]]]
+    for s, b, t in zip(batch, boxes, told, strict=True):
+        s.set_metainfo({"region_boxes": b, "region_texts": t})
+    losses = model(images(3), batch, mode="loss")
+    towers, index = model.towers, {"a heart": 0, "a star": 1}
+    dense = towers.encode_dense(images(3))
+    bank = towers.encode_text(list(index))
+    values = []
+    for i in (0, 1):
+        for box, text in zip(boxes[i], told[i], strict=True):
+            vector = pool_regions(dense, torch.tensor([[float(i), *box]]), 8)[0]
+            logits = 20 * torch.stack([functional.cosine_similarity(vector * m, e, dim=0)
+                                       for e, m in zip(bank.embeds, bank.masks, strict=True)])  # fmt: skip
+            values.append(functional.cross_entropy(logits[None], torch.tensor([index[text]])))
+    assert losses["loss_region"].item() == pytest.approx(2 * torch.stack(values).mean().item(), rel=1e-4)
+    for s in batch:
+        s.set_metainfo({"region_boxes": [], "region_texts": []})
+    assert model(images(3), batch, mode="loss")["loss_region"].item() == 0
+    with pytest.raises(UserError, match="needs regions"):
+        model(images(3), samples(TEXTS[:3]), mode="loss")
+
+
+def test_component_matching_takes_part_of_the_image_for_the_second_text():
+    from smartclip_det.core.contrastive import principal_part
+
+    model = SmartCLIPAlignment({"arch": "CLIP-toy", "seed": 0}, component_matching=2,
+                               loss={"mask_mode": "off", "alignment_weight": 1.0, "label_smoothing": 0.1})  # fmt: skip
+    pairs = [BaseDataElement(metainfo={"drawn_captions": [a, b]}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+    found = model(images(6), pairs, mode="loss")
+    towers = model.towers
+    v = towers.encode_image(images(6))
+    terms = []
+    for vectors, texts in ((v, TEXTS), (principal_part(v, 2), TEXTS[::-1])):
+        t = towers.forward_text(towers.tokenize(list(texts))).embeds
+        logits = 100 * functional.normalize(vectors, dim=-1) @ functional.normalize(t, dim=-1).t()
+        target = torch.arange(6)
+        terms.append(functional.cross_entropy(logits, target, label_smoothing=0.1)
+                     + functional.cross_entropy(logits.t(), target, label_smoothing=0.1))  # fmt: skip
+    assert total(found).item() == pytest.approx((sum(terms) / 2).item(), rel=1e-4)
+
+
+def test_uint8_pixels_are_normalised_as_floats_were():
+    model = build()
+    raw = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in SmartCLIP.image_statistics())
+    assert torch.allclose(model(raw), model((raw.float() / 255 - mean) / std), atol=1e-6)
 
 
 def test_predict_gives_vectors_masks_and_scores_of_each_image():

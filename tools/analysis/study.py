@@ -23,11 +23,22 @@ from smartclip_det.utils.steps import Step, StepRunner, settings
 #: Alignments: config, and how their texts are scored.
 VARIANTS = {
     "clip": ("clip-align_toy", ("plain",)),
-    "smartclip": ("smartclip-align_toy", ("masked", "plain")),
-    "non_modular": ("smartclip-align_non-modular_toy", ("masked", "plain")),
+    "longclip": ("longclip-align_toy", ("plain",)),
+    "smartclip": ("smartclip-align_toy", ("masked", "plain", "random", "shuffled")),
+    "non_modular": ("smartclip-align_non-modular_toy", ("masked", "plain", "random", "shuffled")),
+    "keep_crops": ("smartclip-align_keep-crops_toy", ("masked", "plain")),
+    "keep_regions": ("smartclip-align_keep-regions_toy", ("masked", "plain")),
+    "keep_both": ("smartclip-align_keep-both_toy", ("masked", "plain")),
 }
 #: Detector heads: towers, and mask mode in training.
-HEADS = {"clip_off": ("clip", "off"), "smartclip_hard": ("smartclip", "hard"), "smartclip_off": ("smartclip", "off")}
+HEADS = {
+    "clip_off": ("clip", "off"),
+    "smartclip_hard": ("smartclip", "hard"),
+    "smartclip_off": ("smartclip", "off"),
+    "keep_crops_hard": ("keep_crops", "hard"),
+    "keep_regions_hard": ("keep_regions", "hard"),
+    "keep_both_hard": ("keep_both", "hard"),
+}
 TEST_MODES = ("hard", "off", "random", "shuffled")
 #: What else is varied in testing, on heads that were trained with masks: by name, the policy's changes.
 POLICIES: dict[str, dict[str, str]] = {
@@ -41,7 +52,10 @@ POLICIES: dict[str, dict[str, str]] = {
     "no fusion": {"fusion": "none"},
 }
 DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
-ALIGNMENT = ("map_shape", "map_colour_shape", "t2i_r1_long", "t2i_r1_short", "t2i_r1_partial")
+ALIGNMENT = (
+    "map_shape", "map_colour_shape", "map_colour_shape_held_out", "t2i_r1_long", "t2i_r1_short", "t2i_r1_partial",
+    "t2i_r1_short_held_out", "t2i_r5_short_held_out",
+)  # fmt: skip
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +66,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("work_dirs/study"))
     parser.add_argument("--pretrain", type=int, default=8, help="epochs of CLIP from nothing")
     parser.add_argument("--align", type=int, default=3, help="epochs of each alignment")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="alignments")
+    parser.add_argument("--heads", nargs="*", default=list(HEADS), choices=HEADS, help="detector heads of those")
+    parser.add_argument("--policies", action="store_true", help="test one head under further policies")
+    parser.add_argument("--pretrained", type=Path, help="folder of an earlier study whose pretrained towers are used")
     parser.add_argument("--detector", type=int, default=1, help="epochs of each detector; 0 for none")
     return parser.parse_args()
 
@@ -76,22 +94,28 @@ class Seed:
 
     def stages(self) -> list[list[Step]]:
         """Steps in order."""
-        stages = [
-            [self.alignment("pretrain", "clip-pretrain_toy", self.args.pretrain, {"towers.seed": self.seed})],
+        stages = [] if self.args.pretrained else [
+            [self.alignment("pretrain", "clip-pretrain_toy", self.args.pretrain, {"towers.seed": self.seed})]
+        ]  # fmt: skip
+        variants = {n: v for n, v in VARIANTS.items() if n in self.args.variants}
+        heads = {n: t for n, (t, _) in HEADS.items() if t in variants and n in self.args.heads}
+        stages += [
             [self.alignment(n, config, self.args.align, {"towers.checkpoint": self.towers("pretrain"),
                                                          **({} if n == "clip" else {"towers.seed": self.seed})})
-             for n, (config, _) in VARIANTS.items()],
-            [self.probe(n) for n in VARIANTS],
+             for n, (config, _) in variants.items()],
+            [self.probe(n) for n in variants],
         ]  # fmt: skip
         if self.args.detector:
-            stages += [[self.head(n) for n in HEADS],
-                       [self.test(n, m, {"mask_mode": m}) for n in HEADS for m in TEST_MODES],
+            stages += [[self.head(n) for n in heads],
+                       [self.test(n, m, {"mask_mode": m}) for n in heads for m in TEST_MODES],
                        [self.test("smartclip_hard", slug(n), {"mask_mode": "hard", **p})
-                        for n, p in POLICIES.items()]]  # fmt: skip
+                        for n, p in POLICIES.items() if self.args.policies and "smartclip_hard" in heads]]  # fmt: skip
         return stages
 
     def towers(self, name: str) -> Path:
         """Final checkpoint of an alignment."""
+        if name == "pretrain" and self.args.pretrained:
+            return self.args.pretrained / f"seed_{self.seed}" / name / f"epoch_{self.args.pretrain}.pth"
         return self.out / name / f"epoch_{self.args.pretrain if name == 'pretrain' else self.args.align}.pth"
 
     def alignment(self, name: str, config: str, epochs: int, source: dict[str, Any]) -> Step:
@@ -149,17 +173,24 @@ def numbers_of(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float
     folder = args.out / f"seed_{seed}"
     rows: dict[str, dict[str, float]] = {}
     for name, (_, scorings) in VARIANTS.items():
+        if name not in args.variants:
+            continue
         found = read_json(folder / f"{name}.metrics.json", "result file")["metrics"]
         probe = read_json(folder / f"probe_{name}.json", "result file")["metrics"]
         for scoring in scorings:
-            mode = "hard" if scoring == "masked" else "off"
             row = {k: found[f"{k}_{scoring}"] for k in ALIGNMENT}
+            mode = {"masked": "hard", "plain": "off"}.get(scoring)
+            if mode is None:
+                rows[f"{name}, {scoring}"] = row
+                continue
             row.update({f"{g}_{v}": probe[g][view][mode] for g in ("base", "novel")
                         for v, view in (("crop", "crop"), ("dense", "dense_value"))})  # fmt: skip
             rows[f"{name}, {scoring}"] = row
     if args.detector:
-        tests = {f"heads {n}, tested {m}": f"{n}_{m}" for n in HEADS for m in TEST_MODES}
-        tests |= {f"heads smartclip_hard, {p}": f"smartclip_hard_{slug(p)}" for p in POLICIES}
+        heads = [n for n in args.heads if HEADS[n][0] in args.variants]
+        tests = {f"heads {n}, tested {m}": f"{n}_{m}" for n in heads for m in TEST_MODES}
+        if args.policies and "smartclip_hard" in heads:
+            tests |= {f"heads smartclip_hard, {p}": f"smartclip_hard_{slug(p)}" for p in POLICIES}
         for row, file in tests.items():
             found = read_json(folder / f"detection_{file}.metrics.json", "result file")["metrics"]
             rows[row] = {k: found[k] for k in ("base_ap50", "novel_ap50", "all_ap50")}

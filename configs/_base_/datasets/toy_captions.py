@@ -9,7 +9,7 @@ train_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="ShareCaptionDataset",
+        type="CaptionDataset",
         data_root=data_root,
         ann_file="annotations/share_captions_train.json",
         image_size=image_size,
@@ -26,17 +26,18 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="default_collate"),
     dataset=dict(
-        type="ShareCaptionDataset",
+        type="CaptionDataset",
         data_root=data_root,
         ann_file="annotations/share_captions_val.json",
         image_size=image_size,
         fit="pad",
         presence=dict(shape="{category}", colour_shape="{colour} {category}"),
         presence_file="annotations/instances_val.json",
+        phrases=dict(held_out=("world.json", "held_out")),
         test_mode=True,
         keep_images=True,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="AlignmentMetric")
+val_evaluator = dict(type="AlignmentMetric", scorings=["masked", "plain", "random", "shuffled"])
 test_evaluator = val_evaluator

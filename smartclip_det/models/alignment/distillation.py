@@ -1,22 +1,26 @@
-"""Region self-distillation: dense features of a region learn from the same tower's view of its crop.
+"""Region self-distillation: dense features of a region learn from a tower's view of its crop.
 
 The idea of CLIPSelf (arXiv 2310.01403): image-text alignment trains the pooled vector only, and a ViT's patch vectors
-say little about what is where. Here the teacher is the pooled vector of a crop, without gradient, from the tower as it
-is at that step; the student is RoIAlign of the dense map of the whole image.
+say little about what is where. The teacher is the pooled vector of a crop, without gradient; the student is RoIAlign
+of the dense map of the whole image.
 
 Shape letters: B images, R regions, D joint embedding, S side of the input in pixels.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.regions import pool_regions
 from smartclip_det.models.towers.vision_transformer import VisionTransformer
+
+TEACHERS = ("initial", "current")
 
 
 class RegionDistillation(nn.Module):
@@ -24,6 +28,7 @@ class RegionDistillation(nn.Module):
 
     def __init__(
         self, weight: float = 1.0, regions: int = 1, images: int = 64, min_side: float = 0.2, max_side: float = 0.7,
+        teacher: str = "initial",
     ) -> None:  # fmt: skip
         """Build.
 
@@ -33,18 +38,29 @@ class RegionDistillation(nn.Module):
             images: images of each batch that take part, at most.
             min_side: smallest side of a region, as a share of the image's.
             max_side: largest side.
+            teacher: ``initial``: the tower that the run started from, frozen, as in CLIPSelf, so that what it knew
+                about crops is kept; ``current``: the trained tower at that step.
         """
         super().__init__()
         if not 0 < min_side <= max_side <= 1:
             raise UserError(f"Regions need 0 < min_side <= max_side <= 1; given {min_side} and {max_side}.")
         self.weight, self.regions, self.images = weight, regions, images
         self.min_side, self.max_side = min_side, max_side
+        self.teacher = check_choice("teacher", teacher, TEACHERS)
+        # In a list: not a part of the model, so it is neither trained nor saved. A run that goes on has it from the
+        # same config.
+        self._initial: list[VisionTransformer] = []
+
+    def remember(self, tower: VisionTransformer) -> None:
+        """Keep the tower as it is now, where the teacher is the initial one."""
+        if self.teacher == "initial":
+            self._initial = [copy.deepcopy(tower).requires_grad_(False).eval()]
 
     def forward(self, tower: VisionTransformer, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
         """Compare regions of the dense map with crops.
 
         Args:
-            tower: the teacher.
+            tower: the trained tower.
             inputs: ``[B, 3, S, S]`` normalised pixels.
             dense: ``[B, D, h, w]`` dense map of the inputs, with gradients.
 
@@ -53,10 +69,11 @@ class RegionDistillation(nn.Module):
         """
         inputs, dense = inputs[: self.images], dense[: self.images]
         rois = self.random_regions(len(inputs), inputs.shape[-1], inputs.device)
+        teacher = self._initial[0].to(inputs.device) if self._initial else tower
         with torch.no_grad():
-            teacher = tower(roi_align(inputs.float(), rois, tower.image_size, sampling_ratio=2, aligned=True))
+            target = teacher(roi_align(inputs.float(), rois, tower.image_size, sampling_ratio=2, aligned=True))
         student = pool_regions(dense, rois, tower.patch_size)
-        cosine = functional.cosine_similarity(student, teacher.float(), dim=-1)
+        cosine = functional.cosine_similarity(student, target.float(), dim=-1)
         return {"loss_distillation": self.weight * (1 - cosine).mean(), "region_cosine": cosine.detach().mean()}
 
     def random_regions(self, images: int, side: int, device: torch.device) -> Tensor:

@@ -1,11 +1,13 @@
-"""Alignment of images and captions (SmartCLIP, arXiv 2507.22264; CLIP by config).
+"""Alignment of images and captions (SmartCLIP, arXiv 2507.22264; CLIP and Long-CLIP by config).
 
-Shape letters: B images, D joint embedding, C classes, S side of the input in pixels.
+Shape letters: B images, D joint embedding, C classes, S side of the input in pixels, h w grid cells.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,20 +15,43 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
+from smartclip_det.core.contrastive import principal_part
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.similarity import masked_cosine
+from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.evaluation.retrieval import SCORINGS
 from smartclip_det.models.alignment.distillation import RegionDistillation
+from smartclip_det.models.alignment.region_contrast import RegionContrast
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss
-from smartclip_det.models.towers.smartclip import TextFeatures
+from smartclip_det.models.towers.low_rank import add_low_rank
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.vision_transformer import DENSE_MODES
+
+#: Terms of the loss that the dense map is trained by as well.
+_ALIGNED = ("loss_sidm", "loss_dism", "loss_sigmoid")
+
+
+@dataclass
+class SeenImages:
+    """What the losses need of B images.
+
+    Attributes:
+        pooled: ``[B, D]``, not normalised.
+        patch_mean: ``[B, D]`` mean of the dense map, or None.
+        dense: ``[B', D, h, w]`` dense maps of the first images, or None.
+    """
+
+    pooled: Tensor
+    patch_mean: Tensor | None
+    dense: Tensor | None
 
 
 @MODELS.register_module()
 class SmartCLIPAlignment(BaseModel):
-    """Towers, the alignment loss, and optionally dense alignment and region self-distillation.
+    """Towers, the alignment loss, and optionally terms that keep dense features.
 
     ``towers`` are saved under their own names with ``meta['tower_config']`` (:class:`TowerCheckpointHook`), so a
     checkpoint of this model is a towers checkpoint for everything else in the package.
@@ -36,9 +61,16 @@ class SmartCLIPAlignment(BaseModel):
         self,
         towers: Mapping[str, Any],
         loss: Mapping[str, Any] | None = None,
+        component_matching: int = 0,
         dense_weight: float = 0.0,
         dense_mode: str = "value",
         distillation: Mapping[str, Any] | None = None,
+        region_contrast: Mapping[str, Any] | None = None,
+        low_rank: Mapping[str, Any] | None = None,
+        micro_batch: int = 0,
+        text_chunks: int = 1,
+        checkpointing: bool = False,
+        initial_scale: float = 0.0,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
@@ -47,27 +79,53 @@ class SmartCLIPAlignment(BaseModel):
         Args:
             towers: where the initial weights come from, see ``towers.source.load_towers``.
             loss: options of :class:`AlignmentLoss`; None for the published loss.
+            component_matching: Long-CLIP: all texts of an image but its first are matched with the part of the image
+                vectors in so many principal directions of this process's batch; 0 for none.
             dense_weight: weight of the same loss on the mean of the dense map in place of the pooled vector, so
                 that patches, too, are trained to match texts.
             dense_mode: last block of that dense map.
             distillation: options of :class:`RegionDistillation`; None for none.
-            data_preprocessor: MMEngine's ``ImgDataPreprocessor`` with CLIP's statistics.
+            region_contrast: options of :class:`RegionContrast`; None for none. Needs ``regions`` in the data set.
+            low_rank: options of ``add_low_rank``: towers are frozen but for low-rank updates (and the mask network).
+            micro_batch: images (and texts) encoded at a time; each such part is encoded again in the backward pass, so
+                that a card holds the activations of one. The loss is that of the whole batch, exactly. 0: all at once.
+            text_chunks: chunks of like length that the texts are encoded in; the same texts, less padding.
+            initial_scale: where a learned scale starts; 0 for the towers' own.
+            checkpointing: recompute transformer blocks in the backward pass.
+            data_preprocessor: MMEngine's; None leaves uint8 pixels as they are until a part of them is encoded.
             init_cfg: unused; weights come from ``towers``.
         """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=None)
         self.towers = load_towers(towers)
         self.loss = AlignmentLoss(**(loss or {}))
+        for name, value, low in (("micro_batch", micro_batch, 0), ("text_chunks", text_chunks, 1),
+                                 ("component_matching", component_matching, 0)):  # fmt: skip
+            if value < low:
+                raise UserError(f"{name} must be at least {low}; given {value}.")
+        self.component_matching, self.micro_batch, self.text_chunks = component_matching, micro_batch, text_chunks
         self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
+        self.region_contrast = None if region_contrast is None else RegionContrast(**region_contrast)
+        if self.distillation is not None:
+            self.distillation.remember(self.towers.image_tower)
+        if low_rank is not None:
+            add_low_rank([self.towers.image_tower, self.towers.text_tower], **low_rank)
+        self.towers.image_tower.checkpointing = self.towers.text_tower.checkpointing = checkpointing
+        if initial_scale > 0:
+            self.towers.logit_scale.data.fill_(math.log(initial_scale))
         self._banks: dict[str, TextBank] = {}
-        # DDP waits for every trained parameter: those that no loss reaches are not trained.
+        self._choose_trained(towers)
+
+    def _choose_trained(self, source: Mapping[str, Any]) -> None:
+        """DDP waits for every trained parameter: those that no loss reaches are not trained."""
         self.towers.logit_scale.requires_grad_(self.loss.learns_scale)
         if self.towers.mask_network is not None:
             self.towers.mask_network.requires_grad_(self.loss.mask_mode != "off")
         elif self.loss.mask_mode != "off":
             raise UserError(
-                f"mask_mode={self.loss.mask_mode!r} needs towers with a mask network; {towers} have none. Choose an "
-                "architecture with one (SmartCLIP-...) or mask_mode='off'."
+                f"mask_mode={self.loss.mask_mode!r} needs towers with a mask network; {source} have none. Choose an "
+                "architecture with one (SmartCLIP-...), or give the checkpoint one by towers.mask_layers=1, or "
+                "mask_mode='off'."
             )
 
     def init_weights(self) -> None:
@@ -83,46 +141,109 @@ class SmartCLIPAlignment(BaseModel):
         """Run one batch.
 
         Args:
-            inputs: ``[B, 3, S, S]`` normalised pixels.
-            data_samples: ``drawn_captions`` each, as many for all, for ``loss``; ``captions`` for ``predict``.
+            inputs: ``[B, 3, S, S]``: uint8 pixels, or normalised ones.
+            data_samples: ``drawn_captions`` (or ``drawn_tokens``) each, as many for all, for ``loss``; ``captions``
+                for ``predict``.
             mode: ``loss`` (dict of losses), ``predict`` (see :meth:`predict`), ``tensor`` (``[B, D]`` vectors).
 
         Raises:
             UserError: for another mode, or samples without what the mode needs.
         """
         if mode == "tensor":
-            return self.towers.encode_image(inputs)
+            return self.towers.encode_image(self.normalised(inputs))
         if data_samples is None or mode not in ("loss", "predict"):
             raise UserError(f"mode must be loss or predict with data_samples, or tensor; given {mode!r}.")
         return self._losses(inputs, data_samples) if mode == "loss" else self.predict(inputs, data_samples)
 
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """Pixels as the tower wants them; what is not uint8 was normalised before."""
+        if inputs.dtype != torch.uint8:
+            return inputs
+        mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in self.towers.image_statistics())
+        return (inputs.float() / 255 - mean) / std
+
     def _losses(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
-        sets = list(zip(*(s.drawn_captions for s in data_samples), strict=True))
-        tokens = self.towers.tokenize([t for one in sets for t in one], truncate=True).to(inputs.device)
-        dense_mode = self.dense_mode if self.dense_weight or self.distillation is not None else None
-        seen = self.towers.image_tower.features(inputs, dense_mode=dense_mode, pooled=True)
-        texts = self.towers.forward_text(tokens)
-        losses = self._contrast(seen.pooled, texts, len(sets))
-        if self.dense_weight:
-            dense = self._contrast(seen.dense.flatten(2).mean(dim=2), texts, len(sets))
-            losses.update({f"{k}_dense": self.dense_weight * dense[k] for k in ("loss_sidm", "loss_dism")})
+        tokens, sets = self._tokens(data_samples, inputs.device)
+        seen = self._see(inputs)
+        texts = self._read(tokens)
+        losses = self._contrast(seen.pooled, *texts, sets)
+        if seen.patch_mean is not None:
+            dense = self._contrast(seen.patch_mean, *texts, sets)
+            losses.update({f"{k}_dense": self.dense_weight * v for k, v in dense.items() if k in _ALIGNED})
         if self.distillation is not None:
-            losses.update(self.distillation(self.towers.image_tower, inputs, seen.dense))
+            assert seen.dense is not None
+            given = self.normalised(inputs[: len(seen.dense)])
+            losses.update(self.distillation(self.towers.image_tower, given, seen.dense))
+        if self.region_contrast is not None:
+            assert seen.dense is not None
+            losses.update(self._contrast_regions(self.region_contrast, seen.dense, data_samples))
         # Captions over the context are cut, as in the released training: the log tells how many reach the limit.
-        reaching = tokens.shape[1] == self.towers.config.context_length
-        losses["texts_at_limit"] = (
-            (tokens[:, -1] != 0).float().mean() if reaching else tokens.new_zeros((), dtype=torch.float)
-        )
+        limit = self.towers.config.context_length
+        losses["texts_at_limit"] = (tokens.argmax(dim=1) == limit - 1).float().mean()
         return losses
 
-    def _contrast(self, images: Tensor, texts: TextFeatures, sets: int) -> dict[str, Tensor]:
+    def _tokens(self, data_samples: Sequence[BaseDataElement], device: torch.device) -> tuple[Tensor, int]:
+        """``[sets * B, L]`` ids, set by set, and the number of sets."""
+        if "drawn_tokens" in data_samples[0]:
+            rows = [[torch.tensor(t) for t in s.drawn_tokens] for s in data_samples]
+            flat = [t for one in zip(*rows, strict=True) for t in one]
+            tokens = pad_sequence(flat, batch_first=True)
+            mask_network = self.towers.mask_network
+            if mask_network is not None and mask_network.mask_pad == "include":
+                room = self.towers.config.context_length - tokens.shape[1]
+                tokens = torch.nn.functional.pad(tokens, (0, room))
+            return tokens.to(device), len(rows[0])
+        sets = list(zip(*(s.drawn_captions for s in data_samples), strict=True))
+        return self.towers.tokenize([t for one in sets for t in one], truncate=True).to(device), len(sets)
+
+    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Text vectors and mask logits ``[K, D]``, chunk by chunk."""
+        again = 0 < self.micro_batch < len(tokens)
+        parts = -(-len(tokens) // self.micro_batch) if again else 1
+        return self.towers.forward_text_by_length(tokens, max(parts, self.text_chunks), recompute=again)
+
+    def _see(self, inputs: Tensor) -> SeenImages:
+        """Image features, micro-batch by micro-batch."""
+        terms = [t.images for t in (self.distillation, self.region_contrast) if t is not None]
+        kept = max(terms, default=0)
+        mode = self.dense_mode if self.dense_weight or kept else None
+
+        def see(pixels: Tensor, keep: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            out = self.towers.image_tower.features(self.normalised(pixels), dense_mode=mode, pooled=True)
+            mean = out.dense.flatten(2).mean(dim=2) if self.dense_weight and out.dense is not None else None
+            return out.pooled, mean, out.dense[:keep] if keep and out.dense is not None else None
+
+        size = self.micro_batch or len(inputs)
+        parts = []
+        for start in range(0, len(inputs), size):
+            given = (inputs[start : start + size], min(max(kept - start, 0), size))
+            parts.append(checkpoint(see, *given, use_reentrant=False) if size < len(inputs) else see(*given))
+        pooled, means, maps = ([p for p in column if p is not None] for column in zip(*parts, strict=True))
+        return SeenImages(
+            torch.cat(pooled), torch.cat(means) if means else None, torch.cat(maps) if maps else None
+        )  # fmt: skip
+
+    def _contrast(self, images: Tensor, embeds: Tensor, logits: Tensor | None, sets: int) -> dict[str, Tensor]:
         """Mean losses of ``[B, D]`` image vectors with each of the sets of B captions."""
-        logits = [None] * sets if texts.mask_logits is None else texts.mask_logits.chunk(sets)
-        parts = [
-            self.loss(images, embeds, mask_logits, self.towers.logit_scale)
-            for embeds, mask_logits in zip(texts.embeds.chunk(sets), logits, strict=True)
-        ]
+        masks = [None] * sets if logits is None else logits.chunk(sets)
+        parts = []
+        for n, (own, mask_logits) in enumerate(zip(embeds.chunk(sets), masks, strict=True)):
+            matched = principal_part(images, self.component_matching) if n and self.component_matching else images
+            parts.append(self.loss(matched, own, mask_logits, self.towers.logit_scale))
         return {k: torch.stack([p[k] for p in parts]).mean() for k in parts[0]}
+
+    def _contrast_regions(
+        self, term: RegionContrast, dense: Tensor, data_samples: Sequence[BaseDataElement]
+    ) -> dict[str, Tensor]:
+        if "region_texts" not in data_samples[0]:
+            raise UserError("region_contrast needs regions=dict(file=...) in the training data set.")
+        told = [s.region_texts for s in data_samples]
+        texts = term.texts(told)
+        if not texts:
+            return term.nothing(dense)
+        embeds, logits = self._read(self.towers.tokenize(texts, truncate=True).to(dense.device))
+        return term(dense, [s.region_boxes for s in data_samples], told, embeds,
+                    self.loss.masks(logits), self.towers.image_tower.patch_size)  # fmt: skip
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:
@@ -130,15 +251,17 @@ class SmartCLIPAlignment(BaseModel):
 
         Returns:
             The samples with ``image_embed [D]``; ``text_features``: for each kind of caption a list of (vector ``[D]``,
-            mask ``[D]``); ``presence_scores``: for each vocabulary in force ``masked [C]`` and ``plain [C]`` cosines.
+            mask ``[D]``); ``presence_scores``: for each vocabulary in force cosines ``[C]`` by scoring (``SCORINGS``).
         """
-        images = self.towers.encode_image(inputs)
+        images = self.towers.encode_image(self.normalised(inputs))
         scores = {}
         for name, bank in self._banks.items():
             bank = bank.to(images.device)
+            # A control needs another text to take a mask from.
+            modes = {k: m for k, m in SCORINGS.items() if m != "shuffled" or len(bank) > 1}
             scores[name] = {
-                "masked": masked_cosine(images, bank.embeds, bank.masks).cpu(),
-                "plain": masked_cosine(images, bank.embeds).cpu(),
+                k: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, m, bank.texts)).cpu()
+                for k, m in modes.items()
             }
         texts = [t for s in data_samples for kind in s.captions.values() for t in kind]
         found = self._encode_unique(texts)

@@ -8,16 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smartclip_det.core.contrastive import SCALE, alignment_logits, alignment_losses, sparsity_loss
+from smartclip_det.core.contrastive import SCALE, TILE, hard_concrete, sigmoid_strip, softmax_strip, sparsity_loss
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.similarity import straight_through
-from smartclip_det.models.losses.gather import gather_rows, world_size
+from smartclip_det.core.similarity import TEXT_NORMS, straight_through
+from smartclip_det.models.losses.gather import gather_rows, logsumexp_over_processes, world_size
 
-TRAINED_MASKS = ("hard", "soft", "off")
+TRAINED_MASKS = ("hard", "soft", "hard_concrete", "off")
+FORMS = ("softmax", "sigmoid")
 
 
 class AlignmentLoss(nn.Module):
-    """Each process scores its own images against all captions and its own captions against all images.
+    """Each process scores its own images against the captions of all processes, once.
 
     The terms are weighted so that the average over processes that DDP takes is the loss of the joint batch, also
     when processes hold batches of different size.
@@ -25,23 +26,34 @@ class AlignmentLoss(nn.Module):
 
     def __init__(
         self, mask_mode: str = "hard", modular: bool = True, scale: float | str = SCALE,
-        alignment_weight: float = 10.0, sparsity_weight: float = 2.0,
+        alignment_weight: float = 10.0, sparsity_weight: float = 2.0, form: str = "softmax",
+        label_smoothing: float = 0.0, text_norm: str = "full", tile: int = TILE,
     ) -> None:  # fmt: skip
         """Build.
 
         Args:
-            mask_mode: ``hard`` (straight-through, the published one), ``soft``, or ``off`` for CLIP.
-            modular: see ``contrastive.alignment_logits``.
+            mask_mode: ``hard`` (straight-through, the published one), ``soft``, ``hard_concrete``, or ``off`` for CLIP.
+            modular: True lets each caption mask every image by its own mask. False masks each image by the mask of
+                its own caption only (the paper's ablation: it leaks the identity of the pair).
             scale: factor on cosines: a number (the recipe's 100), or ``learned``.
-            alignment_weight: of the sum of both cross-entropies.
+            alignment_weight: of the sum of both cross-entropies, or of the sigmoid loss.
             sparsity_weight: of the mean mask.
+            form: ``softmax``, or ``sigmoid`` (SigLIP; with a learned bias that starts at -10).
+            label_smoothing: of the softmax form (Long-CLIP's release has 0.1).
+            text_norm: ``masked`` masks the text as well (as in MoVA).
+            tile: logits computed at a time; a strip of more is recomputed in the backward pass.
         """
         super().__init__()
         self.mask_mode = check_choice("mask_mode", mask_mode, TRAINED_MASKS)
+        self.form = check_choice("form", form, FORMS)
+        self.text_norm = check_choice("text_norm", text_norm, TEXT_NORMS)
         if isinstance(scale, str) and scale != "learned":
             raise UserError(f"scale must be a number or 'learned'; given {scale!r}.")
-        self.modular, self.scale = modular, scale
+        if not 0 <= label_smoothing < 1 or (label_smoothing and form == "sigmoid"):
+            raise UserError(f"label_smoothing is in [0, 1), for the softmax form only; given {label_smoothing}.")
+        self.modular, self.scale, self.tile, self.label_smoothing = modular, scale, tile, label_smoothing
         self.alignment_weight, self.sparsity_weight = alignment_weight, sparsity_weight
+        self.bias = nn.Parameter(torch.tensor(-10.0)) if form == "sigmoid" else None
 
     @property
     def learns_scale(self) -> bool:
@@ -54,8 +66,10 @@ class AlignmentLoss(nn.Module):
             return None
         if mask_logits is None:
             raise UserError(f"mask_mode={self.mask_mode!r} needs towers with a mask network (mask_layers > 0).")
-        probs = mask_logits.float().sigmoid()
-        return straight_through(probs) if self.mask_mode == "hard" else probs
+        logits = mask_logits.float()
+        if self.mask_mode == "hard_concrete":
+            return hard_concrete(logits, torch.rand_like(logits) if self.training else None)
+        return straight_through(logits.sigmoid()) if self.mask_mode == "hard" else logits.sigmoid()
 
     def forward(
         self, image_embeds: Tensor, text_embeds: Tensor, mask_logits: Tensor | None, logit_scale: Tensor
@@ -69,24 +83,39 @@ class AlignmentLoss(nn.Module):
             logit_scale: scalar logarithm, used where ``scale='learned'`` (at most 100, as in CLIP).
 
         Returns:
-            ``loss_sidm``, ``loss_dism``, and with masks ``loss_sparsity``; ``mask_density`` and ``scale`` to log.
+            ``loss_sidm`` (same image, different masks: over the captions of each image) and ``loss_dism`` (different
+            images, same mask: over the images of each caption), or ``loss_sigmoid``; with masks ``loss_sparsity``;
+            ``mask_density`` and ``scale`` to log.
         """
         masks = self.masks(mask_logits)
-        own = [image_embeds.float(), text_embeds.float()] + ([] if masks is None else [masks])
-        gathered, first = gather_rows(*own)
-        images, texts = gathered[:2]
-        all_masks = gathered[2] if masks is not None else None
+        images = image_embeds.float() if masks is None or self.modular else image_embeds.float() * masks
+        travelling = [text_embeds.float()] + ([masks] if masks is not None and self.modular else [])
+        gathered, first = gather_rows(*travelling)
+        texts, all_masks = gathered[0], gathered[1] if len(gathered) > 1 else None
         scale = logit_scale.float().exp().clamp(max=100.0) if self.learns_scale else float(self.scale)
-        rows = alignment_logits(own[0], texts, all_masks if self.modular else masks, scale=scale, modular=self.modular)
-        columns = alignment_logits(
-            images, own[1], masks if self.modular else all_masks, scale=scale, modular=self.modular
-        )
-        targets = first + torch.arange(len(own[0]), device=own[0].device)
-        terms = alignment_losses(rows, columns.t(), targets)
-        share = len(own[0]) * world_size() / len(images)
-        losses = {k: self.alignment_weight * share * v for k, v in terms.items()}
+        # Mean over the joint batch, times the processes that DDP will divide by.
+        share = world_size() / len(texts)
+        if self.form == "sigmoid":
+            assert self.bias is not None
+            strip_sum = sigmoid_strip(images, texts, all_masks, first, scale=scale, bias=self.bias,
+                                      text_norm=self.text_norm, tile=self.tile)  # fmt: skip
+            losses = {"loss_sigmoid": self.alignment_weight * share * strip_sum}
+        else:
+            losses = self._softmax(images, texts, all_masks, first, scale, share)
         if masks is not None:
-            losses["loss_sparsity"] = self.sparsity_weight * share * sparsity_loss(masks)
-            losses["mask_density"] = masks.detach().mean()
+            losses["loss_sparsity"] = self.sparsity_weight * share * len(masks) * sparsity_loss(masks)
+            losses["mask_density"] = (masks.detach() >= 0.5).float().mean()
         losses["scale"] = torch.as_tensor(scale, device=images.device).detach()
         return losses
+
+    def _softmax(
+        self, images: Tensor, texts: Tensor, masks: Tensor | None, first: int, scale: float | Tensor, share: float
+    ) -> dict[str, Tensor]:
+        """Both cross-entropies, each over its own rows or columns and the targets' logits of this process."""
+        strip = softmax_strip(images, texts, masks, first, scale=scale, text_norm=self.text_norm, tile=self.tile)
+        columns = logsumexp_over_processes(strip.columns)[first : first + len(images)]
+        matched = (1 - self.label_smoothing) * strip.matched.sum()
+        # The mean of all logits, which smoothing asks for, is one for rows and columns.
+        matched = matched + self.label_smoothing * strip.total / len(texts)
+        weight = self.alignment_weight * share
+        return {"loss_sidm": weight * (strip.rows.sum() - matched), "loss_dism": weight * (columns.sum() - matched)}

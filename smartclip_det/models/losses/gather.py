@@ -1,6 +1,11 @@
-"""Differentiable gathering of rows over processes."""
+"""What processes exchange for the alignment losses, with gradients.
+
+Shape letters: B rows of this process, Bg rows of all processes.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -36,3 +41,28 @@ def gather_rows(*tensors: Tensor) -> tuple[list[Tensor], int]:
         parts = all_gather(torch.cat([x, padding]).contiguous())
         gathered.append(torch.cat([p[:n] for p, n in zip(parts, sizes, strict=True)]))
     return gathered, sum(sizes[: distributed.get_rank()])
+
+
+class _LogSumExpOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        peak = x.detach().clone()
+        distributed.all_reduce(peak, distributed.ReduceOp.MAX)
+        total = (x - peak).exp()
+        distributed.all_reduce(total)
+        out = total.log() + peak
+        ctx.save_for_backward((x - out).exp())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Each process lets some of the sums into its loss; what this one's terms are worth is the sum over all.
+        total = grads[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total * ctx.saved_tensors[0]
+
+
+def logsumexp_over_processes(x: Tensor) -> Tensor:
+    """``log(sum over processes of exp(x))``, entry by entry, with exact gradients to every process's ``x``."""
+    out: Tensor = x if world_size() == 1 else _LogSumExpOverProcesses.apply(x)
+    return out

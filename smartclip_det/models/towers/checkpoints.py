@@ -22,6 +22,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.towers import layouts
 from smartclip_det.models.towers.config import TowerConfig
+from smartclip_det.models.towers.low_rank import merge_low_rank
 from smartclip_det.utils.safe_load import is_torchscript, safe_safetensors_load, safe_torch_load
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def read_checkpoint(path: str | Path, *, activation: str | None = None) -> Check
     """
     path = Path(path)
     raw, facts, layout = _open(path)
-    raw = _strip_module(raw)
+    raw = merge_low_rank(_strip_module(raw))
     found, prefix = layouts.detect(raw, str(path))
     inside = {k[len(prefix) :]: v for k, v in raw.items() if k.startswith(prefix)}
     state = layouts.to_openai({k: v for k, v in inside.items() if not layouts.IGNORABLE.match(k)}, found)

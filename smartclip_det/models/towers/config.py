@@ -46,10 +46,13 @@ class TowerConfig:
     stretched: bool = False
     mask_layers: int = 0
     mask_pad: str = "ignore"
+    mask_top_k: int = 0
 
     def __post_init__(self) -> None:
         check_choice("activation", self.activation, ("quick_gelu", "gelu"))
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
+        if not 0 <= self.mask_top_k < self.embed_dim:
+            raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
         for side, width, heads in (("vision", self.vision_width, self.vision_heads),
                                    ("text", self.text_width, self.text_heads)):  # fmt: skip
             if heads < 1 or width % heads:

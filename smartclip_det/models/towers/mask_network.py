@@ -36,14 +36,16 @@ class MaskNetwork(nn.Module):
 
     The input is detached, so the mask loss never trains the text tower. With ``mask_pad='include'`` padding
     attends and is pooled like any token: released masks need all 248 positions. ``ignore`` leaves padding
-    out and is the default of new trainings.
+    out and is the default of new trainings. With ``top_k`` every mask has exactly so many dimensions on (ties apart):
+    logits are moved so that the k-th is above zero and the next one below, which all readers of masks see.
     """
 
     def __init__(
         self, width: int, embed_dim: int, heads: int, *, layers: int = 1, activation: str = "quick_gelu",
-        mask_pad: str = "ignore",
+        mask_pad: str = "ignore", top_k: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.top_k = top_k
         self.mask_pad = check_choice("mask_pad", mask_pad, MASK_PADS)
         self.resblocks = nn.ModuleList(ResidualBlock(width, heads, activation) for _ in range(layers))
         for block in self.resblocks:
@@ -67,7 +69,11 @@ class MaskNetwork(nn.Module):
         for block in self.resblocks:
             x = block(x, keep=used)
         pooled = self.attn_pool(x, used)
-        return pooled if self.proj is None else self.proj(pooled)
+        logits = pooled if self.proj is None else self.proj(pooled)
+        if self.top_k:
+            best = logits.detach().topk(self.top_k + 1, dim=-1).values
+            logits = logits - best[:, -2:].mean(dim=-1, keepdim=True)
+        return logits
 
 
 def token_keep(tokens: Tensor) -> Tensor:

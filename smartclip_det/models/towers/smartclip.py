@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.grid import KEPT_POSITIONS, stretch_text_positions
@@ -22,6 +23,7 @@ from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers import layouts
 from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint, state_hash, write_checkpoint
 from smartclip_det.models.towers.config import TowerConfig, architecture
+from smartclip_det.models.towers.low_rank import merge_low_rank
 from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
 from smartclip_det.models.towers.text_transformer import TextTransformer
 from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, image_statistics, tokenize
@@ -68,7 +70,9 @@ class SmartCLIP(nn.Module):
             heads=c.text_heads, embed_dim=c.embed_dim, activation=c.activation, stretched=c.stretched,
         )  # fmt: skip
         self.mask_network = (
-            MaskNetwork(c.text_width, c.embed_dim, c.text_heads, layers=c.mask_layers, mask_pad=c.mask_pad)
+            MaskNetwork(
+                c.text_width, c.embed_dim, c.text_heads, layers=c.mask_layers, mask_pad=c.mask_pad, top_k=c.mask_top_k
+            )
             if c.mask_layers
             else None
         )
@@ -103,7 +107,7 @@ class SmartCLIP(nn.Module):
 
     def openai_state(self) -> dict[str, Tensor]:
         """All tensors under OpenAI names."""
-        return {layouts.from_native(k): v for k, v in self.state_dict().items()}
+        return {layouts.from_native(k): v for k, v in merge_low_rank(self.state_dict()).items()}
 
     def load_openai_state(self, state: Mapping[str, Tensor]) -> None:
         """Load tensors under OpenAI names; every one must match."""
@@ -146,6 +150,37 @@ class SmartCLIP(nn.Module):
         """Encode ``[K, L]`` ids with gradients: embeds, states and mask logits."""
         out = self.text_tower(tokens)
         return TextFeatures(out.embeds, out.states, self.mask_logits(out.states, token_keep(tokens)))
+
+    def forward_text_by_length(
+        self, tokens: Tensor, chunks: int, *, recompute: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode ``[K, L]`` ids in chunks of like length, each cut to its longest text: the same rows for less work.
+
+        A mask network with ``mask_pad='include'`` reads all positions, so its chunks keep their padding.
+
+        Args:
+            tokens: ids, padded on the right.
+            chunks: number of chunks; 1 for all at once.
+            recompute: compute each chunk again in backward, so that one at a time is kept.
+
+        Returns:
+            Embeds and mask logits ``[K, D]`` in the order of ``tokens``.
+        """
+        lengths = tokens.argmax(dim=-1) + 1
+        order = lengths.argsort(stable=True)
+        whole = self.mask_network is not None and self.mask_network.mask_pad == "include"
+        parts = []
+        for rows in order.chunk(max(1, chunks)):
+            cut = tokens[rows] if whole else tokens[rows, : int(lengths[rows].max())]
+
+            def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
+                found = self.forward_text(ids)
+                return found.embeds, found.mask_logits
+
+            parts.append(checkpoint(encode, cut, use_reentrant=False) if recompute else encode(cut))
+        back = order.argsort()
+        logits = [m for _, m in parts if m is not None]
+        return torch.cat([e for e, _ in parts])[back], torch.cat(logits)[back] if logits else None
 
     def mask_logits(self, states: Tensor, keep: Tensor) -> Tensor | None:
         """``[K, D]`` mask logits of token states, or None without a mask network."""

@@ -10,7 +10,10 @@ import torch
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.smartclip import SmartCLIP
 
-_KEYS = {"checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad"), "arch": ("arch", "seed")}
+_KEYS = {
+    "checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad", "mask_top_k"),
+    "arch": ("arch", "seed"),
+}
 
 
 def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
@@ -19,8 +22,8 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
     Args:
         source: ``dict(checkpoint=PATH, activation=None, stretch=False)`` or ``dict(arch=NAME, seed=0)``. A
             checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
-            With ``mask_layers=1`` (and ``mask_pad``) a checkpoint without a mask network gets one, randomly started
-            by the seed: how SmartCLIP starts from CLIP.
+            With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
+            randomly started by the seed: how SmartCLIP starts from CLIP.
         vision_options: see :class:`SmartCLIP`.
 
     Raises:
@@ -37,7 +40,11 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
         )  # fmt: skip
         return _with_mask_network(model, source, vision_options)
     if source.get("arch"):
-        return SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
+        model = SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
+        if source.get("mask_top_k") and model.mask_network is not None:
+            model.config = model.config.with_(mask_top_k=source["mask_top_k"])
+            model.mask_network.top_k = model.config.mask_top_k
+        return model
     raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
 
 
@@ -63,7 +70,8 @@ def _with_mask_network(model: SmartCLIP, source: Mapping[str, Any], vision_optio
     """The same towers with a new mask network, where one is asked for and there is none."""
     if not source.get("mask_layers") or model.mask_network is not None:
         return model
-    config = model.config.with_(mask_layers=source["mask_layers"], mask_pad=source.get("mask_pad", "ignore"))
+    config = model.config.with_(mask_layers=source["mask_layers"], mask_pad=source.get("mask_pad", "ignore"),
+                                mask_top_k=source.get("mask_top_k", 0))  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.get("seed", 0))
         out = SmartCLIP(config, **vision_options).eval()

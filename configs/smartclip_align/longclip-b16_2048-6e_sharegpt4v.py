@@ -1,0 +1,8 @@
+# Long-CLIP (arXiv 2403.15378): whole captions, and short ones matched with 32 main components of the image vectors.
+# The sum of two symmetric cross-entropies is the mean of two with twice the weight; the release's scale has no ceiling.
+_base_ = "./clip-b16_1024-3e_sharegpt4v.py"
+
+global_batch_size = 2048
+model = dict(component_matching=32, initial_scale=100.0, loss=dict(alignment_weight=1.0, label_smoothing=0.1))
+train_dataloader = dict(dataset=dict(captions="full+short"))
+train_cfg = dict(max_epochs=6)

@@ -1,0 +1,5 @@
+# ZeRO stage 2 through MMEngine's FlexibleRunner; needs the deepspeed package (extra "scale").
+_base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
+
+strategy = dict(type="DeepSpeedStrategy", bf16=dict(enabled=True), zero_optimization=dict(stage=2))
+optim_wrapper = dict(type="DeepSpeedOptimWrapper")

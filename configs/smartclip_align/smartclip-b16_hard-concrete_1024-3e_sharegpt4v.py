@@ -1,0 +1,4 @@
+# Masks are drawn from the hard concrete distribution (arXiv 1712.01312) in training.
+_base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
+
+model = dict(loss=dict(mask_mode="hard_concrete"))

@@ -1,0 +1,22 @@
+# Beyond the paper: COCO captions with boxes; dense regions stay near crops and are matched with their class names.
+# The 48 base classes alone have boxes here, so that OV-COCO stays fair.
+_base_ = "./smartclip-b16_keep-crops_1024-3e_sharegpt4v.py"
+
+data_root = "data/coco/"
+model = dict(region_contrast=dict(weight=1.0, images=64, scale=50.0))
+train_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        ann_file="annotations/captions_train2017.json",
+        image_folder="train2017",
+        captions="short",
+        skip=0,
+        regions=dict(file="annotations/instances_train2017_seen_2.json", template="a photo of a {}."),
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root, ann_file="annotations/captions_val2017.json", image_folder="val2017", indices=None
+    )
+)
+test_dataloader = val_dataloader

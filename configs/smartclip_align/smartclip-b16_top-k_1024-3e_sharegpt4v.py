@@ -1,0 +1,7 @@
+# Every mask has 256 of 512 dimensions on; there is nothing left for a sparsity term to do.
+_base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
+
+towers = dict(
+    checkpoint=None, arch="SmartCLIP-B-16", stretch=True, mask_layers=1, mask_pad="include", mask_top_k=256, seed=0
+)
+model = dict(towers=towers, loss=dict(sparsity_weight=0.0))

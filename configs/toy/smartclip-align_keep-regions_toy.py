@@ -1,0 +1,16 @@
+# Keeping boxes: boxes of base shapes are matched with their texts, each under its own mask; novel ones stay unboxed.
+_base_ = "./smartclip-align_toy.py"
+
+model = dict(region_contrast=dict(weight=5.0, images=64, scale=15.0))
+train_dataloader = dict(
+    dataset=dict(
+        regions=dict(
+            file="annotations/instances_train.json",
+            pattern="{colour} {category}",
+            classes=[
+                *("circle", "square", "triangle", "pentagon", "star", "heart"),
+                *("cross", "ring", "diamond", "trapezoid", "arch", "hourglass"),
+            ],
+        )
+    )
+)

@@ -1,0 +1,124 @@
+"""What COCO annotations say about captioned images: names that are present, and boxes with texts.
+
+Shape letters: R regions.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.core.prompts import fill
+from smartclip_det.datasets.caption_files import CaptionRecord
+from smartclip_det.datasets.caption_policies import swap_sides
+from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.utils.images import square_boxes
+
+
+def described_annotations(path: str, pattern: str) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Each annotation that is no crowd, its category, and the pattern filled with its attributes and ``category``."""
+    truth = load_ground_truth(path)
+    for a in truth.data["annotations"]:
+        if a.get("iscrowd"):
+            continue
+        category = truth.categories[a["category_id"]]
+        facts = {**a.get("attributes", {}), "category": category}
+        try:
+            yield a, category, pattern.format(**facts)
+        except (KeyError, IndexError) as error:
+            raise UserError(
+                f"Pattern {pattern!r} asks for {error}; annotations of {path} have {', '.join(facts)}."
+            ) from error
+
+
+def read_presence(
+    records: Sequence[CaptionRecord], presence: Mapping[str, str], file: str | None, data_root: str
+) -> dict[str, list[str]]:
+    """Fill ``present`` of the records; the names of each vocabulary, sorted.
+
+    Args:
+        records: changed in place.
+        presence: name of a vocabulary to its pattern.
+        file: COCO annotations.
+        data_root: folder that ``file`` is in.
+    """
+    if not file:
+        raise UserError("presence needs presence_file, the COCO annotations to read it from.")
+    vocabularies = {}
+    for name, pattern in presence.items():
+        found: dict[Any, set[str]] = {}
+        for a, _, text in described_annotations(osp.join(data_root, file), pattern):
+            found.setdefault(a["image_id"], set()).add(text)
+        vocabularies[name] = sorted(set().union(*found.values()))
+        for r in records:
+            r.present[name] = sorted(found.get(r.id, ()))
+    return vocabularies
+
+
+class RegionTexts:
+    """Boxes of COCO annotations and a text for each, for region-caption contrast."""
+
+    def __init__(
+        self, file: str, pattern: str = "{category}", template: str = "{article} {}",
+        classes: Sequence[str] | None = None, limit: int = 8,
+        min_side: float = 4.0, data_root: str = "",
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            file: COCO annotations of the captioned images, by image id.
+            pattern: name of an annotation, over its attributes and ``category``.
+            template: text of a name, see ``core.prompts.fill``.
+            classes: use only these categories (the base classes, where novel ones are tested); None for all.
+            limit: boxes of an image in one step, drawn anew each time.
+            min_side: smallest side in pixels of the square; smaller boxes are left out.
+            data_root: folder that ``file`` is in.
+        """
+        if limit < 1:
+            raise UserError(f"regions.limit must be at least 1; given {limit}.")
+        self.file, self.pattern, self.limit, self.min_side = osp.join(data_root, file), pattern, limit, min_side
+        self.template = template
+        self.classes = None if classes is None else frozenset(classes)
+
+    def attach(self, records: Sequence[CaptionRecord]) -> None:
+        """Fill ``regions`` and ``size`` of the records."""
+        truth = load_ground_truth(self.file)
+        known = set(truth.categories.values())
+        if self.classes is not None and self.classes - known:
+            raise unknown_names(
+                "regions.classes", sorted(self.classes - known), known, f"They are looked up in {self.file}."
+            )
+        sizes = {i["id"]: (i["width"], i["height"]) for i in truth.data["images"]}
+        found: dict[Any, list[Any]] = {}
+        for a, category, text in described_annotations(self.file, self.pattern):
+            if self.classes is None or category in self.classes:
+                x, y, w, h = a["bbox"]
+                found.setdefault(a["image_id"], []).append(((x, y, x + w, y + h), fill(self.template, text)))
+        for r in records:
+            r.regions, r.size = found.get(r.id, []), sizes.get(r.id, r.size)
+        if not any(r.regions for r in records):
+            raise UserError(f"No box of {self.file} belongs to a captioned image (they are matched by image id).")
+
+    def draw(
+        self,
+        regions: Sequence[Any],
+        size: tuple[int, int] | None,
+        side: int,
+        fit: str,
+        flipped: bool,
+        rng: np.random.Generator,
+    ) -> tuple[list[list[float]], list[str]]:
+        """At most ``limit`` regions: boxes ``[R, 4]`` xyxy in pixels of the square, and texts."""
+        if not regions or size is None:
+            return [], []
+        boxes = square_boxes(np.array([b for b, _ in regions]), size, side, fit)
+        if flipped:
+            boxes[:, [0, 2]] = side - boxes[:, [2, 0]]
+        usable = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(axis=1))
+        chosen = rng.permutation(usable)[: self.limit]
+        texts = [swap_sides(regions[i][1]) if flipped else regions[i][1] for i in chosen]
+        return boxes[chosen].tolist(), texts

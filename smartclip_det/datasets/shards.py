@@ -1,0 +1,98 @@
+"""Webdataset shards read by place: plain tar files whose members are found once and then read in any order.
+
+A stream would tie a run to the order on disk and to its workers; with an index of members the shards shuffle, resume
+and repeat exactly like a folder of files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.utils.files import write_whole
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file inside a shard."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    @property
+    def address(self) -> str:
+        """``SHARD#OFFSET+BYTES``."""
+        return f"{self.shard}#{self.offset}+{self.size}"
+
+    def read(self) -> bytes:
+        """Its content."""
+        with self.shard.open("rb") as handle:
+            handle.seek(self.offset)
+            return handle.read(self.size)
+
+
+def member_at(address: str) -> Member:
+    """The member of an :attr:`Member.address`."""
+    shard, _, place = address.rpartition("#")
+    offset, _, size = place.partition("+")
+    return Member(Path(shard), int(offset), int(size))
+
+
+def _shards(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(source.glob("*.tar"))
+    if source.is_file():
+        return [source] if source.suffix == ".tar" else []
+    return sorted(source.parent.glob(source.name)) if source.suffix == ".tar" else []
+
+
+def is_shards(source: Path) -> bool:
+    """Whether a path is a shard, a folder of shards or a pattern that finds some."""
+    return bool(_shards(source))
+
+
+def index_shards(source: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Samples of all shards in order: key, and members by lower-case ending.
+
+    The places of a shard's members are kept in ``SHARD.index.json`` where that can be written.
+    """
+    found = _shards(source)
+    if not found:
+        raise UserError(f"No .tar shards at {source}: give a folder of them or a pattern such as shards/*.tar.")
+    for shard in found:
+        samples: dict[str, dict[str, Member]] = {}
+        for name, offset, size in _members(shard):
+            folder, _, base = name.rpartition("/")
+            stem, dot, ending = base.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            samples.setdefault(key, {})[(dot + ending).lower()] = Member(shard, offset, size)
+        yield from samples.items()
+
+
+def _members(shard: Path) -> list[tuple[str, int, int]]:
+    """Name, offset and bytes of each file of a shard."""
+    facts = shard.stat()
+    state = {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
+    kept = shard.with_name(shard.name + ".index.json")
+    if kept.is_file():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        if content["state"] == state:
+            return [tuple(m) for m in content["members"]]  # type: ignore[misc]
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            members = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{shard} is no plain tar file, or cut short ({error}); compressed shards are not read."
+        ) from error
+    if any(offset + size > facts.st_size for _, offset, size in members):
+        raise UserError(f"{shard} is cut short: its last member ends behind the file.")
+    if os.access(shard.parent, os.W_OK):
+        write_whole(kept, json.dumps({"state": state, "members": members}))
+    return members

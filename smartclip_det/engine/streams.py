@@ -1,0 +1,188 @@
+"""Batches of alignment runs as a pure function of (seed, step), and the loop that starts them at any step.
+
+MMEngine's loops resume at epochs, or by loading what was seen; here a resumed run asks for step n directly, whatever
+the number of workers. Needs neither mmdet nor mmcv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
+from mmengine.runner import IterBasedTrainLoop, Runner
+
+from smartclip_det.core.errors import UserError
+
+
+@DATA_SAMPLERS.register_module()
+class EpochStreamSampler:
+    """What :class:`StreamBatches` needs to know; it draws nothing itself."""
+
+    def __init__(self, dataset: Any, seed: int | None = None, shuffle: bool = True) -> None:
+        from mmengine.dist import get_dist_info
+
+        self.rank, self.world_size = get_dist_info()
+        self.size, self.seed, self.shuffle = len(dataset), seed or 0, shuffle
+
+    def __len__(self) -> int:
+        return self.size
+
+    def order(self, epoch: int) -> list[int]:
+        """The order of an epoch: a permutation drawn from (seed, epoch) alone, equal on all processes."""
+        if not self.shuffle:
+            return list(range(self.size))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.size, generator=generator).tolist()
+
+
+@DATA_SAMPLERS.register_module()
+class StreamBatches:
+    """An endless stream of this process's batches; sample ``epoch * N + index`` carries its epoch with it.
+
+    Every image is used once in an epoch and the last batch of one is kept, as in the released training: its images are
+    shared out as evenly as possible (the losses weigh by true counts). Only a last batch with fewer images than
+    processes is left out, which the log says.
+    """
+
+    def __init__(self, sampler: EpochStreamSampler, batch_size: int) -> None:
+        """Build.
+
+        Args:
+            sampler: an :class:`EpochStreamSampler`.
+            batch_size: images of one process in a full batch.
+
+        Raises:
+            UserError: when there are fewer images than processes.
+        """
+        if not isinstance(sampler, EpochStreamSampler):
+            raise UserError(f"StreamBatches needs sampler=dict(type='EpochStreamSampler'); given {type(sampler)}.")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1; given {batch_size}.")
+        if len(sampler) < sampler.world_size:
+            raise UserError(f"{len(sampler)} images cannot feed {sampler.world_size} processes: start fewer.")
+        self.sampler, self.batch_size, self.start = sampler, batch_size, 0
+        self.joint = batch_size * sampler.world_size
+        self.left_out = len(sampler) % self.joint if 0 < len(sampler) % self.joint < sampler.world_size else 0
+        if self.left_out:
+            print_log(f"The last {self.left_out} images of each epoch's order are fewer than the processes and are "
+                      "left out of that epoch.", "current")  # fmt: skip
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return -(-(len(self.sampler) - self.left_out) // self.joint)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches from step ``start`` on, without end."""
+        step, epoch, order = self.start, -1, []
+        while True:
+            if step // len(self) != epoch:
+                epoch = step // len(self)
+                order = self.sampler.order(epoch)
+            joint = order[step % len(self) * self.joint :][: self.joint]
+            r, w = self.sampler.rank, self.sampler.world_size
+            mine = joint[len(joint) * r // w : len(joint) * (r + 1) // w]
+            yield [epoch * len(self.sampler) + i for i in mine]
+            step += 1
+
+
+class _Stream:
+    """The iterator that MMEngine's loop wants, on a loader of :class:`StreamBatches`."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader, self._iterator = loader, None
+
+    def skip_iter(self, steps: int) -> None:
+        self._loader.batch_sampler.start, self._iterator = steps, None
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        return next(self._iterator)
+
+
+@LOOPS.register_module()
+class StreamTrainLoop(IterBasedTrainLoop):
+    """``max_epochs`` epochs of a stream, counted in steps; resumes at exactly the next step."""
+
+    def __init__(
+        self, runner: Runner, dataloader: Any, max_epochs: int = 3, max_steps: int | None = None,
+        val_interval: int | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            runner: the runner.
+            dataloader: its config or itself, with ``batch_sampler=dict(type="StreamBatches")``.
+            max_epochs: length of the run.
+            max_steps: stop earlier; schedules that name their own ``end`` keep it.
+            val_interval: steps between validations; default: an epoch.
+            kwargs: of ``IterBasedTrainLoop``.
+        """
+        if isinstance(dataloader, dict):
+            dataloader = runner.build_dataloader(dataloader, seed=runner.seed)
+        if not isinstance(dataloader.batch_sampler, StreamBatches):
+            raise UserError("StreamTrainLoop needs batch_sampler=dict(type='StreamBatches') in train_dataloader.")
+        self.steps_per_epoch = len(dataloader.batch_sampler)
+        steps = max_steps or max_epochs * self.steps_per_epoch
+        super().__init__(
+            runner, dataloader, max_iters=steps, val_interval=val_interval or self.steps_per_epoch, **kwargs
+        )
+        self.dataloader_iterator = _Stream(self.dataloader)
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Before each training step, seeds torch by (seed, step, rank): what a step draws does not depend on a restart."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed."""
+        torch.manual_seed(((runner.seed or 0) * 1_000_003 + runner.iter) * 4096 + runner.rank)
+
+
+@HOOKS.register_module()
+class BrokenImagesHook(Hook):
+    """Counts images that could not be read and were replaced; stops a run in which they are too many."""
+
+    def __init__(self, limit: float = 0.05, after: int = 2000) -> None:
+        """Build.
+
+        Args:
+            limit: share of samples that may be replaced.
+            after: samples seen before the share is looked at.
+        """
+        if not 0 <= limit <= 1:
+            raise UserError(f"limit is a share in [0, 1]; given {limit}.")
+        self.limit, self.after, self.seen = limit, after, 0
+        self.broken: dict[str, str] = {}
+        self.replaced = 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Count those of this process's batch; the first ones are logged with their reason."""
+        samples = data_batch["data_samples"]
+        self.seen += len(samples)
+        for sample in samples:
+            if reason := sample.get("replaced"):
+                self.replaced += 1
+                if sample.img_path not in self.broken and len(self.broken) < 10:
+                    runner.logger.warning(f"An image was replaced by the next one that can be read. {reason}")
+                self.broken[sample.img_path] = reason
+        if self.seen >= self.after and self.replaced > self.limit * self.seen:
+            name = f"iter_{runner.iter + 1}.pth"
+            runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+            raise UserError(
+                f"{self.replaced} of {self.seen} images could not be read, more than the limit of {self.limit:.1%} "
+                f"(BrokenImagesHook.limit); the first: {next(iter(self.broken.values()))} "
+                f"What was trained is in {name}."
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        """Report."""
+        if self.replaced:
+            runner.logger.warning(
+                f"{len(self.broken)} different images of process {runner.rank} could not be read; {self.replaced} of "
+                f"{self.seen} samples were replaced."
+            )
