@@ -8,6 +8,7 @@
     python tools/evaluate.py voc --ann VOC2007/Annotations --pred results.json
     python tools/evaluate.py refcoco --ann "refcoco/refs(unc).p" --split testA --pred boxes.jsonl
     python tools/evaluate.py ov-coco --ann val.json --compare a.json b.json
+    python tools/evaluate.py retrieval --ann captions.json --pred vectors.safetensors
 
 The metrics are printed and written as JSON, unrounded, with the protocol they were measured under.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.protocols import PROTOCOLS, EvaluationRequest, compare, run_protocol
+from smartclip_det.evaluation.retrieval import SCORINGS
 from smartclip_det.evaluation.stamp import write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 
@@ -48,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="refcoco: hits need overlap > threshold")
     parser.add_argument("--box-format", choices=["xyxy", "xywh"], default="xyxy", help="refcoco predictions")
     parser.add_argument("--difficult", choices=["count", "ignore"], default="count", help="voc")
+    parser.add_argument("--scoring", choices=SCORINGS, default="plain", help="retrieval: what --compare compares")
     parser.add_argument("--resamples", type=int, default=1000, help="compare: bootstrap draws")
     parser.add_argument("--seed", type=int, default=0, help="compare: seed of the draws")
     return parser.parse_args()

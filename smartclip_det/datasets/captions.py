@@ -18,12 +18,12 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.datasets.caption_files import read_caption_records
 from smartclip_det.datasets.caption_policies import pad_left, partial_caption, policies_of, swap_sides
 from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
-from smartclip_det.datasets.shards import member_at
+from smartclip_det.evaluation.caption_files import read_caption_records
 from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.evaluation.shards import member_at
 from smartclip_det.models.towers.tokenizer import tokenize
 from smartclip_det.utils.images import FITS, decode_rgb, fit_square, open_rgb, pixels
 

@@ -113,14 +113,13 @@ class AnnotationStream:
 
     def entries(self, part: str) -> Iterator[dict[str, Any]]:
         """The entries of ``images``, ``annotations`` or ``categories``, in order."""
-        return self.items(f"{part}.item", f"reading {part}")
+        return self._items(f"{part}.item", f"reading {part}")
 
     def value(self, part: str) -> Any:
         """A small part of the file as a whole, None where it has none."""
-        return next(self.items(part, f"reading {part}"), None)
+        return next(self._items(part, f"reading {part}"), None)
 
-    def items(self, prefix: str, what: str) -> Iterator[Any]:
-        """What ijson finds under a prefix, with a bar."""
+    def _items(self, prefix: str, what: str) -> Iterator[Any]:
         import ijson
 
         size = self.path.stat().st_size

@@ -25,6 +25,7 @@ from smartclip_det.evaluation.detection_files import (
 from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
 from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
 from smartclip_det.evaluation.referring_files import load_expressions, load_grounding_predictions
+from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics, retrieval_metric
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
 
@@ -54,6 +55,7 @@ class EvaluationRequest:
             ``predicted``: those that a ``.jsonl`` file of an unfinished run has a line for.
         setting: of ``ov-coco``, one of :data:`SETTINGS`.
         difficult: VOC objects marked difficult: ``count`` or ``ignore``.
+        scoring: of a comparison of retrieval, a name in ``retrieval.SCORINGS``.
     """
 
     protocol: str
@@ -71,6 +73,7 @@ class EvaluationRequest:
     images: str = "all"
     setting: str = "joint"
     difficult: str = "count"
+    scoring: str = "plain"
 
 
 @dataclass
@@ -284,6 +287,19 @@ def _refcoco(request: EvaluationRequest) -> EvaluationResult:
     return EvaluationResult(stamp, referring_metrics(scores.overlap, strict=request.strict), scores.counts)
 
 
+def _retrieval(request: EvaluationRequest) -> EvaluationResult:
+    vectors = _checked_vectors(request, request.pred)
+    stamp = protocol_stamp("retrieval", ties="against", **vectors.stamp)
+    counts = {"images": len(vectors.images), "texts": len(vectors.texts)}
+    return EvaluationResult(stamp, recall_metrics(vectors, vectors.scorings()), counts)
+
+
+def _checked_vectors(request: EvaluationRequest, pred: Path) -> RetrievalVectors:
+    vectors = RetrievalVectors.load(pred)
+    vectors.check_against(request.ann)
+    return vectors
+
+
 PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "coco": _coco,
     "ov-coco": _ov_coco,
@@ -292,6 +308,7 @@ PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "lvis-fixed": _lvis,
     "voc": _voc,
     "refcoco": _refcoco,
+    "retrieval": _retrieval,
 }
 
 
@@ -317,7 +334,7 @@ def compare(
         request.protocol, test="paired bootstrap over images", iou_type=request.iou_type, max_dets=request.max_dets,
         images=request.images, split=request.split, split_file=request.split_file and str(request.split_file),
         overlap=request.overlap, strict=request.strict, box_format=request.box_format, difficult=request.difficult,
-        resamples=resamples, seed=seed,
+        scoring=request.scoring, resamples=resamples, seed=seed,
         ann_sha256=file_hash(request.ann), a=str(pred_a), b=str(pred_b), a_sha256=file_hash(pred_a),
         b_sha256=file_hash(pred_b),
     )  # fmt: skip
@@ -328,11 +345,13 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
     if request.protocol == "refcoco":
         scores = _referring_scores(request, pred)
         return bootstrap.referring_metric(scores.overlap, scores.images, strict=request.strict)
+    if request.protocol == "retrieval":
+        return retrieval_metric(_checked_vectors(request, pred), request.scoring)
     truth, results, _ = _truth_and_detections(replace(request, pred=pred))
     if request.protocol == "voc":
         return bootstrap.voc_metric(truth, results, request.difficult)
     if request.protocol == "lvis-fixed" or request.setting != "joint":
-        raise UserError("--compare knows coco, ov-coco (joint), lvis, ov-lvis, voc and refcoco.")
+        raise UserError("--compare knows coco, ov-coco (joint), lvis, ov-lvis, voc, refcoco and retrieval.")
     if request.protocol in LVIS_PROTOCOLS:
         matches = bootstrap.lvis_matches(truth, results, iou_type=request.iou_type, max_dets=request.max_dets or 300)
         frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}

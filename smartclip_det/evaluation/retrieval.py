@@ -29,17 +29,7 @@ def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
     return (similarity >= own).sum(dim=0) - 1
 
 
-def image_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
-    """``[I']`` rank of the best own text of each image that has one, among the texts of others; ties against us."""
-    mine = torch.zeros_like(similarity, dtype=torch.bool)
-    mine[image_of_text, torch.arange(len(image_of_text), device=similarity.device)] = True
-    having = mine.any(dim=1)
-    best = similarity.masked_fill(~mine, float("-inf")).amax(dim=1, keepdim=True)
-    return ((similarity >= best) & ~mine).sum(dim=1)[having]
-
-
-def retrieval_metrics(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
+def retrieval_metrics(    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
     recalls: Sequence[int] = (1, 5, 10), chunk_size: int = 4096,
 ) -> dict[str, float]:  # fmt: skip
     """``t2i_r1``, ``i2t_r1``, ... as shares in [0, 1].
@@ -55,13 +45,60 @@ def retrieval_metrics(
     Raises:
         UserError: when there are no texts.
     """
-    if not len(text_embeds):
-        raise UserError("Retrieval needs at least one text.")
-    similarity = masked_cosine(image_embeds, text_embeds, masks, chunk_size=chunk_size)
-    t2i, i2t = text_ranks(similarity, image_of_text), image_ranks(similarity, image_of_text)
+    t2i, i2t = retrieval_ranks(image_embeds, text_embeds, masks, image_of_text, chunk_size=chunk_size)
     out = {f"t2i_r{k}": float((t2i < k).double().mean()) for k in recalls}
     out.update({f"i2t_r{k}": float((i2t < k).double().mean()) for k in recalls})
     return out
+
+
+def retrieval_ranks(
+    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *, chunk_size: int = 4096,
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Exact ranks (0 is best) without ever holding all ``I x K`` scores.
+
+    Two passes over chunks of texts: the first finds each text's rank and each image's best own score, the second counts
+    the other texts that reach it. Both compute each chunk alike, so equal scores are equal.
+
+    Args:
+        image_embeds: ``[I, D]``, not normalised.
+        text_embeds: ``[K, D]``.
+        masks: ``[K, D]``, or None.
+        image_of_text: ``[K]`` row of each text's image.
+        chunk_size: texts per product.
+        progress: show a bar.
+
+    Returns:
+        ``[K]`` ranks of texts' images, and ``[I']`` ranks of the best own text of each image that has one.
+    """
+    from tqdm import tqdm
+
+    if not len(text_embeds):
+        raise UserError("Retrieval needs at least one text.")
+    starts = range(0, len(text_embeds), chunk_size)
+    bar = tqdm(total=2 * len(text_embeds), desc="retrieval", unit="text", disable=not progress)
+
+    def scores(start: int) -> tuple[Tensor, Tensor, slice]:
+        part = slice(start, min(start + chunk_size, len(text_embeds)))
+        bar.update(part.stop - part.start)
+        found = masked_cosine(image_embeds, text_embeds[part], None if masks is None else masks[part])
+        return found, image_of_text[part], part
+
+    t2i = torch.empty(len(text_embeds), dtype=torch.long)
+    best = torch.full((len(image_embeds),), float("-inf"), dtype=torch.float64)
+    for start in starts:
+        similarity, owner, part = scores(start)
+        t2i[part] = text_ranks(similarity, owner).cpu()
+        own = similarity.gather(0, owner.unsqueeze(0)).squeeze(0).double().cpu()
+        best.scatter_reduce_(0, owner.cpu(), own, "amax")
+    above = torch.zeros(len(image_embeds), dtype=torch.long)
+    for start in starts:
+        similarity, owner, _ = scores(start)
+        reached = similarity.double().cpu() >= best.unsqueeze(1)
+        reached[owner.cpu(), torch.arange(len(owner))] = False
+        above += reached.sum(dim=1)
+    bar.close()
+    return t2i, above[torch.isfinite(best)]
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from smartclip_det.core.errors import UserError, check_choice
 
@@ -92,6 +94,28 @@ def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str =
         shift = np.round((resized - side) / 2) if fit == "crop" else np.zeros(2)
     corners = np.asarray(boxes, dtype=float).reshape(-1, 2, 2) * scale - shift
     return corners.clip(0, side).reshape(-1, 4)
+
+
+class SquareImages(Dataset):
+    """Images as squares of a tower's size, for a loader."""
+
+    def __init__(self, openers: Sequence[Callable[[], Image.Image]], side: int, fit: str = "crop") -> None:
+        """Build.
+
+        Args:
+            openers: what gives each RGB image.
+            side: of the squares.
+            fit: see :func:`fit_square`.
+        """
+        self.openers, self.side, self.fit = openers, side, check_choice("fit", fit, FITS)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.openers)
+
+    def __getitem__(self, n: int) -> Tensor:
+        """``[3, side, side]`` uint8."""
+        return pixels(fit_square(self.openers[n](), self.side, self.fit))
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -15,12 +15,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.datasets import caption_files
-from smartclip_det.datasets.caption_files import detect_layout, read_caption_records
 from smartclip_det.datasets.caption_policies import CaptionPolicy, pad_left, policies_of
 from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.image_cache import BROKEN, ImageCache
 from smartclip_det.engine.streams import EpochStreamSampler, StreamBatches
+from smartclip_det.evaluation import caption_files
+from smartclip_det.evaluation.caption_files import detect_layout, read_caption_records
 from smartclip_det.models.towers.tokenizer import tokenize
 from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.evaluation.retrieval import (
     average_precision,
-    image_ranks,
     presence_map,
     retrieval_metrics,
+    retrieval_ranks,
     text_ranks,
 )
 
@@ -21,10 +22,25 @@ def test_ranks_by_hand_with_ties_against_us():
     owner = torch.tensor([0, 0, 2])
     # Text 0 ties with image 1; text 1 is behind images 1 and 2; text 2 is first.
     assert text_ranks(similarity, owner).tolist() == [1, 2, 0]
-    # Image 0's best own text scores 0.9, others 0.5; image 1 has no text; image 2's own 0.6 is best.
-    assert image_ranks(similarity, owner).tolist() == [0, 0]
-    tied = torch.full((2, 2), 0.5)
-    assert image_ranks(tied, torch.tensor([0, 1])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_chunks_give_the_ranks_of_the_whole_matrix(chunk):
+    g = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(7, 6, generator=g).round(), torch.randn(11, 6, generator=g).round()
+    masks = (torch.rand(11, 6, generator=g) < 0.6).float()
+    # Image 5 has no text; rounding makes ties.
+    owner = torch.tensor([0, 0, 1, 2, 3, 4, 6, 6, 1, 2, 0])
+    t2i, i2t = retrieval_ranks(images, texts, masks, owner, chunk_size=chunk)
+    scores = masked_cosine(images, texts, masks)
+    for k in range(11):
+        others = [i for i in range(7) if i != owner[k]]
+        assert t2i[k] == sum(bool(scores[i, k] >= scores[owner[k], k]) for i in others)
+    for row, i in enumerate([0, 1, 2, 3, 4, 6]):
+        own = [k for k in range(11) if owner[k] == i]
+        best = max(scores[i, k] for k in own)
+        assert i2t[row] == sum(bool(scores[i, k] >= best) for k in range(11) if k not in own)
+    assert len(i2t) == 6
 
 
 def test_masked_scores_use_each_texts_own_mask():

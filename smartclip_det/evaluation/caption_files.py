@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.datasets.shards import index_shards, is_shards
 from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.evaluation.shards import index_shards, is_shards
 
 #: ``share-captioner``: a JSON list with ``image`` and ``conversations`` (ShareGPT4V). ``coco``: COCO captions.
 #: ``pairs``: a folder of NAME.jpg beside NAME.txt. ``webdataset``: tar shards of KEY.jpg with KEY.txt or KEY.json.
@@ -108,9 +110,18 @@ def _share_captioner(path: Path) -> Iterator[CaptionRecord]:
 def _list_items(path: Path) -> Iterator[Any]:
     """The items of a JSON list; one by one where the file is large."""
     if path.is_file() and path.stat().st_size > _STREAM_BYTES:
-        from smartclip_det.datasets.protocol_files import AnnotationStream
+        import ijson
 
-        yield from AnnotationStream(path).items("item", "reading captions")
+        with path.open("rb") as handle, tqdm(
+            total=path.stat().st_size, desc="reading captions", unit="B", unit_scale=True, leave=False
+        ) as bar:  # fmt: skip
+            try:
+                for item in ijson.items(handle, "item", use_float=True):
+                    bar.n = handle.tell()
+                    bar.update(0)
+                    yield item
+            except ijson.JSONError as error:
+                raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
         return
     content = read_json(path, "caption file")
     if not isinstance(content, list) or not content:

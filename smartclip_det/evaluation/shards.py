@@ -83,7 +83,7 @@ def _members(shard: Path) -> list[tuple[str, int, int]]:
     if kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         if content["state"] == state:
-            return [tuple(m) for m in content["members"]]  # type: ignore[misc]
+            return [tuple(m) for m in content["members"]]
     try:
         with tarfile.open(shard, "r:") as archive:
             members = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]

@@ -1,0 +1,143 @@
+"""What a set of masks looks like, and whether it behaves like a set of concepts (arXiv 2507.22264, Theorem 4.3).
+
+Shape letters: K texts, D joint embedding, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+
+
+@dataclass
+class Occupancy:
+    """How K masks use D dimensions.
+
+    Attributes:
+        density: ``[K]`` share of dimensions that each text keeps.
+        frequency: ``[D]`` share of texts that keep each dimension.
+    """
+
+    density: Tensor
+    frequency: Tensor
+
+    def facts(self) -> dict[str, float]:
+        """Mean and range of densities, dimensions that no text and that every text keeps, and the entropy that is left.
+
+        ``entropy`` is the mean over dimensions of the binary entropy of their frequency, in bits: 0 where all masks
+        are alike.
+        """
+        p = self.frequency.double().clamp(1e-12, 1 - 1e-12)
+        bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
+        return {
+            "texts": float(len(self.density)),
+            "dimensions": float(len(self.frequency)),
+            "density_mean": float(self.density.mean()),
+            "density_min": float(self.density.min()),
+            "density_max": float(self.density.max()),
+            "dead": float((self.frequency == 0).sum()),
+            "always_on": float((self.frequency == 1).sum()),
+            "entropy": float(bits.mean()),
+        }
+
+
+def occupancy(masks: Tensor) -> Occupancy:
+    """Of hard masks ``[K, D]``.
+
+    Raises:
+        UserError: when there are none, or values other than 0 and 1.
+    """
+    hard = _checked(masks)
+    return Occupancy(hard.mean(dim=1), hard.mean(dim=0))
+
+
+def _checked(masks: Tensor) -> Tensor:
+    if masks.dim() != 2 or not len(masks):
+        raise UserError(f"Masks must be [K, D] with at least one text; given {list(masks.shape)}.")
+    hard = masks.double()
+    if not ((hard == 0) | (hard == 1)).all():
+        raise UserError("Masks must be hard: 0 or 1.")
+    return hard
+
+
+def containment(parts: Tensor, wholes: Tensor) -> Tensor:
+    """``[P]`` share of each part's dimensions that its whole keeps too; 1 where a prefix's mask lies in the text's.
+
+    Args:
+        parts: ``[P, D]`` hard masks, e.g. of the first sentences.
+        wholes: ``[P, D]`` hard masks, e.g. of the whole captions.
+    """
+    inside, kept = (_checked(parts) * _checked(wholes)).sum(dim=1), parts.double().sum(dim=1)
+    return torch.where(kept > 0, inside / kept.clamp(min=1), torch.ones_like(kept))
+
+
+def jaccard(a: Tensor, b: Tensor) -> Tensor:
+    """``[P]`` intersection over union of hard masks ``[P, D]``, row by row; 1 where both are empty."""
+    a, b = a.double(), b.double()
+    union = torch.maximum(a, b).sum(dim=1)
+    return torch.where(union > 0, (a * b).sum(dim=1) / union.clamp(min=1), torch.ones_like(union))
+
+
+def expected_jaccard(a: Tensor, b: Tensor) -> float:
+    """What masks of these densities would share if they were independent: the level that algebra is read against."""
+    p, q = float(a.double().mean()), float(b.double().mean())
+    both = p * q
+    return both / (p + q - both) if p + q > both else 1.0
+
+
+def algebra(single: Tensor, other: Tensor, joined: Tensor, joined_elsewhere: Tensor) -> dict[str, float]:
+    """Whether masks of joined texts are unions, and their intersections the shared concept.
+
+    Args:
+        single: ``[P, D]`` masks of texts a.
+        other: ``[P, D]`` of texts b.
+        joined: ``[P, D]`` of texts that say a and b.
+        joined_elsewhere: ``[P, D]`` of texts that say a and a third one.
+
+    Returns:
+        ``union``: mean Jaccard of joined with the union of a and b; ``intersection``: of the intersection of both
+        joined texts with a; each with ``_chance``, what independent masks of the same densities would have.
+    """
+    union, shared = torch.maximum(single, other), joined * joined_elsewhere
+    return {
+        "union": float(jaccard(joined, union).mean()),
+        "union_chance": expected_jaccard(joined, union),
+        "intersection": float(jaccard(shared, single).mean()),
+        "intersection_chance": expected_jaccard(shared, single),
+    }
+
+
+def distinctive(masks: Tensor, names: Sequence[str], count: int = 5) -> list[tuple[int, float, list[str]]]:
+    """The dimensions that split the texts most evenly, and the texts that keep each.
+
+    Args:
+        masks: ``[K, D]`` hard masks.
+        names: the K texts.
+        count: dimensions.
+
+    Returns:
+        For each: its index, its frequency, and up to 12 texts that keep it (the rarer side decides the order).
+    """
+    hard = _checked(masks)
+    if len(names) != len(hard):
+        raise UserError(f"{len(hard)} masks but {len(names)} texts.")
+    frequency = hard.mean(dim=0)
+    order = (frequency - 0.5).abs().argsort()[:count]
+    return [(int(d), float(frequency[d]), [names[k] for k in hard[:, d].nonzero().flatten()[:12].tolist()])
+            for d in order]  # fmt: skip
+
+
+def similarity_order(masks: Tensor) -> list[int]:
+    """An order of the K texts in which those of like masks stand together (average linkage on Jaccard distance)."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import pdist
+
+    hard = _checked(masks)
+    if len(hard) < 3:
+        return list(range(len(hard)))
+    return [int(i) for i in leaves_list(linkage(pdist(hard.bool().numpy(), "jaccard"), "average"))]

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""Zero-shot classification of a folder of class folders (ImageNet's layout), or of CIFAR's binary files.
+
+    python tools/classify.py data/imagenet/val --names imagenet_names.txt --checkpoint smartclip_b16.pt
+    python tools/classify.py data/cifar-100-binary --checkpoint smartclip_b16.pt --templates clip_80
+    python tools/classify.py photos/ --checkpoint smartclip_b16.pt --device cuda
+
+Scored plain (as published) and, for towers with a mask network, with masks and both controls.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from smartclip_det.core.prompts import TEMPLATE_SETS
+from smartclip_det.core.similarity import masked_cosine, resolve_masks
+from smartclip_det.evaluation.classification import accuracies, read_labelled
+from smartclip_det.evaluation.retrieval import SCORINGS
+from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.vocabulary import build_bank, default_cache_dir
+from smartclip_det.utils.cli import format_metrics, run_tool
+from smartclip_det.utils.images import FITS, SquareImages
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="CLASS/IMAGE, or CIFAR binary files")
+    parser.add_argument("--names", help="json of folder to name, or a text file in the order of the folders")
+    towers = parser.add_mutually_exclusive_group(required=True)
+    towers.add_argument("--checkpoint", help="towers")
+    towers.add_argument("--arch", help="a named architecture with random weights")
+    parser.add_argument("--templates", default="clip_80", choices=TEMPLATE_SETS)
+    parser.add_argument("--fit", choices=FITS, default="crop", help="how an image becomes a square")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/classify_FOLDER.json")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def main() -> None:
+    """Encode, score, write."""
+    args = parse_args()
+    data = read_labelled(args.folder, args.names)
+    towers = load_towers({"checkpoint": args.checkpoint, "arch": args.arch}).to(args.device)
+    bank = build_bank(towers, data.names, templates=args.templates, cache_dir=default_cache_dir())
+    embeds, masks = bank.embeds.to(args.device), bank.masks.to(args.device)
+    mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
+    openers = [partial(data.open, n) for n in range(len(data.labels))]
+    squares = SquareImages(openers, towers.config.image_size, args.fit)
+    loader = DataLoader(squares, args.batch_size, num_workers=args.workers)
+    scorings = dict(SCORINGS) if towers.mask_network is not None and len(bank) > 1 else {"plain": "off"}
+    chosen = {name: resolve_masks(masks, mode, bank.texts) for name, mode in scorings.items()}
+    scores: dict[str, list[Tensor]] = {name: [] for name in scorings}
+    for batch in tqdm(loader, desc="images", unit="batch"):
+        vectors = towers.encode_image((batch.to(args.device).float() / 255 - mean) / std)
+        for name, gates in chosen.items():
+            scores[name].append(masked_cosine(vectors, embeds, gates).cpu())
+    labels = torch.from_numpy(data.labels)
+    metrics = {f"{k}_{name}": v for name, parts in scores.items()
+               for k, v in accuracies(torch.cat(parts), labels).items()}  # fmt: skip
+    print(format_metrics(metrics))
+    stamp = protocol_stamp("classification", set=str(args.folder), images=len(labels), classes=len(bank),
+                           ties="against", fit=args.fit, **bank.provenance)  # fmt: skip
+    out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
+    print(f"written: {write_results(out, stamp, metrics)}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
