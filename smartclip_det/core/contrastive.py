@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -143,7 +144,8 @@ def _tiled(
             given = (images[i : i + high], texts[j : j + wide], None if masks is None else masks[j : j + wide], scale)
             offset = first + i - j
             again = several and torch.is_grad_enabled()
-            line.append(checkpoint(run, *given, offset, use_reentrant=False) if again else run(*given, offset))
+            recompute = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+            line.append((recompute if again else run)(*given, offset))
         lines.append(line)
     return lines
 

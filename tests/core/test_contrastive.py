@@ -123,3 +123,26 @@ def test_hard_concrete_masks_are_binary_at_the_ends_and_half_in_the_middle():
 
 def test_sparsity_is_the_share_of_dimensions_kept():
     assert sparsity_loss(torch.tensor([[1.0, 0.0, 1.0, 1.0]])).item() == 0.75
+
+
+def saved_bytes(batch, tile):
+    """What a strip of ``batch`` x ``batch`` keeps for its backward pass."""
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(batch, 8, generator=g).requires_grad_() for _ in range(3)]
+    seen = {}
+
+    def pack(x):
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        strip = softmax_strip(*given[:2], given[2].sigmoid(), tile=tile)
+        del strip
+    return sum(seen.values())
+
+
+def test_tiles_keep_inputs_and_sums_alone():
+    """Two sums for each line of a tile: 2 B^2 / sqrt(tile) numbers, beside what goes in; the strip itself is B^2."""
+    whole, tiled = saved_bytes(256, 1 << 24), saved_bytes(256, 256)
+    assert whole > 4 * 4 * 256**2
+    assert tiled < 4 * (4 * 256**2 / 16 + 3 * 256 * 8 + 4 * 256)

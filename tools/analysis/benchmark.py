@@ -9,6 +9,8 @@
     python tools/analysis/benchmark.py one-stage --names 80 1203
     python tools/analysis/benchmark.py grounding-dino --names 80 1203 --rounds 1
     python tools/analysis/benchmark.py evaluation --full
+    python tools/analysis/benchmark.py alignment --batch 16 --rounds 3
+    python tools/analysis/benchmark.py alignment --device cuda --bf16 --batch 256
 
 Weights are random, text banks and results generated. Peers of transformers (OWLv2, Grounding DINO's text side, CLIP)
 need transformers 4.57 beside this environment; without it they are left out, which is printed. Times are noisy: read
@@ -26,7 +28,8 @@ import torch
 from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
-SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation")
+SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
+            "alignment")  # fmt: skip
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +40,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[640], help="input sides in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant, in turns")
     parser.add_argument("--max-gib", type=float, default=4.0, help="similarity: largest tensor of the broadcast form")
-    parser.add_argument("--arch", default="SmartCLIP-tiny", help="vocabulary: text tower with random weights")
+    parser.add_argument("--arch", help="vocabulary, alignment: towers with random weights; default: tiny, B/16")
+    parser.add_argument("--batch", type=int, default=16, help="alignment: pairs of a step")
+    parser.add_argument("--head", type=int, default=512, help="alignment: batch of the head alone")
+    parser.add_argument("--dim", type=int, default=512, help="alignment: D of the head alone")
+    parser.add_argument("--chunks", type=int, default=4, help="alignment: chunks of captions of like length")
+    parser.add_argument("--bf16", action="store_true", help="alignment: autocast to bfloat16")
+    parser.add_argument("--images", type=Path, help="alignment: folder of images, to measure the loader")
+    parser.add_argument("--captions", type=Path, help="alignment: their captions; default: pairs in the folder")
+    parser.add_argument("--workers", type=int, default=2, help="alignment: of the loader")
     parser.add_argument("--full", action="store_true", help="evaluation: LVIS at 19,809 images too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/benchmark_SUBJECT.json")
@@ -54,7 +65,12 @@ def main() -> None:
     elif args.subject == "vocabulary":
         from benchmarks import vocabulary
 
-        found = vocabulary.run(args.names, args.arch)
+        found = vocabulary.run(args.names, args.arch or "SmartCLIP-tiny")
+    elif args.subject == "alignment":
+        from benchmarks import alignment
+
+        args.arch = args.arch or "SmartCLIP-B-16"
+        found = alignment.run(args)
     elif args.subject == "evaluation":
         from benchmarks import evaluation
 

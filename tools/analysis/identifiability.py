@@ -92,7 +92,7 @@ STRESS: dict[str, World] = {
 class Mixing(nn.Module):
     """A fixed random invertible map: orthogonal layers with leaky rectifiers between."""
 
-    def __init__(self, width: int, generator: torch.Generator, layers: int = 3) -> None:
+    def __init__(self, width: int, generator: torch.Generator, layers: int = 2) -> None:
         super().__init__()
         self.weights = [torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(layers)]
 

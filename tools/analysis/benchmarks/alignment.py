@@ -1,0 +1,269 @@
+"""Alignment training: the head beside the broadcast form, whole steps beside plain CLIP, real lengths, the loader.
+
+torch and MMEngine only; open_clip's ``ClipLoss`` takes part where open_clip is there, else CLIP's loss written out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.measuring import in_turns, show
+from smartclip_det.models.alignment import SmartCLIPAlignment
+from smartclip_det.models.losses import AlignmentLoss
+from smartclip_det.models.towers.tokenizer import END, START
+
+#: Mean tokens of a random prefix of ShareGPT4V, of 248 (pretrain reference 5.3).
+PREFIX_TOKENS = 105
+#: Dense bf16 peak of cards that we know, FLOP/s.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12}
+
+
+def run(options: Any) -> dict[str, Any]:
+    """Everything that the command line asks for."""
+    out: dict[str, Any] = {"head": head(options.head, options.dim, options.rounds, options.device)}
+    out["step"] = steps(options)
+    if options.images:
+        out["loader"] = loader(options)
+    return out
+
+
+# --- the head ---------------------------------------------------------------------------------------------------------
+
+
+def broadcast_form(images: Tensor, texts: Tensor, logits: Tensor) -> Tensor:
+    """The released form: every image under every mask as one tensor, both directions."""
+    probs = logits.sigmoid()
+    masks = (probs >= 0.5).float() + (probs - probs.detach())
+    texts = functional.normalize(texts, dim=-1)
+    target = torch.arange(len(images), device=images.device)
+    rows = 100 * (functional.normalize(images[:, None] * masks[None], dim=-1) * texts[None]).sum(-1)
+    columns = 100 * (functional.normalize(images[None] * masks[:, None], dim=-1) * texts[:, None]).sum(-1)
+    loss = functional.cross_entropy(rows, target) + functional.cross_entropy(columns, target)
+    return 10 * loss + 2 * masks.mean()
+
+
+class SavedBytes:
+    """Counts what autograd saves for the backward pass, each storage once."""
+
+    def __enter__(self) -> SavedBytes:
+        """Start counting."""
+        self._seen: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda x: x)
+        self._hooks.__enter__()
+        return self
+
+    def _pack(self, x: Tensor) -> Tensor:
+        self._seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop."""
+        self._hooks.__exit__(*error)
+        self.mib = sum(self._seen.values()) / 2**20
+
+
+def head(batch: int, dim: int, rounds: int, device: str) -> dict[str, Any]:
+    """Loss and its backward pass on given features: ours, ours in tiles, CLIP's, the broadcast form."""
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(batch, dim, generator=g).to(device).requires_grad_() for _ in range(3)]
+    scale = torch.tensor(4.6052, device=device)
+    ours, tiled = AlignmentLoss(), AlignmentLoss(tile=max(1, batch * batch // 16))
+    clip = AlignmentLoss("off", alignment_weight=0.5)
+
+    def total(loss: AlignmentLoss, v: Tensor, t: Tensor, m: Tensor) -> Tensor:
+        return sum((x for k, x in loss(v, t, m, scale).items() if k.startswith("loss")), torch.zeros((), device=device))
+
+    forms: dict[str, Callable[[], Tensor]] = {
+        "two products": lambda: total(ours, *given),
+        "two products, in tiles": lambda: total(tiled, *given),
+        "plain CLIP": lambda: total(clip, *given),
+        "broadcast form": lambda: broadcast_form(*given),
+    }
+
+    def work(form: Callable[[], Tensor]) -> Callable[[], None]:
+        def once() -> None:
+            form().backward()
+            for x in given:
+                x.grad = None
+
+        return once
+
+    rows = in_turns({name: work(form) for name, form in forms.items()}, rounds)
+    for name, form in forms.items():
+        with SavedBytes() as saved:
+            form()
+        rows[name]["saved_mib"] = saved.mib
+    show(f"head, B = {batch}, D = {dim}: loss and backward", rows, "two products")
+    base, own = rows["broadcast form"], rows["two products"]
+    facts = {"time_ratio": base["median"] / own["median"], "saved_ratio": base["saved_mib"] / own["saved_mib"]}
+    print(f"saved for backward: {own['saved_mib']:.1f} MiB against {base['saved_mib']:.0f} MiB of the broadcast form; "
+          f"{facts['saved_ratio']:.0f}x less memory, {facts['time_ratio']:.0f}x less time")  # fmt: skip
+    return {"rows": rows, **facts}
+
+
+# --- whole steps ------------------------------------------------------------------------------------------------------
+
+
+def caption_tokens(count: int, context: int, mean: int, seed: int = 0) -> Tensor:
+    """``[count, context]`` random ids of lengths spread around a mean, padded to the context."""
+    g = torch.Generator().manual_seed(seed)
+    out = torch.zeros(count, context, dtype=torch.long)
+    # Prefixes of captions are spread almost evenly from a sentence up to twice their mean.
+    lengths = torch.randint(12, min(context, 2 * mean - 12) + 1, (count,), generator=g) if mean < context else None
+    for n in range(count):
+        length = context if lengths is None else int(lengths[n])
+        out[n, :length] = torch.randint(1, START, (length,), generator=g)
+        out[n, 0], out[n, length - 1] = START, END
+    return out
+
+
+def clip_loss(device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """open_clip's ``ClipLoss``, or the same written out where open_clip is absent."""
+    try:
+        from open_clip.loss import ClipLoss
+    except ImportError:
+        target_of = torch.arange
+
+        def plain(images: Tensor, texts: Tensor) -> Tensor:
+            logits = 100 * images @ texts.t()
+            target = target_of(len(images), device=device)
+            return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.t(), target)) / 2
+
+        return "CLIP's loss (open_clip absent)", plain
+    module = ClipLoss()
+    scale = torch.tensor(100.0, device=device)
+    return "open_clip ClipLoss", lambda images, texts: module(images, texts, scale)
+
+
+def steps(options: Any) -> dict[str, Any]:
+    """Whole training steps of one batch on the same towers, in turns."""
+    device, batch = options.device, options.batch
+    models = {
+        "ours": SmartCLIPAlignment({"arch": options.arch, "seed": 0}).to(device).train(),
+        # The same towers; the mask network takes no part.
+        "clip": SmartCLIPAlignment({"arch": options.arch, "seed": 0}, loss={"mask_mode": "off"}).to(device).train(),
+    }
+    context = models["ours"].towers.config.context_length
+    side = models["ours"].towers.config.image_size
+    pixels = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
+    whole = caption_tokens(batch, context, context).to(device)
+    real = caption_tokens(batch, context, PREFIX_TOKENS if context > 200 else context // 2).to(device)
+    name, loss = clip_loss(device)
+
+    def ours(tokens: Tensor, chunks: int, pad: str) -> Callable[[], None]:
+        model = models["ours"]
+
+        def once() -> None:
+            model.towers.mask_network.mask_pad = pad
+            model.text_chunks = chunks
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
+                seen, texts = model._see(pixels), model._read(tokens)
+            losses = model._contrast(seen.pooled, *texts, 1)
+            sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+            model.zero_grad(set_to_none=True)
+
+        return once
+
+    def theirs(tokens: Tensor) -> Callable[[], None]:
+        towers = models["clip"].towers
+
+        def once() -> None:
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
+                images, texts = towers.encode_image(pixels), towers.text_tower(tokens).embeds
+            loss(functional.normalize(images.float(), dim=-1), functional.normalize(texts.float(), dim=-1)).backward()
+            models["clip"].zero_grad(set_to_none=True)
+
+        return once
+
+    variants = {
+        f"{name}, {context} tokens": theirs(whole),
+        f"ours, {context} tokens": ours(whole, 1, "include"),
+        f"{name}, captions padded to {context}": theirs(real),
+        "ours, captions, mask_pad include": ours(real, 1, "include"),
+        f"ours, captions, {options.chunks} chunks, mask_pad ignore": ours(real, options.chunks, "ignore"),
+    }
+    rows = in_turns(variants, options.rounds)
+    lengths = real.argmax(dim=1) + 1
+    facts = {
+        "batch": batch, "arch": options.arch, "bf16": options.bf16, "mean_tokens": float(lengths.float().mean()),
+        "equal_length_ratio": _ratio(rows, 1, 0), "real_length_speedup": 1 / _ratio(rows, 4, 2),
+        "samples_per_second": batch / rows[list(variants)[4]]["median"],
+    }  # fmt: skip
+    facts.update(utilisation(models["ours"], rows, batch, context, device))
+    show(f"training step without optimizer, {options.arch}, batch {batch}", rows, next(iter(variants)))
+    print(f"at equal length {facts['equal_length_ratio']:.3f} of {name}; at {facts['mean_tokens']:.0f} tokens on "
+          f"average {facts['real_length_speedup']:.2f}x as fast as {name} padded to {context}; "
+          f"{facts['samples_per_second']:.2f} samples/s")  # fmt: skip
+    return {"rows": rows, **facts}
+
+
+def _ratio(rows: dict[str, dict[str, float]], a: int, b: int) -> float:
+    names = list(rows)
+    return rows[names[a]]["median"] / rows[names[b]]["median"]
+
+
+def step_flops(config: Any, context: int) -> float:
+    """Multiply-adds, twice, of forward and backward (three times forward) for one pair: matrix products alone."""
+
+    def tower(width: int, layers: int, length: int) -> float:
+        return layers * (24 * length * width**2 + 4 * length**2 * width)
+
+    cells = (config.image_size // config.patch_size) ** 2
+    image = tower(config.vision_width, config.vision_layers, cells + 1)
+    image += 2 * cells * 3 * config.patch_size**2 * config.vision_width
+    text = tower(config.text_width, config.text_layers + config.mask_layers, context)
+    return 3 * (image + text)
+
+
+def utilisation(model: SmartCLIPAlignment, rows: dict[str, dict[str, float]], batch: int, context: int,
+                device: str) -> dict[str, float]:  # fmt: skip
+    """Model FLOP/s of the step at full length, and its share of the card's bf16 peak (or of a measured product's)."""
+    flops = batch * step_flops(model.towers.config, context)
+    seconds = rows[list(rows)[1]]["median"]
+    peak = next((v for k, v in PEAK_FLOPS.items() if device != "cpu" and k in torch.cuda.get_device_name()), 0.0)
+    if not peak:
+        a = torch.randn(2048, 2048, device=device)
+        found = in_turns({"product": lambda: a @ a}, 5)["product"]
+        peak = 2 * 2048**3 / found["min"]
+    return {"model_flops_per_second": flops / seconds, "utilisation": flops / seconds / peak, "peak_flops": peak}
+
+
+# --- the loader -------------------------------------------------------------------------------------------------------
+
+
+def loader(options: Any) -> dict[str, Any]:
+    """Images a second from files and from a cache, and whether the loader is the bound."""
+    import tempfile
+    import time
+
+    from torch.utils.data import DataLoader
+
+    from smartclip_det.datasets.captions import CaptionDataset
+    from smartclip_det.datasets.image_cache import ImageCache
+
+    data = CaptionDataset(str(options.captions or options.images), data_root=str(options.images), image_size=224,
+                          context_length=248)  # fmt: skip
+    rates = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ImageCache(folder, data.names(), 224, "crop", create=True)
+        for n in range(len(data)):
+            cache.put(n, data.read_image(n))
+        cache.flush()
+        for name in ("files", "cache", "files", "cache"):
+            data._cache = cache if name == "cache" else None
+            # Each image several times, or starting the workers would be what is measured.
+            order = list(range(len(data))) * max(1, 400 // len(data))
+            begin = time.perf_counter()
+            for _ in DataLoader(data, 16, sampler=order, num_workers=options.workers, collate_fn=list):
+                pass
+            rates.setdefault(name, []).append(len(order) / (time.perf_counter() - begin))
+    found = {k: statistics.median(v) for k, v in rates.items()}
+    print(f"\nloader, {options.workers} workers: {found['files']:.0f} images/s from files, "
+          f"{found['cache']:.0f} from a cache ({found['cache'] / found['files']:.1f}x)")  # fmt: skip
+    return found
