@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
@@ -26,7 +27,9 @@ from smartclip_det.engine.launch import (
     log_opening,
     parse_run,
     prepare,
+    refuse_foreign_checkpoint,
     run_parser,
+    unwrapped,
 )
 from smartclip_det.utils.cli import run_tool
 
@@ -54,8 +57,14 @@ def main() -> None:
     if args.resume:
         config.resume = True
         config.load_from = str(last_good_checkpoint(config.work_dir)) if args.resume == "auto" else args.resume
+    if "strategy" in config and config.strategy.type != "SingleDeviceStrategy" and not torch.cuda.is_available():
+        raise UserError(
+            f"strategy {config.strategy.type} needs CUDA devices; here are none. Leave it out (DDP runs on CPUs too)."
+        )
     # FSDP and DeepSpeed are strategies, which MMEngine's plain runner does not take.
     runner = (FlexibleRunner if config.get("strategy") else Runner).from_cfg(config)
+    if args.resume and isinstance(runner.model, torch.nn.Module):
+        refuse_foreign_checkpoint(unwrapped(runner.model), config.load_from)
     log_opening(runner, args.config)
     try:
         runner.train()

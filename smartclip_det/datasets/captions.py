@@ -24,7 +24,7 @@ from smartclip_det.datasets.region_texts import RegionTexts, read_presence
 from smartclip_det.evaluation.caption_files import read_caption_records
 from smartclip_det.evaluation.detection_files import read_json
 from smartclip_det.evaluation.shards import member_at
-from smartclip_det.models.towers.tokenizer import tokenize
+from smartclip_det.models.towers.tokenizer import encode, with_ends
 from smartclip_det.utils.images import FITS, decode_rgb, fit_square, open_rgb, pixels
 
 #: Images tried in place of one that cannot be read.
@@ -198,13 +198,16 @@ class CaptionDataset(BaseDataset):
         sample = BaseDataElement(metainfo={"img_id": record["id"], "img_path": record["image"]})
         sample.set_metainfo({"drawn_captions": drawn})
         if self.context_length:
-            sample.set_metainfo({"drawn_tokens": [self._tokens(c, rng) for c in drawn]})
+            tokens = [self._tokens(c, rng) for c in drawn]
+            sample.set_metainfo({"drawn_tokens": [t for t, _ in tokens], "texts_cut": sum(c for _, c in tokens)})
         if self.regions is not None:
             boxes, texts = self.regions.draw(record["regions"], record["size"], self.image_size, self.fit, flipped, rng)
             sample.set_metainfo({"region_boxes": boxes, "region_texts": texts})
         return image, sample
 
-    def _tokens(self, text: str, rng: np.random.Generator) -> list[int]:
-        """Ids without padding on the right, cut to the context as in the released training."""
-        ids: list[int] = tokenize(text, self.context_length, truncate=True, pad_to_longest=True)[0].tolist()
-        return pad_left(ids, self.context_length, rng) if self.left_pad and rng.random() < self.left_pad else ids
+    def _tokens(self, text: str, rng: np.random.Generator) -> tuple[list[int], bool]:
+        """Ids without padding on the right, cut to the context as in the released training, and whether they were."""
+        found = encode(text)
+        ids, cut = with_ends(found, self.context_length), len(found) + 2 > self.context_length
+        moved = self.left_pad and rng.random() < self.left_pad
+        return pad_left(ids, self.context_length, rng) if moved else ids, cut

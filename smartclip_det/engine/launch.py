@@ -106,17 +106,23 @@ def enable_auto_scale(config: Config) -> None:
 
 def log_opening(runner: Runner, config_path: str) -> None:
     """Config, folder, parameters, seed, versions: the first lines of a run."""
-    trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in runner.model.parameters())
     facts = {
         "config": config_path,
         "work_dir": runner.work_dir,
-        "parameters": f"{trained:,} trained, {total - trained:,} frozen",
+        "parameters": _told_parameters(runner.model),
         "towers": _told_towers(runner.cfg),
         "seed": runner.seed,
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
     }
     print_log("\n".join(["smartclip_det run", *(f"  {k:11s} {v}" for k, v in facts.items())]), "current")
+
+
+def _told_parameters(model: torch.nn.Module | Mapping[str, Any]) -> str:
+    """Trained and frozen numbers; a runner with a strategy builds its model later."""
+    if not isinstance(model, torch.nn.Module):
+        return "told when the strategy has built the model"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{trained:,} trained, {sum(p.numel() for p in model.parameters()) - trained:,} frozen"
 
 
 def _told_towers(config: Config) -> str:

@@ -144,6 +144,70 @@ class StepSeedHook(Hook):
 
 
 @HOOKS.register_module()
+class TextLimitHook(Hook):
+    """Counts texts that were cut to the context, and tells number and share once early and once at the end."""
+
+    def __init__(self, after: int = 100) -> None:
+        """Build.
+
+        Args:
+            after: steps before the first report.
+        """
+        self.after, self.steps, self.cut, self.texts = after, 0, 0, 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Count those of this process's batch."""
+        for sample in data_batch["data_samples"]:
+            self.texts += len(sample.drawn_captions)
+            self.cut += sample.get("texts_cut", 0)
+        self.steps += 1
+        if self.steps == self.after:
+            self._report(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Report the whole run."""
+        self._report(runner)
+
+    def _report(self, runner: Runner) -> None:
+        if self.cut:
+            runner.logger.warning(
+                f"{self.cut} of {self.texts} texts ({self.cut / self.texts:.1%}) were over the token limit and cut."
+            )
+
+
+@HOOKS.register_module()
+class LoaderAdviceHook(Hook):
+    """Says once when steps wait for data, and what helps."""
+
+    priority = "LOW"
+
+    def __init__(self, share: float = 0.2, after: int = 50) -> None:
+        """Build.
+
+        Args:
+            share: of the time of a step that waiting for data may take.
+            after: steps that are looked at, after as many to warm up.
+        """
+        self.share, self.after = share, after
+        self._waited, self._spent, self._steps = 0.0, 0.0, 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Add up the times that MMEngine's timer keeps."""
+        scalars = runner.message_hub.log_scalars
+        self._steps += 1
+        if not self.after < self._steps <= 2 * self.after or "train/data_time" not in scalars:
+            return
+        self._waited += scalars["train/data_time"].current()
+        self._spent += scalars["train/time"].current()
+        if self._steps == 2 * self.after and self._waited > self.share * self._spent:
+            runner.logger.warning(
+                f"{self._waited / self._spent:.0%} of the time of a step is waiting for data: the loader is the bound. "
+                "More train_dataloader.num_workers help; images prepared by tools/data/cache_images.py "
+                "(train_dataloader.dataset.cache) help most."
+            )
+
+
+@HOOKS.register_module()
 class BrokenImagesHook(Hook):
     """Counts images that could not be read and were replaced; stops a run in which they are too many."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,6 +134,41 @@ def test_broken_images_are_counted_and_stop_a_run_only_when_they_are_many(pairs,
     assert done.returncode == 2
     assert "more than the limit of 1.0%" in done.stderr
     assert (tmp_path / "many/iter_3.pth").is_file()
+
+
+@pytest.mark.slow
+def test_long_texts_and_a_slow_loader_are_told_and_another_model_is_refused(pairs, tmp_path):
+    more = {"train_dataloader.dataset.context_length": 8, "custom_hooks.3.after": 1, "custom_hooks.3.share": 0.0,
+            "train_cfg.max_epochs": 1}  # fmt: skip
+    done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", *options(pairs, **more))
+    log = done.stdout + done.stderr
+    # Every prefix has at least "Picture number N", a text of 8 tokens and more; the first sentence alone has 5.
+    assert re.search(r"\d+ of 22 texts \(\d+\.\d%\) were over the token limit and cut", log)
+    assert "the loader is the bound" in log
+    other = options(pairs, **more, **{"model.towers.arch": "SmartCLIP-toy"})
+    done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", "--resume", *other, check=False)
+    assert done.returncode == 2
+    assert "is no checkpoint of this config's model" in done.stderr
+    done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "new", "--resume", *options(pairs), check=False)
+    assert done.returncode == 2
+    assert "no checkpoint in" in done.stderr
+    fsdp = "configs/smartclip_align/smartclip-b16_fsdp_1024-3e_sharegpt4v.py"
+    if not torch.cuda.is_available():
+        done = run("tools/train.py", fsdp, "--work-dir", tmp_path / "fsdp", *options(pairs), check=False)
+        assert "needs CUDA devices" in done.stderr
+    one = options(pairs, **more, **{"strategy.type": "SingleDeviceStrategy"})
+    run("tools/train.py", CONFIG, "--work-dir", tmp_path / "flexible", *one)
+    assert weights(tmp_path / "flexible/iter_3.pth").keys() == weights(tmp_path / "run/iter_3.pth").keys()
+
+
+def test_a_batch_of_one_has_nothing_to_tell_apart():
+    from smartclip_det.models.losses import AlignmentLoss
+
+    given = [torch.randn(1, 8, requires_grad=True) for _ in range(3)]
+    losses = AlignmentLoss()(*given, torch.zeros(()))
+    assert losses["loss_sidm"].item() == losses["loss_dism"].item() == 0
+    (losses["loss_sidm"] + losses["loss_sparsity"]).backward()
+    assert all(torch.isfinite(x.grad).all() for x in given if x.grad is not None)
 
 
 def test_the_released_recipe_number_by_number():

@@ -188,7 +188,7 @@ def train(nature: Nature, args: argparse.Namespace, masked: bool, seed: int, lab
     encoders = Encoders(nature)
     loss = AlignmentLoss("hard" if masked else "off", modular=nature.world.modular, scale=args.scale,
                          alignment_weight=1.0, sparsity_weight=nature.world.sparsity)  # fmt: skip
-    optimizer = torch.optim.AdamW(encoders.parameters(), lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(encoders.parameters(), lr=3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     for _ in trange(args.steps, desc=label, leave=False):
         images, texts = nature.batch(args.batch)
@@ -294,7 +294,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--stress", action="store_true", help="harder worlds as well")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--scale", type=float, default=20.0, help="factor on cosines")
+    parser.add_argument("--scale", type=float, default=30.0, help="factor on cosines")
     parser.add_argument("--rows", type=int, default=2000, help="images that R2 is measured on; half of them to fit")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/identifiability.json"))
     return parser.parse_args()

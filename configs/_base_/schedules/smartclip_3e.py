@@ -22,5 +22,7 @@ log_processor = dict(by_epoch=False)
 custom_hooks = [
     dict(type="StepSeedHook"),
     dict(type="BrokenImagesHook"),
+    dict(type="TextLimitHook"),
+    dict(type="LoaderAdviceHook"),
     dict(type="TowerCheckpointHook"),
 ]

@@ -92,6 +92,12 @@ def encode(text: str) -> list[int]:
     return ids
 
 
+def with_ends(ids: Sequence[int], context_length: int) -> list[int]:
+    """Start, ids, end; what does not fit is cut and the end token put last, as the released training does."""
+    whole = [START, *ids, END]
+    return whole if len(whole) <= context_length else [*whole[: context_length - 1], END]
+
+
 def tokenize(
     texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False, pad_to_longest: bool = False
 ) -> Tensor:
@@ -113,15 +119,13 @@ def tokenize(
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = []
     for text in texts:
-        ids = [START, *encode(text), END]
-        if len(ids) > context_length:
-            if not truncate:
-                raise UserError(
-                    f"A text of {len(ids)} tokens is over the limit of {context_length}: {text[:60]!r}... "
-                    "Shorten it, use a model with a longer context, or ask for truncation."
-                )
-            ids = [*ids[: context_length - 1], END]
-        rows.append(ids)
+        ids = encode(text)
+        if len(ids) + 2 > context_length and not truncate:
+            raise UserError(
+                f"A text of {len(ids) + 2} tokens is over the limit of {context_length}: {text[:60]!r}... "
+                "Shorten it, use a model with a longer context, or ask for truncation."
+            )
+        rows.append(with_ends(ids, context_length))
     length = max((len(r) for r in rows), default=0) if pad_to_longest else context_length
     out = torch.zeros(len(rows), length, dtype=torch.long)
     for i, ids in enumerate(rows):
