@@ -8,6 +8,7 @@
     python tools/evaluate.py voc --ann VOC2007/Annotations --pred results.json
     python tools/evaluate.py refcoco --ann "refcoco/refs(unc).p" --split testA --pred boxes.jsonl
     python tools/evaluate.py ov-coco --ann val.json --compare a.json b.json
+    python tools/evaluate.py grefcoco --ann "grefs(unc).json" --split val --pred boxes.jsonl
     python tools/evaluate.py retrieval --ann captions.json --pred vectors.safetensors
 
 The metrics are printed and written as JSON, unrounded, with the protocol they were measured under.
@@ -19,6 +20,8 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.described_objects import SCENARIOS
+from smartclip_det.evaluation.generalized_referring import BOX_RULES
 from smartclip_det.evaluation.protocols import PROTOCOLS, EvaluationRequest, compare, run_protocol
 from smartclip_det.evaluation.retrieval import SCORINGS
 from smartclip_det.evaluation.stamp import write_results
@@ -46,7 +49,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--per-class", action="store_true", help="print a table by class (always in the JSON)")
     parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
     parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
-    parser.add_argument("--overlap", choices=["iou", "giou"], default="iou", help="refcoco")
+    parser.add_argument("--overlap", choices=["iou", "giou"], default="", help="default: refcoco iou, grefcoco giou")
+    parser.add_argument("--score-threshold", type=float, default=0.7, help="grefcoco: boxes below are not predicted")
+    parser.add_argument("--box-rule", choices=BOX_RULES, default="any", help="flickr: any box of a phrase, or merged")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="intra", help="dcube: sentences asked of an image")
     parser.add_argument("--strict", action="store_true", help="refcoco: hits need overlap > threshold")
     parser.add_argument("--box-format", choices=["xyxy", "xywh"], default="xyxy", help="refcoco predictions")
     parser.add_argument("--difficult", choices=["count", "ignore"], default="count", help="voc")

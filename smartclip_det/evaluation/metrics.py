@@ -27,7 +27,8 @@ from smartclip_det.evaluation.detection_files import (
     load_ground_truth,
     write_columnar,
 )
-from smartclip_det.evaluation.protocols import SETTINGS, chosen_images, score_detections
+from smartclip_det.evaluation.protocols import chosen_images, score_detections
+from smartclip_det.evaluation.request import SETTINGS
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 
 PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed")
@@ -67,7 +68,7 @@ class OpenVocabMetric(BaseMetric):
             backend: ``fast`` or ``reference``.
             max_dets: detections per image, 0 for the protocol's own.
             images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
-            setting: of ``ov-coco``, see ``protocols.SETTINGS``.
+            setting: of ``ov-coco``, see ``request.SETTINGS``.
             iou_types: ``bbox``, or ``bbox`` and ``segm`` for detectors with masks.
             out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns, boxes only).
             metrics_file: stamped metrics JSON to write.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,68 +22,12 @@ from smartclip_det.evaluation.detection_files import (
     read_predictions,
     with_images,
 )
+from smartclip_det.evaluation.grounding_protocols import GROUNDING, referring_scores
 from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
-from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
-from smartclip_det.evaluation.referring_files import load_expressions, load_grounding_predictions
+from smartclip_det.evaluation.request import SETTINGS, EvaluationRequest, EvaluationResult
 from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics, retrieval_metric
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
-
-#: Readings of ov-coco: one run over base and novel classes (``joint``), or the older, easier one in which the
-#: detector was given the novel names alone (``target-only``); the two are never comparable.
-SETTINGS = ("joint", "target-only")
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What ``tools/evaluate.py`` was asked for.
-
-    Attributes:
-        protocol: a name in :data:`PROTOCOLS`.
-        ann: annotation file, or VOC xml folder.
-        pred: prediction file.
-        split_file: json ``{"base": [...], "novel": [...]}`` for ov-coco with own classes.
-        backend: ``fast`` or ``reference``.
-        iou_type: ``bbox`` or ``segm``.
-        max_dets: detections per image; 0 for the protocol's own (COCO 100, LVIS 300).
-        split: split of a referring-expression file; empty for all sentences.
-        instances: ``instances.json`` of a refs file; empty for the one beside it.
-        overlap: ``iou`` or ``giou`` for referring expressions.
-        strict: hits need overlap > threshold.
-        box_format: ``xyxy`` or ``xywh`` of grounding predictions.
-        images: ``all`` images of a detection file, ``annotated``: those with a box of the protocol's classes, or
-            ``predicted``: those that a ``.jsonl`` file of an unfinished run has a line for.
-        setting: of ``ov-coco``, one of :data:`SETTINGS`.
-        difficult: VOC objects marked difficult: ``count`` or ``ignore``.
-        scoring: of a comparison of retrieval, a name in ``retrieval.SCORINGS``.
-    """
-
-    protocol: str
-    ann: Path
-    pred: Path
-    split_file: Path | None = None
-    backend: str = "fast"
-    iou_type: str = "bbox"
-    max_dets: int = 0
-    split: str = ""
-    instances: str = ""
-    overlap: str = "iou"
-    strict: bool = False
-    box_format: str = "xyxy"
-    images: str = "all"
-    setting: str = "joint"
-    difficult: str = "count"
-    scoring: str = "plain"
-
-
-@dataclass
-class EvaluationResult:
-    """Stamp, metrics, and what goes beside them."""
-
-    protocol: dict[str, Any]
-    metrics: dict[str, float]
-    counts: dict[str, int]
-    per_class: dict[str, float | None] = field(default_factory=dict)
 
 
 def run_protocol(request: EvaluationRequest) -> EvaluationResult:
@@ -275,18 +219,6 @@ def _voc(request: EvaluationRequest) -> EvaluationResult:
     return EvaluationResult(stamp, metrics, counts, per_class)
 
 
-def _referring_scores(request: EvaluationRequest, pred: Path) -> ReferringScores:
-    truth = load_expressions(request.ann, split=request.split or None, instances=request.instances or None)
-    return score_referring(truth, load_grounding_predictions(pred, request.box_format), request.overlap)
-
-
-def _refcoco(request: EvaluationRequest) -> EvaluationResult:
-    scores = _referring_scores(request, request.pred)
-    stamp = protocol_stamp("refcoco", overlap=request.overlap, strict=request.strict, split=request.split or "all",
-                           unit="sentence, best-scored box")  # fmt: skip
-    return EvaluationResult(stamp, referring_metrics(scores.overlap, strict=request.strict), scores.counts)
-
-
 def _retrieval(request: EvaluationRequest) -> EvaluationResult:
     vectors = _checked_vectors(request, request.pred)
     stamp = protocol_stamp("retrieval", ties="against", **vectors.stamp)
@@ -307,7 +239,7 @@ PROTOCOLS: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "ov-lvis": _lvis,
     "lvis-fixed": _lvis,
     "voc": _voc,
-    "refcoco": _refcoco,
+    **GROUNDING,
     "retrieval": _retrieval,
 }
 
@@ -343,7 +275,7 @@ def compare(
 
 def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric, int]:
     if request.protocol == "refcoco":
-        scores = _referring_scores(request, pred)
+        scores = referring_scores(request, pred)
         return bootstrap.referring_metric(scores.overlap, scores.images, strict=request.strict)
     if request.protocol == "retrieval":
         return retrieval_metric(_checked_vectors(request, pred), request.scoring)

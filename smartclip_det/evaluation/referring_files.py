@@ -35,6 +35,7 @@ class Expression:
         split: train, val, testA, testB or test; empty if unknown.
         dataset: data set name, empty if unknown.
         ann_ids: source annotation ids.
+        masks: COCO segmentation of each box (run lengths or polygons); empty where the file has none.
     """
 
     id: int | str
@@ -47,6 +48,7 @@ class Expression:
     split: str = ""
     dataset: str = ""
     ann_ids: tuple[int, ...] = ()
+    masks: tuple[Any, ...] = ()
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -151,9 +153,10 @@ def _from_jsonl(path: Path) -> list[Expression]:
         try:
             row = json.loads(line)
             boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in row["boxes"])
-            extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids")}
+            extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids", "masks")}
             extra = {"image_id": row.get("file_name", ""), "file_name": "", "sentence": "", **extra}
-            records.append(Expression(boxes=boxes, ann_ids=tuple(row.get("ann_ids", ())), **extra))
+            lists: dict[str, Any] = {k: tuple(row.get(k, ())) for k in ("ann_ids", "masks")}
+            records.append(Expression(boxes=boxes, **lists, **extra))
             hash(records[-1].id)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} line {number}: not an expression with id and xyxy boxes ({error!r}).") from error
@@ -189,6 +192,12 @@ def image_file_of(ref_file_name: str, ann_id: int) -> str:
     return "_".join(parts[:-1]) + dot + suffix if len(parts) > 3 or (parts[-1] == str(ann_id)) else ref_file_name
 
 
+def _targets(ref: dict[str, Any]) -> list[int]:
+    """Annotation ids of a ref: one, or gRefCOCO's list, where [-1] says that nothing is meant."""
+    ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+    return [i for i in ids if i != -1]
+
+
 def _from_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expression]:
     if not isinstance(refs, list) or not all(isinstance(r, dict) and "sentences" in r for r in refs):
         raise UserError(f"{path} is no refs list: each entry needs sentences, ann_id and image_id.")
@@ -198,18 +207,21 @@ def _from_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expr
     data = read_json(source, "instances file")
     images = {i["id"]: i for i in data["images"]}
     annotations = {a["id"]: a for a in data["annotations"]}
-    lost = [r["ann_id"] for r in refs if r["ann_id"] not in annotations]
+    lost = [i for r in refs for i in _targets(r) if i not in annotations]
     if lost:
         raise UserError(f"{source} lacks {len(lost)} annotations that {path.name} refers to, e.g. {lost[0]}.")
     records = []
     for ref in refs:
         image = images.get(ref["image_id"], {})
+        targets = [annotations[i] for i in _targets(ref)]
         name = image.get("file_name") or image_file_of(ref["file_name"], ref["ann_id"])
+        masks = tuple(a["segmentation"] for a in targets if a.get("segmentation"))
         for s in ref["sentences"]:
             records.append(Expression(
                 id=s["sent_id"], image_id=ref["image_id"], file_name=name, sentence=s["sent"],
-                boxes=(_corners(annotations[ref["ann_id"]]["bbox"]),), width=int(image.get("width") or 0),
-                height=int(image.get("height") or 0), split=ref.get("split", ""), ann_ids=(ref["ann_id"],),
+                boxes=tuple(_corners(a["bbox"]) for a in targets), width=int(image.get("width") or 0),
+                height=int(image.get("height") or 0), split=ref.get("split", ""),
+                ann_ids=tuple(a["id"] for a in targets), masks=masks if len(masks) == len(targets) else (),
             ))  # fmt: skip
     return records
 
