@@ -154,3 +154,29 @@ def test_no_stray_notes():
     for path in [*modules(), *(REPO / "tools").rglob("*.py")]:
         for word in ("TODO", "FIXME", "XXX", "NotImplementedError"):
             assert word not in path.read_text(encoding="utf-8"), f"{path}: {word}"
+
+
+BARE = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked}:
+            raise ImportError(f'{{name}} is blocked')
+sys.meta_path.insert(0, Block())
+import torch
+import smartclip_det.alignment_parts
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+model = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny')))
+samples = [BaseDataElement(metainfo=dict(drawn_tokens=[[49406, n, 49407]])) for n in (5, 6)]
+losses = model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), samples, mode='loss')
+sum(v for k, v in losses.items() if 'loss' in k).backward()
+"""
+
+
+def test_alignment_trains_on_cached_tokens_with_torch_and_mmengine_alone():
+    blocked = {"mmdet", "mmcv", "open_clip", "regex", "ftfy", "pycocotools", "lvis", "faster_coco_eval", "ijson",
+               "safetensors", "scipy", "timm", "transformers"}  # fmt: skip
+    code = BARE.format(blocked=sorted(blocked))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stderr

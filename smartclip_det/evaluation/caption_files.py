@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.detection_files import read_json
 from smartclip_det.evaluation.shards import index_shards, is_shards
@@ -111,6 +109,7 @@ def _list_items(path: Path) -> Iterator[Any]:
     """The items of a JSON list; one by one where the file is large."""
     if path.is_file() and path.stat().st_size > _STREAM_BYTES:
         import ijson
+        from tqdm import tqdm
 
         with path.open("rb") as handle, tqdm(
             total=path.stat().st_size, desc="reading captions", unit="B", unit_scale=True, leave=False

@@ -48,7 +48,7 @@ def broadcast_loss(model, pixels, texts, modular=True):
     logits = 100 * (functional.normalize(masked, dim=-1) * t[None]).sum(-1)
     target = torch.arange(len(texts))
     pair = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.t(), target)
-    return 10 * pair + 2 * m.mean()
+    return 10 * pair + 2 * m.abs().mean()
 
 
 def same_gradients(found, model):
@@ -173,6 +173,54 @@ def test_several_processes_equal_one_on_the_joint_batch(share, form, tmp_path):
     loss.backward()
     assert torch.allclose(found["loss"], loss.detach(), rtol=1e-5)
     same_gradients(found["grads"], model)
+
+
+def features(count=8, dim=512):
+    g = torch.Generator().manual_seed(0)
+    v, t, m = (torch.randn(count, dim, generator=g) for _ in range(3))
+    return v, t + 0.05 * v, m
+
+
+def features_rank(rank, world, meeting, share, out):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
+    )
+    rows = slice(sum(share[:rank]), sum(share[: rank + 1]))
+    own = [x[rows].clone().requires_grad_() for x in features(sum(share))]
+    loss = total(AlignmentLoss()(*own, torch.zeros(())))
+    loss.backward()
+    # DDP would average: the joint loss is the mean over processes.
+    torch.save([loss.detach() / world, *(x.grad / world for x in own)], f"{out}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("share", [(8,), (5, 3), (2, 3, 3), (1, 1, 6)])
+def test_in_single_precision_loss_and_gradients_equal_the_released_form_to_a_millionth(share, tmp_path):
+    """Of images, texts and mask logits, against fp32 of the form written out as one tensor."""
+    if len(share) == 1:
+        own = [x.clone().requires_grad_() for x in features()]
+        loss = total(AlignmentLoss()(*own, torch.zeros(())))
+        loss.backward()
+        found = [[loss.detach(), *(x.grad for x in own)]]
+    else:
+        multiprocessing.spawn(features_rank, (len(share), str(tmp_path / "meeting"), share, str(tmp_path / "out")),
+                              nprocs=len(share))  # fmt: skip
+        found = [torch.load(tmp_path / f"out.{r}", weights_only=True) for r in range(len(share))]
+    v, t, logits = (x.clone().requires_grad_() for x in features())
+    p = logits.sigmoid()
+    m = (p >= 0.5).float() + p - p.detach()
+    masked = v[:, None] * m[None]
+    scores = 100 * (masked / masked.norm(dim=-1, keepdim=True) * functional.normalize(t, dim=-1)[None]).sum(-1)
+    target = torch.arange(8)
+    pair = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)
+    expected = 10 * pair + 2 * m.abs().mean()
+    expected.backward()
+    assert sum(f[0] for f in found).item() == pytest.approx(expected.item(), rel=1e-6)
+    for n, x in enumerate((v, t, logits), 1):
+        own_grad = torch.cat([f[n] for f in found])
+        assert (own_grad - x.grad).norm() <= 1e-6 * x.grad.norm()
 
 
 def outcome(model, count=6):

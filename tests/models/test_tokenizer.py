@@ -72,3 +72,11 @@ def test_image_preprocessing_matches_the_reference_pixels(shared, folder):
                 np.transpose(probes), facts[size][key], atol=1e-5
             )
     assert checked == 2 * len(expected)
+
+
+def test_image_statistics_are_those_of_open_clip():
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    from smartclip_det.models.towers.tokenizer import image_statistics
+
+    assert image_statistics() == (tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD))
