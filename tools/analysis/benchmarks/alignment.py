@@ -189,18 +189,37 @@ def steps(options: Any) -> dict[str, Any]:
         f"ours, captions, {options.chunks} chunks, mask_pad ignore": ours(real, options.chunks, "ignore"),
     }
     rows = in_turns(variants, options.rounds)
+    for label, once in variants.items():
+        with SavedBytes() as saved:
+            once()
+        rows[label]["saved_mib"] = saved.mib
     lengths = real.argmax(dim=1) + 1
     facts = {
         "batch": batch, "arch": options.arch, "bf16": options.bf16, "mean_tokens": float(lengths.float().mean()),
         "equal_length_ratio": _ratio(rows, 1, 0), "real_length_speedup": 1 / _ratio(rows, 4, 2),
         "samples_per_second": batch / rows[list(variants)[4]]["median"],
     }  # fmt: skip
+    facts["head_share"] = head_seconds(models["ours"], batch, options.rounds) / rows[list(variants)[1]]["median"]
     facts.update(utilisation(models["ours"], rows, batch, context, device))
     show(f"training step without optimizer, {options.arch}, batch {batch}", rows, next(iter(variants)))
     print(f"at equal length {facts['equal_length_ratio']:.3f} of {name}; at {facts['mean_tokens']:.0f} tokens on "
           f"average {facts['real_length_speedup']:.2f}x as fast as {name} padded to {context}; "
-          f"{facts['samples_per_second']:.2f} samples/s")  # fmt: skip
+          f"{facts['samples_per_second']:.2f} samples/s; the head is {facts['head_share']:.2%} of a step; "
+          f"{facts['utilisation']:.0%} of the peak in matrix products")  # fmt: skip
+    print("saved for backward, MiB: " + ", ".join(f"{n} {r['saved_mib']:.0f}" for n, r in rows.items()))
     return {"rows": rows, **facts}
+
+
+def head_seconds(model: SmartCLIPAlignment, batch: int, rounds: int) -> float:
+    """Loss and its backward pass alone, on features of the step's size."""
+    device = model.towers.logit_scale.device
+    given = [torch.randn(batch, model.towers.config.embed_dim, device=device, requires_grad=True) for _ in range(3)]
+
+    def once() -> None:
+        losses = model.loss(*given, model.towers.logit_scale.detach())
+        sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+
+    return in_turns({"head": once}, max(5, rounds))["head"]["median"]
 
 
 def _ratio(rows: dict[str, dict[str, float]], a: int, b: int) -> float:
