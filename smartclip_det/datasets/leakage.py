@@ -1,0 +1,93 @@
+"""Which training images are in a benchmark's validation and test splits (rec reference 2.3).
+
+All images of the RefCOCO family are of COCO train2014, which lies inside train2017: a detector trained on COCO has seen
+them with boxes, a caption model trained on COCO captions with texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.caption_files import read_caption_records
+from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.evaluation.referring_files import Expression
+
+_COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")
+
+
+def image_key(name: str) -> str:
+    """What names one image in all files: COCO's number, whatever the year and folder; else the file's stem."""
+    stem = Path(name).stem
+    found = _COCO.search(stem)
+    return f"coco:{int(found[1])}" if found else stem
+
+
+def training_images(path: str | Path) -> dict[str, str]:
+    """Key to name of the images of a training set.
+
+    Args:
+        path: COCO or LVIS annotations, a caption file of any layout, or a text file with a name on each line.
+
+    Raises:
+        UserError: for other files.
+    """
+    path = Path(path)
+    if path.suffix == ".txt" and path.is_file():
+        names: Iterable[str] = path.read_text(encoding="utf-8").split()
+    elif path.suffix == ".json" and isinstance(content := read_json(path, "training set"), dict):
+        names = _names_of(content, path)
+    else:
+        names = [r.image for r in read_caption_records(path)[0]]
+    return {image_key(n): n for n in names}
+
+
+def _names_of(content: dict[str, Any], path: Path) -> list[str]:
+    if not isinstance(content.get("images"), list):
+        raise UserError(f"{path} has no images: it is no COCO or LVIS file.")
+    # LVIS names its images by coco_url.
+    return [str(i.get("file_name") or i.get("coco_url") or i["id"]) for i in content["images"]]
+
+
+@dataclass
+class Leak:
+    """Images of one benchmark split that a training set holds.
+
+    Attributes:
+        benchmark: its name.
+        split: of the benchmark.
+        images: different images of the split.
+        seen: those of them that training has, by key.
+        sentences: of the seen images.
+    """
+
+    benchmark: str
+    split: str
+    images: int
+    seen: set[str]
+    sentences: int
+
+
+def find_leaks(training: dict[str, str], benchmark: str, expressions: Sequence[Expression]) -> list[Leak]:
+    """Leaks of one benchmark, split by split; its own training split is no leak."""
+    by_split: dict[str, list[str]] = {}
+    for e in expressions:
+        by_split.setdefault(e.split or "unnamed", []).append(image_key(e.file_name))
+    out = []
+    for split, keys in sorted(by_split.items()):
+        if split != "train":
+            seen = set(keys) & set(training)
+            out.append(Leak(benchmark, split, len(set(keys)), seen, sum(k in seen for k in keys)))
+    return out
+
+
+def without(content: dict[str, Any], leaked: set[str]) -> dict[str, Any]:
+    """COCO or LVIS annotations without the leaked images and their annotations."""
+    kept = [i for i in content["images"] if image_key(str(i.get("file_name") or i.get("coco_url"))) not in leaked]
+    ids = {i["id"] for i in kept}
+    annotations = [a for a in content.get("annotations", []) if a["image_id"] in ids]
+    return {**content, "images": kept, "annotations": annotations}

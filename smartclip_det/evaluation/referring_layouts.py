@@ -1,0 +1,197 @@
+"""Further layouts of referring expressions, writers, and the counts of the full sets (rec reference 2.1 to 2.5).
+
+``referring_files.load_expressions`` reads everything that is told here, too. Boxes are xyxy pixels inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.evaluation.referring_files import Expression, write_expressions
+from smartclip_det.utils.files import write_whole
+from smartclip_det.utils.safe_load import safe_torch_load
+
+LAYOUTS = ("jsonl", "mdetr", "odvg", "refs")
+#: Sentences of each split of the full sets.
+COUNTS: dict[str, dict[str, int]] = {
+    "refcoco-unc": {"train": 120_624, "val": 10_834, "testA": 5657, "testB": 5095},
+    "refcoco+-unc": {"train": 120_191, "val": 10_758, "testA": 5726, "testB": 4889},
+    "refcocog-umd": {"train": 80_512, "val": 4896, "test": 9602},
+    "refcocog-google": {"train": 85_474, "val": 9536},
+}
+#: Splits that share images between training and testing, which must be said beside their numbers.
+SHARED_IMAGES = ("refcocog-google", "refcoco-google")
+
+
+def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]:
+    """Sentences by split; raises where they are not those of the full set.
+
+    Args:
+        name: in :data:`COUNTS`.
+        expressions: all splits, or some.
+
+    Raises:
+        UserError: for other numbers, or a split that the set does not have.
+    """
+    expected = COUNTS[check_choice("set", name, COUNTS)]
+    found = dict(Counter(e.split for e in expressions))
+    strange = [s for s in found if s not in expected]
+    if strange:
+        raise UserError(f"{name} has the splits {', '.join(expected)}; the file has {', '.join(strange)}.")
+    wrong = [f"{s} {found[s]:,} (of {expected[s]:,})" for s in found if found[s] != expected[s]]
+    if wrong:
+        raise UserError(f"These are not the sentences of {name}: {'; '.join(wrong)}.")
+    return found
+
+
+def read_transvg(path: str | Path) -> list[Expression]:
+    """A TransVG split, ``<dataset>_<split>.pth``: a list of (file, size or id, box, phrase, attributes), nothing run.
+
+    The COCO sets (unc, unc+, gref, gref_umd) hold xywh boxes, referit and flickr xyxy ones: the data set is read off
+    the file's name. Flickr's tuples are (file, box, phrase).
+
+    Raises:
+        UserError: for a name without a known data set, or tuples of another form.
+    """
+    path = Path(path)
+    name, _, split = path.stem.rpartition("_")
+    corners = {"unc": False, "unc+": False, "gref": False, "gref_umd": False, "referit": True, "flickr": True}
+    if name not in corners:
+        raise UserError(f"{path.name} names no TransVG data set; known: {', '.join(corners)} (as in unc+_testA.pth).")
+    content = safe_torch_load(path)
+    out = []
+    for number, row in enumerate(content):
+        try:
+            file, box, phrase = (row[0], row[1], row[2]) if len(row) == 3 else (row[0], row[2], row[3])
+            a, b, c, d = (float(v) for v in box)
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{path}: entry {number} is no (file, size, box, phrase, ...) tuple ({error}).") from error
+        where = (a, b, c, d) if corners[name] else (a, b, a + c, b + d)
+        out.append(Expression(number, str(file), str(file), str(phrase), (where,), split=split, dataset=name))
+    return out
+
+
+def read_odvg(path: str | Path) -> list[Expression]:
+    """MMDetection's grounding lines: one expression for each region's phrase.
+
+    Raises:
+        UserError: naming the line, for a record without ``grounding`` or a box that is not four numbers.
+    """
+    out: list[Expression] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            for region in row["grounding"]["regions"]:
+                found = region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
+                boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found)
+                out.append(Expression(len(out), row["filename"], row["filename"], region["phrase"], boxes,
+                                      int(row["width"]), int(row["height"])))  # fmt: skip
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{path} line {number}: no ODVG grounding record ({error!r}).") from error
+    return out
+
+
+def write_layout(path: str | Path, expressions: Sequence[Expression], layout: str) -> dict[str, int]:
+    """Write expressions; what a layout cannot hold is an error, never left out.
+
+    Args:
+        path: file; for ``refs`` a folder that gets ``refs.json`` and ``instances.json``.
+        expressions: to write.
+        layout: in :data:`LAYOUTS`.
+
+    Returns:
+        Counts of what was written.
+    """
+    check_choice("layout", layout, LAYOUTS)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if layout == "jsonl":
+        write_expressions(path, expressions)
+    elif layout == "mdetr":
+        write_whole(path, json.dumps(mdetr_of(expressions)))
+    elif layout == "odvg":
+        write_whole(path, "".join(json.dumps(r) + "\n" for r in odvg_of(expressions)))
+    else:
+        refs, instances = refs_of(expressions)
+        write_whole(path / "refs.json", json.dumps(refs))
+        write_whole(path / "instances.json", json.dumps(instances))
+    return {"sentences": len(expressions), "without_target": sum(not e.boxes for e in expressions),
+            "many_targets": sum(len(e.boxes) > 1 for e in expressions)}  # fmt: skip
+
+
+def _sized(expressions: Sequence[Expression], layout: str) -> None:
+    lacking = [e.id for e in expressions if not (e.width and e.height)]
+    if lacking:
+        raise UserError(f"{layout} needs image sizes; {len(lacking)} sentences have none, e.g. id {lacking[0]!r}.")
+
+
+def _xywh(box: Sequence[float]) -> list[float]:
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
+    """MDETR's json: an image entry for each sentence; no target is one annotation marked ``empty`` (gRefCOCO)."""
+    _sized(expressions, "mdetr")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for n, e in enumerate(expressions):
+        images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
+                       "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset, "sentence_id": e.id})  # fmt: skip
+        for k, box in enumerate(e.boxes):
+            x, y, w, h = _xywh(box)
+            found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
+                                     "area": w * h, "iscrowd": 0}  # fmt: skip
+            if len(e.ann_ids) == len(e.boxes):
+                found["original_id"] = e.ann_ids[k]
+            annotations.append(found)
+        if not e.boxes:
+            annotations.append({"id": len(annotations), "image_id": n, "category_id": -1, "bbox": [0, 0, 0, 0],
+                                "area": -1, "iscrowd": -1, "empty": True})  # fmt: skip
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+def odvg_of(expressions: Sequence[Expression]) -> list[dict[str, Any]]:
+    """One grounding line for each sentence, also those without a target: MMDetection's own converter loses them."""
+    _sized(expressions, "odvg")
+    return [
+        {"filename": e.file_name, "height": e.height, "width": e.width,
+         "grounding": {"caption": e.sentence, "regions": [
+             {"bbox": [list(b) for b in e.boxes] if len(e.boxes) > 1 else list(e.boxes[0]), "phrase": e.sentence,
+              "tokens_positive": [[0, len(e.sentence)]]}] if e.boxes else []}}
+        for e in expressions
+    ]  # fmt: skip
+
+
+def refs_of(expressions: Sequence[Expression]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The refer toolbox's refs list (as JSON) and ``instances.json``; none and many as in gRefCOCO."""
+    images: dict[Any, dict[str, Any]] = {}
+    annotations: dict[tuple[Any, tuple[float, ...]], dict[str, Any]] = {}
+    refs: list[dict[str, Any]] = []
+    for e in expressions:
+        images.setdefault(
+            e.image_id, {"id": e.image_id, "file_name": e.file_name, "width": e.width, "height": e.height}
+        )  # fmt: skip
+        ids = []
+        for k, box in enumerate(e.boxes):
+            key = (e.image_id, tuple(box))
+            if key not in annotations:
+                x, y, w, h = _xywh(box)
+                annotations[key] = {"id": len(annotations) + 1, "image_id": e.image_id, "category_id": 1,
+                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}  # fmt: skip
+                if len(e.masks) == len(e.boxes):
+                    annotations[key]["segmentation"] = e.masks[k]
+            ids.append(annotations[key]["id"])
+        refs.append({"ref_id": len(refs), "ann_id": ids[0] if len(ids) == 1 else ids or [-1], "image_id": e.image_id,
+                     "category_id": 1, "split": e.split, "file_name": e.file_name, "sent_ids": [e.id],
+                     "sentences": [{"sent_id": e.id, "sent": e.sentence, "raw": e.sentence,
+                                    "tokens": e.sentence.split()}]})  # fmt: skip
+    instances: Mapping[str, Any] = {"images": list(images.values()), "annotations": list(annotations.values()),
+                                    "categories": [{"id": 1, "name": "object"}]}  # fmt: skip
+    return refs, dict(instances)

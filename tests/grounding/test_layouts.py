@@ -1,0 +1,130 @@
+"""Layouts of expressions there and back, full counts, leakage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.leakage import find_leaks, image_key, training_images, without
+from smartclip_det.evaluation.referring_files import Expression, load_expressions
+from smartclip_det.evaluation.referring_layouts import (
+    COUNTS,
+    check_counts,
+    read_odvg,
+    read_transvg,
+    write_layout,
+)
+from tests.tools.test_runs import run
+
+BOXES = ((0.0, 1.0, 10.0, 12.0), (3.5, 4.0, 30.0, 20.0))
+
+
+def some(**more):
+    rows = [("the dog", BOXES[:1]), ("both dogs", BOXES), ("a unicorn", ())]
+    return [Expression(n, 7 + n // 2, f"COCO_train2014_{7 + n // 2:012d}.jpg", t, b, 64, 48, split="val", dataset="x",
+                       ann_ids=tuple(range(100 * n, 100 * n + len(b))), **more) for n, (t, b) in enumerate(rows)]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["jsonl", "mdetr", "refs"])
+def test_none_one_and_many_survive_every_layout(layout, tmp_path):
+    target = tmp_path / {"jsonl": "e.jsonl", "mdetr": "e.json", "refs": "folder"}[layout]
+    assert write_layout(target, some(), layout) == {"sentences": 3, "without_target": 1, "many_targets": 1}
+    read = load_expressions(target / "refs.json" if layout == "refs" else target)
+    assert [(e.sentence, e.boxes, e.file_name, e.width, e.height) for e in read] == [
+        (e.sentence, e.boxes, e.file_name, e.width, e.height) for e in some()
+    ]
+    if layout == "jsonl":
+        assert read == some()
+
+
+def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
+    write_layout(tmp_path / "e.odvg.jsonl", some(), "odvg")
+    rows = [json.loads(line) for line in (tmp_path / "e.odvg.jsonl").read_text().splitlines()]
+    assert [r["grounding"]["caption"] for r in rows] == ["the dog", "both dogs", "a unicorn"]
+    assert rows[2]["grounding"]["regions"] == []
+    assert [e.boxes for e in read_odvg(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES]
+    (tmp_path / "bad.odvg.jsonl").write_text('{"filename": "a.jpg"}')
+    with pytest.raises(UserError, match="line 1: no ODVG"):
+        read_odvg(tmp_path / "bad.odvg.jsonl")
+    with pytest.raises(UserError, match="needs image sizes"):
+        write_layout(tmp_path / "x.json", [Expression(1, 1, "a.jpg", "a", ())], "mdetr")
+
+
+def test_transvg_files_run_nothing(tmp_path):
+    torch.save(
+        [("COCO_train2014_000000000007.jpg", 7, [1, 2, 10, 20], "the dog", [("r1", ["none"])])],
+        tmp_path / "unc_val.pth",
+    )
+    (read,) = read_transvg(tmp_path / "unc_val.pth")
+    assert (read.boxes, read.sentence, read.split) == (((1.0, 2.0, 11.0, 22.0),), "the dog", "val")
+    torch.save([("1.jpg", [1, 2, 10, 20], "a dog")], tmp_path / "flickr_test.pth")
+    assert read_transvg(tmp_path / "flickr_test.pth")[0].boxes == ((1.0, 2.0, 10.0, 20.0),)
+    torch.save([("1.jpg", "x")], tmp_path / "gref_val.pth")
+    with pytest.raises(UserError, match="entry 0 is no"):
+        read_transvg(tmp_path / "gref_val.pth")
+    with pytest.raises(UserError, match="names no TransVG data set"):
+        read_transvg(tmp_path / "other_val.pth")
+
+
+def test_full_sets_are_counted(tmp_path):
+    for name, counts in COUNTS.items():
+        rows = [Expression(n, n, "a.jpg", "s", (), split=s) for s, c in counts.items() for n in range(c)]
+        assert check_counts(name, rows) == counts
+        with pytest.raises(UserError, match="These are not the sentences"):
+            check_counts(name, rows[1:])
+    with pytest.raises(UserError, match="has the splits train, val, testA, testB; the file has test"):
+        check_counts("refcoco-unc", [Expression(1, 1, "a.jpg", "s", (), split="test")])
+
+
+@given(st.integers(1, 10**6), st.sampled_from(["{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "train2017/{:012d}.jpg",
+                                               "COCO_train2014_{:012d}_16.jpg", "http://x/val2017/{:012d}.jpg"]))  # fmt: skip
+def test_one_image_has_one_key_in_every_file(number, form):
+    assert image_key(form.format(number)) == f"coco:{number}"
+
+
+def test_leaks_are_found_and_removed(tmp_path):
+    coco = {"images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (7, 8, 9)],
+            "annotations": [{"id": n, "image_id": n, "bbox": [0, 0, 1, 1], "category_id": 1} for n in (7, 8, 9)],
+            "categories": [{"id": 1, "name": "x"}]}  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps(coco))
+    training = training_images(tmp_path / "train.json")
+    own_training = [Expression(9, 9, f"COCO_train2014_{9:012d}.jpg", "s", (), split="train")]
+    (leak,) = find_leaks(training, "refcoco", some() + own_training)
+    assert (leak.split, leak.images, leak.seen, leak.sentences) == ("val", 2, {"coco:7", "coco:8"}, 3)
+    clean = without(coco, leak.seen)
+    assert [i["id"] for i in clean["images"]] == [a["image_id"] for a in clean["annotations"]] == [9]
+    write_layout(tmp_path / "e.jsonl", some(), "jsonl")
+    done = run("tools/data/check_leakage.py", "--train", tmp_path / "train.json", "--bench", f"refcoco={tmp_path}/e.jsonl",
+               "--clean", tmp_path / "clean.json", "--out", tmp_path / "out.json")  # fmt: skip
+    assert "2 training images are in these splits" in done.stdout
+    assert json.loads((tmp_path / "clean.json").read_text()) == clean
+    (tmp_path / "names.txt").write_text("a.jpg 000000000007.jpg")
+    assert set(training_images(tmp_path / "names.txt")) == {"a", "coco:7"}
+
+
+def test_the_converter(tmp_path):
+    write_layout(tmp_path / "e.jsonl", some(), "jsonl")
+    done = run(
+        "tools/data/convert_grounding.py", tmp_path / "e.jsonl", tmp_path / "m.json", "--to", "mdetr", "--split", "val"
+    )
+    assert "3 sentences, 1 without a target, 1 with several" in done.stdout
+    assert len(load_expressions(tmp_path / "m.json")) == 3
+    for more, message in ((["--split", "testC"], "it has val"), (["--check", "refcoco-unc"], "not the sentences")):
+        done = run("tools/data/convert_grounding.py", tmp_path / "e.jsonl", tmp_path / "m.json", *more, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_real_expressions_there_and_back(shared, tmp_path):
+    source = next((shared / "refcoco_testA_slice").rglob("refs*.p"), None)
+    if source is None:
+        pytest.skip("no refs file in the test data")
+    read = load_expressions(source)
+    write_layout(tmp_path / "back", read, "refs")
+    again = load_expressions(tmp_path / "back/refs.json")
+    assert [(e.id, e.sentence, e.boxes, e.split) for e in again] == [(e.id, e.sentence, e.boxes, e.split) for e in read]

@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Which training images are in a benchmark's validation and test splits, and the clean training set.
+
+    python tools/data/check_leakage.py --train instances_train2017.json --bench "refcoco=refs(unc).p" \
+        "refcocog=refcocog/refs(umd).p" --clean instances_train2017_clean.json
+    python tools/data/check_leakage.py --train share-captioner_coco_lcs_sam_1246k_1107.json --bench "refcoco=refs.p"
+
+Training sets: COCO or LVIS annotations, caption files, or a list of names. Benchmarks: any file of expressions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.leakage import find_leaks, training_images, without
+from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.evaluation.referring_files import load_expressions
+from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.utils.cli import run_tool
+from smartclip_det.utils.files import write_whole
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="training set")
+    parser.add_argument("--bench", nargs="+", required=True, metavar="NAME=FILE", help="expressions")
+    parser.add_argument(
+        "--clean", type=Path, help="write the training set without leaked images (COCO, LVIS), or names"
+    )
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/leakage.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compare, tell, write."""
+    args = parse_args()
+    training = training_images(args.train)
+    leaks = []
+    for item in args.bench:
+        name, equals, file = item.partition("=")
+        if not equals:
+            raise UserError(f"Give NAME=FILE; {item!r} has no '='.")
+        leaks += find_leaks(training, name, load_expressions(file))
+    print(f"{len(training):,} training images")
+    print(f"{'benchmark':16s} {'split':8s} {'images':>8s} {'in training':>12s} sentences")
+    for leak in leaks:
+        print(f"{leak.benchmark:16s} {leak.split:8s} {leak.images:8,d} {len(leak.seen):12,d} {leak.sentences:9,d}")
+    leaked = set().union(*(leak.seen for leak in leaks))
+    facts = {
+        f"{x.benchmark}.{x.split}": {"images": x.images, "seen": len(x.seen), "sentences": x.sentences} for x in leaks
+    }
+    stamp = protocol_stamp("leakage", train_sha256=file_hash(args.train), training_images=len(training))
+    write_results(args.out, stamp, {"leaked_images": len(leaked), "splits": facts})
+    if args.clean:
+        write_clean(args, training, leaked)
+    print(f"{len(leaked):,} training images are in these splits: {args.out}")
+
+
+def write_clean(args: argparse.Namespace, training: dict[str, str], leaked: set[str]) -> None:
+    """The training set without them, in its own form; a list of names for captions and lists."""
+    content = read_json(args.train, "training set") if args.train.suffix == ".json" else None
+    if isinstance(content, dict):
+        write_whole(args.clean, json.dumps(without(content, leaked)))
+    else:
+        write_whole(args.clean, "".join(f"{n}\n" for k, n in training.items() if k not in leaked))
+    print(f"clean: {len(training) - len(leaked):,} images in {args.clean}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Referring expressions from any layout to any other, counts told, nothing lost on the way.
+
+    python tools/data/convert_grounding.py "refcoco/refs(unc).p" refcoco.jsonl --check refcoco-unc
+    python tools/data/convert_grounding.py "grefcoco/grefs(unc).json" grefcoco_train.jsonl --split train
+    python tools/data/convert_grounding.py refcoco.jsonl finetune_refcoco_val.json --to mdetr --split val
+    python tools/data/convert_grounding.py unc+_testA.pth testA.jsonl
+
+Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
+lines (.odvg.jsonl). Written: jsonl, mdetr, odvg, refs (a folder). The google splits share images between training and
+testing, which is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.referring_files import Expression, load_expressions
+from smartclip_det.evaluation.referring_layouts import (
+    COUNTS,
+    LAYOUTS,
+    SHARED_IMAGES,
+    check_counts,
+    read_odvg,
+    read_transvg,
+    write_layout,
+)
+from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.utils.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path, help="file; for refs a folder")
+    parser.add_argument("--to", choices=LAYOUTS, default="jsonl")
+    parser.add_argument("--split", help="keep one split")
+    parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: beside it")
+    parser.add_argument("--check", choices=COUNTS, help="the full set that the source must be")
+    return parser.parse_args()
+
+
+def read(args: argparse.Namespace) -> list[Expression]:
+    """The expressions of the source, by content or ending."""
+    if not args.source.is_file():
+        raise UserError(f"No expression file at {args.source}. Check the path.")
+    if args.source.suffix == ".pth":
+        return read_transvg(args.source)
+    if args.source.name.endswith(".odvg.jsonl"):
+        return read_odvg(args.source)
+    return load_expressions(args.source, instances=args.instances)
+
+
+def main() -> None:
+    """Read, check, write, tell."""
+    args = parse_args()
+    expressions = read(args)
+    if args.check:
+        print(f"{args.check}: {check_counts(args.check, expressions)}")
+        if args.check in SHARED_IMAGES:
+            print(
+                "warning: this partition is by object: images of training are in val and test. Say so beside numbers."
+            )
+    if args.split:
+        found = sorted({e.split for e in expressions})
+        expressions = [e for e in expressions if e.split == args.split]
+        if not expressions:
+            raise UserError(f"{args.source} has no split {args.split!r}; it has {', '.join(found)}.")
+    counts = write_layout(args.target, expressions, args.to)
+    stamp = protocol_stamp("convert_grounding", source_sha256=file_hash(args.source), layout=args.to)
+    beside = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")
+    write_results(beside, stamp, counts)
+    print(f"{counts['sentences']:,} sentences, {counts['without_target']:,} without a target, "
+          f"{counts['many_targets']:,} with several: {args.target}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_tool(main)
