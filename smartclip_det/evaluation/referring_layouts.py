@@ -143,7 +143,8 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for n, e in enumerate(expressions):
         images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
-                       "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset, "sentence_id": e.id})  # fmt: skip
+                       "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset,
+                       "sentence_id": e.id})  # fmt: skip
         for k, box in enumerate(e.boxes):
             x, y, w, h = _xywh(box)
             found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
