@@ -9,7 +9,12 @@
 
 Proposals: "ground-truth" (all target boxes that the file names for an image, or all boxes of --instances), a COCO
 result list, or "rpn" with --config and --detector. The kind is in every output: numbers of different kinds do not
-compare. Sentences with no target or several are left out, counted.
+compare. Sentences with no target or several are left out, counted; with --answers all they are kept, every box comes
+with a score of its own, and "none" and "many" are a threshold's answers:
+
+    python tools/ground.py train.jsonl --images I --checkpoint W --answers all --out train_pred.jsonl
+    python tools/analysis/calibrate_grounding.py --ann train.jsonl --pred train_pred.jsonl
+    python tools/evaluate.py grefcoco --ann val.jsonl --pred val_pred.jsonl --score-threshold T
 """
 
 from __future__ import annotations
@@ -18,11 +23,16 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
+from torchvision.ops import nms
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.evaluation.caption_files import read_caption_records
 from smartclip_det.evaluation.grounding import chance_accuracy, proposals_by_image, single_targets
 from smartclip_det.evaluation.referring import referring_metrics, score_referring
 from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, load_expressions
@@ -57,6 +67,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--control", choices=["none", "text_shuffled"], default="none", help="exchange texts' vectors")
     parser.add_argument("--temperature", type=float, default=50.0)
     parser.add_argument("--spatial", action="store_true", help="read relations and superlatives by rules")
+    parser.add_argument("--answers", choices=["one", "all"], default="one", help="all: also sentences of none and many")
+    parser.add_argument("--nms", type=float, default=0.7, help="--answers all: IoU over which the weaker box goes")
+    parser.add_argument("--subtract", help="captions (a training set) whose mean score is taken off each region's")
+    parser.add_argument("--subtract-count", type=int, default=500, help="captions drawn from it")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=0, help="first so many sentences only")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/ground.jsonl"), help="predictions; metrics beside")
@@ -67,14 +82,15 @@ def main() -> None:
     """Encode each image once, score all its sentences under every mask mode, write predictions and metrics."""
     args = parse_args()
     everything = load_expressions(args.ann, split=args.split)
-    wanted, left_out = single_targets(everything)
+    wanted, left_out = (everything, 0) if args.answers == "all" else single_targets(everything)
     wanted = wanted[: args.limit] if args.limit else wanted
     towers = SmartCLIP.from_checkpoint(args.checkpoint).to(args.device)
     encoder = RegionEncoder(
         towers, dense_size=args.dense_size, dense_mode=args.dense_mode, crop_context=args.crop_context
     )
+    subtracted = subtracted_bank(args, towers)
     graders = {
-        mode: ZeroShotGrounder(encoder, views=args.views, spatial=args.spatial,
+        mode: ZeroShotGrounder(encoder, views=args.views, spatial=args.spatial, subtracted=subtracted,
                                policy=ScoringPolicy(mask_mode=mode, temperature=args.temperature))
         for mode in args.mask_modes
     }  # fmt: skip
@@ -92,17 +108,37 @@ def main() -> None:
         regions = boxes.get(image_id, [])
         vectors = first.region_vectors(image, regions)
         for mode, grader in graders.items():
-            scores = grader.score(vectors, regions, [e.sentence for e in mine], bank) if regions else []
+            sentences = [e.sentence for e in mine]
+            if not regions:
+                scores = []
+            elif args.answers == "all":
+                scores = grader.evidence(vectors, regions, sentences, bank)
+            else:
+                scores = grader.score(vectors, regions, sentences, bank)
             for e, row in zip(mine, scores, strict=False):
-                order = row.argsort(descending=True).tolist()
-                found[mode][e.id] = GroundedBoxes([regions[i] for i in order], row[order].tolist())
+                order = row.argsort(descending=True)
+                if args.answers == "all":
+                    order = nms(torch.tensor(regions, dtype=row.dtype), row, args.nms)
+                found[mode][e.id] = GroundedBoxes([regions[i] for i in order.tolist()], row[order].tolist())
     stamp = protocol_stamp(
         "grounding_zero_shot", proposals=args.proposals, max_proposals=args.max_proposals, views=args.views,
         dense_mode=args.dense_mode, dense_size=encoder.dense_size, crop_context=args.crop_context, spatial=args.spatial,
-        control=args.control, checkpoint_hash=towers.checkpoint_hash, ann_sha256=file_hash(args.ann), split=args.split,
-        policy=first.policy.to_dict(), unit="sentence with one target",
+        control=args.control, answers=args.answers, nms=args.nms if args.answers == "all" else None,
+        subtract=args.subtract and {"captions": args.subtract, "count": args.subtract_count, "seed": args.seed},
+        checkpoint_hash=towers.checkpoint_hash, ann_sha256=file_hash(args.ann), split=args.split,
+        policy=first.policy.to_dict(), unit="sentence" if args.answers == "all" else "sentence with one target",
     )  # fmt: skip
     report(args, wanted, found, boxes, stamp, left_out)
+
+
+def subtracted_bank(args: argparse.Namespace, towers: SmartCLIP) -> TextBank | None:
+    """Captions drawn by the seed, as a bank; None where none is asked for."""
+    if not args.subtract:
+        return None
+    records, _ = read_caption_records(args.subtract)
+    texts = sorted({t for r in records for t in (r.short or [r.long])})
+    drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.subtract_count]
+    return build_bank(towers, [texts[i] for i in drawn], templates="none")
 
 
 def candidates(args: argparse.Namespace, wanted: list[Expression]) -> dict[int | str, list[list[float]]]:
@@ -137,14 +173,20 @@ def report(
         path = args.out.with_name(f"{args.out.stem}.{mode}{args.out.suffix}") if len(found) > 1 else args.out
         lines = (json.dumps({"id": k, "boxes": p.boxes, "scores": p.scores}) for k, p in predictions.items())
         write_whole(path, "".join(f"{line}\n" for line in lines))
+        if args.answers == "all":
+            metrics[mode] = {}
+            print(f"{mode} ({args.proposals} proposals): {path}; score it with tools/evaluate.py grefcoco")
+            continue
         metrics[mode] = referring_metrics(score_referring(wanted, predictions).overlap)
         print(f"{mode} ({args.proposals} proposals): {path}\n{format_metrics(metrics[mode])}")
-    metrics["chance"] = {"acc50": chance_accuracy(wanted, boxes)}
-    print(f"chance\n{format_metrics(metrics['chance'])}")
+    if args.answers == "one":
+        metrics["chance"] = {"acc50": chance_accuracy(wanted, boxes)}
+        print(f"chance\n{format_metrics(metrics['chance'])}")
     out = args.out.with_suffix(".metrics.json")
     counts = {"sentences": len(wanted), "left_out": left_out, "images": len({e.image_id for e in wanted})}
     write_results(out, stamp, metrics, counts=counts)
-    print(f"{counts['sentences']} sentences, {left_out} without exactly one target left out. Written: {out}")
+    left = f", {left_out} without exactly one target left out" if left_out else ""
+    print(f"{counts['sentences']} sentences{left}. Written: {out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 * ``crop``: the tower's pooled vector of a square window around the box.
 * ``blur``: the whole image, blurred outside of the box (ReCLIP, arXiv 2204.05991).
+* ``circle``: the whole image with a red ellipse in the box (arXiv 2304.06712).
 * ``dense``: RoIAlign of the dense map, one forward pass per image for any number of boxes.
 * ``mask``: mean of the dense map under an instance mask.
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_align
@@ -23,7 +24,7 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
-VIEWS = ("crop", "blur", "dense", "mask")
+VIEWS = ("crop", "blur", "circle", "dense", "mask")
 #: Blur outside the box, as a share of the longer side.
 BLUR = 0.1
 
@@ -73,6 +74,15 @@ def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image)
     out = blurred.copy()
     if corners[2] > corners[0] and corners[3] > corners[1]:
         out.paste(image.crop(corners), corners[:2])
+    return out
+
+
+def circle_inside(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    """The image with a red ellipse inscribed in an xyxy box; the line is 2 pixels in 384, and never under one."""
+    out = image.copy()
+    x1, y1, x2, y2 = box
+    width = max(1, round(2 * max(image.size) / 384))
+    ImageDraw.Draw(out).ellipse((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=(255, 0, 0), width=width)
     return out
 
 
@@ -143,6 +153,8 @@ class RegionEncoder:
     def _views(self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str) -> list[Image.Image]:
         if view == "crop":
             return [crop_window(image, b, self.crop_context, self.side) for b in boxes]
+        if view == "circle":
+            return [fit_square(circle_inside(image, b), self.side, self.fit) for b in boxes]
         blurred = image.filter(ImageFilter.GaussianBlur(BLUR * max(image.size)))
         return [fit_square(blur_outside(image, b, blurred), self.side, self.fit) for b in boxes]
 

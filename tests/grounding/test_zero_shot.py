@@ -137,3 +137,65 @@ def test_candidates_and_chance(tmp_path):
         proposals_by_image("absent.json", kept, instances)
     with pytest.raises(UserError, match="exactly one target"):
         single_targets(many[2:])
+
+
+def test_evidence_compares_over_images_and_a_bank_is_subtracted():
+    texts = ["the red", "the blue"]
+    bank = bank_of(*texts)
+    grounder = ZeroShotGrounder(RegionEncoder(ColourTowers(), crop_context=1.0), views=("crop", "dense"))
+    vectors = grounder.region_vectors(scene(), BOXES)
+    found = grounder.evidence(vectors, BOXES, texts, bank)
+    expected = sum(bank.cosine(v, grounder.policy) for v in vectors.values()).t() / 2
+    assert torch.allclose(found, expected)
+    less = ZeroShotGrounder(grounder.encoder, views=("crop", "dense"), subtracted=bank)
+    assert torch.allclose(less.evidence(vectors, BOXES, texts, bank), expected - expected.mean(dim=0), atol=1e-6)
+    # The best box of a text alone may change; the softmax over boxes follows the subtracted logits.
+    logits = (expected - expected.mean(dim=0)) * 2 * grounder.policy.temperature
+    assert torch.allclose(less.score(vectors, BOXES, texts, bank), logits.softmax(dim=1), atol=1e-5)
+
+
+def test_reasoning_only_takes_from_the_evidence():
+    spatial = ZeroShotGrounder(RegionEncoder(ColourTowers(), crop_context=1.0), views=("crop",), spatial=True)
+    plain = ZeroShotGrounder(spatial.encoder, views=("crop",))
+    vectors = spatial.region_vectors(scene(), BOXES)
+    reasoned = spatial.evidence(vectors, BOXES, ["leftmost red"], bank_of("red"))
+    alone = plain.evidence(vectors, BOXES, ["red"], bank_of("red"))
+    assert (reasoned <= alone + 1e-6).all()
+    assert (reasoned < alone - 1e-3).any()
+
+
+def test_the_circle_is_red_and_inside_its_box():
+    import numpy as np
+    from PIL import Image
+
+    from smartclip_det.models.regions import circle_inside
+
+    image = Image.new("RGB", (120, 80), (10, 20, 30))
+    drawn = np.array(circle_inside(image, [20, 10, 80, 70]))
+    changed = (drawn != np.array(image)).any(axis=2)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (10, 69, 20, 79)
+    assert (drawn[changed] == (255, 0, 0)).all()
+    assert not changed[35:45, 45:55].any()
+
+
+def test_a_threshold_is_found_between_none_and_many():
+    from smartclip_det.evaluation.generalized_referring import calibrate_threshold
+    from smartclip_det.evaluation.referring_files import GroundedBoxes
+
+    a, b = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
+    truth = [
+        Expression(1, 1, "x.jpg", "dogs", (a, b)),
+        Expression(2, 1, "x.jpg", "dog", (a,)),
+        Expression(3, 1, "x.jpg", "cat", ()),
+    ]
+    predictions = {
+        1: GroundedBoxes((a, b), (0.9, 0.6)),
+        2: GroundedBoxes((a, b), (0.8, 0.4)),
+        3: GroundedBoxes((b, a), (0.5, 0.1)),
+    }
+    best, metrics = calibrate_threshold(truth, predictions)
+    assert 0.5 < best < 0.6
+    assert metrics["f1"] == 1.0
+    with pytest.raises(UserError, match="no predicted box"):
+        calibrate_threshold(truth, {})

@@ -70,6 +70,38 @@ def test_its_checkpoint_is_a_towers_checkpoint_for_other_tools(aligned):
     assert all(row["scores"] == sorted(row["scores"], reverse=True) for row in lines)
 
 
+def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
+    root, _, _ = aligned
+    refs, toy = root / "toy/refs", root / "toy"
+    checkpoint = next((root / "run").glob("epoch_*.pth"))
+    common = ["--images", toy / "images", "--instances", refs / "instances.json", "--checkpoint", checkpoint, "--views",
+              "circle", "dense", "--answers", "all", "--subtract", toy / "annotations/share_captions_train.json",
+              "--subtract-count", "20"]  # fmt: skip
+    for split in ("train", "val"):
+        run("tools/ground.py", refs / f"finetune_toy_{split}.json", *common, "--limit", "60", "--out",
+            root / f"{split}.jsonl")  # fmt: skip
+    stamp = json.loads((root / "val.metrics.json").read_text())["protocol"]
+    assert (stamp["answers"], stamp["subtract"]["count"]) == ("all", 20)
+    # Predictions cover the first 60 sentences of a split: an annotation file of those.
+    for split in ("train", "val"):
+        data = json.loads((refs / f"finetune_toy_{split}.json").read_text())
+        data["images"] = data["images"][:60]
+        (root / f"{split}_60.json").write_text(json.dumps(data))
+    done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "train_60.json", "--pred", root / "train.jsonl",
+               "--out", root / "threshold.json")  # fmt: skip
+    threshold = json.loads((root / "threshold.json").read_text())["metrics"]["score_threshold"]
+    assert f"--score-threshold {threshold:.6f}" in done.stdout
+    done = run("tools/evaluate.py", "grefcoco", "--ann", root / "val_60.json", "--pred", root / "val.jsonl",
+               "--score-threshold", threshold)  # fmt: skip
+    assert "n_acc" in done.stdout
+    tests = [{"id": 1, "sentence": "a", "boxes": [], "split": "testA"}]
+    (root / "testA.jsonl").write_text("\n".join(map(json.dumps, tests)))
+    done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "testA.jsonl", "--pred", root / "val.jsonl",
+               check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "holds test sentences" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

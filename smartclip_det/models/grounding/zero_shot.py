@@ -20,7 +20,7 @@ from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.grounding.parsing import ParsedExpression, parse_expression
 from smartclip_det.models.regions import RegionEncoder
 
-VIEWS = ("crop", "blur", "dense")
+VIEWS = ("crop", "blur", "circle", "dense")
 
 
 def relation_matrix(boxes: Tensor, relation: str) -> Tensor:
@@ -66,7 +66,7 @@ class ZeroShotGrounder:
 
     def __init__(
         self, encoder: RegionEncoder, *, views: Sequence[str] = ("dense",), policy: ScoringPolicy | None = None,
-        spatial: bool = False,
+        spatial: bool = False, subtracted: TextBank | None = None,
     ) -> None:  # fmt: skip
         """Build.
 
@@ -75,11 +75,15 @@ class ZeroShotGrounder:
             views: views whose logits are summed.
             policy: its ``mask_mode``, ``text_norm``, ``calibration`` and ``temperature`` are used.
             spatial: read relations and superlatives by :func:`parse_expression`.
+            subtracted: texts whose mean score, each under its own mask, is taken from every region's: what all texts
+                like about a region says nothing about one of them (red circles, arXiv 2304.06712). A fixed bank of
+                training captions, never of the evaluated split.
         """
         if not views:
             raise UserError(f"Grounding needs at least one view of {', '.join(VIEWS)}.")
         self.views = [check_choice("view", v, VIEWS) for v in views]
         self.encoder, self.policy, self.spatial = encoder, policy or ScoringPolicy(), spatial
+        self.subtracted = subtracted
 
     def texts(self, expression: str) -> list[str]:
         """The texts that must be in the bank for an expression."""
@@ -91,6 +95,36 @@ class ZeroShotGrounder:
     def region_vectors(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> dict[str, Tensor]:
         """``[R, D]`` for each view; they do not depend on texts."""
         return {v: self.encoder.vectors(image, boxes, v) for v in self.views}
+
+    def cosines(self, vectors: dict[str, Tensor], bank: TextBank) -> Tensor:
+        """``[R, K]`` sum over views of the cosine with each text, less the mean of the subtracted bank."""
+        out = torch.stack([bank.cosine(v, self.policy) for v in vectors.values()]).sum(dim=0)
+        if self.subtracted is not None:
+            for v in vectors.values():
+                out = out - self.subtracted.cosine(v, self.policy).mean(dim=1, keepdim=True)
+        return out
+
+    def evidence(
+        self, vectors: dict[str, Tensor], boxes: Sequence[Sequence[float]], expressions: Sequence[str], bank: TextBank
+    ) -> Tensor:
+        """``[E, R]`` how well each box fits each expression by itself.
+
+        Comparable over images, so that a threshold can answer "none" and "many". It is the mean over views of the
+        head's cosine; with ``spatial`` a box that loses to another in a relation or superlative loses what it lacks in
+        the reasoned distribution.
+
+        Arguments as in :meth:`score`.
+        """
+        index = {n: k for k, n in enumerate(bank.names)}
+        cosines = self.cosines(vectors, bank) / len(vectors)
+        heads = [self.texts(e)[0] for e in expressions]
+        plain = cosines[:, [index[h] for h in heads]].t()
+        if not self.spatial or not len(boxes):
+            return plain
+        logits = plain * len(vectors) * self.policy.temperature
+        reasoned = self.score(vectors, boxes, expressions, bank).clamp(min=1e-6).log()
+        lost = (reasoned - logits.log_softmax(dim=1)).clamp(max=0)
+        return plain + lost / (len(vectors) * self.policy.temperature)
 
     def score(
         self, vectors: dict[str, Tensor], boxes: Sequence[Sequence[float]], expressions: Sequence[str], bank: TextBank
@@ -108,7 +142,7 @@ class ZeroShotGrounder:
         missing = [t for t in wanted if t not in index]
         if missing:
             raise UserError(f"The bank lacks {len(missing)} of the expressions' texts, e.g. {missing[0]!r}.")
-        logits = sum(bank.cosine(v, self.policy) for v in vectors.values()) * self.policy.temperature
+        logits = self.cosines(vectors, bank) * self.policy.temperature
         chances = {t: logits[:, index[t]].softmax(dim=0) for t in wanted}
         if not self.spatial:
             return torch.stack([chances[e] for e in expressions])
