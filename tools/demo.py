@@ -142,7 +142,7 @@ def answer(predictor: SmartCLIPPredictor, texts: list[str], args: argparse.Names
     """All detections, or the boxes of each expression."""
     if not args.ground:
         return predictor.detect(texts)
-    parts = [predictor.ground(t, top_k=args.top_k) for t in texts]
+    parts = predictor.ground(texts, top_k=args.top_k)
     return Detections(
         np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
         np.concatenate([p.labels + i for i, p in enumerate(parts)]), tuple(texts),

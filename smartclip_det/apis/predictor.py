@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -285,16 +285,34 @@ class SmartCLIPPredictor:
         )  # fmt: skip
         return Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), classes.cpu().numpy(), bank.names)
 
-    @torch.no_grad()
-    def ground(self, expression: str, *, top_k: int = 1) -> Detections:
-        """The ``top_k`` boxes that a referring expression fits best: zero-shot, proposals ranked by masked cosine.
+    @overload
+    def ground(self, expression: str, *, top_k: int = 1, threshold: float = 0.0) -> Detections: ...
 
-        The expression is encoded as it stands, without a template.
+    @overload
+    def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0) -> list[Detections]: ...
+
+    @torch.no_grad()
+    def ground(
+        self, expression: str | Sequence[str], *, top_k: int = 1, threshold: float = 0.0
+    ) -> Detections | list[Detections]:
+        """The boxes that referring expressions fit best: zero-shot, proposals ranked by masked cosine.
+
+        Expressions are encoded as they stand, without a template, and all in one pass; the image is not encoded again.
+
+        Args:
+            expression: one text, or several.
+            top_k: boxes of each expression at most.
+            threshold: lowest score; an expression that no box reaches has no boxes: "none".
+
+        Returns:
+            Detections best first, or a list of them for several expressions.
         """
-        if not expression.strip():
+        texts = [expression] if isinstance(expression, str) else list(expression)
+        if not texts or not all(t.strip() for t in texts):
             raise UserError("The expression is empty.")
-        bank = self._encode([expression], "none").with_seen([])
-        return self._score(bank, 0.0, top_k)
+        bank = self._encode(list(dict.fromkeys(texts)), "none").with_seen([])
+        found = [self._score(bank.select([t]), threshold, top_k) for t in texts]
+        return found[0] if isinstance(expression, str) else found
 
     @torch.no_grad()
     def explain(self, text: str) -> Explanation:

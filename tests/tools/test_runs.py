@@ -252,7 +252,12 @@ class TestPredictor:
         cats = both.scores[both.labels == 0]
         assert np.allclose(np.sort(cats)[::-1][:50], alone.scores[:50], atol=1e-6)
         assert ((both.scores >= 0) & (both.scores <= 1)).all()
-        assert len(predictor.ground("the red mug on the left", top_k=3)) == 3
+        alone = predictor.ground("the red mug on the left", top_k=3)
+        assert len(alone) == 3
+        several = predictor.ground(["a dog", "the red mug on the left", "a dog"], top_k=3)
+        assert np.allclose(several[1].scores, alone.scores, atol=1e-6)
+        assert np.array_equal(several[0].boxes, several[2].boxes)
+        assert len(predictor.ground("the red mug on the left", threshold=1.0)) == 0
         assert predictor.explain("a red mug").similarity.shape[1] == 16  # 128 pixels in patches of 8
 
     def test_boxes_are_in_original_pixels_and_arrays_equal_files(self, predictor, small):
