@@ -47,14 +47,23 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def columns_of(names: list[str]) -> tuple[Tensor, Tensor]:
+    """``[C]`` row of each class among the different names, and ``[C]`` True for classes that repeat a name."""
+    row = {n: k for k, n in enumerate(dict.fromkeys(names))}
+    first = {n: c for c, n in reversed(list(enumerate(names)))}
+    return torch.tensor([row[n] for n in names]), torch.tensor([first[n] != c for c, n in enumerate(names)])
+
+
 @torch.no_grad()
 def main() -> None:
     """Encode, score, write."""
     args = parse_args()
     data = read_labelled(args.folder, args.names)
     towers = load_towers({"checkpoint": args.checkpoint, "arch": args.arch}).to(args.device)
-    bank = build_bank(towers, data.names, templates=args.templates, cache_dir=default_cache_dir())
+    unique = list(dict.fromkeys(data.names))
+    bank = build_bank(towers, unique, templates=args.templates, cache_dir=default_cache_dir())
     embeds, masks = bank.embeds.to(args.device), bank.masks.to(args.device)
+    columns, repeated = columns_of(data.names)
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
     openers = [partial(data.open, n) for n in range(len(data.labels))]
     squares = SquareImages(openers, towers.config.image_size, args.fit)
@@ -67,10 +76,16 @@ def main() -> None:
         for name, gates in chosen.items():
             scores[name].append(masked_cosine(vectors, embeds, gates).cpu())
     labels = torch.from_numpy(data.labels)
-    metrics = {f"{k}_{name}": v for name, parts in scores.items()
-               for k, v in accuracies(torch.cat(parts), labels).items()}  # fmt: skip
+    metrics = {}
+    for name, parts in scores.items():
+        by_class = torch.cat(parts)[:, columns].masked_fill(repeated, float("-inf"))
+        metrics.update({f"{k}_{name}": v for k, v in accuracies(by_class, labels).items()})
+    if repeated.any():
+        print(
+            f"note: {int(repeated.sum())} classes repeat another's name; as published, the first of them is answered."
+        )
     print(format_metrics(metrics))
-    stamp = protocol_stamp("classification", set=str(args.folder), images=len(labels), classes=len(bank),
+    stamp = protocol_stamp("classification", set=str(args.folder), images=len(labels), classes=len(data.names),
                            ties="against", fit=args.fit, **bank.provenance)  # fmt: skip
     out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
     print(f"written: {write_results(out, stamp, metrics)}")

@@ -52,7 +52,7 @@ def main() -> None:
         enable_amp(config)
     if args.auto_scale_lr:
         enable_auto_scale(config)
-    if args.resume and args.resume != "auto" and not Path(args.resume).is_file():
+    if args.resume and args.resume != "auto" and not Path(args.resume).exists():
         raise UserError(f"No checkpoint at {args.resume} to resume from.")
     if args.resume:
         config.resume = True

@@ -66,6 +66,7 @@ class ImageCache:
         if other:
             raise UserError(f"The image cache in {self.folder} is another one: {'; '.join(other)}.")
         mode = "r+" if create else "r"
+        self._pending: dict[int, int] = {}
         self.rows = np.memmap(self.folder / "rows.u8", np.uint8, mode, shape=(len(names),))
         self._images = np.memmap(
             self.folder / "images.u8", np.uint8, mode, shape=(len(names), 3, image_size, image_size)
@@ -82,12 +83,15 @@ class ImageCache:
         return torch.from_numpy(self._images[index].copy()) if self.rows[index] == READY else None
 
     def put(self, index: int, image: Tensor | None) -> None:
-        """Store a row, None for an image that cannot be read; the flag is set when the pixels are in place."""
+        """Store a row, None for an image that cannot be read; readers see it after :meth:`flush`."""
         if image is not None:
             self._images[index] = image.numpy()
-        self.rows[index] = READY if image is not None else BROKEN
+        self._pending[index] = READY if image is not None else BROKEN
 
     def flush(self) -> None:
-        """Pixels to disk before flags: a machine that dies leaves no flag without its image."""
+        """Pixels to disk, and only then their flags: a machine that dies leaves no flag without its image."""
         self._images.flush()
+        for index, flag in self._pending.items():
+            self.rows[index] = flag
+        self._pending.clear()
         self.rows.flush()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.caption_files import read_caption_records
+from smartclip_det.evaluation.caption_files import detect_layout, read_caption_records
 from smartclip_det.evaluation.detection_files import read_json
 from smartclip_det.evaluation.referring_files import Expression
 
@@ -27,8 +27,8 @@ def image_key(name: str) -> str:
     return f"coco:{int(found[1])}" if found else stem
 
 
-def training_images(path: str | Path) -> dict[str, str]:
-    """Key to name of the images of a training set.
+def training_images(path: str | Path) -> dict[str, list[str]]:
+    """Key to names of the images of a training set; images of one stem in several folders share a key.
 
     Args:
         path: COCO or LVIS annotations, a caption file of any layout, or a text file with a name on each line.
@@ -39,18 +39,25 @@ def training_images(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if path.suffix == ".txt" and path.is_file():
         names: Iterable[str] = path.read_text(encoding="utf-8").split()
-    elif path.suffix == ".json" and isinstance(content := read_json(path, "training set"), dict):
-        names = _names_of(content, path)
+    elif path.is_file() and path.suffix == ".json" and detect_layout(path) == "coco":
+        names = _names_of(read_json(path, "training set"), path)
     else:
         names = [r.image for r in read_caption_records(path)[0]]
-    return {image_key(n): n for n in names}
+    out: dict[str, list[str]] = {}
+    for n in names:
+        out.setdefault(image_key(n), []).append(n)
+    return out
 
 
 def _names_of(content: dict[str, Any], path: Path) -> list[str]:
     if not isinstance(content.get("images"), list):
         raise UserError(f"{path} has no images: it is no COCO or LVIS file.")
+    return [_name_of(i) for i in content["images"]]
+
+
+def _name_of(image: dict[str, Any]) -> str:
     # LVIS names its images by coco_url.
-    return [str(i.get("file_name") or i.get("coco_url") or i["id"]) for i in content["images"]]
+    return str(image.get("file_name") or image.get("coco_url") or image["id"])
 
 
 @dataclass
@@ -72,7 +79,7 @@ class Leak:
     sentences: int
 
 
-def find_leaks(training: dict[str, str], benchmark: str, expressions: Sequence[Expression]) -> list[Leak]:
+def find_leaks(training: dict[str, list[str]], benchmark: str, expressions: Sequence[Expression]) -> list[Leak]:
     """Leaks of one benchmark, split by split; its own training split is no leak."""
     by_split: dict[str, list[str]] = {}
     for e in expressions:
@@ -87,7 +94,7 @@ def find_leaks(training: dict[str, str], benchmark: str, expressions: Sequence[E
 
 def without(content: dict[str, Any], leaked: set[str]) -> dict[str, Any]:
     """COCO or LVIS annotations without the leaked images and their annotations."""
-    kept = [i for i in content["images"] if image_key(str(i.get("file_name") or i.get("coco_url"))) not in leaked]
+    kept = [i for i in content["images"] if image_key(_name_of(i)) not in leaked]
     ids = {i["id"] for i in kept}
     annotations = [a for a in content.get("annotations", []) if a["image_id"] in ids]
     return {**content, "images": kept, "annotations": annotations}

@@ -48,7 +48,8 @@ def last_good_checkpoint(work_dir: str | Path) -> Path:
     if named:
         # A work folder may have been moved since.
         for path in (Path(named), folder / Path(named).name):
-            if path.is_file():
+            # DeepSpeed writes folders.
+            if path.exists():
                 return path
     found = {int(m[1]): p for p in folder.glob("*.pth") if (m := _STEP.match(p.name))}
     if not found:

@@ -7,15 +7,18 @@ the number of workers. Needs neither mmdet nor mmcv.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, HOOKS, LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.utils.files import write_whole
 
 
 @DATA_SAMPLERS.register_module()
@@ -211,16 +214,20 @@ class LoaderAdviceHook(Hook):
 class BrokenImagesHook(Hook):
     """Counts images that could not be read and were replaced; stops a run in which they are too many."""
 
-    def __init__(self, limit: float = 0.05, after: int = 2000) -> None:
+    # After the schedule's step, so that what is saved before stopping goes on exactly.
+    priority = "VERY_LOW"
+
+    def __init__(self, limit: float = 0.05, after: int = 2000, every: int = 20) -> None:
         """Build.
 
         Args:
             limit: share of samples that may be replaced.
-            after: samples seen before the share is looked at.
+            after: samples of all processes seen before the share is looked at.
+            every: steps between looks.
         """
-        if not 0 <= limit <= 1:
-            raise UserError(f"limit is a share in [0, 1]; given {limit}.")
-        self.limit, self.after, self.seen = limit, after, 0
+        if not 0 <= limit <= 1 or every < 1:
+            raise UserError(f"limit is a share in [0, 1] and every at least 1; given {limit} and {every}.")
+        self.limit, self.after, self.every, self.steps, self.seen = limit, after, every, 0, 0
         self.broken: dict[str, str] = {}
         self.replaced = 0
 
@@ -228,20 +235,34 @@ class BrokenImagesHook(Hook):
         """Count those of this process's batch; the first ones are logged with their reason."""
         samples = data_batch["data_samples"]
         self.seen += len(samples)
+        self.steps += 1
         for sample in samples:
             if reason := sample.get("replaced"):
                 self.replaced += 1
                 if sample.img_path not in self.broken and len(self.broken) < 10:
                     runner.logger.warning(f"An image was replaced by the next one that can be read. {reason}")
                 self.broken[sample.img_path] = reason
-        if self.seen >= self.after and self.replaced > self.limit * self.seen:
-            name = f"iter_{runner.iter + 1}.pth"
-            runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-            raise UserError(
-                f"{self.replaced} of {self.seen} images could not be read, more than the limit of {self.limit:.1%} "
-                f"(BrokenImagesHook.limit); the first: {next(iter(self.broken.values()))} "
-                f"What was trained is in {name}."
-            )
+        if self.steps % self.every == 0:
+            self._look(runner)
+
+    def _look(self, runner: Runner) -> None:
+        """Stop where too many are broken; all processes decide by the counts of all."""
+        counts = torch.tensor(
+            [self.replaced, self.seen], dtype=torch.float64, device=next(runner.model.parameters()).device
+        )
+        all_reduce(counts)
+        replaced, seen = (int(c) for c in counts)
+        if seen < self.after or replaced <= self.limit * seen:
+            return
+        name = f"iter_{runner.iter + 1}.pth"
+        runner.save_checkpoint(runner.work_dir, name, by_epoch=False, backend_args={"backend": "atomic"})
+        if is_main_process():
+            write_whole(Path(runner.work_dir) / "last_checkpoint", str(Path(runner.work_dir) / name))
+        first = next(iter(self.broken.values()), "told by another process.")
+        raise UserError(
+            f"{replaced} of {seen} images could not be read, more than the limit of {self.limit:.1%} "
+            f"(BrokenImagesHook.limit); the first: {first} What was trained is in {name}."
+        )
 
     def after_train(self, runner: Runner) -> None:
         """Report."""

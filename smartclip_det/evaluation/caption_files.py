@@ -96,7 +96,10 @@ def _share_captioner(path: Path) -> Iterator[CaptionRecord]:
             text = r["conversations"][1]["value"]
             if not isinstance(r["image"], str) or not isinstance(text, str):
                 raise TypeError("text in image and conversations[1].value")
-            yield CaptionRecord(r.get("id", number), r["image"], text, list(r.get("short", ())))
+            short = r.get("short", ())
+            yield CaptionRecord(
+                r.get("id", number), r["image"], text, [short] if isinstance(short, str) else list(short)
+            )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             keys = ", ".join(r) if isinstance(r, Mapping) else type(r).__name__
             raise UserError(

@@ -178,11 +178,18 @@ def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
         Expression(
             id=i["id"], image_id=i.get("original_id", i["id"]), file_name=i["file_name"], sentence=i["caption"],
             boxes=tuple(_corners(a["bbox"]) for a in boxes.get(i["id"], [])), width=int(i.get("width") or 0),
-            height=int(i.get("height") or 0), dataset=i.get("dataset_name", ""),
+            height=int(i.get("height") or 0), dataset=i.get("dataset_name", ""), split=i.get("split", ""),
+            masks=_masks_of(boxes.get(i["id"], [])),
             ann_ids=tuple(a["original_id"] for a in boxes.get(i["id"], []) if "original_id" in a),
         )
         for i in data["images"]
     ]  # fmt: skip
+
+
+def _masks_of(annotations: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """Segmentations where every annotation has one."""
+    found = tuple(a["segmentation"] for a in annotations if a.get("segmentation"))
+    return found if len(found) == len(annotations) else ()
 
 
 def image_file_of(ref_file_name: str, ann_id: int) -> str:
@@ -215,13 +222,12 @@ def _from_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expr
         image = images.get(ref["image_id"], {})
         targets = [annotations[i] for i in _targets(ref)]
         name = image.get("file_name") or image_file_of(ref["file_name"], ref["ann_id"])
-        masks = tuple(a["segmentation"] for a in targets if a.get("segmentation"))
         for s in ref["sentences"]:
             records.append(Expression(
                 id=s["sent_id"], image_id=ref["image_id"], file_name=name, sentence=s["sent"],
                 boxes=tuple(_corners(a["bbox"]) for a in targets), width=int(image.get("width") or 0),
                 height=int(image.get("height") or 0), split=ref.get("split", ""),
-                ann_ids=tuple(a["id"] for a in targets), masks=masks if len(masks) == len(targets) else (),
+                ann_ids=tuple(a["id"] for a in targets), masks=_masks_of(targets),
             ))  # fmt: skip
     return records
 

@@ -77,7 +77,7 @@ def read_transvg(path: str | Path) -> list[Expression]:
 
 
 def read_odvg(path: str | Path) -> list[Expression]:
-    """MMDetection's grounding lines: one expression for each region's phrase.
+    """MMDetection's grounding lines: one expression for each region's phrase; a caption without regions means nothing.
 
     Raises:
         UserError: naming the line, for a record without ``grounding`` or a box that is not four numbers.
@@ -88,7 +88,13 @@ def read_odvg(path: str | Path) -> list[Expression]:
             continue
         try:
             row = json.loads(line)
-            for region in row["grounding"]["regions"]:
+            asked = row["grounding"]["regions"]
+            if not asked:
+                size = (int(row["width"]), int(row["height"]))
+                out.append(
+                    Expression(len(out), row["filename"], row["filename"], row["grounding"]["caption"], (), *size)
+                )
+            for region in asked:
                 found = region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
                 boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found)
                 out.append(Expression(len(out), row["filename"], row["filename"], region["phrase"], boxes,
@@ -141,16 +147,20 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
     _sized(expressions, "mdetr")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for n, e in enumerate(expressions):
+    whole = all(isinstance(e.id, int) for e in expressions)
+    for number, e in enumerate(expressions):
+        n = e.id if whole else number
         images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
                        "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset,
-                       "sentence_id": e.id})  # fmt: skip
+                       "split": e.split})  # fmt: skip
         for k, box in enumerate(e.boxes):
             x, y, w, h = _xywh(box)
             found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
                                      "area": w * h, "iscrowd": 0}  # fmt: skip
             if len(e.ann_ids) == len(e.boxes):
                 found["original_id"] = e.ann_ids[k]
+            if len(e.masks) == len(e.boxes):
+                found["segmentation"] = e.masks[k]
             annotations.append(found)
         if not e.boxes:
             annotations.append({"id": len(annotations), "image_id": n, "category_id": -1, "bbox": [0, 0, 0, 0],
@@ -159,8 +169,15 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
 
 
 def odvg_of(expressions: Sequence[Expression]) -> list[dict[str, Any]]:
-    """One grounding line for each sentence, also those without a target: MMDetection's own converter loses them."""
+    """One grounding line for each sentence, also those without a target: MMDetection's own converter loses them.
+
+    The layout has no place for ids, splits and masks: several splits, or masks, are refused.
+    """
     _sized(expressions, "odvg")
+    splits = sorted({e.split for e in expressions})
+    if len(splits) > 1 or any(e.masks for e in expressions):
+        raise UserError(f"odvg cannot hold {'masks' if len(splits) == 1 else 'the splits ' + ', '.join(splits)}; "
+                        "write one split at a time (--split), and keep masks in jsonl, mdetr or refs.")  # fmt: skip
     return [
         {"filename": e.file_name, "height": e.height, "width": e.width,
          "grounding": {"caption": e.sentence, "regions": [

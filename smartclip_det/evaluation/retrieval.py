@@ -26,7 +26,8 @@ def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
         image_of_text: ``[K]`` row of each text's image.
     """
     own = similarity.gather(0, image_of_text.unsqueeze(0))
-    return (similarity >= own).sum(dim=0) - 1
+    # Not less, rather than at least: a NaN, too, counts against us.
+    return (~(similarity < own)).sum(dim=0) - 1
 
 
 def retrieval_metrics(    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
@@ -94,11 +95,11 @@ def retrieval_ranks(
     above = torch.zeros(len(image_embeds), dtype=torch.long)
     for start in starts:
         similarity, owner, _ = scores(start)
-        reached = similarity.double().cpu() >= best.unsqueeze(1)
+        reached = ~(similarity.double().cpu() < best.unsqueeze(1))
         reached[owner.cpu(), torch.arange(len(owner))] = False
         above += reached.sum(dim=1)
     bar.close()
-    return t2i, above[torch.isfinite(best)]
+    return t2i, above[torch.unique(image_of_text.cpu())]
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:

@@ -6,6 +6,7 @@ Shape letters: I images, K texts, D joint embedding.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ class RetrievalVectors:
                                 json.loads(header.get("stamp", "{}")))  # fmt: skip
 
     def check_against(self, ann: str | Path) -> None:
-        """Raise where a caption file has other images, or other numbers of texts, than the vectors."""
+        """Raise where a caption file has other images, or fewer texts of one, than the vectors (COCO's first 5 fit)."""
         records, _ = read_caption_records(ann)
         named = {str(r.id): len(r.short) or 1 for r in records}
         foreign = [i for i in self.image_ids if i not in named]
@@ -93,9 +94,16 @@ class RetrievalVectors:
             raise UserError(
                 f"{len(foreign)} of {len(self.image_ids)} images of the vectors are not in {ann}, e.g. {foreign[0]}."
             )
-        missing = len(named) - len(self.image_ids)
+        missing = set(named) - set(self.image_ids)
         if missing:
-            raise UserError(f"{missing} of {len(named)} images of {ann} have no vectors.")
+            raise UserError(f"{len(missing)} of {len(named)} images of {ann} have no vectors.")
+        own = Counter(self.image_ids[i] for i in self.owner.tolist())
+        fewer = [i for i in named if own[i] > named[i]]
+        if fewer:
+            raise UserError(
+                f"{len(fewer)} images have more texts in the vectors than in {ann}, e.g. {fewer[0]}: "
+                f"{own[fewer[0]]} and {named[fewer[0]]}."
+            )
 
     def ranks(self, scoring: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
         """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a name of ``SCORINGS``."""

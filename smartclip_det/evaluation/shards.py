@@ -81,8 +81,11 @@ def _members(shard: Path) -> list[tuple[str, int, int]]:
     state = {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
     kept = shard.with_name(shard.name + ".index.json")
     if kept.is_file():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        if content["state"] == state:
+        try:
+            content = json.loads(kept.read_text(encoding="utf-8"))
+        except ValueError:
+            content = {}
+        if content.get("state") == state:
             return [tuple(m) for m in content["members"]]
     try:
         with tarfile.open(shard, "r:") as archive:

@@ -240,6 +240,7 @@ def test_the_cache_gives_what_the_transform_gives(folder, tmp_path):
     for n in (0, 1, 2, 3, 5):
         cache.put(n, data.read_image(n))
     cache.put(4, None)
+    assert cache.get(0) is None
     cache.flush()
     fast = CaptionDataset(str(folder), image_size=32, cache=str(tmp_path / "cache"))
     for p in folder.glob("*.png"):

@@ -168,6 +168,7 @@ def test_accuracies_by_hand_with_ties_against_us():
     assert found["top1"] == 0.5
     assert found["mean_per_class"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert found["top5"] == 1.0
+    assert accuracies(torch.full((2, 9), float("nan")), torch.tensor([0, 1]))["top5"] == 0.0
 
 
 def test_class_folders_and_cifar_files(tmp_path):

@@ -70,3 +70,15 @@ def test_a_perfect_order_is_one_and_a_constant_score_is_the_share():
     present = rng.random(200) < 0.2
     assert average_precision(present, present.astype(float)) == 1.0
     assert average_precision(present, np.zeros(200)) == pytest.approx(present.mean())
+
+
+def test_a_diverged_model_finds_nothing():
+    images, texts = torch.randn(12, 4), torch.randn(12, 4)
+    for bad in ((images * float("nan"), texts), (images, texts * float("nan"))):
+        found = retrieval_metrics(*bad, None, torch.arange(12))
+        assert found["t2i_r10"] == found["i2t_r10"] == 0.0
+    some = images.clone()
+    some[3] = float("nan")
+    t2i, i2t = retrieval_ranks(some, texts, None, torch.arange(12))
+    assert (t2i[3], i2t[3]) == (11, 11)
+    assert len(i2t) == 12

@@ -40,6 +40,8 @@ def test_none_one_and_many_survive_every_layout(layout, tmp_path):
     ]
     if layout == "jsonl":
         assert read == some()
+    if layout == "mdetr":
+        assert [(e.id, e.split) for e in read] == [(e.id, e.split) for e in some()]
 
 
 def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
@@ -47,7 +49,13 @@ def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "e.odvg.jsonl").read_text().splitlines()]
     assert [r["grounding"]["caption"] for r in rows] == ["the dog", "both dogs", "a unicorn"]
     assert rows[2]["grounding"]["regions"] == []
-    assert [e.boxes for e in read_odvg(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES]
+    assert [e.boxes for e in read_odvg(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES, ()]
+    masked = [Expression(1, 1, "a.jpg", "a", BOXES[:1], 9, 9, masks=([[0, 0, 1, 0, 1, 1]],))]
+    with pytest.raises(UserError, match="cannot hold masks"):
+        write_layout(tmp_path / "m.odvg.jsonl", masked, "odvg")
+    two = [*some(), Expression(9, 1, "a.jpg", "a", (), 9, 9, split="train")]
+    with pytest.raises(UserError, match="the splits train, val"):
+        write_layout(tmp_path / "m.odvg.jsonl", two, "odvg")
     (tmp_path / "bad.odvg.jsonl").write_text('{"filename": "a.jpg"}')
     with pytest.raises(UserError, match="line 1: no ODVG"):
         read_odvg(tmp_path / "bad.odvg.jsonl")
@@ -105,6 +113,8 @@ def test_leaks_are_found_and_removed(tmp_path):
     assert json.loads((tmp_path / "clean.json").read_text()) == clean
     (tmp_path / "names.txt").write_text("a.jpg 000000000007.jpg")
     assert set(training_images(tmp_path / "names.txt")) == {"a", "coco:7"}
+    (tmp_path / "names.txt").write_text("x/1.jpg y/1.jpg")
+    assert training_images(tmp_path / "names.txt") == {"1": ["x/1.jpg", "y/1.jpg"]}
 
 
 def test_the_converter(tmp_path):

@@ -429,3 +429,30 @@ def test_distillation_is_zero_when_dense_and_crops_agree_and_trains_the_dense_si
     assert (rois[:, 1:] <= 64).all()
     with pytest.raises(UserError, match="min_side"):
         RegionDistillation(min_side=0.8, max_side=0.4)
+
+
+def test_a_learned_scale_stops_at_100_and_comes_back():
+    given = [torch.randn(6, 16) for _ in range(2)]
+    for start in (4.60517, 5.0):
+        log = torch.tensor(start, requires_grad=True)
+        losses = AlignmentLoss("off", scale="learned")(*given, None, log)
+        assert losses["scale"].item() == pytest.approx(100.0, abs=1e-3)
+        losses["loss_sidm"].backward()
+        assert log.grad.abs() > 0
+
+
+def test_what_a_source_says_of_masks_holds_for_every_checkpoint(tmp_path):
+    from smartclip_det.models.towers.source import load_towers
+
+    path = SmartCLIP.from_arch("SmartCLIP-tiny").save(tmp_path / "smart.safetensors")
+    for source in ({"arch": "SmartCLIP-tiny"}, {"checkpoint": str(path)}):
+        towers = load_towers({**source, "mask_pad": "include", "mask_top_k": 5})
+        assert towers.mask_network.mask_pad == towers.config.mask_pad == "include"
+        assert towers.encode_text(["a dog"]).masks.sum() == 5
+
+
+def test_tokens_over_the_context_are_refused():
+    model = build()
+    sample = BaseDataElement(metainfo={"drawn_tokens": [[49406, *range(1, 90), 49407]]})
+    with pytest.raises(UserError, match="gives 91 tokens, the towers take 77"):
+        model(images(1), [sample], mode="loss")

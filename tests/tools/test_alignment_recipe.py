@@ -129,7 +129,9 @@ def test_broken_images_are_counted_and_stop_a_run_only_when_they_are_many(pairs,
     log = done.stdout + done.stderr
     assert "03.png cannot be read" in log
     assert "1 of 22 samples were replaced" in log
-    many = options(broken, **more, **{"custom_hooks.1.limit": 0.01, "custom_hooks.1.after": 22})
+    many = options(
+        broken, **more, **{"custom_hooks.1.limit": 0.01, "custom_hooks.1.after": 22, "custom_hooks.1.every": 1}
+    )
     done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "many", *many, check=False)
     assert done.returncode == 2
     assert "more than the limit of 1.0%" in done.stderr

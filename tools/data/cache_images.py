@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Prepare the images of an alignment config once: exactly the pixels that training would see, in one file.
 
-    python tools/data/cache_images.py configs/smartclip_align/smartclip-b16_1xb1024-3e_sharegpt4v.py --out cache/ \
+    python tools/data/cache_images.py configs/smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py --out cache/ \
         --cfg-options data_root=/data/sharegpt4v/
     python tools/data/cache_images.py CONFIG --out cache/ --verify 1000        # compare rows with fresh images
     python tools/train.py CONFIG --cfg-options train_dataloader.dataset.cache=cache/

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, training_images, without
+from smartclip_det.evaluation.caption_files import detect_layout
 from smartclip_det.evaluation.detection_files import read_json
 from smartclip_det.evaluation.referring_files import load_expressions
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
@@ -60,14 +61,14 @@ def main() -> None:
     print(f"{len(leaked):,} training images are in these splits: {args.out}")
 
 
-def write_clean(args: argparse.Namespace, training: dict[str, str], leaked: set[str]) -> None:
+def write_clean(args: argparse.Namespace, training: dict[str, list[str]], leaked: set[str]) -> None:
     """The training set without them, in its own form; a list of names for captions and lists."""
-    content = read_json(args.train, "training set") if args.train.suffix == ".json" else None
-    if isinstance(content, dict):
-        write_whole(args.clean, json.dumps(without(content, leaked)))
+    kept = [n for k, names in training.items() if k not in leaked for n in names]
+    if args.train.suffix == ".json" and detect_layout(args.train) == "coco":
+        write_whole(args.clean, json.dumps(without(read_json(args.train, "training set"), leaked)))
     else:
-        write_whole(args.clean, "".join(f"{n}\n" for k, n in training.items() if k not in leaked))
-    print(f"clean: {len(training) - len(leaked):,} images in {args.clean}")
+        write_whole(args.clean, "".join(f"{n}\n" for n in kept))
+    print(f"clean: {len(kept):,} images in {args.clean}")
 
 
 if __name__ == "__main__":

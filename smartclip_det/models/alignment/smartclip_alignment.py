@@ -188,6 +188,12 @@ class SmartCLIPAlignment(BaseModel):
             rows = [[torch.tensor(t) for t in s.drawn_tokens] for s in data_samples]
             flat = [t for one in zip(*rows, strict=True) for t in one]
             tokens = pad_sequence(flat, batch_first=True)
+            limit = self.towers.config.context_length
+            if tokens.shape[1] > limit:
+                raise UserError(
+                    f"The data set gives {tokens.shape[1]} tokens, the towers take {limit}: "
+                    "set the data set's context_length to theirs, or towers.stretch=True."
+                )
             mask_network = self.towers.mask_network
             if mask_network is not None and mask_network.mask_pad == "include":
                 room = self.towers.config.context_length - tokens.shape[1]

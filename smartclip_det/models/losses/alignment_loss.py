@@ -92,7 +92,11 @@ class AlignmentLoss(nn.Module):
         travelling = [text_embeds.float()] + ([masks] if masks is not None and self.modular else [])
         gathered, first = gather_rows(*travelling)
         texts, all_masks = gathered[0], gathered[1] if len(gathered) > 1 else None
-        scale = logit_scale.float().exp().clamp(max=100.0) if self.learns_scale else float(self.scale)
+        scale: float | Tensor = float(SCALE if self.learns_scale else self.scale)
+        if self.learns_scale:
+            free = logit_scale.float().exp()
+            # The value stops at 100, its gradient does not: a clamp would never let a scale come back from there.
+            scale = free - (free - free.clamp(max=100.0)).detach()
         # Mean over the joint batch, times the processes that DDP will divide by.
         share = world_size() / len(texts)
         if self.form == "sigmoid":

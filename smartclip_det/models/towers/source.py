@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.smartclip import SmartCLIP
 
+logger = logging.getLogger(__name__)
 _KEYS = {
     "checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad", "mask_top_k"),
     "arch": ("arch", "seed"),
@@ -38,14 +40,23 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
             source["checkpoint"], activation=source.get("activation"), stretch=source.get("stretch", False),
             **vision_options,
         )  # fmt: skip
-        return _with_mask_network(model, source, vision_options)
+        return _with_masks_of(_with_mask_network(model, source, vision_options), source)
     if source.get("arch"):
         model = SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
-        if source.get("mask_top_k") and model.mask_network is not None:
-            model.config = model.config.with_(mask_top_k=source["mask_top_k"])
-            model.mask_network.top_k = model.config.mask_top_k
-        return model
+        return _with_masks_of(model, source)
     raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
+
+
+def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any]) -> SmartCLIP:
+    """The same towers, their mask network reading padding and choosing dimensions as the source says."""
+    changes = {k: source[k] for k in ("mask_pad", "mask_top_k") if source.get(k)}
+    if changes and model.mask_network is not None:
+        told = {k: v for k, v in changes.items() if getattr(model.config, k) != v}
+        if told:
+            logger.info("Masks as asked for, and not as the towers came: %s.", told)
+        model.config = model.config.with_(**changes)
+        model.mask_network.mask_pad, model.mask_network.top_k = model.config.mask_pad, model.config.mask_top_k
+    return model
 
 
 def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
