@@ -41,7 +41,6 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_commands_name_real_tools_options_and_configs(page):
-    helps = {}
     for command in commands(page):
         for path in re.findall(r"\bconfigs/\S+\.py\b", command):
             assert (REPO / path).is_file(), path
@@ -50,12 +49,25 @@ def test_commands_name_real_tools_options_and_configs(page):
             continue
         assert (REPO / tool[1]).is_file(), tool[1]
         if tool[1].endswith(".py"):
-            if tool[1] not in helps:
-                helps[tool[1]] = subprocess.run(
-                    [sys.executable, str(REPO / tool[1]), "--help"], capture_output=True, text=True, check=False
-                ).stdout
-            for option in re.findall(r"(?<=\s)--[a-z-]+", command):
-                assert option in helps[tool[1]], f"{option} in {command}"
+            for option in re.findall(r"(?<=\s)--[a-z0-9-]+", command):
+                assert option in options_of(tool[1]), f"{option} in {command}"
+
+
+def options_of(tool):
+    """Options that a tool's source declares, and those that training and testing share."""
+    source = (REPO / tool).read_text(encoding="utf-8")
+    if "run_parser" in source:
+        source += (REPO / "smartclip_det/engine/launch.py").read_text(encoding="utf-8")
+    return set(re.findall(r'"(--[a-z0-9-]+)"', source)) | {"--help"}
+
+
+def test_options_are_read_as_the_tool_tells_them():
+    done = subprocess.run(
+        [sys.executable, str(REPO / "tools/train.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    told = set(re.findall(r"(?<=[\s\[])--[a-z0-9-]+", done.stdout))
+    assert options_of("tools/train.py") - {"--local-rank"} >= told - {"--help"}
+    assert {"--resume", "--cfg-options", "--launcher"} <= told
 
 
 def test_first_screen():
