@@ -22,4 +22,15 @@ custom_hooks = [
     dict(type="CaptionEpochHook"),
     dict(type="TowerCheckpointHook"),
     dict(type="PromptBankHook", templates=["{article} {}"]),
+    # Does the stage cost the towers their boxes? Measured before training and in each validation.
+    dict(
+        type="RegionProbeHook",
+        data_root={{_base_.data_root}},
+        ann_file="annotations/instances_val.json",
+        images="images/val",
+        split_file="annotations/split.json",
+        templates=["{article} {}"],
+        dense_size=128,
+        max_images=100,
+    ),
 ]

@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.evaluation.referring import OVERLAPS, box_overlap
+from smartclip_det.evaluation.referring import OVERLAPS, box_overlap, check_known
 from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes
 
 Box = Sequence[float]
@@ -47,17 +47,6 @@ def _of_sentence(
 
 def _mean(values: Any) -> float:
     return float(np.mean(values)) if len(values) else -1.0
-
-
-def check_known(truth: Sequence[Expression], predictions: Mapping[int | str, Any]) -> None:
-    """Raise for predictions of sentences that the annotations do not have."""
-    known = {e.id for e in truth}
-    foreign = [k for k in predictions if k not in known]
-    if foreign:
-        raise UserError(
-            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
-            "they may be of another split or data set."
-        )
 
 
 def grec_metrics(

@@ -46,6 +46,17 @@ def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = "iou") -> fl
     return iou - (hull - union) / hull if hull > 0 else iou
 
 
+def check_known(truth: Sequence[Expression], predictions: Mapping[int | str, Any]) -> None:
+    """Raise for predictions of sentences that the annotations do not have."""
+    known = {e.id for e in truth}
+    foreign = [k for k in predictions if k not in known]
+    if foreign:
+        raise UserError(
+            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
+            "they may be of another split or data set."
+        )
+
+
 def score_referring(
     truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], overlap: str = "iou"
 ) -> ReferringScores:
@@ -62,13 +73,7 @@ def score_referring(
             f"{len(odd)} sentences have no target or several (e.g. id {odd[0]!r}); the refcoco protocol needs exactly "
             "one box each. That is the grefcoco protocol."
         )
-    known = {e.id for e in truth}
-    foreign = [k for k in predictions if k not in known]
-    if foreign:
-        raise UserError(
-            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
-            "they may be of another split or data set."
-        )
+    check_known(truth, predictions)
     worst = 0.0 if overlap == "iou" else -1.0
     values, counts = [], {"sentences": len(truth), "missing": 0, "empty": 0}
     for e in truth:

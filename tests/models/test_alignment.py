@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 import torch
 from mmengine.structures import BaseDataElement
-from torch import multiprocessing
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
@@ -17,6 +14,7 @@ from smartclip_det.models.losses import AlignmentLoss
 from smartclip_det.models.regions import pool_regions
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
+from tests.processes import run_processes
 
 TEXTS = ["a red heart", "a blue star", "two circles", "a ring on a dim background", "an arrow", "a small drop"]
 
@@ -133,46 +131,50 @@ FORMS = {
 }
 
 
-def run_rank(rank, world, meeting, share, form, distributed_file):
-    torch.set_num_threads(1)
-    # Meeting at a file: no port that another test could take, no server that leaves before its last client.
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
-    )
+SHARES = {
+    "published": [(3, 3), (4, 2), (1, 2, 3)],
+    "in tiles": [(4, 2)],
+    "sigmoid": [(2, 4)],
+    "smoothed, text masked": [(1, 4, 1)],
+    "not modular": [(4, 2)],
+    "part by part": [(4, 2)],
+}
+
+
+def run_rank(rank, world):
+    """Mean loss and gradients of every form and share of this many processes."""
     from torch.nn.parallel import DistributedDataParallel
 
-    model = DistributedDataParallel(build(**FORMS[form]), broadcast_buffers=False)
-    first = sum(share[:rank])
-    rows = slice(first, first + share[rank])
-    loss = total(model(images(sum(share))[rows], samples(TEXTS[: sum(share)][rows]), mode="loss"))
-    loss.backward()
-    mean = loss.detach().clone()
-    torch.distributed.all_reduce(mean)
-    if rank == 0:
+    found = {}
+    for form, share in [(f, s) for f, shares in SHARES.items() for s in shares if len(s) == world]:
+        model = DistributedDataParallel(build(**FORMS[form]), broadcast_buffers=False)
+        first = sum(share[:rank])
+        rows = slice(first, first + share[rank])
+        loss = total(model(images(sum(share))[rows], samples(TEXTS[: sum(share)][rows]), mode="loss"))
+        loss.backward()
+        mean = loss.detach().clone()
+        torch.distributed.all_reduce(mean)
         grads = {k: p.grad for k, p in model.module.named_parameters() if p.grad is not None}
-        torch.save({"loss": mean / world, "grads": grads}, distributed_file)
-    torch.distributed.destroy_process_group()
+        found[f"{form} {share}"] = {"loss": mean / world, "grads": grads}
+    return found
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("share", "form"), [
-    ((3, 3), "published"), ((4, 2), "published"), ((1, 2, 3), "published"), ((4, 2), "in tiles"), ((2, 4), "sigmoid"),
-    ((1, 4, 1), "smoothed, text masked"), ((4, 2), "not modular"), ((4, 2), "part by part"),
-])  # fmt: skip
-def test_several_processes_equal_one_on_the_joint_batch(share, form, tmp_path):
-    world = len(share)
-    multiprocessing.spawn(
-        run_rank, (world, str(tmp_path / "meeting"), share, form, str(tmp_path / "out.pt")), nprocs=world
-    )
-    found = torch.load(tmp_path / "out.pt", weights_only=True)
-    model = build(**FORMS[form])
-    if form == "published":
-        loss = broadcast_loss(model, images(6), TEXTS)
-    else:
-        loss = total(model(images(6), samples(TEXTS), mode="loss"))
-    loss.backward()
-    assert torch.allclose(found["loss"], loss.detach(), rtol=1e-5)
-    same_gradients(found["grads"], model)
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_equal_one_on_the_joint_batch(world, tmp_path):
+    shares = [(form, share) for form, of in SHARES.items() for share in of if len(share) == world]
+    found = run_processes(run_rank, world, tmp_path)
+    for form, share in shares:
+        model = build(**FORMS[form])
+        if form == "published":
+            loss = broadcast_loss(model, images(6), TEXTS)
+        else:
+            loss = total(model(images(6), samples(TEXTS), mode="loss"))
+        loss.backward()
+        for one in found:
+            own = one[f"{form} {share}"]
+            assert torch.allclose(own["loss"], loss.detach(), rtol=1e-5), (form, share)
+            same_gradients(own["grads"], model)
 
 
 def features(count=8, dim=512):
@@ -181,33 +183,26 @@ def features(count=8, dim=512):
     return v, t + 0.05 * v, m
 
 
-def features_rank(rank, world, meeting, share, out):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=120)
-    )
-    rows = slice(sum(share[:rank]), sum(share[: rank + 1]))
-    own = [x[rows].clone().requires_grad_() for x in features(sum(share))]
-    loss = total(AlignmentLoss()(*own, torch.zeros(())))
-    loss.backward()
-    # DDP would average: the joint loss is the mean over processes.
-    torch.save([loss.detach() / world, *(x.grad / world for x in own)], f"{out}.{rank}")
-    torch.distributed.destroy_process_group()
+FEATURE_SHARES = [(8,), (5, 3), (2, 3, 3), (1, 1, 6)]
+
+
+def features_rank(rank, world):
+    """Loss and gradients of this process's rows; DDP would average: the joint loss is the mean over processes."""
+    found = {}
+    for share in [s for s in FEATURE_SHARES if len(s) == world]:
+        rows = slice(sum(share[:rank]), sum(share[: rank + 1]))
+        own = [x[rows].clone().requires_grad_() for x in features(sum(share))]
+        loss = total(AlignmentLoss()(*own, torch.zeros(())))
+        loss.backward()
+        found[str(share)] = [loss.detach() / world, *(x.grad / world for x in own)]
+    return found
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("share", [(8,), (5, 3), (2, 3, 3), (1, 1, 6)])
-def test_in_single_precision_loss_and_gradients_equal_the_released_form_to_a_millionth(share, tmp_path):
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_in_single_precision_loss_and_gradients_equal_the_released_form_to_a_millionth(world, tmp_path):
     """Of images, texts and mask logits, against fp32 of the form written out as one tensor."""
-    if len(share) == 1:
-        own = [x.clone().requires_grad_() for x in features()]
-        loss = total(AlignmentLoss()(*own, torch.zeros(())))
-        loss.backward()
-        found = [[loss.detach(), *(x.grad for x in own)]]
-    else:
-        multiprocessing.spawn(features_rank, (len(share), str(tmp_path / "meeting"), share, str(tmp_path / "out")),
-                              nprocs=len(share))  # fmt: skip
-        found = [torch.load(tmp_path / f"out.{r}", weights_only=True) for r in range(len(share))]
+    processes = [features_rank(0, 1)] if world == 1 else run_processes(features_rank, world, tmp_path)
     v, t, logits = (x.clone().requires_grad_() for x in features())
     p = logits.sigmoid()
     m = (p >= 0.5).float() + p - p.detach()
@@ -217,10 +212,12 @@ def test_in_single_precision_loss_and_gradients_equal_the_released_form_to_a_mil
     pair = functional.cross_entropy(scores, target) + functional.cross_entropy(scores.t(), target)
     expected = 10 * pair + 2 * m.abs().mean()
     expected.backward()
-    assert sum(f[0] for f in found).item() == pytest.approx(expected.item(), rel=1e-6)
-    for n, x in enumerate((v, t, logits), 1):
-        own_grad = torch.cat([f[n] for f in found])
-        assert (own_grad - x.grad).norm() <= 1e-6 * x.grad.norm()
+    for share in [str(s) for s in FEATURE_SHARES if len(s) == world]:
+        found = [one[share] for one in processes]
+        assert sum(f[0] for f in found).item() == pytest.approx(expected.item(), rel=1e-6), share
+        for n, x in enumerate((v, t, logits), 1):
+            own_grad = torch.cat([f[n] for f in found])
+            assert (own_grad - x.grad).norm() <= 1e-6 * x.grad.norm(), share
 
 
 def outcome(model, count=6):

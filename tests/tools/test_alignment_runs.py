@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
+from mmengine.logging import MessageHub
 
+from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
+from smartclip_det.engine.region_guard import RegionProbeHook
+from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.evaluation.protocols import ov_coco_split
+from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.models.towers import SmartCLIP
+from smartclip_det.models.vocabulary import build_bank
 from tests.tools.test_runs import run
 
 pytestmark = pytest.mark.slow
@@ -31,6 +42,41 @@ def test_a_run_writes_stamped_metrics_and_says_how_to_test(aligned):
     for key in ("t2i_r1_long", "i2t_r5_short_plain", "t2i_r1_partial_masked", "map_shape", "map_colour_shape_plain"):
         assert 0 <= found["metrics"][key] <= 1
     assert f"tools/test.py {CONFIG} {root}/run/epoch_1.pth" in done.stdout + done.stderr
+
+
+def test_boxes_are_probed_before_training_and_in_validation(aligned):
+    root, _, done = aligned
+    log = done.stdout + done.stderr
+    assert log.count("Region probe before training") == 1
+    told = json.loads(next((root / "run").glob("*/vis_data/scalars.json")).read_text().splitlines()[-1])
+    towers = SmartCLIP.from_checkpoint(root / "run/epoch_1.pth").eval()
+    truth = load_ground_truth(root / "toy/annotations/instances_val.json")
+    base, novel, _ = ov_coco_split(root / "toy/annotations/split.json")
+    bank = build_bank(towers, [*base, *novel], templates=["{article} {}"], progress=False)
+    regions = probe_regions(RegionEncoder(towers, dense_size=128), truth, root / "toy/images/val", bank.names,
+                            views=["dense"], progress=False)  # fmt: skip
+    expected = probe_accuracy(regions, bank, {"base": base, "novel": novel}, ["hard", "off"])
+    for group in ("base", "novel", "all"):
+        for mode in ("hard", "off"):
+            assert told[f"region_{group}_dense_{mode}"] == expected[group]["dense_value"][mode]
+
+
+def test_the_probe_warns_when_boxes_are_lost_and_asks_for_files_before_training(tmp_path, caplog):
+    hook = RegionProbeHook("a.json", ".", data_root=str(tmp_path))
+    runner = SimpleNamespace(iter=0, message_hub=MessageHub("probe"), logger=logging.getLogger("probe"))
+    values = iter([0.5, 0.46, 0.44])
+    hook.measure = lambda runner: {"region_all_dense_hard": 0.1, "region_all_dense_off": next(values)}
+    with pytest.raises(UserError, match="annotations .* does not exist"):
+        hook.before_train(runner)
+    (tmp_path / "a.json").write_text("{}")
+    hook.before_train(runner)
+    for lost in (False, True):
+        with caplog.at_level("WARNING"):
+            caplog.clear()
+            metrics = {}
+            hook.after_val_epoch(runner, metrics)
+        assert ("costs the towers their boxes" in caplog.text) == lost
+        assert metrics["region_all_dense_hard"] == 0.1
 
 
 def test_a_run_goes_on_and_a_test_gives_the_metrics_of_its_validation(aligned):

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import trange
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.retrieval import retrieval_metrics
 from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.models.losses import AlignmentLoss
@@ -291,7 +291,8 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="worlds and starts: seeds 0 to N - 1")
-    parser.add_argument("--stress", action="store_true", help="harder worlds as well")
+    harder = ", ".join(map(repr, list(STRESS)[1:]))
+    parser.add_argument("--stress", nargs="*", metavar="WORLD", help=f"harder worlds as well: all, or some of {harder}")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--scale", type=float, default=30.0, help="factor on cosines")
@@ -305,7 +306,8 @@ def main() -> None:
     args = parse_args()
     if args.seeds < 1 or args.steps < 1 or args.batch < 2 or args.rows < 20:
         raise UserError("--seeds and --steps must be at least 1, --batch 2 and --rows 20.")
-    worlds = STRESS if args.stress else {"base": STRESS["base"]}
+    asked = list(STRESS) if args.stress == [] else args.stress or []
+    worlds = {n: STRESS[check_choice("world", n, STRESS)] for n in dict.fromkeys(["base", *asked])}
     found: dict[str, list[dict[str, Any]]] = {}
     print(f"{'world':26s} {'own R2':>7s} {'other':>7s} {'jaccard':>8s} {'dims':>5s}   masked  plain   CLIP")
     for name, world in worlds.items():
