@@ -11,8 +11,22 @@ compat.install_operator_routes()
 compat.install_safe_loading()
 
 from smartclip_det import engine  # noqa: E402
-from smartclip_det.datasets import open_vocab_coco  # noqa: E402
-from smartclip_det.evaluation import metrics  # noqa: E402
-from smartclip_det.models import backbones, dense_heads, detectors, necks, roi_heads  # noqa: E402
+from smartclip_det.datasets import open_vocab_coco, referring  # noqa: E402
+from smartclip_det.engine import alignment_hooks  # noqa: E402
+from smartclip_det.evaluation import metrics, referring_metric  # noqa: E402
+from smartclip_det.models import backbones, dense_heads, detectors, grounding, necks, roi_heads  # noqa: E402
 
-__all__ = ["backbones", "dense_heads", "detectors", "engine", "metrics", "necks", "open_vocab_coco", "roi_heads"]
+__all__ = [
+    "alignment_hooks",
+    "backbones",
+    "dense_heads",
+    "detectors",
+    "engine",
+    "grounding",
+    "metrics",
+    "necks",
+    "open_vocab_coco",
+    "referring",
+    "referring_metric",
+    "roi_heads",
+]

@@ -11,7 +11,8 @@ from tests.detection.tiny import TOWERS
 
 EVERY_CONFIG = sorted(p for p in (REPO / "configs").rglob("*.py") if "_base_" not in p.parts)
 ALIGNMENT = [p for p in EVERY_CONFIG if "smartclip_align" in p.parts or "-align_" in p.stem or "-pretrain_" in p.stem]
-CONFIGS = [p for p in EVERY_CONFIG if p not in ALIGNMENT]
+REFERRING = [p for p in EVERY_CONFIG if p.stem.startswith("referring_")]
+CONFIGS = [p for p in EVERY_CONFIG if p not in (*ALIGNMENT, *REFERRING)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -75,6 +76,48 @@ def test_alignment_config_builds_and_takes_a_step(path):
     assert all(torch.isfinite(v).all() for v in logs.values())
     towers = load_config(path, {"towers.checkpoint": "clip.pt"}).model.towers
     assert towers.checkpoint == "clip.pt"
+
+
+@pytest.mark.parametrize("path", REFERRING, ids=lambda p: p.stem)
+def test_grounding_config_builds_and_takes_a_step(path):
+    import torch
+    from mmdet.registry import METRICS, MODELS
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.structures import BaseDataElement
+
+    from smartclip_det import parts  # noqa: F401
+
+    config = load_config(path)
+    sizes = [config[f"{part}_dataloader"].dataset.image_size for part in ("train", "val", "test")]
+    assert sizes == [config.model.image_size] * 3
+    assert config.val_evaluator.ann_file == config.val_dataloader.dataset.ann_file
+    assert config.val_evaluator.get("split") == config.val_dataloader.dataset.get("split")
+    assert config.train_dataloader.dataset.get("with_masks", False) == config.model.head.get("mask_branch", False)
+    config = load_config(path, {"towers": dict(TOWERS)})
+    config.model.update(image_size=64, out_indices=(0, 3))
+    config.model.head.update(dim=32, heads=2, feedforward=64, layers=1)
+    init_default_scope("mmdet")
+    model = MODELS.build(config.model)
+    METRICS.build(config.val_evaluator)
+    facts = {"sentences": ["a red cup", "no such thing"], "masks": torch.zeros(2, 64, 64, dtype=torch.bool),
+             "boxes": [torch.tensor([[4.0, 4, 40, 40]]), torch.zeros(0, 4)]}  # fmt: skip
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    batch = {"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)], "data_samples": [BaseDataElement(metainfo=facts)]}
+    logs = model.train_step(batch, wrapper)
+    assert all(torch.isfinite(v).all() for v in logs.values())
+
+
+def test_the_grounding_recipe_is_clip_vg():
+    """rec reference, section 4."""
+    config = load_config(REPO / "configs/smartclip_refexp/referring_smartclip-b16-384_refcoco.py")
+    head = config.model.head
+    assert (head.dim, head.layers, head.heads, head.feedforward, head.queries) == (512, 6, 8, 2048, 1)
+    assert config.model.out_indices == (0, 3, 7, 11)
+    assert config.optim_wrapper.optimizer.lr == 2.5e-4
+    assert config.train_cfg.max_epochs == 110
+    assert (config.model.loss_weights.bbox, config.model.loss_weights.giou) == (1.0, 1.0)
+    data = config.train_dataloader.dataset
+    assert data.get("flip", 0.0) == data.get("crop", 0.0) == 0.0
 
 
 def test_the_toy_configs_override_sizes_and_not_classes():

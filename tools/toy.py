@@ -166,11 +166,11 @@ class Story:
         truth = ["--proposals", "ground-truth", "--instances", str(self.data / "annotations/instances_val.json")]
         crops = ["--views", "crop", "--crop-context", "1.6"]
         runs = {
-            "grounding": [*rpn, *crops, "--spatial", "--mask-modes", *MODES],
-            "grounding_text_shuffled": [*rpn, *crops, "--spatial", "--control", "text_shuffled"],
+            "grounding": [*rpn, *crops, "--reading", "chunks", "--mask-modes", *MODES],
+            "grounding_text_shuffled": [*rpn, *crops, "--reading", "chunks", "--control", "text_shuffled"],
             "grounding_no_spatial": [*rpn, *crops, "--mask-modes", "hard", "off"],
-            "grounding_dense": [*rpn, "--spatial", "--mask-modes", "hard", "off"],
-            "grounding_ground_truth": [*truth, *crops, "--spatial", "--mask-modes", *MODES],
+            "grounding_dense": [*rpn, "--reading", "chunks", "--mask-modes", "hard", "off"],
+            "grounding_ground_truth": [*truth, *crops, "--reading", "chunks", "--mask-modes", *MODES],
         }
         steps = []
         for name, options in runs.items():

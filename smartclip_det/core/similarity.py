@@ -148,6 +148,27 @@ def _masked_cosine_block(
     return torch.where(valid, numerator * safe.rsqrt(), torch.zeros_like(numerator))
 
 
+def paired_masked_cosine(vectors: Tensor, text_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Cosine of each text with vectors of its own, where :func:`masked_cosine` scores all with all.
+
+    Args:
+        vectors: ``[K, N, D]`` N vectors for each text, of any length.
+        text_embeds: ``[K, D]``.
+        masks: ``[K, D]`` in [0, 1], or None for the plain cosine.
+
+    Returns:
+        ``[K, N]`` cosines in [-1, 1], in fp32; 0 where a masked vector or a text has no length.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        texts = _full_precision(text_embeds)
+        rows = _full_precision(vectors)
+        rows = rows if masks is None else rows * masks.to(rows.dtype).unsqueeze(1)
+        norms = rows.norm(dim=-1) * texts.norm(dim=-1, keepdim=True)
+        safe = norms > torch.finfo(norms.dtype).tiny ** 0.5
+        dots = torch.einsum("knd,kd->kn", rows, texts)
+        return torch.where(safe, dots / torch.where(safe, norms, torch.ones_like(norms)), torch.zeros_like(dots))
+
+
 def masked_dot(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
     """Numerator only: ``[R, K]`` products of image vectors with ``m * t / |t|``.
 

@@ -108,7 +108,8 @@ def test_leaks_are_found_and_removed(tmp_path):
     assert [i["id"] for i in clean["images"]] == [a["image_id"] for a in clean["annotations"]] == [9]
     write_layout(tmp_path / "e.jsonl", some(), "jsonl")
     done = run("tools/data/check_leakage.py", "--train", tmp_path / "train.json", "--bench", f"refcoco={tmp_path}/e.jsonl",
-               "--clean", tmp_path / "clean.json", "--out", tmp_path / "out.json")  # fmt: skip
+               "--clean", tmp_path / "clean.json", "--leaked", tmp_path / "leaked.txt", "--out", tmp_path / "out.json")  # fmt: skip
+    assert (tmp_path / "leaked.txt").read_text().split() == ["000000000007.jpg", "000000000008.jpg"]
     assert "2 training images are in these splits" in done.stdout
     assert json.loads((tmp_path / "clean.json").read_text()) == clean
     (tmp_path / "names.txt").write_text("a.jpg 000000000007.jpg")

@@ -107,7 +107,7 @@ def test_its_checkpoint_is_a_towers_checkpoint_for_other_tools(aligned):
     assert len(found["protocol"]["checkpoint_hash"]) == 16
     ann = toy / "refs/finetune_toy_val.json"
     run("tools/ground.py", ann, "--images", toy / "images", "--checkpoint", checkpoint, "--mask-modes", "hard", "off",
-        "--instances", toy / "annotations/instances_val.json", "--spatial", "--out", root / "ground.jsonl")  # fmt: skip
+        "--instances", toy / "annotations/instances_val.json", "--reading", "chunks", "--out", root / "ground.jsonl")  # fmt: skip
     metrics = json.loads((root / "ground.metrics.json").read_text())
     assert metrics["protocol"]["proposals"] == "ground-truth"
     assert metrics["counts"]["left_out"] > 0

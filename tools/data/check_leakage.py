@@ -4,6 +4,8 @@
     python tools/data/check_leakage.py --train instances_train2017.json --bench "refcoco=refs(unc).p" \
         "refcocog=refcocog/refs(umd).p" --clean instances_train2017_clean.json
     python tools/data/check_leakage.py --train share-captioner_coco_lcs_sam_1246k_1107.json --bench "refcoco=refs.p"
+    python tools/data/check_leakage.py --train instances_train2014.json --bench "refcoco=refcoco/refs(unc).p" \
+        "refcocog=refcocog/refs(umd).p" --leaked refer/leaked_images.txt     # what a mixed training leaves out
 
 Training sets: COCO or LVIS annotations, caption files, or a list of names. Benchmarks: any file of expressions.
 """
@@ -32,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--clean", type=Path, help="write the training set without leaked images (COCO, LVIS), or names"
     )
+    parser.add_argument("--leaked", type=Path, help="write the names of the leaked images")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/leakage.json"))
     return parser.parse_args()
 
@@ -58,6 +61,9 @@ def main() -> None:
     write_results(args.out, stamp, {"leaked_images": len(leaked), "splits": facts})
     if args.clean:
         write_clean(args, training, leaked)
+    if args.leaked:
+        write_whole(args.leaked, "".join(f"{n}\n" for k, names in training.items() if k in leaked for n in names))
+        print(f"leaked: {args.leaked}")
     print(f"{len(leaked):,} training images are in these splits: {args.out}")
 
 

@@ -1,6 +1,7 @@
-"""Referring expressions: scorers and parsing."""
+"""Referring expressions: scorers, parsing, and heads that are trained."""
 
-from smartclip_det.models.grounding.parsing import ParsedExpression, parse_expression
+from smartclip_det.models.grounding.parsing import Entity, SpacyReader, parse_expression
+from smartclip_det.models.grounding.referring import SmartCLIPReferring
 from smartclip_det.models.grounding.zero_shot import ZeroShotGrounder
 
-__all__ = ["ParsedExpression", "ZeroShotGrounder", "parse_expression"]
+__all__ = ["Entity", "SmartCLIPReferring", "SpacyReader", "ZeroShotGrounder", "parse_expression"]

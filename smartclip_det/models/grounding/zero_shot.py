@@ -1,15 +1,17 @@
 """Zero-shot grounding: candidate boxes ranked by masked cosine, with optional spatial reasoning.
 
 The reasoning is ReCLIP's (arXiv 2204.05991, section 3.2): soft products of distributions over boxes; the only hard step
-is the choice of the best box.
+is the choice of the best box. An expression is read whole, under its own mask; as the tree of its entities, each text
+under its own; or both ways, whose product is ReCLIP's score.
 
 Shape letters: R boxes, E expressions, D joint embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,10 +19,13 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.grounding.parsing import ParsedExpression, parse_expression
+from smartclip_det.models.grounding.parsing import Entity, parse_expression
 from smartclip_det.models.regions import RegionEncoder
 
-VIEWS = ("crop", "blur", "circle", "dense")
+VIEWS = ("crop", "blur", "circle", "dense", "mask")
+#: ``[R, D]`` region vectors by view, for each encoder.
+Regions = Sequence[Mapping[str, Tensor]]
+READINGS = ("expression", "chunks", "both")
 
 
 def relation_matrix(boxes: Tensor, relation: str) -> Tensor:
@@ -46,6 +51,20 @@ def relation_matrix(boxes: Tensor, relation: str) -> Tensor:
     return out.fill_diagonal_(0)
 
 
+def between_tensor(boxes: Tensor) -> Tensor:
+    """``[R, R, R]`` 1 where the centre of box i is in the smallest box around the centres of boxes j and k.
+
+    0 where two of the three are the same box. A box of no extent between two on one line still counts.
+    """
+    centres = torch.stack([boxes[:, 0::2].mean(dim=1), boxes[:, 1::2].mean(dim=1)], dim=1)
+    low = torch.minimum(centres[:, None], centres[None, :])
+    high = torch.maximum(centres[:, None], centres[None, :])
+    inside = ((centres[:, None, None] >= low) & (centres[:, None, None] <= high)).all(dim=-1)
+    count = torch.arange(len(boxes))
+    apart = count[:, None] != count[None, :]
+    return (inside & apart[:, :, None] & apart[:, None, :] & apart[None, :, :]).to(boxes.dtype)
+
+
 def related(target: Tensor, anchor: Tensor, relation: Tensor) -> Tensor:
     """``[R]`` target distribution times the chance of its relation to the anchor; unchanged where it never holds."""
     return _normalised(target * (relation @ anchor), target)
@@ -56,25 +75,43 @@ def extreme(target: Tensor, relation: Tensor) -> Tensor:
     return _normalised(target * (relation @ target), target)
 
 
+def with_detector(scores: Tensor, detector: Tensor, weight: float) -> Tensor:
+    """``[E, R]`` distributions times the detector's scores ``[E, R]`` to the power of ``weight``, normalised."""
+    joined = scores * detector.clamp(min=1e-6) ** weight
+    return joined / joined.sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
 def _normalised(values: Tensor, fallback: Tensor) -> Tensor:
     total = values.sum()
     return values / total if total > 0 else fallback
+
+
+def _banks(bank: TextBank | Sequence[TextBank], encoders: Sequence[RegionEncoder]) -> list[TextBank]:
+    """One bank for each encoder, of the same names."""
+    banks = [bank] if isinstance(bank, TextBank) else list(bank)
+    if len(banks) != len(encoders) or any(b.names != banks[0].names for b in banks):
+        raise UserError(f"{len(encoders)} encoders need as many banks of the same texts; given {len(banks)}.")
+    return banks
 
 
 class ZeroShotGrounder:
     """Scores candidate boxes of an image for expressions."""
 
     def __init__(
-        self, encoder: RegionEncoder, *, views: Sequence[str] = ("dense",), policy: ScoringPolicy | None = None,
-        spatial: bool = False, subtracted: TextBank | None = None,
+        self, encoder: RegionEncoder | Sequence[RegionEncoder], *, views: Sequence[str] = ("dense",),
+        policy: ScoringPolicy | None = None, reading: str = "expression",
+        reader: Callable[[str], Entity] = parse_expression,
+        subtracted: TextBank | Sequence[TextBank] | None = None,
     ) -> None:  # fmt: skip
         """Build.
 
         Args:
-            encoder: makes region vectors.
+            encoder: makes region vectors; several encoders are an ensemble, whose logits are summed.
             views: views whose logits are summed.
             policy: its ``mask_mode``, ``text_norm``, ``calibration`` and ``temperature`` are used.
-            spatial: read relations and superlatives by :func:`parse_expression`.
+            reading: ``expression``: the whole text under its mask; ``chunks``: the texts of its entities, each under
+                its own mask, joined by places and relations; ``both``: the product of the two.
+            reader: makes the tree of an expression, for ``chunks`` and ``both``.
             subtracted: texts whose mean score, each under its own mask, is taken from every region's: what all texts
                 like about a region says nothing about one of them (red circles, arXiv 2304.06712). A fixed bank of
                 training captions, never of the evaluated split.
@@ -82,78 +119,135 @@ class ZeroShotGrounder:
         if not views:
             raise UserError(f"Grounding needs at least one view of {', '.join(VIEWS)}.")
         self.views = [check_choice("view", v, VIEWS) for v in views]
-        self.encoder, self.policy, self.spatial = encoder, policy or ScoringPolicy(), spatial
-        self.subtracted = subtracted
+        self.encoders = [encoder] if isinstance(encoder, RegionEncoder) else list(encoder)
+        self.policy = policy or ScoringPolicy()
+        self.reading, self.reader = check_choice("reading", reading, READINGS), reader
+        self.subtracted = None if subtracted is None else _banks(subtracted, self.encoders)
+        self._trees: dict[str, Entity] = {}
+
+    def tree(self, expression: str) -> Entity:
+        """The entities of an expression; read once."""
+        if expression not in self._trees:
+            self._trees[expression] = self.reader(expression)
+        return self._trees[expression]
 
     def texts(self, expression: str) -> list[str]:
         """The texts that must be in the bank for an expression."""
-        if not self.spatial:
-            return [expression]
-        parsed = parse_expression(expression)
-        return [parsed.head, *([parsed.anchor] if parsed.anchor else [])]
+        if not expression.strip():
+            raise UserError("The expression is empty.")
+        whole = [expression] if self.reading != "chunks" else []
+        chunks = self.tree(expression).texts() if self.reading != "expression" else []
+        return list(dict.fromkeys([*whole, *chunks]))
 
-    def region_vectors(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> dict[str, Tensor]:
-        """``[R, D]`` for each view; they do not depend on texts."""
-        return {v: self.encoder.vectors(image, boxes, v) for v in self.views}
+    def region_vectors(
+        self, image: Image.Image, boxes: Sequence[Sequence[float]], masks: np.ndarray | None = None
+    ) -> list[dict[str, Tensor]]:
+        """``[R, D]`` for each encoder and view; they do not depend on texts.
 
-    def cosines(self, vectors: dict[str, Tensor], bank: TextBank) -> Tensor:
-        """``[R, K]`` sum over views of the cosine with each text, less the mean of the subtracted bank."""
-        out = torch.stack([bank.cosine(v, self.policy) for v in vectors.values()]).sum(dim=0)
-        if self.subtracted is not None:
-            for v in vectors.values():
-                out = out - self.subtracted.cosine(v, self.policy).mean(dim=1, keepdim=True)
-        return out
-
-    def evidence(
-        self, vectors: dict[str, Tensor], boxes: Sequence[Sequence[float]], expressions: Sequence[str], bank: TextBank
-    ) -> Tensor:
-        """``[E, R]`` how well each box fits each expression by itself.
-
-        Comparable over images, so that a threshold can answer "none" and "many". It is the mean over views of the
-        head's cosine; with ``spatial`` a box that loses to another in a relation or superlative loses what it lacks in
-        the reasoned distribution.
-
-        Arguments as in :meth:`score`.
+        Args:
+            image: RGB image.
+            boxes: R xyxy boxes.
+            masks: ``[R, H, W]`` bool for the ``mask`` view.
         """
-        index = {n: k for k, n in enumerate(bank.names)}
-        cosines = self.cosines(vectors, bank) / len(vectors)
-        heads = [self.texts(e)[0] for e in expressions]
-        plain = cosines[:, [index[h] for h in heads]].t()
-        if not self.spatial or not len(boxes):
-            return plain
-        logits = plain * len(vectors) * self.policy.temperature
-        reasoned = self.score(vectors, boxes, expressions, bank).clamp(min=1e-6).log()
-        lost = (reasoned - logits.log_softmax(dim=1)).clamp(max=0)
-        return plain + lost / (len(vectors) * self.policy.temperature)
+        return [{v: e.vectors(image, boxes, v, masks=masks if v == "mask" else None) for v in self.views}
+                for e in self.encoders]  # fmt: skip
+
+    def cosines(self, vectors: Regions, bank: TextBank | Sequence[TextBank]) -> Tensor:
+        """``[R, K]`` mean over encoders and views of the cosine with each text, less that of the subtracted bank.
+
+        Args:
+            vectors: what :meth:`region_vectors` gave.
+            bank: of the encoder, or one for each.
+        """
+        found = []
+        for n, (views, own) in enumerate(zip(vectors, _banks(bank, self.encoders), strict=True)):
+            for v in views.values():
+                score = own.cosine(v, self.policy)
+                if self.subtracted is not None:
+                    score = score - self.subtracted[n].cosine(v, self.policy).mean(dim=1, keepdim=True)
+                found.append(score)
+        return torch.stack(found).mean(dim=0)
 
     def score(
-        self, vectors: dict[str, Tensor], boxes: Sequence[Sequence[float]], expressions: Sequence[str], bank: TextBank
-    ) -> Tensor:
+        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
+        bank: TextBank | Sequence[TextBank],
+    ) -> Tensor:  # fmt: skip
         """``[E, R]`` distributions over the boxes.
 
         Args:
             vectors: what :meth:`region_vectors` gave.
             boxes: R xyxy boxes.
             expressions: E expressions.
-            bank: a bank that holds :meth:`texts` of each of them.
+            bank: a bank that holds :meth:`texts` of each of them, or one for each encoder.
         """
-        index = {n: k for k, n in enumerate(bank.names)}
+        logits = self._logits(self.cosines(vectors, bank) * self._scale, expressions, bank)
+        chances = {t: v.softmax(dim=0) for t, v in logits.items()}
+        if self.reading == "expression":
+            return torch.stack([chances[e] for e in expressions])
+        corners = torch.as_tensor(boxes, dtype=torch.float32).view(-1, 4)
+        reasoned = [reason(self.tree(e), chances, corners) for e in expressions]
+        if self.reading == "both":
+            reasoned = [_normalised(chances[e] * p, p) for e, p in zip(expressions, reasoned, strict=True)]
+        return torch.stack(reasoned)
+
+    def evidence(
+        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
+        bank: TextBank | Sequence[TextBank],
+    ) -> Tensor:  # fmt: skip
+        """``[E, R]`` how well each box fits each expression by itself.
+
+        Comparable over images, so that a threshold can answer "none" and "many". It is the mean over views of the
+        cosine with the expression, with its head, or with both; with a tree, a box that loses to another in a place or
+        relation loses what it lacks in the reasoned distribution.
+
+        Arguments as in :meth:`score`.
+        """
+        cosines = self._logits(self.cosines(vectors, bank), expressions, bank)
+        if self.reading == "expression":
+            return torch.stack([cosines[e] for e in expressions])
+        chances = {t: (v * self._scale).softmax(dim=0) for t, v in cosines.items()}
+        corners = torch.as_tensor(boxes, dtype=torch.float32).view(-1, 4)
+        rows = []
+        for e in expressions:
+            head = self.tree(e).text
+            base = cosines[head] if self.reading == "chunks" else (cosines[head] + cosines[e]) / 2
+            kept = reason(self.tree(e), chances, corners).clamp(min=1e-6).log()
+            rows.append(base + (kept - chances[head].clamp(min=1e-12).log()).clamp(max=0) / self._scale)
+        return torch.stack(rows)
+
+    @property
+    def _scale(self) -> float:
+        """Logits are summed over encoders and views, as ReCLIP sums them."""
+        return self.policy.temperature * len(self.encoders) * len(self.views)
+
+    def _logits(
+        self, scores: Tensor, expressions: Sequence[str], bank: TextBank | Sequence[TextBank]
+    ) -> dict[str, Tensor]:
+        """``[R]`` scores of every text that the expressions need."""
+        index = {n: k for k, n in enumerate(_banks(bank, self.encoders)[0].names)}
         wanted = list(dict.fromkeys(t for e in expressions for t in self.texts(e)))
         missing = [t for t in wanted if t not in index]
         if missing:
             raise UserError(f"The bank lacks {len(missing)} of the expressions' texts, e.g. {missing[0]!r}.")
-        logits = self.cosines(vectors, bank) * self.policy.temperature
-        chances = {t: logits[:, index[t]].softmax(dim=0) for t in wanted}
-        if not self.spatial:
-            return torch.stack([chances[e] for e in expressions])
-        corners = torch.as_tensor(boxes, dtype=torch.float32).view(-1, 4)
-        return torch.stack([self._reason(parse_expression(e), chances, corners) for e in expressions])
+        return {t: scores[:, index[t]] for t in wanted}
 
-    @staticmethod
-    def _reason(parsed: ParsedExpression, chances: dict[str, Tensor], boxes: Tensor) -> Tensor:
-        out = chances[parsed.head]
-        if parsed.relation:
-            out = related(out, chances[parsed.anchor], relation_matrix(boxes, parsed.relation))
-        for name in parsed.superlatives:
-            out = extreme(out, relation_matrix(boxes, name))
-        return out
+
+def reason(entity: Entity, chances: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+    """``[R]`` distribution of an entity: its own text's, times its relations to others and its extremes.
+
+    Args:
+        entity: root of a tree.
+        chances: ``[R]`` distribution of every text of the tree.
+        boxes: ``[R, 4]`` xyxy.
+    """
+    out = chances[entity.text]
+    for name, anchors in entity.relations:
+        others = [reason(a, chances, boxes) for a in anchors]
+        if name == "between":
+            held = torch.einsum("ijk,j,k->i", between_tensor(boxes), others[0], others[1])
+            out = _normalised(out * held, out)
+        else:
+            out = related(out, others[0], relation_matrix(boxes, name))
+    for name in entity.superlatives:
+        out = extreme(out, relation_matrix(boxes, name))
+    return out

@@ -1,0 +1,44 @@
+# RefCOCO (UNC): refs(unc).p with instances.json beside it, images of COCO train2014.
+data_root = "data/"
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=4,
+    persistent_workers=False,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="pseudo_collate"),
+    dataset=dict(
+        type="ReferringDataset",
+        data_root=data_root,
+        ann_file="refer/refcoco/refs(unc).p",
+        images="coco/train2014",
+        split="train",
+        image_size=384,
+        # About 8 x 8 sentences a process, each drawn anew in every epoch.
+        sentences_per_image=8,
+    ),
+)
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=4,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="pseudo_collate"),
+    dataset=dict(
+        type="ReferringDataset",
+        data_root=data_root,
+        ann_file="refer/refcoco/refs(unc).p",
+        images="coco/train2014",
+        split="val",
+        image_size=384,
+        test_mode=True,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type="ReferringMetric",
+    data_root=data_root,
+    ann_file="refer/refcoco/refs(unc).p",
+    split="val",
+    protocols=["refcoco"],
+)
+test_evaluator = val_evaluator

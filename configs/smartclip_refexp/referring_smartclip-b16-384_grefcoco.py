@@ -1,0 +1,12 @@
+# gRefCOCO: none, one or many. Ten queries, set matching (SimVG's 1 / 5 / 2). Converted first, sentences of none kept:
+# tools/data/convert_grounding.py "grefs(unc).json" grefcoco.jsonl
+_base_ = "./referring_smartclip-b16-384_refcoco.py"
+
+annotations = dict(ann_file="refer/grefcoco/grefcoco.jsonl")
+model = dict(head=dict(queries=10), loss_weights=dict(_delete_=True, exists=1.0, bbox=5.0, giou=2.0))
+train_dataloader = dict(dataset=annotations)
+val_dataloader = dict(dataset=annotations)
+test_dataloader = val_dataloader
+# The released evaluator asks for 0.7; calibrate on val: tools/analysis/calibrate_grounding.py
+val_evaluator = dict(**annotations, protocols=["grefcoco"], score_threshold=0.7)
+test_evaluator = val_evaluator

@@ -1,0 +1,9 @@
+# RefCOCO+ (UNC).
+_base_ = "./referring_smartclip-b16-384_refcoco.py"
+
+annotations = dict(ann_file="refer/refcoco+/refs(unc).p")
+train_dataloader = dict(dataset=annotations)
+val_dataloader = dict(dataset=dict(**annotations, split="val"))
+test_dataloader = val_dataloader
+val_evaluator = dict(**annotations, split="val")
+test_evaluator = val_evaluator

@@ -1,0 +1,177 @@
+"""Images with all their referring expressions, for heads that are trained to ground them.
+
+Shape letters: S side of the square image in pixels, E sentences of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import DATASETS
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+from PIL import Image
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.datasets.referring_augment import mirror, random_crop
+from smartclip_det.evaluation.generalized_referring import whole_mask
+from smartclip_det.evaluation.referring_files import Expression, load_expressions
+from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes
+
+
+@DATASETS.register_module()
+class ReferringDataset(BaseDataset):
+    """Expression files of every layout that ``referring_files.load_expressions`` reads; one sample is one image.
+
+    A sample has ``inputs [3, S, S]`` uint8 and a data sample with ``sentences``, ``sentence_ids``, ``boxes`` (for each
+    sentence ``[n, 4]`` xyxy in pixels of the square; none for a sentence without a target), ``masks`` (``[S, S]`` bool
+    for each sentence, where asked for), and ``scale`` (square over image pixels, x and y), which undoes the letterbox.
+    Its image is encoded once for all its sentences. An index of ``epoch * N + i`` is image i in that epoch.
+    """
+
+    def __init__(
+        self, ann_file: str | Sequence[str], images: str = "", data_root: str = "", split: str | None = None,
+        instances: str | None = None, image_size: int = 384, fit: str = "pad", sentences_per_image: int = 0,
+        with_masks: bool = False, flip: float = 0.0, crop: float = 0.0, without: str | None = None,
+        seed: int = 0, test_mode: bool = False, indices: int | Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            ann_file: expression file, or several that are trained on together.
+            images: folder of ``file_name``.
+            data_root: folder that relative paths are in.
+            split: split of the file.
+            instances: ``instances.json`` of a refs file; default: beside it.
+            image_size: S.
+            fit: ``pad`` (letterbox) or ``squash``.
+            sentences_per_image: sentences drawn of an image in an epoch; 0 for all of them.
+            with_masks: give masks; every target must then have one.
+            flip: chance in training that an image is mirrored, see ``referring_augment.mirror``. The field's later
+                recipes leave it off.
+            crop: chance in training of a crop, see ``referring_augment.random_crop``.
+            without: text file of image names that are left out: ``tools/data/check_leakage.py`` writes the images of a
+                benchmark's val and test.
+            seed: of what is drawn.
+            test_mode: all sentences, no augmentation.
+            indices: use only the first n, or these, images.
+        """
+        self.files = [ann_file] if isinstance(ann_file, str) else list(ann_file)
+        self.images, self.split, self.instances, self.without = images, split, instances, without
+        self.image_size, self.fit = image_size, check_choice("fit", fit, ("pad", "squash"))
+        for name, chance in (("flip", flip), ("crop", crop)):
+            if not 0 <= chance <= 1:
+                raise UserError(f"{name} is a chance in [0, 1]; given {chance}.")
+        if crop and with_masks:
+            raise UserError("A crop would have to cut the masks as well: leave crop=0 or with_masks=False.")
+        self.flip, self.crop, self.with_masks = flip, crop, with_masks
+        self.sentences_per_image, self.seed, self.epoch = sentences_per_image, seed, 0
+        super().__init__(data_root=data_root, test_mode=test_mode, serialize_data=True, indices=indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """What is drawn in the coming epoch; :class:`CaptionEpochHook` calls it."""
+        self.epoch = epoch
+
+    def _path(self, name: str) -> str:
+        return str(Path(self.data_root) / name) if self.data_root else name
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One record per image."""
+        by_image: dict[Any, list[Expression]] = {}
+        for n, file in enumerate(self.files):
+            found = load_expressions(self._path(file), split=self.split,
+                                     instances=self.instances and self._path(self.instances))  # fmt: skip
+            for e in found:
+                by_image.setdefault((n, e.image_id), []).append(e)
+        left_out = 0
+        if self.without:
+            names = Path(self._path(self.without))
+            if not names.is_file():
+                raise UserError(f"No list of images to leave out at {names}. tools/data/check_leakage.py writes one.")
+            banned = {Path(line).name for line in names.read_text(encoding="utf-8").split("\n") if line.strip()}
+            before = len(by_image)
+            by_image = {k: v for k, v in by_image.items() if Path(v[0].file_name).name not in banned}
+            left_out = before - len(by_image)
+        if not by_image:
+            raise UserError(f"{', '.join(self.files)}: no image is left.")
+        records = [self._record(mine) for mine in by_image.values()]
+        count = sum(len(r["sentences"]) for r in records)
+        told = f", {left_out} images of {self.without} left out" if self.without else ""
+        print_log(f"{', '.join(self.files)}: {count} sentences of {len(records)} images{told}.", "current")
+        return records
+
+    def _record(self, mine: Sequence[Expression]) -> dict[str, Any]:
+        if self.with_masks:
+            bare = [e.id for e in mine if len(e.masks) != len(e.boxes)]
+            if bare:
+                raise UserError(
+                    f"Masks are asked for, and sentence {bare[0]!r} has boxes without masks; give refs files with "
+                    "instances.json, or with_masks=False."
+                )
+        return {
+            "img_id": mine[0].image_id, "img_path": self._path(str(Path(self.images) / mine[0].file_name)),
+            "sentences": [e.sentence for e in mine], "sentence_ids": [e.id for e in mine],
+            "boxes": [[list(b) for b in e.boxes] for e in mine],
+            "segmentations": [list(e.masks) for e in mine] if self.with_masks else None,
+        }  # fmt: skip
+
+    def prepare_data(self, idx: int) -> dict[str, Any]:
+        """``inputs`` and ``data_samples``, a function of (seed, epoch, index) and the record."""
+        ahead, index = divmod(int(idx), len(self))
+        record = self.get_data_info(index)
+        rng = np.random.default_rng([self.seed, self.epoch + ahead, index])
+        chosen = list(range(len(record["sentences"])))
+        if not self.test_mode and self.sentences_per_image:
+            chosen = sorted(rng.permutation(len(chosen))[: self.sentences_per_image].tolist())
+        sentences = [record["sentences"][i] for i in chosen]
+        boxes = [record["boxes"][i] for i in chosen]
+        image, masks = open_rgb(record["img_path"]), None
+        if self.with_masks:
+            masks = [whole_mask(record["segmentations"][i], (image.height, image.width)) for i in chosen]
+        flipped = False
+        if not self.test_mode:
+            image, boxes, sentences, masks, flipped = self._augmented(image, boxes, sentences, masks, rng)
+        square, size = pixels(fit_square(image, self.image_size, self.fit)), image.size
+        facts = {"img_id": record["img_id"], "img_path": record["img_path"], "ori_shape": size[::-1],
+                 "scale": tuple(square_boxes(np.array([[0, 0, *size]]), size, self.image_size, self.fit)[0, 2:]
+                                / np.array(size)), "sentences": sentences, "flipped": flipped,
+                 "sentence_ids": [record["sentence_ids"][i] for i in chosen],
+                 "boxes": [torch.from_numpy(square_boxes(np.array(b), size, self.image_size, self.fit)).float()
+                           for b in boxes]}  # fmt: skip
+        if masks is not None:
+            facts["masks"] = torch.stack([self._square_mask(m) for m in masks])
+        return {"inputs": square, "data_samples": BaseDataElement(metainfo=facts)}
+
+    def _augmented(
+        self, image: Image.Image, boxes: list[Any], sentences: list[str], masks: list[np.ndarray] | None,
+        rng: np.random.Generator,
+    ) -> tuple[Image.Image, list[Any], list[str], list[np.ndarray] | None, bool]:  # fmt: skip
+        """Crop and mirror by their chances."""
+        flip, crop = rng.random() < self.flip, rng.random() < self.crop
+        ends = np.cumsum([0, *(len(b) for b in boxes)])
+        flat = [b for mine in boxes for b in mine]
+        if crop:
+            image, flat = random_crop(image, flat, sentences, rng)
+        if flip:
+            image, flat, sentences = mirror(image, flat, sentences)
+            masks = None if masks is None else [m[:, ::-1] for m in masks]
+        parts = [flat[a:b] for a, b in pairwise(ends)]
+        return image, parts, sentences, masks, bool(flip)
+
+    def _square_mask(self, mask: np.ndarray) -> torch.Tensor:
+        """``[S, S]`` bool: the mask on the square, without the letterbox's colour."""
+        height, width = mask.shape
+        if self.fit == "pad":
+            canvas = np.zeros((max(mask.shape), max(mask.shape)), dtype=np.uint8)
+            canvas[:height, :width] = mask
+            mask = canvas
+        resized = Image.fromarray(np.ascontiguousarray(mask).astype(np.uint8) * 255).resize(
+            (self.image_size, self.image_size), Image.Resampling.BILINEAR
+        )
+        return torch.from_numpy(np.asarray(resized) >= 128)

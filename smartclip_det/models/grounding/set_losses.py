@@ -1,0 +1,119 @@
+"""Losses of grounding heads: a set of boxes for each sentence, none, one or many.
+
+Shape letters: K sentences, Q queries, G targets of a sentence, h w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+
+from smartclip_det.core.errors import check_choice
+from smartclip_det.models.grounding.fusion_head import GroundingOutput
+
+#: SimVG's matching costs (rec reference, section 4) are also its loss weights; the map and mask weights are HiVG's.
+WEIGHTS = {
+    "exists": 1.0,
+    "bbox": 5.0,
+    "giou": 2.0,
+    "map_focal": 20.0,
+    "map_dice": 2.0,
+    "mask_focal": 20.0,
+    "mask_dice": 2.0,
+}
+
+
+def match(boxes: Tensor, exists: Tensor, targets: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """One-to-one assignment of least cost between the Q queries of a sentence and its G targets.
+
+    Args:
+        boxes: ``[Q, 4]`` cxcywh shares.
+        exists: ``[Q]`` logits.
+        targets: ``[G, 4]`` cxcywh shares.
+        weights: of ``exists`` (minus the probability), ``bbox`` (L1) and ``giou`` (minus GIoU).
+
+    Returns:
+        Indices of queries and of targets, ``min(Q, G)`` each.
+    """
+    overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(targets, "cxcywh", "xyxy"))
+    cost = (weights["bbox"] * torch.cdist(boxes, targets, p=1) - weights["giou"] * overlap
+            - weights["exists"] * exists.sigmoid()[:, None])  # fmt: skip
+    rows, columns = linear_sum_assignment(cost.detach().float().cpu().numpy())
+    return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """``[K]`` 1 - dice of probabilities ``[K, ...]`` and targets in [0, 1], each smoothed by 1."""
+    probs, target = logits.sigmoid().flatten(1), target.flatten(1)
+    return 1 - (2 * (probs * target).sum(dim=1) + 1) / (probs.sum(dim=1) + target.sum(dim=1) + 1)
+
+
+def box_map(targets: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """``[K, h, w]`` share of each cell that the boxes of a sentence (``[G, 4]`` cxcywh shares) cover, at most 1."""
+    height, width = size
+    rows = []
+    for boxes in targets:
+        x1, y1, x2, y2 = box_convert(boxes, "cxcywh", "xyxy").unbind(dim=-1)
+        spans = []
+        for low, high, cells in ((y1, y2, height), (x1, x2, width)):
+            start = torch.arange(cells, device=boxes.device)
+            spans.append((torch.minimum(high[:, None] * cells, start + 1) - torch.maximum(low[:, None] * cells, start))
+                         .clamp(0, 1))  # fmt: skip
+        rows.append((spans[0][:, :, None] * spans[1][:, None, :]).sum(dim=0).clamp(max=1))
+    return torch.stack(rows)
+
+
+def grounding_losses(
+    output: GroundingOutput, targets: Sequence[Tensor], weights: Mapping[str, float] | None = None,
+    masks: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Losses of a batch, each a mean over sentences (boxes: over targets).
+
+    Args:
+        output: of the head.
+        targets: K tensors ``[G, 4]`` of cxcywh shares; none for a sentence without a target. With more targets than
+            queries the queries take the nearest ones.
+        weights: changes to :data:`WEIGHTS`; 0 leaves a term out.
+        masks: ``[K, S, S]`` bool for the mask branch.
+
+    Returns:
+        ``loss_exists``, ``loss_bbox``, ``loss_giou``, ``loss_map``, and ``loss_mask`` with a mask branch.
+
+    Raises:
+        UserError: for unknown weights.
+    """
+    for key in weights or {}:
+        check_choice("loss weight", key, WEIGHTS)
+    chosen = {**WEIGHTS, **(weights or {})}
+    wanted = torch.zeros_like(output.exists)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for k, mine in enumerate(targets):
+        if len(mine):
+            rows, columns = match(output.boxes[k], output.exists[k], mine, chosen)
+            wanted[k, rows] = 1
+            pairs.append((output.boxes[k][rows], mine[columns]))
+    losses = {"loss_exists": chosen["exists"] * functional.binary_cross_entropy_with_logits(output.exists, wanted)}
+    # Sentences without any target keep the graph, so that every process has the same gradients.
+    found = torch.cat([a for a, _ in pairs]) if pairs else output.boxes.flatten(0, 1)[:0]
+    truth = torch.cat([b for _, b in pairs]) if pairs else found
+    count = max(1, len(found))
+    overlap = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
+    losses["loss_bbox"] = chosen["bbox"] * (found - truth).abs().sum() / count + 0 * output.boxes.sum()
+    losses["loss_giou"] = chosen["giou"] * overlap.sum() / count
+    if chosen["map_focal"] or chosen["map_dice"]:
+        wanted_map = box_map(targets, tuple(output.similarity.shape[-2:]))
+        losses["loss_map"] = _dense_loss(output.similarity, wanted_map, chosen["map_focal"], chosen["map_dice"])
+    if output.pixels is not None and masks is not None:
+        small = functional.interpolate(masks.unsqueeze(1).float(), output.pixels.shape[-2:], mode="area")[:, 0]
+        losses["loss_mask"] = _dense_loss(output.pixels, small, chosen["mask_focal"], chosen["mask_dice"])
+    return losses
+
+
+def _dense_loss(logits: Tensor, target: Tensor, focal: float, dice: float) -> Tensor:
+    per_cell = sigmoid_focal_loss(logits, target, alpha=-1, gamma=2, reduction="mean")
+    return focal * per_cell + dice * dice_loss(logits, target).mean()

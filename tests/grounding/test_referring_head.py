@@ -1,0 +1,220 @@
+"""The trained grounding head: zero-started masks, set losses by hand, frozen towers, real photographs overfitted."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+from torch.nn import functional
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.similarity import masked_cosine, paired_masked_cosine
+from smartclip_det.datasets.referring import ReferringDataset
+from smartclip_det.evaluation.referring_files import Expression, load_expressions, write_expressions
+from smartclip_det.evaluation.referring_metric import ReferringMetric
+from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
+from smartclip_det.models.grounding.referring import SmartCLIPReferring
+from smartclip_det.models.grounding.set_losses import box_map, dice_loss, grounding_losses, match
+
+TOWERS = {"arch": "SmartCLIP-tiny", "seed": 0}
+SMALL = {"dim": 32, "layers": 1, "heads": 2, "feedforward": 64, "dropout": 0.0}
+
+
+def build(seed=0, **options):
+    torch.manual_seed(seed)
+    head = {**SMALL, **options.pop("head", {})}
+    return SmartCLIPReferring(TOWERS, head, image_size=64, out_indices=(1, 3), **options)
+
+
+def sample(sentences, boxes, scale=(1.0, 1.0), shape=(64, 64), first=0):
+    return BaseDataElement(metainfo={
+        "sentences": sentences, "sentence_ids": list(range(first, first + len(sentences))), "scale": scale,
+        "ori_shape": shape, "boxes": [torch.tensor(b, dtype=torch.float32).view(-1, 4) for b in boxes],
+    })  # fmt: skip
+
+
+def pixels(count, seed=0):
+    return list(
+        torch.randint(0, 256, (count, 3, 64, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    )
+
+
+def test_paired_cosine_is_the_diagonal_of_the_full_one():
+    g = torch.Generator().manual_seed(0)
+    vectors, texts, masks = (
+        torch.randn(3, 5, 8, generator=g),
+        torch.randn(3, 8, generator=g),
+        (torch.rand(3, 8, generator=g) > 0.5).float(),
+    )
+    for m in (None, masks):
+        found = paired_masked_cosine(vectors, texts, m)
+        for k in range(3):
+            assert torch.allclose(found[k], masked_cosine(vectors[k], texts, m)[:, k], atol=1e-6)
+    assert paired_masked_cosine(torch.zeros(1, 2, 4), torch.ones(1, 4)).tolist() == [[0, 0]]
+    leaf = torch.zeros(1, 2, 4, requires_grad=True)
+    paired_masked_cosine(leaf, torch.ones(1, 4)).sum().backward()
+    assert torch.isfinite(leaf.grad).all()
+
+
+def test_a_new_head_equals_the_one_without_masks():
+    """The gate, the map's channel and the refinement start at zero."""
+    samples = [sample(["a red cup", "a dog"], [[[0, 0, 9, 9]], []]), sample(["a cat"], [[[0, 0, 9, 9]]])]
+    outputs = []
+    for options in ({"head": {"gate": True}}, {"head": {"gate": False}}, {"mask_mode": "off"}, {"mask_mode": "random"}):
+        model = build(**options).eval()
+        if outputs:
+            model.head.load_state_dict(outputs[0][1], strict=False)
+        outputs.append((model(pixels(2), samples), model.head.state_dict()))
+    for found, _ in outputs[1:]:
+        assert torch.equal(found.boxes, outputs[0][0].boxes)
+        assert torch.equal(found.exists, outputs[0][0].exists)
+    assert not torch.equal(outputs[2][0].similarity, outputs[0][0].similarity)
+    model = build().eval()
+    towers = model.towers
+    dense = functional.normalize(model.image_tokens(torch.stack(pixels(2))).dense, dim=1)
+    bank = towers.encode_text(["a dog"])
+    cosine = masked_cosine(dense[0].flatten(1).t(), bank.embeds, bank.masks).view(8, 8)
+    assert torch.allclose(outputs[0][0].similarity[1], 10 * cosine - 3, atol=1e-4)
+
+
+def test_sentences_of_an_image_share_its_encoding_and_do_not_see_each_other():
+    model = build(head={"queries": 3}).eval()
+    calls = []
+    original = model.towers.image_tower.features
+    model.towers.image_tower.features = lambda images, **options: (
+        calls.append(len(images)) or original(images, **options)
+    )
+    texts = ["a red cup", "a dog on the left side of a cat", "a cat"]
+    together = model(pixels(1), [sample(texts, [[]] * 3)])
+    assert calls == [1]
+    for k, text in enumerate(texts):
+        alone = model(pixels(1), [sample([text], [[]])])
+        assert torch.allclose(alone.boxes[0], together.boxes[k], atol=1e-5)
+        assert torch.allclose(alone.similarity[0], together.similarity[k], atol=1e-4)
+
+
+def test_matching_and_losses_by_hand():
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
+    output = GroundingOutput(boxes, torch.tensor([[0.0, 1.0]]), torch.zeros(1, 4, 4), None)
+    target = torch.tensor([[0.25, 0.2, 0.2, 0.2]])
+    rows, columns = match(boxes[0], output.exists[0], target, {"exists": 1.0, "bbox": 5.0, "giou": 2.0})
+    assert (rows.tolist(), columns.tolist()) == ([1], [0])
+    losses = grounding_losses(output, [target], {"map_focal": 0.0, "map_dice": 0.0})
+    exists = (math.log(2) + math.log(1 + math.exp(-1))) / 2
+    assert losses["loss_exists"].item() == pytest.approx(exists, abs=1e-6)
+    assert losses["loss_bbox"].item() == pytest.approx(5 * 0.05, abs=1e-6)
+    overlap, union, hull = 0.15 * 0.2, 2 * 0.04 - 0.03, 0.25 * 0.2
+    assert losses["loss_giou"].item() == pytest.approx(2 * (1 - overlap / union + (hull - union) / hull), abs=1e-5)
+    assert set(losses) == {"loss_exists", "loss_bbox", "loss_giou"}
+    none = grounding_losses(output, [torch.zeros(0, 4)])
+    assert none["loss_bbox"] == none["loss_giou"] == 0
+    assert none["loss_exists"].item() == pytest.approx((math.log(2) + math.log(1 + math.e)) / 2, abs=1e-6)
+    many = grounding_losses(output, [target.repeat(3, 1)])
+    assert torch.isfinite(sum(many.values()))
+    with pytest.raises(UserError, match="loss weight"):
+        grounding_losses(output, [target], {"box": 1.0})
+
+
+def test_the_map_of_boxes_is_the_covered_share_of_cells():
+    found = box_map([torch.tensor([[0.5, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 1.0]]), torch.zeros(0, 4)], (2, 4))
+    assert found[0].tolist() == [[0, 1, 1, 0]] * 2
+    assert not found[1].any()
+    assert box_map([torch.tensor([[0.25, 0.25, 0.25, 0.25]])], (2, 2))[0].tolist() == [[0.0625 * 4, 0], [0, 0]]
+    assert dice_loss(torch.full((1, 3), 100.0), torch.ones(1, 3)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_only_the_head_is_trained_and_saved_and_other_towers_are_refused(tmp_path):
+    model = build(head={"queries": 2, "mask_branch": True}).train()
+    assert not any("tower" in n for n, _ in model.named_parameters())
+    batch = [sample(["a red cup", "no such thing"], [[[0, 0, 30, 30]], []])]
+    batch[0].set_metainfo({"masks": torch.zeros(2, 64, 64, dtype=torch.bool)})
+    losses = model(pixels(1), batch, mode="loss")
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in model.towers.parameters())
+    state = model.state_dict()
+    assert all(k.startswith(("head.", "source._extra_state")) for k in state)
+    build(head={"queries": 2, "mask_branch": True}).load_state_dict(state)
+    torch.manual_seed(0)
+    other = SmartCLIPReferring(
+        {**TOWERS, "seed": 1}, {**SMALL, "queries": 2, "mask_branch": True}, image_size=64, out_indices=(1, 3)
+    )
+    with pytest.raises(UserError, match="trained on towers"):
+        other.load_state_dict(state)
+
+
+def test_predictions_are_in_the_pixels_of_the_image():
+    model = build(head={"queries": 2, "mask_branch": True}).eval()
+    batch = [sample(["a red cup", "a dog"], [[], []], scale=(0.5, 0.5), shape=(100, 128), first=7)]
+    found = model(pixels(1), batch, mode="predict")[0].grounded
+    assert [f["id"] for f in found] == [7, 8]
+    raw = model(pixels(1), batch)
+    best = raw.exists[0].argmax()
+    x, y, w, h = (raw.boxes[0, best] * 128).tolist()
+    expected = [max(0, x - w / 2), max(0, y - h / 2), min(128, x + w / 2), min(100, y + h / 2)]
+    assert found[0]["boxes"][0] == pytest.approx(expected, abs=1e-3)
+    assert found[0]["scores"][0] == pytest.approx(raw.exists[0, best].sigmoid().item(), abs=1e-6)
+    assert found[0]["mask"].shape == (100, 128)
+
+
+def test_bad_input_is_told():
+    with pytest.raises(UserError, match="multiple of the patch size"):
+        SmartCLIPReferring(TOWERS, SMALL, image_size=60)
+    with pytest.raises(UserError, match="mask_mode"):
+        build(mask_mode="shuffled")
+    with pytest.raises(UserError, match="multiple of heads"):
+        build(head={"heads": 5})
+    with pytest.raises(UserError, match="expression is empty"):
+        build()(pixels(1), [sample([" "], [[]])])
+    with pytest.raises(UserError, match="limit"):
+        build()(pixels(1), [sample(["a red cup and " * 60], [[]])])
+    head = FusionHead(channels=4, text_width=4, embed_dim=4, grid=2, text_length=3, **SMALL)
+    texts = TextTokens(torch.zeros(1, 3, 4), torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 4), None)
+    with pytest.raises(UserError, match="2 x 2 patches"):
+        head(ImageTokens(torch.zeros(1, 4, 3, 3), torch.zeros(1, 4, 3, 3)), texts, torch.zeros(1, dtype=torch.long))
+
+
+def real_expressions(shared, folder):
+    """Every sentence of the slices whose photograph is there: RefCOCO (two partitions) and RefCOCOg."""
+    test_a, google, first = (shared / n for n in ("refcoco_testA_slice", "refcocog_google_val", "refcoco_ref0"))
+    rows = [(test_a / "images" / e.file_name, e.sentence, e.boxes[0]) for e in load_expressions(test_a / "refs(unc).p")]
+    for t in json.loads((google / "triples_with_box.json").read_text()):
+        x, y, w, h = t["bbox"]
+        rows.append((google / "images" / t["file_name"], t["refexp"], (x, y, x + w, y + h)))
+    record = json.loads((first / "refs_unc_records.json").read_text())[0]
+    x, y, w, h = json.loads((first / "box.json").read_text())["bbox"]
+    photograph = first / "images/COCO_train2014_000000581857.jpg"
+    rows += [(photograph, s["sent"], (x, y, x + w, y + h)) for s in record["sentences"]]
+    kept = [r for r in rows if r[0].is_file()]
+    write_expressions(folder / "real.jsonl", [
+        Expression(n, str(image), str(image), sentence, (box,)) for n, (image, sentence, box) in enumerate(kept)
+    ])  # fmt: skip
+    return len(kept)
+
+
+@pytest.mark.slow
+def test_real_expressions_are_learned_by_heart(shared, tmp_path):
+    """The overfit gate: Acc@0.5 of 0.9 on the expressions of real photographs that it was trained on."""
+    count = real_expressions(shared, tmp_path)
+    assert count >= 20
+    data = ReferringDataset("real.jsonl", "/", str(tmp_path), image_size=128, test_mode=True)
+    torch.manual_seed(0)
+    head = {"dim": 64, "layers": 2, "heads": 4, "feedforward": 128, "dropout": 0.0}
+    model = SmartCLIPReferring(TOWERS, head, image_size=128, out_indices=(1, 3)).train()
+    rows = [data[i] for i in range(len(data))]
+    inputs, samples = [r["inputs"] for r in rows], [r["data_samples"] for r in rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        sum(model(inputs, samples, mode="loss").values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+    metric = ReferringMetric("real.jsonl", data_root=str(tmp_path))
+    with torch.no_grad():
+        found = model.eval()(inputs, samples, mode="predict")
+    metric.process({}, [{"grounded": s.grounded} for s in found])
+    scores = metric.compute_metrics(metric.results)
+    assert scores["acc50"] >= 0.9, scores
