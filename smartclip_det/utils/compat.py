@@ -183,3 +183,35 @@ def allow_numpy_float() -> None:
 
     if not hasattr(np, "float"):
         np.float = float  # type: ignore[attr-defined]
+
+
+def install_language_routes() -> None:
+    """Make MMDetection's BERT (Grounding DINO, GLIP) run on transformers 5; a no-op on 4 and without the package.
+
+    Two things are gone there: ``batch_encode_plus`` of tokenizers, and attention masks of three dimensions.
+    """
+    version = version_of("transformers")
+    if version is None or int(version.split(".")[0]) < 5:
+        return
+    from mmdet.models.language_models.bert import BertEncoder
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    if not hasattr(PreTrainedTokenizerBase, "batch_encode_plus"):
+        PreTrainedTokenizerBase.batch_encode_plus = (  # type: ignore[attr-defined]
+            lambda self, texts, **options: self(list(texts), **options)
+        )
+    if hasattr(BertEncoder, "_without_route"):
+        return
+    original = BertEncoder._without_route = BertEncoder.__init__
+
+    def with_heads(_: Any, args: Any, options: dict[str, Any]) -> Any:
+        mask = options.get("attention_mask")
+        if mask is not None and mask.dim() == 3:
+            options = {**options, "attention_mask": mask.unsqueeze(1)}
+        return args, options
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        self.model.register_forward_pre_hook(with_heads, with_kwargs=True)
+
+    BertEncoder.__init__ = init

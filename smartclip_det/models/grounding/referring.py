@@ -21,42 +21,11 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import resolve_masks
 from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
 from smartclip_det.models.grounding.set_losses import WEIGHTS, grounding_losses
-from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.frozen import FrozenTowers
 from smartclip_det.models.towers.tokenizer import image_statistics
 
 #: Without ``shuffled``, which would depend on the sentences that share a batch.
 MASK_MODES = ("hard", "soft", "off", "random")
-
-
-class _FrozenTowers(torch.nn.Module):
-    """Towers that are never trained nor saved with their images' half; see :class:`TrainableCheckpointHook`."""
-
-    frozen = True
-
-    def __init__(self, source: Mapping[str, Any]) -> None:
-        super().__init__()
-        towers = load_towers(source).requires_grad_(False).eval()
-        self.tower_hash = towers.checkpoint_hash
-        # Kept out of the modules: the config gives them again, and a checkpoint of the head stays small.
-        self.held = [towers]
-
-    def get_extra_state(self) -> Tensor:
-        """The hash of the towers, so that a checkpoint knows whose features it was trained on."""
-        return torch.tensor(list(self.tower_hash.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Refuse a head of other towers."""
-        theirs = bytes(state.tolist()).decode()
-        if theirs != self.tower_hash:
-            raise UserError(
-                f"The checkpoint was trained on towers {theirs}, the config builds towers {self.tower_hash}. Give the "
-                "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
-            )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move with the model, although no module of it."""
-        self.held[0]._apply(fn)
-        return super()._apply(fn, recurse)
 
 
 @MODELS.register_module()
@@ -93,7 +62,7 @@ class SmartCLIPReferring(BaseModel):
         for key in loss_weights or {}:
             check_choice("loss weight", key, WEIGHTS)
         self.loss_weights, self.max_boxes, self.nms_iou = dict(loss_weights or {}), max_boxes, nms_iou
-        self.source = _FrozenTowers(towers)
+        self.source = FrozenTowers(towers)
         config = self.towers.config
         if image_size % config.patch_size:
             raise UserError(f"image_size must be a multiple of the patch size {config.patch_size}; given {image_size}.")
