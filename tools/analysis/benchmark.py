@@ -8,6 +8,7 @@
     python tools/analysis/benchmark.py train --sizes 640 --rounds 2
     python tools/analysis/benchmark.py one-stage --names 80 1203
     python tools/analysis/benchmark.py grounding-dino --names 80 1203 --rounds 1
+    python tools/analysis/benchmark.py ground --sizes 640 384 --sentences 1 10 100 500 --proposals 10 100
     python tools/analysis/benchmark.py evaluation --full
     python tools/analysis/benchmark.py alignment --batch 16 --rounds 3
     python tools/analysis/benchmark.py alignment --device cuda --bf16 --batch 256
@@ -29,7 +30,7 @@ from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
-            "alignment")  # fmt: skip
+            "alignment", "ground")  # fmt: skip
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +50,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="alignment: folder of images, to measure the loader")
     parser.add_argument("--captions", type=Path, help="alignment: their captions; default: pairs in the folder")
     parser.add_argument("--workers", type=int, default=2, help="alignment: of the loader")
+    parser.add_argument("--sentences", type=int, nargs="+", default=[1, 10, 100, 500], help="ground: per image")
+    parser.add_argument("--proposals", type=int, nargs="+", default=[10, 100], help="ground: boxes per image")
     parser.add_argument("--full", action="store_true", help="evaluation: LVIS at 19,809 images too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/benchmark_SUBJECT.json")
@@ -71,6 +74,10 @@ def main() -> None:
 
         args.arch = args.arch or "SmartCLIP-B-16"
         found = alignment.run(args)
+    elif args.subject == "ground":
+        from benchmarks import ground
+
+        found = ground.run(args)
     elif args.subject == "evaluation":
         from benchmarks import evaluation
 
