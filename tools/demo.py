@@ -28,9 +28,10 @@ from smartclip_det.apis import Detections, SmartCLIPPredictor
 from smartclip_det.apis.predictor import load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
+from smartclip_det.models.grounding.parsing import parse_expression
 from smartclip_det.models.vocabulary import read_vocabulary
 from smartclip_det.utils.cli import run_tool
-from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip
+from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=Path, help=".txt with one name a line, or .json list")
     parser.add_argument("--config", required=True, help="config of an open-vocabulary detector")
     parser.add_argument("--checkpoint", help="its weights; without, heads are random")
-    parser.add_argument("--ground", action="store_true", help="each phrase is one referring expression")
+    parser.add_argument("--ground", action="store_true", help="phrases are referring expressions; a panel for each")
     parser.add_argument("--heatmap", action="store_true", help="also draw similarity maps and masks")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score drawn (default 0.5)")
     parser.add_argument("--top-k", type=int, default=1, help="boxes per expression with --ground")
@@ -129,6 +130,9 @@ def show_image(predictor: SmartCLIPPredictor, path: Path, texts: list[str], args
     written = [out_picture, out_json]
     if args.heatmap:
         written += heatmaps(predictor, picture, texts, base)
+    if args.ground:
+        written.append(base.with_name(f"{base.name}_ground.png"))
+        sheet([panel(predictor, picture, t, args.threshold) for t in texts]).save(written[-1])
     content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
     out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     print(f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)")
@@ -147,6 +151,15 @@ def answer(predictor: SmartCLIPPredictor, texts: list[str], args: argparse.Names
         np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
         np.concatenate([p.labels + i for i, p in enumerate(parts)]), tuple(texts),
     )  # fmt: skip
+
+
+def panel(predictor: SmartCLIPPredictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
+    """Five boxes with score bars, the expression's tree, and a similarity map for each of its texts."""
+    found, tree = predictor.ground(expression, top_k=5), parse_expression(expression)
+    maps = {t: predictor.explain(t).similarity for t in dict.fromkeys([expression, *tree.texts()])}
+    none = not len(found) or found.scores[0] < threshold
+    return grounding_panel(picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=tree.outline(),
+                           maps=maps, title=f"none reaches {threshold}" if none else "")  # fmt: skip
 
 
 def heatmaps(predictor: SmartCLIPPredictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import nms as batch_nms
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.coco import evaluate_tables
@@ -116,6 +118,49 @@ def fgovd_metrics(
     metrics = {"top1": float(np.mean(np.array(ranks) == 1)), "mean_rank": float(np.mean(ranks)),
                "median_rank": float(np.median(ranks)), "chance": float(np.mean(chances))}  # fmt: skip
     return metrics, {"annotations": len(ranks)}
+
+
+def fgovd_map(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], negatives: int = 0, nms: float = 0.5,
+    backend: str = "fast",
+) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:  # fmt: skip
+    """COCO mAP over true captions, after NMS across the captions that are asked of an object.
+
+    A hard negative that scores better on the same box removes the true caption there. Detections of captions that no
+    object of the image asks for are left out, which is counted.
+
+    Args:
+        truth: FG-OVD annotations.
+        results: COCO results whose categories are captions.
+        negatives: use the first so many of each object; 0 for all.
+        nms: IoU over which the weaker box goes, whatever its caption.
+        backend: ``fast`` or ``reference``.
+
+    Returns:
+        ``map`` (IoU 0.5:0.95); AP by caption; counts.
+    """
+    asked: dict[Any, dict[int, set[int]]] = {}
+    for a in truth.data["annotations"]:
+        words = {a["category_id"], *a["neg_category_ids"][: negatives or None]}
+        asked.setdefault(a["image_id"], {}).setdefault(a["category_id"], set()).update(words)
+    by_image: dict[Any, list[Mapping[str, Any]]] = {}
+    for r in results:
+        by_image.setdefault(r["image_id"], []).append(r)
+    kept: dict[int, Mapping[str, Any]] = {}
+    foreign = 0
+    for image_id, rows in by_image.items():
+        vocabularies = asked.get(image_id, {})
+        foreign += sum(not any(r["category_id"] in words for words in vocabularies.values()) for r in rows)
+        for own, words in vocabularies.items():
+            mine = [r for r in rows if r["category_id"] in words]
+            if mine:
+                corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in mine)])
+                order = batch_nms(corners.float(), torch.tensor([float(r["score"]) for r in mine]), nms)
+                # Each object's vocabulary answers for its own caption alone.
+                kept.update({id(mine[i]): mine[i] for i in order.tolist() if mine[i]["category_id"] == own})
+    per_class = evaluate_tables(truth, list(kept.values()), backend=backend).class_ap()
+    counts = {"images": len(asked), "predictions": len(results), "not_asked": foreign, "kept": len(kept)}
+    return {"map": _mean(per_class.values())}, per_class, counts
 
 
 def read_caption_scores(path: str | Path) -> dict[int, dict[int, float]]:

@@ -10,6 +10,7 @@ from typing import Any
 from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.described_objects import (
     dcube_metrics,
+    fgovd_map,
     fgovd_metrics,
     load_fgovd,
     read_caption_scores,
@@ -118,6 +119,15 @@ def _dcube(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _fgovd(request: EvaluationRequest) -> EvaluationResult:
+    """Ranks for JSON lines of caption scores, mAP for a COCO result list."""
+    if request.pred.suffix == ".json":
+        load_fgovd(request.ann)
+        truth = load_ground_truth(request.ann)
+        results, _ = check_predictions(read_predictions(request.pred, truth), truth, "bbox")
+        metrics, per_class, counts = fgovd_map(truth, results, backend=request.backend)
+        stamp = protocol_stamp("fgovd", ap="COCO, IoU 0.5:0.95, a caption is a class", backend=request.backend,
+                               nms="0.5 across the captions of an object")  # fmt: skip
+        return EvaluationResult(stamp, metrics, counts, per_class)
     metrics, counts = fgovd_metrics(load_fgovd(request.ann), read_caption_scores(request.pred))
     stamp = protocol_stamp("fgovd", unit="object on its own box, rank among its negatives", ties="against")
     return EvaluationResult(stamp, metrics, counts)

@@ -235,3 +235,33 @@ def test_caption_scores_that_do_not_fit_are_refused(tmp_path):
                                                  "categories": []}))  # fmt: skip
     with pytest.raises(UserError, match="no neg_category_ids"):
         load_fgovd(tmp_path / "f.json")
+
+
+def test_fgovd_map_on_a_real_slice_loses_what_a_negative_wins(shared, tmp_path):
+    path = shared / "fgovd_slice/3_attributes.json"
+    data = load_fgovd(path)
+    found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
+             for a in data["annotations"]]  # fmt: skip
+
+    def score(rows):
+        (tmp_path / "found.json").write_text(json.dumps(rows))
+        results = [
+            run_protocol(EvaluationRequest("fgovd", path, tmp_path / "found.json", backend=b))
+            for b in ("fast", "reference")
+        ]
+        assert results[0].metrics["map"] == pytest.approx(results[1].metrics["map"], abs=1e-9)
+        return results[0]
+
+    assert score(found).metrics["map"] == pytest.approx(1.0)
+    first = data["annotations"][0]
+    wrong = {**found[0], "category_id": first["neg_category_ids"][0]}
+    assert score([*found, {**wrong, "score": 0.4}]).metrics["map"] == pytest.approx(1.0)
+    lost = score([*found, {**wrong, "score": 0.9}])
+    own = {c["id"]: c["name"] for c in data["categories"]}[first["category_id"]]
+    captions = len({a["category_id"] for a in data["annotations"]})
+    assert captions == len(data["annotations"])
+    assert lost.per_class[own] == 0
+    assert lost.metrics["map"] == pytest.approx(1 - 1 / captions)
+    elsewhere = {**wrong, "category_id": next(c["id"] for c in data["categories"] if c["id"] not in
+                                              (first["category_id"], *first["neg_category_ids"]))}  # fmt: skip
+    assert score([*found, elsewhere]).counts["not_asked"] == 1

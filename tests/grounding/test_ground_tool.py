@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 
 import pytest
 from PIL import Image
@@ -12,7 +10,6 @@ from PIL import Image
 from smartclip_det.evaluation.referring import box_overlap
 from smartclip_det.evaluation.referring_files import Expression, load_expressions, write_expressions
 from smartclip_det.models.towers import SmartCLIP
-from tests.conftest import REPO
 from tests.tools.test_runs import run
 
 pytestmark = pytest.mark.slow
@@ -44,6 +41,12 @@ def test_real_sentences_on_a_detectors_boxes(shared, towers, tmp_path):
     assert content["metrics"]["chance"]["acc50"] == pytest.approx(sum(sum(h) / len(h) for h in hits) / len(real))
     assert content["protocol"]["reading"] == "both"
     assert len(content["protocol"]["checkpoint_hash"]) == 2
+    for pick, more in (("worst", ["--checkpoint", towers[0]]), ("random", [])):
+        done = run("tools/analysis/grounding_pictures.py", "--ann", tmp_path / "real.jsonl", "--pred",
+                   tmp_path / "found.hard.jsonl", "--images", folder / "images", "--pick", pick, "--count", "3",
+                   "--out", tmp_path / f"{pick}.png", *more)  # fmt: skip
+        assert f"3 of 14 sentences ({pick})" in done.stdout
+        assert Image.open(tmp_path / f"{pick}.png").width > 900
     for mode in ("hard", "off"):
         run("tools/evaluate.py", "refcoco", "--ann", tmp_path / "real.jsonl", "--pred", tmp_path / f"found.{mode}.jsonl",
             "--out", tmp_path / "m.json")  # fmt: skip
@@ -87,38 +90,23 @@ BAD = [
 ]
 
 
-@pytest.fixture
-def ground(monkeypatch, capsys):
-    """The tool inside this process: each start of Python would cost seconds. Gives its exit code and both outputs."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ground.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(REPO / "tools/ground.py"), run_name="__main__")
-        told = capsys.readouterr()
-        return end.value.code or 0, told.out, told.err
-
-    return call
-
-
 @pytest.mark.parametrize(("file", "more", "message"), BAD, ids=[m for _, _, m in BAD])
-def test_bad_input_is_told_without_a_traceback(ground, picture, towers, tmp_path, file, more, message):
+def test_bad_input_is_told_without_a_traceback(picture, towers, tmp_path, file, more, message):
     more = [picture / m if m.endswith(".jsonl") else m for m in more]
-    code, _, told = ground(picture / file, "--images", picture, "--checkpoint", towers[0], *more,
-                           "--out", tmp_path / "found.jsonl")  # fmt: skip
-    assert code == 2
-    assert message in told
-    assert "Traceback" not in told
+    done = run("tools/ground.py", picture / file, "--images", picture, "--checkpoint", towers[0], *more,
+               "--out", tmp_path / "found.jsonl", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("file", "proposals", "count"), [
     ("e.jsonl", "outside.jsonl", 2), ("e.jsonl", "none.jsonl", 0), ("many.jsonl", "ground-truth", 1),
 ])  # fmt: skip
-def test_odd_input_has_an_answer(ground, picture, towers, tmp_path, file, proposals, count):
+def test_odd_input_has_an_answer(picture, towers, tmp_path, file, proposals, count):
     source = picture / proposals if proposals.endswith("jsonl") else proposals
-    code, _, _ = ground(picture / file, "--images", picture, "--checkpoint", towers[0], "--proposals", source,
-                        "--views", "crop", "dense", "--reading", "chunks", "--out", tmp_path / "found.jsonl")  # fmt: skip
-    assert code == 0
+    run("tools/ground.py", picture / file, "--images", picture, "--checkpoint", towers[0], "--proposals", source,
+        "--views", "crop", "dense", "--reading", "chunks", "--out", tmp_path / "found.jsonl")  # fmt: skip
     lines = (tmp_path / "found.jsonl").read_text().splitlines()
     assert len(lines) == (1000 if file == "many.jsonl" else 1)
     assert all(len(json.loads(line)["boxes"]) == count for line in lines)

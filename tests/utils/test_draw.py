@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.visualization import colour_of, draw_boxes, draw_heatmap, draw_mask_strip
+from smartclip_det.visualization import colour_of, draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
 
 
 def test_colour_follows_the_name_and_boxes_are_where_they_should_be():
@@ -53,3 +53,23 @@ def test_mask_strip_shows_share_and_pattern():
     strip = np.asarray(draw_mask_strip(masks, ["half", "none at all " * 5]))
     assert strip[12, 200 + 10, 0] < 60
     assert strip[12, 200 + 100, 0] == 255
+
+
+def test_a_grounding_panel_has_boxes_bars_tree_and_maps():
+    image = Image.new("RGB", (160, 80), (255, 255, 255))
+    boxes, scores = [[10, 10, 60, 60], [80, 20, 150, 70]], [0.8, 0.4]
+    maps = {"the dog": np.eye(4), "a bench": np.ones((2, 4))}
+    panel = grounding_panel(image, "the dog left of a bench", boxes, scores, targets=[[20, 10, 70, 60]],
+                            outline=["the dog", "  left:", "    a bench"], maps=maps, title="IoU 0.6")  # fmt: skip
+    pixels = np.asarray(panel)
+    bars = [int((pixels == colour_of(n)).all(axis=2).sum(axis=1).max()) for n in range(2)]
+    assert 1.8 < bars[0] / bars[1] < 2.2
+    assert (pixels == (0, 150, 0)).all(axis=2).any()
+    bare = grounding_panel(image, "nothing", [], [])
+    assert bare.height < panel.height
+    both = sheet([panel, bare, bare], columns=2)
+    assert both.size == (panel.width + bare.width, panel.height + bare.height)
+    with pytest.raises(UserError, match="as many scores"):
+        grounding_panel(image, "x", boxes, [0.5])
+    with pytest.raises(UserError, match="nothing to draw"):
+        sheet([])

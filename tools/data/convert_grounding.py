@@ -5,10 +5,11 @@
     python tools/data/convert_grounding.py "grefcoco/grefs(unc).json" grefcoco_train.jsonl --split train
     python tools/data/convert_grounding.py refcoco.jsonl finetune_refcoco_val.json --to mdetr --split val
     python tools/data/convert_grounding.py unc+_testA.pth testA.jsonl
+    python tools/data/convert_grounding.py flickr30k_entities/ flickr.jsonl
 
 Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
-lines (.odvg.jsonl). Written: jsonl, mdetr, odvg, refs (a folder). The google splits share images between training and
-testing, which is said.
+lines (.odvg.jsonl), D-cube and FG-OVD json, the folder of Flickr30k Entities. Written: jsonl, mdetr, odvg, refs (a
+folder). The google splits share images between training and testing, which is said.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from smartclip_det.evaluation.referring_layouts import (
     read_transvg,
     write_layout,
 )
+from smartclip_det.evaluation.referring_sources import read_dcube, read_fgovd, read_flickr_entities, source_of
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
@@ -45,8 +47,11 @@ def parse_args() -> argparse.Namespace:
 
 def read(args: argparse.Namespace) -> list[Expression]:
     """The expressions of the source, by content or ending."""
-    if not args.source.is_file():
+    if not args.source.exists():
         raise UserError(f"No expression file at {args.source}. Check the path.")
+    own = source_of(args.source)
+    if own:
+        return {"dcube": read_dcube, "fgovd": read_fgovd, "flickr-entities": read_flickr_entities}[own](args.source)
     if args.source.suffix == ".pth":
         return read_transvg(args.source)
     if args.source.name.endswith(".odvg.jsonl"):
