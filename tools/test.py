@@ -12,7 +12,9 @@ as .metrics.json.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmengine.runner import Runner
 
@@ -23,12 +25,18 @@ from smartclip_det.engine.launch import parse_run, prepare, refuse_foreign_check
 from smartclip_det.evaluation.stamp import file_hash
 from smartclip_det.utils.cli import run_tool
 
+#: Metrics that write predictions, and what of a model belongs into their stamp.
+OURS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "OpenVocabMetric": lambda model: {"policy": ScoringPolicy.from_dict(model.get("policy")).to_dict()},
+    "ReferringMetric": lambda model: {"mask_mode": model.mask_mode, "towers": dict(model.towers)},
+}
+
 
 def parse_args() -> argparse.Namespace:
     """The command line: MMDetection's habits, nothing more."""
     parser = run_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--out", help="predictions to write, .json or .safetensors")
+    parser.add_argument("--out", help="predictions to write: .json or .safetensors; grounding: .jsonl")
     parser.add_argument("--show-dir", help="folder for pictures with detections")
     return parse_run(parser)
 
@@ -43,15 +51,15 @@ def main() -> None:
     config.load_from = args.checkpoint
     evaluator = config.test_evaluator
     if args.out:
-        if evaluator.get("type") != "OpenVocabMetric":
-            raise UserError("--out needs an OpenVocabMetric as test_evaluator.")
+        if evaluator.get("type") not in OURS:
+            raise UserError(f"--out needs a test_evaluator of {' or '.join(OURS)}.")
         evaluator.out_file = args.out
         evaluator.metrics_file = str(Path(args.out).with_suffix(".metrics.json"))
-    if evaluator.get("type") == "OpenVocabMetric":
+    if evaluator.get("type") in OURS:
         evaluator.stamp = {
             "checkpoint_sha256": file_hash(args.checkpoint),
             "config": args.config,
-            "policy": ScoringPolicy.from_dict(config.model.get("policy")).to_dict(),
+            **OURS[evaluator.type](config.model),
             "seed": config.get("randomness", {}).get("seed"),
         }
     if args.show_dir:

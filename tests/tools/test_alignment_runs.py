@@ -164,3 +164,20 @@ def test_missing_files_are_one_line(args, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_grounding_head_is_trained_tested_and_scored_again(aligned):
+    root, _, _ = aligned
+    config, checkpoint = "configs/toy/referring_smartclip-toy_toy.py", next((root / "run").glob("epoch_*.pth"))
+    options = ["--cfg-options", f"data_root={root}/toy/", f"towers.checkpoint={checkpoint}"]
+    run("tools/train.py", config, "--work-dir", root / "refexp", *options, "train_cfg.max_epochs=1",
+        "train_cfg.val_interval=2", "train_dataloader.batch_size=8")  # fmt: skip
+    saved = root / "refexp/epoch_1.pth"
+    assert saved.stat().st_size < 30e6
+    run("tools/test.py", config, saved, "--work-dir", root / "refexp_test", "--out", root / "refexp.jsonl", *options)
+    content = json.loads((root / "refexp.metrics.json").read_text())
+    assert content["protocol"]["mask_mode"] == "hard"
+    assert content["protocol"]["towers"]["checkpoint"] == str(checkpoint)
+    run("tools/evaluate.py", "grefcoco", "--ann", root / "toy/refs/finetune_toy_val.json", "--pred", root / "refexp.jsonl",
+        "--score-threshold", "0.5", "--out", root / "again.json")  # fmt: skip
+    assert json.loads((root / "again.json").read_text())["metrics"] == content["metrics"]
