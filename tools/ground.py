@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import DictAction
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
@@ -77,7 +78,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--instances", help="COCO annotations whose boxes are the ground-truth proposals")
     parser.add_argument("--config", help="detector config for --proposals rpn or detector")
     parser.add_argument("--detector", help="its checkpoint")
-    parser.add_argument("--cfg-options", nargs="*", default=[], help="overrides of --config, key=value")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides of --config, key=value")
     parser.add_argument("--max-proposals", type=int, default=20, help="best-scored proposals kept")
     parser.add_argument("--detector-weight", type=float, default=0.0, help="power of the detector's scores")
     parser.add_argument("--views", nargs="+", default=["dense"], choices=VIEWS)
@@ -103,6 +104,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Encode each image once, score all its sentences under every mask mode, write predictions and metrics."""
     args = parse_args()
+    if args.detector_weight and args.answers == "all":
+        raise UserError("--detector-weight ranks the boxes of one answer; it has no part in --answers all.")
     everything = load_expressions(args.ann, split=args.split)
     wanted, left_out = (everything, 0) if args.answers == "all" else single_targets(everything)
     wanted = wanted[: args.limit] if args.limit else wanted
@@ -122,7 +125,7 @@ def main() -> None:
     texts = list(dict.fromkeys(t for e in wanted for t in first.texts(e.sentence)))
     banks = [build_bank(t, texts, templates="none") for t in towers]
     banks = [b.text_shuffled() for b in banks] if args.control == "text_shuffled" else banks
-    boxes = proposals(args, wanted)
+    boxes = proposals(args, wanted, everything)
     found: dict[str, dict[int | str, GroundedBoxes]] = {m: {} for m in graders}
     by_image: dict[int | str, list[Expression]] = {}
     for e in wanted:
@@ -203,18 +206,20 @@ def subtracted_banks(args: argparse.Namespace, towers: Sequence[Any]) -> list[Te
     return [build_bank(t, [texts[i] for i in drawn], templates="none") for t in towers]
 
 
-def proposals(args: argparse.Namespace, wanted: list[Expression]) -> dict[int | str, Candidates]:
+def proposals(
+    args: argparse.Namespace, wanted: list[Expression], everything: list[Expression]
+) -> dict[int | str, Candidates]:
     """Candidate boxes of each sentence, by the kind asked for."""
     if args.proposals not in ("rpn", "detector"):
-        return candidates_of(args.proposals, wanted, args.instances, args.max_proposals)
+        return candidates_of(args.proposals, wanted, args.instances, args.max_proposals, known=everything)
     if not args.config or not args.detector:
         raise UserError(f"--proposals {args.proposals} needs --config and --detector.")
-    options = dict(o.split("=", 1) for o in args.cfg_options)
+    options = args.cfg_options or {}
     return (rpn_boxes if args.proposals == "rpn" else detector_boxes)(args, wanted, options)
 
 
 def rpn_boxes(
-    args: argparse.Namespace, wanted: list[Expression], options: dict[str, str]
+    args: argparse.Namespace, wanted: list[Expression], options: dict[str, Any]
 ) -> dict[int | str, Candidates]:
     """The RPN's best boxes, after the detector's own class-agnostic regression."""
     from smartclip_det.apis import SmartCLIPPredictor
@@ -229,7 +234,7 @@ def rpn_boxes(
 
 
 def detector_boxes(
-    args: argparse.Namespace, wanted: list[Expression], options: dict[str, str]
+    args: argparse.Namespace, wanted: list[Expression], options: dict[str, Any]
 ) -> dict[int | str, Candidates]:
     """The best boxes of any MMDetection detector; of one that reads text, for each sentence."""
     from smartclip_det.apis.proposals import DetectorProposals

@@ -40,6 +40,7 @@ class DetectorProposals:
 
         from smartclip_det import parts  # noqa: F401 (registers everything)
         from smartclip_det.engine.config import fit_norm_layers, load_config
+        from smartclip_det.engine.launch import refuse_foreign_checkpoint
 
         cfg = load_config(config, cfg_options)
         fit_norm_layers(cfg, distributed=False)
@@ -48,9 +49,11 @@ class DetectorProposals:
         if checkpoint is not None:
             if not Path(checkpoint).is_file():
                 raise UserError(f"No detector checkpoint at {checkpoint}.")
-            load_checkpoint(self.detector, str(checkpoint), map_location="cpu", strict=True)
+            refuse_foreign_checkpoint(self.detector, checkpoint)
+            # Every parameter was found just now; buffers that newer libraries no longer save may be left over.
+            load_checkpoint(self.detector, str(checkpoint), map_location="cpu", strict=False)
         self.detector.to(device).eval()
-        steps = [dict(p) for p in cfg.test_dataloader.dataset.pipeline if "Annotations" not in p["type"]]
+        steps = [dict(p) for p in _pipeline_of(cfg.test_dataloader.dataset) if "Annotations" not in p["type"]]
         steps[0] = {"type": "mmdet.LoadImageFromNDArray"}
         for step in steps:
             if step["type"].endswith("PackDetInputs"):
@@ -93,3 +96,15 @@ class DetectorProposals:
         out = self.detector.predict(batch["inputs"], batch["data_samples"])[0].pred_instances
         order = out.scores.argsort(descending=True)[:top_k]
         return out.bboxes[order].cpu().numpy(), out.scores[order].cpu().numpy()
+
+
+def _pipeline_of(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The pipeline of a data set, or of the first of those that it wraps."""
+    while "pipeline" not in dataset:
+        inner = dataset.get("dataset") or next(iter(dataset.get("datasets", ())), None)
+        if inner is None:
+            raise UserError(
+                "The config's test data set has no pipeline: images could not be prepared for the detector."
+            )
+        dataset = inner
+    return dataset["pipeline"]

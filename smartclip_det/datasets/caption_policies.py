@@ -123,7 +123,9 @@ def partial_caption(long: str, rng: np.random.Generator) -> str:
     return ". ".join(sentences[i] for i in sorted(rng.permutation(len(sentences))[:count].tolist()))
 
 
-_SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
+_PAIRS = (("left", "right"), ("leftmost", "rightmost"), ("lefthand", "righthand"), ("leftest", "rightest"),
+          ("leftward", "rightward"), ("leftwards", "rightwards"))  # fmt: skip
+_SIDES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 _SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
 
 

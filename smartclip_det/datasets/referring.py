@@ -19,6 +19,7 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.datasets.leakage import image_key
 from smartclip_det.datasets.referring_augment import mirror, random_crop
 from smartclip_det.evaluation.generalized_referring import whole_mask
 from smartclip_det.evaluation.referring_files import Expression, load_expressions
@@ -94,10 +95,16 @@ class ReferringDataset(BaseDataset):
             names = Path(self._path(self.without))
             if not names.is_file():
                 raise UserError(f"No list of images to leave out at {names}. tools/data/check_leakage.py writes one.")
-            banned = {Path(line).name for line in names.read_text(encoding="utf-8").split("\n") if line.strip()}
+            lines = (line.strip() for line in names.read_text(encoding="utf-8").splitlines())
+            banned = {image_key(line) for line in lines if line}
             before = len(by_image)
-            by_image = {k: v for k, v in by_image.items() if Path(v[0].file_name).name not in banned}
+            by_image = {k: v for k, v in by_image.items() if image_key(v[0].file_name) not in banned}
             left_out = before - len(by_image)
+            if banned and not left_out:
+                raise UserError(
+                    f"None of the {len(banned)} images of {names} is in the expression files: the list is of another "
+                    "data set. Mend it, or leave it away."
+                )
         if not by_image:
             raise UserError(f"{', '.join(self.files)}: no image is left.")
         records = [self._record(mine) for mine in by_image.values()]

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.text_bank import TextBank
 from smartclip_det.engine.launch import unwrapped
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.utils.parallel import on_rank_zero
 
 START = "region_probe_before_training"
 
@@ -55,32 +56,34 @@ class RegionProbeHook(Hook):
 
     def measure(self, runner: Runner) -> dict[str, float]:
         """Accuracies by name, the same on every process."""
-        found = [self._accuracies(unwrapped(runner.model).towers) if is_main_process() else {}]
-        broadcast_object_list(found)
-        return found[0]
-
-    def _accuracies(self, towers: Any) -> dict[str, float]:
         # Here, so that runs without this hook need no pycocotools.
         from smartclip_det.evaluation.detection_files import load_ground_truth
         from smartclip_det.evaluation.protocols import ov_coco_split
-        from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
-        from smartclip_det.models.regions import RegionEncoder
 
+        towers = unwrapped(runner.model).towers
         truth = load_ground_truth(self.ann_file)
-        groups = (
-            dict(zip(("base", "novel"), ov_coco_split(self.split_file)[:2], strict=True)) if self.split_file else {}
-        )
+        split = ov_coco_split(self.split_file)[:2] if self.split_file else ()
+        groups = dict(zip(("base", "novel"), split, strict=False))
         names = [n for g in groups.values() for n in g] or list(truth.categories.values())
         truth.data["images"] = truth.data["images"][: self.max_images]
         training = towers.training
         towers.eval()
-        encoder = RegionEncoder(towers, dense_size=self.dense_size, fit=self.fit)
+        # Processes meet in the bank, so it is made before one of them goes on alone.
         bank = build_bank(towers, names, templates=self.templates, progress=False)
-        regions = probe_regions(encoder, truth, self.images, names, views=self.views, progress=False)
+        found = on_rank_zero(lambda: self._accuracies(towers, truth, groups, bank))
         towers.train(training)
-        found = probe_accuracy(regions, bank, groups, ["off"] if bank.masks is None else ["hard", "off"])
-        return {f"region_{group}_{view.split('_')[0]}_{mode}": value for group, views in found.items()
-                for view, modes in views.items() for mode, value in modes.items()}  # fmt: skip
+        return found
+
+    def _accuracies(self, towers: Any, truth: Any, groups: dict[str, Any], bank: TextBank) -> dict[str, float]:
+        from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+        from smartclip_det.models.regions import RegionEncoder
+
+        encoder = RegionEncoder(towers, dense_size=self.dense_size, fit=self.fit)
+        regions = probe_regions(encoder, truth, self.images, bank.names, views=self.views, progress=False)
+        modes = ["off"] if towers.mask_network is None else ["hard", "off"]
+        return {f"region_{group}_{view.split('_')[0]}_{mode}": value
+                for group, views in probe_accuracy(regions, bank, groups, modes).items()
+                for view, values in views.items() for mode, value in values.items()}  # fmt: skip
 
     def before_train(self, runner: Runner) -> None:
         """Measure the towers as they start; a resumed run has that already.

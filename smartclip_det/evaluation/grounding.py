@@ -45,8 +45,9 @@ class Candidates:
 
 
 def candidates_of(
-    kind: str, expressions: Sequence[Expression], instances: str | None = None, limit: int = 100
-) -> dict[int | str, Candidates]:
+    kind: str, expressions: Sequence[Expression], instances: str | None = None, limit: int = 100,
+    known: Sequence[Expression] | None = None,
+) -> dict[int | str, Candidates]:  # fmt: skip
     """Candidate boxes of each sentence.
 
     Args:
@@ -56,6 +57,7 @@ def candidates_of(
         instances: COCO annotations; with ``ground-truth`` all their boxes, without them all targets that the
             sentences of an image name.
         limit: boxes at most, for files.
+        known: all sentences of the file, of which ``expressions`` may be a part.
 
     Raises:
         UserError: for a result list without ``instances`` (whose images it is checked against), or a missing file.
@@ -70,7 +72,7 @@ def candidates_of(
         raise UserError(f"No proposals at {kind}. Give ground-truth, rpn, detector, a COCO result list or JSON lines.")
     if kind.endswith(".jsonl"):
         found = load_grounding_predictions(kind)
-        check_known(expressions, found)
+        check_known(known or expressions, found)
         empty = GroundedBoxes((), ())
         mine = {e.id: found.get(e.id, empty) for e in expressions}
         return {k: Candidates([list(b) for b in f.boxes[:limit]], list(f.scores[:limit])) for k, f in mine.items()}

@@ -20,7 +20,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from smartclip_det.core.vocabularies import VOCABULARIES
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.models.towers.mask_network import token_keep
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.utils.parallel import on_rank_zero
 
 BACKGROUND = "background"
 
@@ -145,7 +146,7 @@ def build_bank(
         texts = [tuple(t for prompts in group for t in prompts) for group in groups]
         return _encode_classes(encoder, names, texts, templates, template_order, cache_dir, batch_size, progress)
 
-    bank = _on_rank_zero(encode)
+    bank = on_rank_zero(encode)
     return bank if seen is None else bank.with_seen(seen)
 
 
@@ -270,23 +271,6 @@ def _check_names(what: str, names: Sequence[str]) -> list[str]:
     if isinstance(names, str) or not all(isinstance(n, str) for n in names):
         raise UserError(f"{what} must be a list of texts; given {names!r:.80}.")
     return list(names)
-
-
-def _on_rank_zero(make: Callable[[], TextBank]) -> TextBank:
-    """What ``make`` gives on rank 0, on every rank; an error of rank 0 is raised on every rank, so none waits."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return make()
-    box: list[Any] = [None, None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            box[0] = make()
-        except UserError as error:
-            box[1] = str(error)
-    torch.distributed.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise UserError(box[1])
-    bank: TextBank = box[0]
-    return bank
 
 
 def read_vocabulary(path: str | Path) -> list[str]:

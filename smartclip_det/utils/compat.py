@@ -207,7 +207,11 @@ def install_language_routes() -> None:
     def with_heads(_: Any, args: Any, options: dict[str, Any]) -> Any:
         mask = options.get("attention_mask")
         if mask is not None and mask.dim() == 3:
-            options = {**options, "attention_mask": mask.unsqueeze(1)}
+            # Additive: right for every implementation of attention, where a bool mask is for some alone.
+            hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(
+                ~mask.bool(), torch.finfo(torch.float32).min
+            )
+            options = {**options, "attention_mask": hidden.unsqueeze(1)}
         return args, options
 
     def init(self: Any, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Work on all cores, in order."""
+"""Work on all cores, in order; work of one process for all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
+
+from smartclip_det.core.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,3 +34,22 @@ def map_in_processes(
         return
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver")) as pool:
         yield from pool.map(work, items, chunksize=max(1, items_each // 2))
+
+
+def on_rank_zero(make: Callable[[], Result]) -> Result:
+    """What ``make`` gives on rank 0, on every rank; an error of rank 0 is raised on every rank, so none waits.
+
+    ``make`` must not meet the other processes itself.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return make()
+    box: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box[0] = make()
+        except UserError as error:
+            box[1] = str(error)
+    torch.distributed.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]

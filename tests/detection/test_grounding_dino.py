@@ -35,11 +35,8 @@ def bert(tmp_path_factory):
     return folder
 
 
-def build(bert, plain=False, **options):
+def small(bert, plain=False, **options):
     """The real config at sizes that a test can afford; or MMDetection's own detector of it."""
-    from mmdet.registry import MODELS
-
-    init_default_scope("mmdet")
     config = load_config(CONFIG, {"towers": dict(TOWERS), **options}).model
     config.language_model.name = str(bert)
     config.num_queries = 12
@@ -52,8 +49,15 @@ def build(bert, plain=False, **options):
         config = {k: v for k, v in config.items() if k not in ("towers", "mask_mode", "trained")} | {
             "type": "GroundingDINO"
         }
+    return config
+
+
+def build(bert, plain=False, **options):
+    from mmdet.registry import MODELS
+
+    init_default_scope("mmdet")
     torch.manual_seed(0)
-    return MODELS.build(config)
+    return MODELS.build(small(bert, plain, **options))
 
 
 def batch(texts, boxes=1):
@@ -183,6 +187,28 @@ def test_the_layouts_are_those_of_mmdetections_configs(bert):
         # The real BERT's vocabulary and width; everything else is the config's.
         state[words], state["text_feat_map.weight"] = torch.empty(30522, 768), torch.empty(256, 768)
         assert recognise(state) == name
+
+
+def test_pipelines_are_found_in_wrapped_data_sets_and_released_buffers_are_no_fault(bert, tmp_path):
+    from mmengine.config import ConfigDict
+
+    from smartclip_det.apis.proposals import DetectorProposals, _pipeline_of
+
+    config = load_config(CONFIG, {"towers": dict(TOWERS)})
+    assert config.test_dataloader.dataset.type == "ConcatDataset"
+    assert _pipeline_of(config.test_dataloader.dataset)[0]["type"] == "LoadImageFromFile"
+    with pytest.raises(UserError, match="no pipeline"):
+        _pipeline_of({"type": "ConcatDataset", "datasets": []})
+    config.model = ConfigDict(small(bert, plain=True))
+    config.dump(tmp_path / "config.py")
+    plain = build(bert, plain=True)
+    state = {
+        **plain.state_dict(),
+        "language_model.language_backbone.body.model.embeddings.position_ids": torch.arange(512)[None],
+    }
+    torch.save({"state_dict": state}, tmp_path / "released.pth")
+    detector = DetectorProposals(tmp_path / "config.py", tmp_path / "released.pth")
+    assert torch.equal(detector.detector.level_embed, plain.level_embed)
 
 
 def test_its_boxes_are_proposals_for_each_sentence(bert):

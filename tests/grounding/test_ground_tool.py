@@ -65,6 +65,13 @@ def picture(tmp_path_factory):
     write_expressions(folder / "empty.jsonl", [Expression(1, 1, "a.png", " ", box, 90, 60)])
     write_expressions(folder / "long.jsonl", [Expression(1, 1, "a.png", "a red cup " * 90, box, 90, 60)])
     write_expressions(folder / "lost.jsonl", [Expression(1, 1, "b.png", "cup", box, 90, 60)])
+    write_expressions(
+        folder / "two.jsonl",
+        [Expression(1, 1, "a.png", "cup", box, 90, 60), Expression(2, 1, "a.png", "x", (), 90, 60)],
+    )
+    (folder / "both.jsonl").write_text(
+        "".join(json.dumps({"id": n, "boxes": [[0, 0, 9, 9]], "scores": [1]}) + "\n" for n in (1, 2))
+    )
     (folder / "outside.jsonl").write_text(
         json.dumps({"id": 1, "boxes": [[500, 500, 600, 600], [-50, -9, 5, 5]], "scores": [1, 0]})
     )
@@ -84,6 +91,7 @@ BAD = [
     ("e.jsonl", ["--proposals", "absent.json"], "No proposals at"),
     ("e.jsonl", ["--proposals", "detector"], "needs --config and --detector"),
     ("e.jsonl", ["--detector-weight", "1"], "proposals with scores"),
+    ("e.jsonl", ["--detector-weight", "1", "--answers", "all"], "no part in --answers all"),
     ("e.jsonl", ["--views", "mask"], "proposals with masks"),
     ("e.jsonl", ["--reading", "both", "--parser", "en_core_web_absent"], "--parser rules"),
     ("e.jsonl", ["--split", "val"], "no split"),
@@ -101,7 +109,7 @@ def test_bad_input_is_told_without_a_traceback(picture, towers, tmp_path, file, 
 
 
 @pytest.mark.parametrize(("file", "proposals", "count"), [
-    ("e.jsonl", "outside.jsonl", 2), ("e.jsonl", "none.jsonl", 0), ("many.jsonl", "ground-truth", 1),
+    ("two.jsonl", "both.jsonl", 1), ("e.jsonl", "outside.jsonl", 2), ("e.jsonl", "none.jsonl", 0), ("many.jsonl", "ground-truth", 1),
 ])  # fmt: skip
 def test_odd_input_has_an_answer(picture, towers, tmp_path, file, proposals, count):
     source = picture / proposals if proposals.endswith("jsonl") else proposals

@@ -38,6 +38,10 @@ CASES = {
     "above": of("above"),
     "leftover soup in a bright bowl": of("leftover soup in a bright bowl"),
     "dog left of the picture": of("dog", extremes=["left"]),
+    "dog left of cat and below": of("dog left of cat and below"),
+    "cup left of and above the plate": of("cup", ("left", "above the plate")),
+    "lamp to the left of, and behind, the plate": of("lamp to the left of, and behind, the plate"),
+    "?": of("?"),
 }  # fmt: skip
 
 
@@ -53,7 +57,7 @@ def test_a_tree_lists_its_texts_and_is_shown():
         "the cup  [bigger]", "  between:", "    the plate", "    the jar", "      left:", "        the plate",
     ]  # fmt: skip
     with pytest.raises(UserError, match="empty"):
-        parse_expression(" . ")
+        parse_expression("  ")
 
 
 @given(

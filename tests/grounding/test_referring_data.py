@@ -26,6 +26,7 @@ def test_sides_are_exchanged_by_whole_words():
     )
     assert flipped.getpixel((89, 5)) == (255, 0, 0)
     assert boxes == [[70, 5, 90, 20]]
+    assert mirror(image, [], ["the lefthand side"])[2] == ["the righthand side"]
     assert texts == ["bright red cup on the Left", "right-hand guy, far right"]
     assert mirror(flipped, boxes, texts)[1:] == (
         [[10.0, 5, 30, 20]],
@@ -128,9 +129,12 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(sentences):
 
 
 def test_leaked_images_are_left_out_and_bad_options_refused(sentences):
-    (sentences / "leaked.txt").write_text("somewhere/0.png\n")
+    (sentences / "leaked.txt").write_bytes(b"somewhere/0.png\r\n")
     data = ReferringDataset("e.jsonl", data_root=str(sentences), without="leaked.txt")
     assert [data.get_data_info(i)["img_id"] for i in range(len(data))] == [1]
+    (sentences / "other.txt").write_text("000000000009.jpg")
+    with pytest.raises(UserError, match="another data set"):
+        ReferringDataset("e.jsonl", data_root=str(sentences), without="other.txt")
     both = ReferringDataset(["e.jsonl", "e.jsonl"], data_root=str(sentences))
     assert len(both) == 4
     for options, message in (

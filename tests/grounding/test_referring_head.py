@@ -112,6 +112,9 @@ def test_matching_and_losses_by_hand():
     none = grounding_losses(output, [torch.zeros(0, 4)])
     assert none["loss_bbox"] == none["loss_giou"] == 0
     assert none["loss_exists"].item() == pytest.approx((math.log(2) + math.log(1 + math.e)) / 2, abs=1e-6)
+    bare = build(head={"gate": False}, loss_weights={"map_focal": 0.0, "map_dice": 0.0}).train()
+    sum(bare(pixels(1), [sample(["a cup"], [[]])], mode="loss").values()).backward()
+    assert all(p.grad is not None for p in bare.parameters())
     many = grounding_losses(output, [target.repeat(3, 1)])
     assert torch.isfinite(sum(many.values()))
     with pytest.raises(UserError, match="loss weight"):
@@ -158,6 +161,18 @@ def test_predictions_are_in_the_pixels_of_the_image():
     assert found[0]["boxes"][0] == pytest.approx(expected, abs=1e-3)
     assert found[0]["scores"][0] == pytest.approx(raw.exists[0, best].sigmoid().item(), abs=1e-6)
     assert found[0]["mask"].shape == (100, 128)
+
+
+def test_kept_sentences_depend_on_neither_precision_nor_device():
+    model = build().eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = model.text_tokens(["a red cup"])
+    model._texts.clear()
+    again = model.text_tokens(["a red cup"])
+    assert torch.equal(first.states, again.states)
+    assert torch.equal(first.embeds, again.embeds)
+    model.double()
+    assert not model._texts
 
 
 def test_bad_input_is_told():

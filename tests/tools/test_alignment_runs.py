@@ -18,6 +18,7 @@ from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
+from tests.processes import run_processes
 from tests.tools.test_runs import run
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,28 @@ def test_boxes_are_probed_before_training_and_in_validation(aligned):
     for group in ("base", "novel", "all"):
         for mode in ("hard", "off"):
             assert told[f"region_{group}_dense_{mode}"] == expected[group]["dense_value"][mode]
+
+
+def probe_rank(rank, world, root, images):
+    hook = RegionProbeHook("annotations/instances_val.json", images, data_root=f"{root}/toy", max_images=4,
+                           templates=["{article} {}"], split_file="annotations/split.json")  # fmt: skip
+    runner = SimpleNamespace(model=SimpleNamespace(towers=SmartCLIP.from_arch("SmartCLIP-tiny")))
+    try:
+        return hook.measure(runner)
+    except UserError as error:
+        return {"error": str(error)}
+
+
+@pytest.mark.dist
+def test_one_process_probes_for_all_and_its_error_is_everyones(aligned, tmp_path):
+    root, _, _ = aligned
+    one, two = run_processes(probe_rank, 2, tmp_path, str(root), "images/val")
+    assert one == two == probe_rank(0, 1, root, "images/val")
+    assert {"region_base_dense_hard", "region_all_dense_off"} < set(one)
+    (tmp_path / "again").mkdir()
+    one, two = run_processes(probe_rank, 2, tmp_path / "again", str(root), "annotations")
+    assert "No image at" in one["error"]
+    assert one == two
 
 
 def test_the_probe_warns_when_boxes_are_lost_and_asks_for_files_before_training(tmp_path, caplog):

@@ -165,8 +165,9 @@ class SmartCLIPGroundingDINO(GroundingDINO):
                 "for MMDetection's GroundingDINO."
             )
         towers = self.source.held[0]
-        # Datasets end sentences with the mark that Grounding DINO reads; to a CLIP text it would be a word.
-        found = towers.forward_text(towers.tokenize([t.strip().rstrip(".").strip() for t in texts]).to(self._device))
+        # Training pipelines lower sentences and end them with the mark that Grounding DINO reads; testing does not.
+        texts = [t.lower().strip().rstrip(".").strip() or t for t in texts]
+        found = towers.forward_text(towers.tokenize(texts).to(self._device))
         masks = None
         if found.mask_logits is not None:
             probs = found.mask_logits.float().sigmoid()

@@ -88,10 +88,10 @@ def parse_expression(expression: str) -> Entity:
     Raises:
         UserError: for an empty expression.
     """
-    text = " ".join(expression.lower().replace("’", "'").split()).strip(' .,;:!?"')  # noqa: RUF001
-    if not text:
+    words = " ".join(expression.lower().replace("’", "'").split())  # noqa: RUF001
+    if not words:
         raise UserError("The expression is empty.")
-    return _entity(text)
+    return _entity(words.strip(' .,;:!?"') or words)
 
 
 def _entity(text: str) -> Entity:
@@ -106,7 +106,7 @@ def _entity(text: str) -> Entity:
         own = rest[: more.start()].strip() if more and more.start() else rest
         anchors = _anchors(name, own)
         if anchors is None:
-            return _with_extremes(text, ())
+            return Entity(text)
         relations.append((name, anchors))
         if own == rest or more is None:
             break
@@ -129,13 +129,17 @@ def _first_relation(text: str) -> re.Match[str] | None:
 
 
 def _anchors(name: str, text: str) -> tuple[Entity, ...] | None:
-    """The anchors of a relation; None where "between" does not name two."""
-    if name != "between":
-        return (_entity(text),)
-    parts = re.split(r"\band\b", text, maxsplit=1)
-    if len(parts) != 2 or any(p.strip() in _EMPTY for p in parts):
+    """The anchors of a relation; None where one is missing."""
+    parts = [text] if name != "between" else re.split(r"\band\b", text, maxsplit=1)
+    parts = [_trimmed(p) for p in parts]
+    if len(parts) != 1 + (name == "between") or any(p in _EMPTY for p in parts):
         return None
-    return tuple(_entity(p.strip()) for p in parts)
+    return tuple(_entity(p) for p in parts)
+
+
+def _trimmed(text: str) -> str:
+    """A thing without the marks and conjunctions around it."""
+    return re.sub(r"^(?:and\b|[ ,.;:!?])+|(?:[ ,.;:!?]|\band)+$", "", text)
 
 
 def _with_extremes(head: str, relations: tuple[tuple[str, tuple[Entity, ...]], ...]) -> Entity:

@@ -83,6 +83,11 @@ class SmartCLIPReferring(BaseModel):
         """The frozen towers."""
         return self.source.held[0]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Sentences kept on another device or in another precision are forgotten."""
+        self._texts.clear()
+        return super()._apply(fn, recurse)
+
     @torch.no_grad()
     def image_tokens(self, images: Tensor) -> ImageTokens:
         """Tokens of ``[B, 3, S, S]`` uint8 or float pixels in 0..255."""
@@ -105,7 +110,9 @@ class SmartCLIPReferring(BaseModel):
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
             tokens = self.towers.tokenize(part).to(self.mean.device)
-            found = self.towers.forward_text(tokens)
+            # What is kept must not depend on the precision at hand.
+            with torch.autocast(tokens.device.type, enabled=False):
+                found = self.towers.forward_text(tokens)
             probs = torch.ones_like(found.embeds) if found.mask_logits is None else found.mask_logits.sigmoid()
             lengths = (tokens.argmax(dim=1) + 1).tolist()
             for n, s in enumerate(part):
@@ -153,15 +160,15 @@ class SmartCLIPReferring(BaseModel):
         """Boxes in pixels of the original image, best first; the letterbox is undone."""
         rows = iter(range(len(output.boxes)))
         for s in samples:
-            scale = output.boxes.new_tensor([*s.scale, *s.scale])
+            scale = self.mean.new_tensor([*s.scale, *s.scale])
             height, width = s.ori_shape
-            limit = output.boxes.new_tensor([width, height, width, height])
+            limit = self.mean.new_tensor([width, height, width, height])
             found = []
             for sentence_id in s.sentence_ids:
                 k = next(rows)
-                corners = box_convert(output.boxes[k], "cxcywh", "xyxy") * self.image_size / scale
+                corners = box_convert(output.boxes[k].float(), "cxcywh", "xyxy") * self.image_size / scale
                 corners = torch.minimum(corners.clamp(min=0), limit)
-                scores = output.exists[k].sigmoid()
+                scores = output.exists[k].float().sigmoid()
                 order = nms(corners, scores, self.nms_iou)[: self.max_boxes]
                 one = {"id": sentence_id, "boxes": corners[order].tolist(), "scores": scores[order].tolist()}
                 if output.pixels is not None:

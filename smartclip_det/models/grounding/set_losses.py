@@ -98,12 +98,13 @@ def grounding_losses(
             wanted[k, rows] = 1
             pairs.append((output.boxes[k][rows], mine[columns]))
     losses = {"loss_exists": chosen["exists"] * functional.binary_cross_entropy_with_logits(output.exists, wanted)}
-    # Sentences without any target keep the graph, so that every process has the same gradients.
     found = torch.cat([a for a, _ in pairs]) if pairs else output.boxes.flatten(0, 1)[:0]
     truth = torch.cat([b for _, b in pairs]) if pairs else found
     count = max(1, len(found))
     overlap = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
-    losses["loss_bbox"] = chosen["bbox"] * (found - truth).abs().sum() / count + 0 * output.boxes.sum()
+    losses["loss_bbox"] = chosen["bbox"] * (found - truth).abs().sum() / count
+    # What no term reads takes part with zero: every process must have a gradient for every parameter.
+    losses["loss_bbox"] = losses["loss_bbox"] + 0 * (output.boxes.sum() + output.similarity.sum())
     losses["loss_giou"] = chosen["giou"] * overlap.sum() / count
     if chosen["map_focal"] or chosen["map_dice"]:
         wanted_map = box_map(targets, tuple(output.similarity.shape[-2:]))
