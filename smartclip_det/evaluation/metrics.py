@@ -28,10 +28,10 @@ from smartclip_det.evaluation.detection_files import (
     write_columnar,
 )
 from smartclip_det.evaluation.protocols import chosen_images, score_detections
-from smartclip_det.evaluation.request import SETTINGS
+from smartclip_det.evaluation.request import settings_of
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 
-PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed")
+PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed", "dcube", "fgovd")
 IOU_TYPES = ("bbox", "segm")
 #: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` positions in the vocabulary, N masks (RLE) or None.
 Found = tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]
@@ -50,7 +50,7 @@ class OpenVocabMetric(BaseMetric):
         backend: str = "fast",
         max_dets: int = 0,
         images: str = "all",
-        setting: str = "joint",
+        setting: str | None = None,
         iou_types: Sequence[str] = ("bbox",),
         out_file: str | None = None,
         metrics_file: str | None = None,
@@ -63,12 +63,12 @@ class OpenVocabMetric(BaseMetric):
         Args:
             ann_file: COCO or LVIS annotations.
             data_root: folder that a relative ``ann_file`` is in.
-            protocol: ``coco | ov-coco | lvis | ov-lvis | lvis-fixed``.
+            protocol: one of :data:`PROTOCOL_NAMES`; the classes of the last two are sentences.
             split_file: base and novel names for ``ov-coco``, in ``data_root``; None for the published 48/17.
             backend: ``fast`` or ``reference``.
             max_dets: detections per image, 0 for the protocol's own.
             images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
-            setting: of ``ov-coco``, see ``request.SETTINGS``.
+            setting: of ``ov-coco`` and ``dcube``, see ``request.settings_of``; default: its first.
             iou_types: ``bbox``, or ``bbox`` and ``segm`` for detectors with masks.
             out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns, boxes only).
             metrics_file: stamped metrics JSON to write.
@@ -83,7 +83,8 @@ class OpenVocabMetric(BaseMetric):
         self.backend, self.max_dets = backend, max_dets
         self.stamp = dict(stamp or {})
         self.images = check_choice("images", images, IMAGES[:2])
-        self.setting = check_choice("setting", setting, SETTINGS)
+        allowed = settings_of(self.protocol)
+        self.setting = check_choice("setting", setting or allowed[0], allowed)
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):
             raise UserError(f"Predictions are written as .json or .safetensors; given {out_file}.")
         self.iou_types = [check_choice("iou_types", t, IOU_TYPES) for t in iou_types]

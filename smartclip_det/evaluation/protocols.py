@@ -11,6 +11,7 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.vocabularies import OV_COCO_BASE, OV_COCO_NOVEL, check_split
 from smartclip_det.evaluation import bootstrap
 from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
+from smartclip_det.evaluation.described_objects import dcube_metrics, fgovd_map
 from smartclip_det.evaluation.detection_files import (
     IMAGES,
     GroundTruth,
@@ -24,7 +25,7 @@ from smartclip_det.evaluation.detection_files import (
 )
 from smartclip_det.evaluation.grounding_protocols import GROUNDING, referring_scores
 from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
-from smartclip_det.evaluation.request import SETTINGS, EvaluationRequest, EvaluationResult
+from smartclip_det.evaluation.request import EvaluationRequest, EvaluationResult, settings_of
 from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics, retrieval_metric
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
@@ -104,16 +105,22 @@ def score_detections(
     """Score checked detections; ``tools/evaluate.py`` and the metrics of runs both come here.
 
     Args:
-        protocol: ``coco | ov-coco | lvis | ov-lvis | lvis-fixed``.
+        protocol: ``coco | ov-coco | lvis | ov-lvis | lvis-fixed | dcube | fgovd``.
         truth: annotations.
         results: what ``check_predictions`` let through.
         backend: ``fast`` or ``reference``.
         iou_type: ``bbox`` or ``segm``.
         max_dets: detections per image, 0 for the protocol's own.
         split_file: own base and novel names for ``ov-coco``.
-        setting: of ``ov-coco``, one of :data:`SETTINGS`.
+        setting: of ``ov-coco`` and ``dcube``, see ``request.settings_of``.
     """
-    check_choice("setting", setting, SETTINGS)
+    check_choice("setting", setting, settings_of(protocol))
+    if protocol == "dcube":
+        metrics, per_class, _ = dcube_metrics(truth, results, setting, backend)
+        return DetectionScores(metrics, per_class, _limits(0))
+    if protocol == "fgovd":
+        metrics, per_class, _ = fgovd_map(truth, results, backend=backend)
+        return DetectionScores(metrics, per_class, _limits(0))
     if protocol in LVIS_PROTOCOLS:
         fixed = protocol == "lvis-fixed"
         limit = max_dets or (-1 if fixed else 300)

@@ -9,6 +9,13 @@ from typing import Any
 #: Readings of ov-coco: one run over base and novel classes (``joint``), or the older, easier one in which the
 #: detector was given the novel names alone (``target-only``); the two are never comparable.
 SETTINGS = ("joint", "target-only")
+#: Protocols whose classes are sentences have settings of their own: D-cube asks an image for its sentences, or for all.
+SENTENCE_SETTINGS: dict[str, tuple[str, ...]] = {"dcube": ("intra", "inter"), "fgovd": ("joint",)}
+
+
+def settings_of(protocol: str) -> tuple[str, ...]:
+    """Readings of a detection protocol, its default first."""
+    return SENTENCE_SETTINGS.get(protocol, SETTINGS)
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,35 @@ def test_groups_in_several_processes_give_the_digits_of_one(shared, monkeypatch)
     assert calls[0][1:] == (None, 1)
     assert together == alone
     assert same == classes
+
+
+@pytest.mark.parametrize("setting", ["intra", "inter"])
+def test_a_run_on_sentences_has_the_digits_of_its_file(tmp_path, setting):
+    """D-cube: a detector whose vocabulary is the sentences."""
+    image = {"file_name": "a.jpg", "width": 20, "height": 20}
+    names = {5: "a dog without a lead", 6: "a dog", 7: "two red cups on a table"}
+    data = {
+        "images": [{"id": 1, "sent_ids": [5, 6], **image}, {"id": 2, "sent_ids": [6, 7], **image}],
+        "categories": [{"id": k, "name": v, "is_negative": k == 5} for k, v in names.items()],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": c, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
+            for n, (i, c) in enumerate([(1, 6), (2, 6), (2, 7)], 1)
+        ],
+    }
+    (tmp_path / "d3.json").write_text(json.dumps(data))
+    metric = OpenVocabMetric(
+        str(tmp_path / "d3.json"), protocol="dcube", setting=setting, out_file=str(tmp_path / "out.json")
+    )
+    metric.dataset_meta = {"classes": tuple(names.values())}
+    boxes = torch.tensor([[1.0, 1, 9, 9], [1.0, 1, 9, 9], [10.0, 10, 12, 12]])
+    for image_id in (1, 2):
+        found = {"bboxes": boxes, "scores": torch.tensor([0.5, 0.9, 0.2]), "labels": torch.tensor([1, 2, 0])}
+        metric.process({}, [{"img_id": image_id, "pred_instances": found}])
+    metrics = metric.compute_metrics(metric.results)
+    request = EvaluationRequest("dcube", tmp_path / "d3.json", tmp_path / "out.json", scenario=setting)
+    again = run_protocol(request).metrics
+    assert metrics == again
+    # On image 1 "two red cups" is a false alarm that the intra scenario does not ask for.
+    assert (metrics["full"] == 1.0) == (setting == "intra")
+    with pytest.raises(UserError, match="setting"):
+        OpenVocabMetric(str(tmp_path / "d3.json"), protocol="dcube", setting="joint")

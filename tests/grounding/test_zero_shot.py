@@ -269,3 +269,53 @@ def test_the_mask_view_sees_the_outline_alone():
         grounder.region_vectors(scene(), wide)
     with pytest.raises(UserError, match="empty"):
         grounder.texts("  ")
+
+
+def photographs(shared):
+    """Boxes and class names of each photograph, crowds left out."""
+    import json
+
+    data = json.loads((shared / "coco_mini_train/instances_train2017.json").read_text())
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    by_image: dict = {}
+    for a in data["annotations"]:
+        if not a["iscrowd"]:
+            x, y, w, h = a["bbox"]
+            by_image.setdefault(a["image_id"], []).append(([x, y, x + w, y + h], names[a["category_id"]]))
+    return by_image
+
+
+@pytest.mark.parametrize("reading", ["chunks", "both"])
+def test_an_oracle_tower_grounds_real_objects_and_their_places(shared, reading):
+    """The gate: region vectors that know their class find every single object, and every leftmost one of several."""
+    by_image = photographs(shared)
+    classes = sorted({name for rows in by_image.values() for _, name in rows})
+    g = torch.Generator().manual_seed(0)
+    embeds = torch.nn.functional.normalize(torch.randn(len(classes), 64, generator=g), dim=1)
+    masks = (torch.rand(len(classes), 64, generator=g) > 0.3).float()
+    vector = {name: embeds[n] for n, name in enumerate(classes)}
+    expressions = [f"{place}{name}" for name in classes for place in ("", "leftmost ", "topmost ")]
+    rows = [classes.index(e.removeprefix("leftmost ").removeprefix("topmost ")) for e in expressions]
+    bank = TextBank(tuple(expressions), embeds[rows], masks[rows])
+    others = TextBank(tuple(expressions), embeds.roll(1, dims=0)[rows], masks.roll(1, dims=0)[rows])
+    grounder = ZeroShotGrounder(RegionEncoder(ColourTowers()), reading=reading)
+    asked = hits = permuted = alone = 0
+    for objects in by_image.values():
+        boxes = [b for b, _ in objects]
+        regions = [{"dense": torch.stack([vector[n] for _, n in objects])}]
+        for name in {n for _, n in objects}:
+            mine = [i for i, (_, n) in enumerate(objects) if n == name]
+            queries = {name: mine[0]} if len(mine) == 1 else {
+                f"leftmost {name}": min(mine, key=lambda i: boxes[i][0] + boxes[i][2]),
+                f"topmost {name}": min(mine, key=lambda i: boxes[i][1] + boxes[i][3]),
+            }  # fmt: skip
+            for text, target in queries.items():
+                asked += 1
+                hits += int(grounder.score(regions, boxes, [text], bank)[0].argmax()) == target
+                # Places tell something without any text: the control is of the others.
+                if text == name and len(boxes) > 1:
+                    alone += 1
+                    permuted += int(grounder.score(regions, boxes, [text], others)[0].argmax()) == target
+    assert asked > 200
+    assert hits == asked, f"{hits} of {asked}"
+    assert permuted / alone < 0.3, f"{permuted} of {alone}"
