@@ -24,26 +24,32 @@ COUNTS: dict[str, dict[str, int]] = {
     "refcocog-umd": {"train": 80_512, "val": 4896, "test": 9602},
     "refcocog-google": {"train": 85_474, "val": 9536},
 }
+#: Sentences of all splits together: those without a target, with one, and with several.
+TOTALS: dict[str, dict[str, int]] = {"grefcoco-unc": {"none": 32_202, "one": 166_008, "several": 80_022}}
 #: Splits that share images between training and testing, which must be said beside their numbers.
 SHARED_IMAGES = ("refcocog-google", "refcoco-google")
 
 
 def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]:
-    """Sentences by split; raises where they are not those of the full set.
+    """Sentences by split, or of :data:`TOTALS` by targets; raises where they are not those of the full set.
 
     Args:
-        name: in :data:`COUNTS`.
-        expressions: all splits, or some.
+        name: in :data:`COUNTS` or :data:`TOTALS`.
+        expressions: all splits, or some; all of them for :data:`TOTALS`.
 
     Raises:
         UserError: for other numbers, or a split that the set does not have.
     """
-    expected = COUNTS[check_choice("set", name, COUNTS)]
-    found = dict(Counter(e.split for e in expressions))
+    expected = {**COUNTS, **TOTALS}[check_choice("set", name, (*COUNTS, *TOTALS))]
+    if name in TOTALS:
+        found = dict(Counter(("none", "one", "several")[min(2, len(e.boxes))] for e in expressions))
+    else:
+        found = dict(Counter(e.split for e in expressions))
     strange = [s for s in found if s not in expected]
     if strange:
         raise UserError(f"{name} has the splits {', '.join(expected)}; the file has {', '.join(strange)}.")
-    wrong = [f"{s} {found[s]:,} (of {expected[s]:,})" for s in found if found[s] != expected[s]]
+    asked = expected if name in TOTALS else found
+    wrong = [f"{s} {found.get(s, 0):,} (of {expected[s]:,})" for s in asked if found.get(s, 0) != expected[s]]
     if wrong:
         raise UserError(f"These are not the sentences of {name}: {'; '.join(wrong)}.")
     return found

@@ -14,6 +14,7 @@ from smartclip_det.datasets.leakage import find_leaks, image_key, training_image
 from smartclip_det.evaluation.referring_files import Expression, load_expressions
 from smartclip_det.evaluation.referring_layouts import (
     COUNTS,
+    TOTALS,
     check_counts,
     read_odvg,
     read_transvg,
@@ -85,6 +86,13 @@ def test_full_sets_are_counted(tmp_path):
         assert check_counts(name, rows) == counts
         with pytest.raises(UserError, match="These are not the sentences"):
             check_counts(name, rows[1:])
+    (totals,) = TOTALS.values()
+    assert sum(totals.values()) == 278_232
+    box = ((0.0, 0.0, 1.0, 1.0),)
+    rows = [Expression(n, n, "a.jpg", "s", box * k) for k, c in enumerate(totals.values()) for n in range(c)]
+    assert check_counts("grefcoco-unc", rows) == totals
+    with pytest.raises(UserError, match=r"none 32,201 \(of 32,202\)"):
+        check_counts("grefcoco-unc", rows[1:])
     with pytest.raises(UserError, match="has the splits train, val, testA, testB; the file has test"):
         check_counts("refcoco-unc", [Expression(1, 1, "a.jpg", "s", (), split="test")])
 

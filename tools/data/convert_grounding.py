@@ -23,6 +23,7 @@ from smartclip_det.evaluation.referring_layouts import (
     COUNTS,
     LAYOUTS,
     SHARED_IMAGES,
+    TOTALS,
     check_counts,
     read_odvg,
     read_transvg,
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--to", choices=LAYOUTS, default="jsonl")
     parser.add_argument("--split", help="keep one split")
     parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: beside it")
-    parser.add_argument("--check", choices=COUNTS, help="the full set that the source must be")
+    parser.add_argument("--check", choices=(*COUNTS, *TOTALS), help="the full set that the source must be")
     return parser.parse_args()
 
 
