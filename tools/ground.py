@@ -91,6 +91,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--reading", choices=READINGS, default="expression", help="how an expression is read")
     parser.add_argument("--parser", default="rules", help='"rules", or the name of a spaCy model (extra "parse")')
     parser.add_argument("--answers", choices=["one", "all"], default="one", help="all: also sentences of none and many")
+    parser.add_argument("--margin", action="store_true", help="--answers all: scores are over those of the background")
     parser.add_argument("--nms", type=float, default=0.7, help="--answers all: IoU over which the weaker box goes")
     parser.add_argument("--subtract", help="captions (a training set) whose mean score is taken off each region's")
     parser.add_argument("--subtract-count", type=int, default=500, help="captions drawn from it")
@@ -140,7 +141,7 @@ def main() -> None:
         detector=args.detector and {"config": args.config, "checkpoint_sha256": file_hash(args.detector)},
         detector_weight=args.detector_weight, dense_mode=args.dense_mode, dense_size=encoders[0].dense_size,
         crop_context=args.crop_context, reading=args.reading, parser=args.parser,
-        control=args.control, answers=args.answers, nms=args.nms if args.answers == "all" else None,
+        control=args.control, answers=args.answers, margin=args.margin, nms=args.nms if args.answers == "all" else None,
         subtract=args.subtract and {"captions": args.subtract, "count": args.subtract_count, "seed": args.seed},
         checkpoint_hash=[t.checkpoint_hash for t in towers], ann_sha256=file_hash(args.ann), split=args.split,
         policy=first.policy.to_dict(), unit="sentence" if args.answers == "all" else "sentence with one target",
@@ -174,7 +175,7 @@ def ground(
     out: dict[str, dict[int | str, GroundedBoxes]] = {}
     for mode, grader in graders.items():
         if args.answers == "all":
-            scores = grader.evidence(vectors, regions, sentences, banks)
+            scores = grader.evidence(vectors, regions, sentences, banks, args.margin)
         else:
             scores = grader.score(vectors, regions, sentences, banks)
             if args.detector_weight:

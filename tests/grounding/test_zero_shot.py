@@ -153,6 +153,21 @@ def test_evidence_compares_over_images_and_a_bank_is_subtracted():
     assert torch.allclose(less.score(vectors, BOXES, texts, bank), logits.softmax(dim=1), atol=1e-5)
 
 
+def test_a_margin_is_over_what_the_background_says():
+    import dataclasses
+
+    texts = ["the red", "the blue"]
+    grounder = ZeroShotGrounder(RegionEncoder(ColourTowers(), crop_context=1.0), views=("crop", "dense"))
+    vectors = grounder.region_vectors(scene(), BOXES)
+    bare = bank_of(*texts)
+    bank = dataclasses.replace(bare, background=bank_of("a green"))
+    plain = grounder.evidence(vectors, BOXES, texts, bank)
+    green = grounder.cosines(vectors, bank_of("a green"))[:, 0]
+    assert torch.allclose(grounder.evidence(vectors, BOXES, texts, bank, margin=True), plain - green, atol=1e-6)
+    with pytest.raises(UserError, match="margin needs banks with a background"):
+        grounder.evidence(vectors, BOXES, texts, bare, margin=True)
+
+
 def test_reasoning_only_takes_from_the_evidence():
     spatial = ZeroShotGrounder(RegionEncoder(ColourTowers(), crop_context=1.0), views=("crop",), reading="chunks")
     plain = ZeroShotGrounder(spatial.encoders, views=("crop",))

@@ -192,7 +192,7 @@ class ZeroShotGrounder:
 
     def evidence(
         self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
-        bank: TextBank | Sequence[TextBank],
+        bank: TextBank | Sequence[TextBank], margin: bool = False,
     ) -> Tensor:  # fmt: skip
         """``[E, R]`` how well each box fits each expression by itself.
 
@@ -200,9 +200,13 @@ class ZeroShotGrounder:
         cosine with the expression, with its head, or with both; with a tree, a box that loses to another in a place or
         relation loses what it lacks in the reasoned distribution.
 
-        Arguments as in :meth:`score`.
+        Arguments as in :meth:`score`, and:
+            margin: less what the bank's background text says of the box: how much better than nothing an answer is.
         """
         cosines = self._logits(self.cosines(vectors, bank), expressions, bank)
+        if margin:
+            nothing = self._background(vectors, bank)
+            cosines = {t: v - nothing for t, v in cosines.items()}
         if self.reading == "expression":
             return torch.stack([cosines[e] for e in expressions])
         chances = {t: (v * self._scale).softmax(dim=0) for t, v in cosines.items()}
@@ -214,6 +218,13 @@ class ZeroShotGrounder:
             kept = reason(self.tree(e), chances, corners).clamp(min=1e-6).log()
             rows.append(base + (kept - chances[head].clamp(min=1e-12).log()).clamp(max=0) / self._scale)
         return torch.stack(rows)
+
+    def _background(self, vectors: Regions, bank: TextBank | Sequence[TextBank]) -> Tensor:
+        """``[R]`` mean over encoders and views of the cosine with the background's text, under its own mask."""
+        grounds = [b.background for b in _banks(bank, self.encoders)]
+        if any(g is None for g in grounds):
+            raise UserError("A margin needs banks with a background; build_bank makes them.")
+        return self.cosines(vectors, [g for g in grounds if g is not None])[:, 0]
 
     @property
     def _scale(self) -> float:
