@@ -57,7 +57,10 @@ def build(bert, plain=False, **options):
 
     init_default_scope("mmdet")
     torch.manual_seed(0)
-    return MODELS.build(small(bert, plain, **options))
+    model = MODELS.build(small(bert, plain, **options))
+    # MMDetection leaves the level embedding as the memory was until now.
+    model.init_weights()
+    return model
 
 
 def batch(texts, boxes=1):
