@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.models.towers.frozen import hash_tensor, refuse_other_towers
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.vision_transformer import VisionOutput
 
@@ -78,16 +78,11 @@ class SmartCLIPViT(BaseModule):
 
     def get_extra_state(self) -> Tensor:
         """The hash of the towers, so that a checkpoint knows whose texts it was trained with."""
-        return torch.tensor(list(self.tower_hash.encode()), dtype=torch.uint8)
+        return hash_tensor(self.tower_hash)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuse a checkpoint of other towers: its images would meet texts of another space."""
-        theirs = bytes(state.tolist()).decode()
-        if theirs != self.tower_hash:
-            raise UserError(
-                f"The checkpoint was trained on towers {theirs}, the config builds towers {self.tower_hash}. Give the "
-                "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
-            )
+        """Refuse a checkpoint of other towers."""
+        refuse_other_towers(state, self.tower_hash)
 
     def init_weights(self) -> None:
         """Nothing: weights were loaded with the towers."""

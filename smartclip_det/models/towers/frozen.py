@@ -12,6 +12,25 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers.source import load_towers
 
 
+def hash_tensor(tower_hash: str) -> Tensor:
+    """The hash of towers as a tensor of bytes, so that a checkpoint knows what it was trained on."""
+    return torch.tensor(list(tower_hash.encode()), dtype=torch.uint8)
+
+
+def refuse_other_towers(state: Tensor, tower_hash: str) -> None:
+    """Raise where a checkpoint's :func:`hash_tensor` is of other towers: its images would meet texts of another space.
+
+    Raises:
+        UserError: telling both hashes and how to give the same towers again.
+    """
+    theirs = bytes(state.tolist()).decode()
+    if theirs != tower_hash:
+        raise UserError(
+            f"The checkpoint was trained on towers {theirs}, the config builds towers {tower_hash}. Give the "
+            "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
+        )
+
+
 class FrozenTowers(nn.Module):
     """Holds towers without registering their weights: the config gives them again, and checkpoints stay small.
 
@@ -33,17 +52,12 @@ class FrozenTowers(nn.Module):
         self.held = [towers]
 
     def get_extra_state(self) -> Tensor:
-        """The hash, as a tensor of bytes."""
-        return torch.tensor(list(self.tower_hash.encode()), dtype=torch.uint8)
+        """The hash, for the checkpoint."""
+        return hash_tensor(self.tower_hash)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Refuse what was trained on other towers."""
-        theirs = bytes(state.tolist()).decode()
-        if theirs != self.tower_hash:
-            raise UserError(
-                f"The checkpoint was trained on towers {theirs}, the config builds towers {self.tower_hash}. Give the "
-                "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
-            )
+        refuse_other_towers(state, self.tower_hash)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move with the model, although no module of it."""
