@@ -4,11 +4,7 @@ _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 model = dict(distillation=dict(weight=10.0, images=64, teacher="initial"))
 # Whether boxes are kept is measured before training and in each validation.
 custom_hooks = [
-    dict(type="StepSeedHook"),
-    dict(type="BrokenImagesHook"),
-    dict(type="TextLimitHook"),
-    dict(type="LoaderAdviceHook"),
-    dict(type="TowerCheckpointHook"),
+    *_base_.custom_hooks,
     dict(
         type="RegionProbeHook",
         data_root="data/coco",

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from smartclip_det.apis.building import array_pipeline, build_detector
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
@@ -149,30 +150,10 @@ class SmartCLIPPredictor:
         Raises:
             UserError: for missing files, configs of other detectors, or a device that is not there.
         """
-        from mmdet.registry import MODELS
-        from mmengine.dataset import Compose
-        from mmengine.registry import init_default_scope
-        from mmengine.runner import load_checkpoint
-
-        from smartclip_det import parts  # noqa: F401 (registers everything)
-        from smartclip_det.engine.config import fit_norm_layers, load_config
-        from smartclip_det.engine.launch import refuse_foreign_checkpoint
-
-        cfg = load_config(config, cfg_options)
-        if cfg.model.type != "OpenVocabRCNN":
-            raise UserError(f"SmartCLIPPredictor needs an OpenVocabRCNN config; {config} builds {cfg.model.type}.")
-        fit_norm_layers(cfg, distributed=False)
-        init_default_scope("mmdet")
-        detector = MODELS.build(cfg.model)
-        if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise UserError(f"No checkpoint at {checkpoint}. tools/train.py prints where it wrote them.")
-            refuse_foreign_checkpoint(detector, checkpoint)
-            # Missing and unlike tensors were refused just now; frozen towers may be left out of a file.
-            load_checkpoint(detector, str(checkpoint), map_location="cpu", strict=False)
+        cfg, detector = build_detector(config, checkpoint, cfg_options, only="OpenVocabRCNN")
         place = resolve_device(device)
         changes = {"activation": "sigmoid", "sigmoid_reference": "background", **(policy or {})}
-        pipeline = Compose(_array_pipeline(cfg.test_dataloader.dataset.pipeline))
+        pipeline = array_pipeline(cfg.test_dataloader.dataset)
         return SmartCLIPPredictor(
             detector.to(place), load_towers(cfg.towers).to(place), pipeline, templates=templates,
             policy=detector.policy.with_(**changes), cache_dir=default_cache_dir() if use_cache else None,
@@ -335,14 +316,6 @@ class SmartCLIPPredictor:
         for image in images:
             self.set_image(image)
             yield self.detect(**options)
-
-
-def _array_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The test pipeline for arrays: without files and annotations."""
-    steps = [dict(p) for p in pipeline if "Annotations" not in p["type"]]
-    steps[0] = {"type": "mmdet.LoadImageFromNDArray"}
-    steps[-1] = {**steps[-1], "meta_keys": ("img_id", "ori_shape", "img_shape", "scale_factor")}
-    return steps
 
 
 def load_image(image: ImageLike) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.apis.building import array_pipeline, build_detector
 
 
 class DetectorProposals:
@@ -31,35 +31,12 @@ class DetectorProposals:
             cfg_options: overrides.
 
         Raises:
-            UserError: for missing files, or a config that MMDetection cannot build.
+            UserError: for missing files, a checkpoint that lacks parameters, or a test data set without a pipeline.
         """
-        from mmdet.registry import MODELS
-        from mmengine.dataset import Compose
-        from mmengine.registry import init_default_scope
-        from mmengine.runner import load_checkpoint
-
-        from smartclip_det import parts  # noqa: F401 (registers everything)
-        from smartclip_det.engine.config import fit_norm_layers, load_config
-        from smartclip_det.engine.launch import refuse_foreign_checkpoint
-
-        cfg = load_config(config, cfg_options)
-        fit_norm_layers(cfg, distributed=False)
-        init_default_scope("mmdet")
-        self.detector = MODELS.build(cfg.model)
-        if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise UserError(f"No detector checkpoint at {checkpoint}.")
-            refuse_foreign_checkpoint(self.detector, checkpoint)
-            # Every parameter was found just now; buffers that newer libraries no longer save may be left over.
-            load_checkpoint(self.detector, str(checkpoint), map_location="cpu", strict=False)
-        self.detector.to(device).eval()
-        steps = [dict(p) for p in _pipeline_of(cfg.test_dataloader.dataset) if "Annotations" not in p["type"]]
-        steps[0] = {"type": "mmdet.LoadImageFromNDArray"}
-        for step in steps:
-            if step["type"].endswith("PackDetInputs"):
-                step["meta_keys"] = ("img_id", "ori_shape", "img_shape", "scale_factor", "text", "custom_entities",
-                                     "tokens_positive")  # fmt: skip
-        self.pipeline = Compose(steps)
+        cfg, detector = build_detector(config, checkpoint, cfg_options)
+        self.detector = detector.to(device).eval()
+        facts = ("text", "custom_entities", "tokens_positive")
+        self.pipeline = array_pipeline(cfg.test_dataloader.dataset, facts if self.reads_text else ())
 
     @property
     def reads_text(self) -> bool:
@@ -96,15 +73,3 @@ class DetectorProposals:
         out = self.detector.predict(batch["inputs"], batch["data_samples"])[0].pred_instances
         order = out.scores.argsort(descending=True)[:top_k]
         return out.bboxes[order].cpu().numpy(), out.scores[order].cpu().numpy()
-
-
-def _pipeline_of(dataset: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The pipeline of a data set, or of the first of those that it wraps."""
-    while "pipeline" not in dataset:
-        inner = dataset.get("dataset") or next(iter(dataset.get("datasets", ())), None)
-        if inner is None:
-            raise UserError(
-                "The config's test data set has no pipeline: images could not be prepared for the detector."
-            )
-        dataset = inner
-    return dataset["pipeline"]

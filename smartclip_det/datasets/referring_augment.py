@@ -22,7 +22,7 @@ POSITION_WORDS = (
     "behind", "front", "back", "nearest", "closest", "farthest", "furthest", "far", "near", "first", "second", "third",
     "last", "highest", "lowest", "north", "south", "east", "west", "largest", "biggest", "smallest",
     "tallest", "shortest", "closer", "nearer", "end", "1st", "2nd", "3rd", "4th", "fourth", "lefthand", "righthand",
-    "leftest", "rightest", "leftward", "rightward", "leftwards", "rightwards", "far-left", "far-right",
+    "leftest", "rightest", "leftward", "rightward", "leftwards", "rightwards",
 )  # fmt: skip
 _POSITION = re.compile(r"\b(" + "|".join(POSITION_WORDS) + r")\b", re.IGNORECASE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,24 +20,44 @@ _SMALLER = """What needs less, in the order of what it costs:
 
 def run_tool(main: Callable[[], int | None]) -> None:
     """Run a tool's main: bad input is one line on stderr and exit code 2, an interrupt 130."""
+    code = _exit_code(main)
+    _leave_process_group()
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
     try:
-        sys.exit(main() or 0)
+        return main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
         print(f"error: out of memory ({str(error).splitlines()[0] if str(error) else 'no size told'}).\n{_SMALLER}",
               file=sys.stderr)  # fmt: skip
-        sys.exit(2)
+        return 2
     except BrokenPipeError:
         # The reader of our output (head, less) left; what was promised on disk is checked by its own exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
+
+
+def _leave_process_group() -> None:
+    """Leave the process group of a launcher while Python still runs.
+
+    Gloo's threads hold the tensors of the last collective for a moment. One that frees them while the interpreter is
+    already going down aborts the process (exit code -6), and the launcher then kills the others, finished or not.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return
+    # Wrapped models hold the group as well, and die late in the circles that runners and their hooks are.
+    gc.collect()
+    distributed.destroy_process_group()
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -195,13 +195,14 @@ def test_the_layouts_are_those_of_mmdetections_configs(bert):
 def test_pipelines_are_found_in_wrapped_data_sets_and_released_buffers_are_no_fault(bert, tmp_path):
     from mmengine.config import ConfigDict
 
-    from smartclip_det.apis.proposals import DetectorProposals, _pipeline_of
+    from smartclip_det.apis.building import array_pipeline
+    from smartclip_det.apis.proposals import DetectorProposals
 
     config = load_config(CONFIG, {"towers": dict(TOWERS)})
     assert config.test_dataloader.dataset.type == "ConcatDataset"
-    assert _pipeline_of(config.test_dataloader.dataset)[0]["type"] == "LoadImageFromFile"
+    assert type(array_pipeline(config.test_dataloader.dataset).transforms[0]).__name__ == "LoadImageFromNDArray"
     with pytest.raises(UserError, match="no pipeline"):
-        _pipeline_of({"type": "ConcatDataset", "datasets": []})
+        array_pipeline({"type": "ConcatDataset", "datasets": []})
     config.model = ConfigDict(small(bert, plain=True))
     config.dump(tmp_path / "config.py")
     plain = build(bert, plain=True)

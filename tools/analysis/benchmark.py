@@ -14,8 +14,7 @@
     python tools/analysis/benchmark.py alignment --device cuda --bf16 --batch 256
 
 Weights are random, text banks and results generated. Peers of transformers (OWLv2, Grounding DINO's text side, CLIP)
-need transformers 4.57 beside this environment; without it they are left out, which is printed. Times are noisy: read
-ratios.
+need that package (extra dev); without it they are left out, which is printed. Times are noisy: read ratios.
 """
 
 from __future__ import annotations

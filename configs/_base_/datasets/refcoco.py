@@ -1,5 +1,7 @@
 # RefCOCO (UNC): refs(unc).p with instances.json beside it, images of COCO train2014.
 data_root = "data/"
+annotations = dict(ann_file="refer/refcoco/refs(unc).p")
+dataset = dict(type="ReferringDataset", data_root=data_root, **annotations, images="coco/train2014", image_size=384)
 
 train_dataloader = dict(
     batch_size=8,
@@ -8,12 +10,8 @@ train_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=True),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
-        type="ReferringDataset",
-        data_root=data_root,
-        ann_file="refer/refcoco/refs(unc).p",
-        images="coco/train2014",
+        **dataset,
         split="train",
-        image_size=384,
         # About 8 x 8 sentences a process, each drawn anew in every epoch.
         sentences_per_image=8,
     ),
@@ -24,12 +22,8 @@ val_dataloader = dict(
     sampler=dict(type="DefaultSampler", shuffle=False),
     collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
-        type="ReferringDataset",
-        data_root=data_root,
-        ann_file="refer/refcoco/refs(unc).p",
-        images="coco/train2014",
+        **dataset,
         split="val",
-        image_size=384,
         test_mode=True,
     ),
 )
@@ -37,7 +31,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(
     type="ReferringMetric",
     data_root=data_root,
-    ann_file="refer/refcoco/refs(unc).p",
+    **annotations,
     split="val",
     protocols=["refcoco"],
 )

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.similarity import MASK_MODES, paired_masked_cosine, resolve_masks
+from smartclip_det.core.similarity import OWN_MASK_MODES, paired_masked_cosine, resolve_masks
 from smartclip_det.models.towers.frozen import FrozenTowers
 
 #: ``none``: tested as it is (c0 is that and tools/ground.py on its boxes); ``branch``: c1; ``all``: c2.
@@ -116,11 +116,11 @@ class SmartCLIPGroundingDINO(GroundingDINO):
         Args:
             args: as for MMDetection's ``GroundingDINO``.
             towers: see ``towers.source.load_towers``.
-            mask_mode: of ``similarity.MASK_MODES``, without ``shuffled``.
+            mask_mode: of ``similarity.OWN_MASK_MODES``.
             trained: of :data:`TRAINED`.
             kwargs: as for MMDetection's ``GroundingDINO``.
         """
-        self.mask_mode = check_choice("mask_mode", mask_mode, [m for m in MASK_MODES if m != "shuffled"])
+        self.mask_mode = check_choice("mask_mode", mask_mode, OWN_MASK_MODES)
         self.trained = check_choice("trained", trained, TRAINED)
         super().__init__(*args, **kwargs)
         self.source = FrozenTowers(towers)

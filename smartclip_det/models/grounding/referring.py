@@ -18,14 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert, nms
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.similarity import resolve_masks
+from smartclip_det.core.similarity import OWN_MASK_MODES, resolve_masks
 from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
 from smartclip_det.models.grounding.set_losses import WEIGHTS, grounding_losses
 from smartclip_det.models.towers.frozen import FrozenTowers
 from smartclip_det.models.towers.tokenizer import image_statistics
-
-#: Without ``shuffled``, which would depend on the sentences that share a batch.
-MASK_MODES = ("hard", "soft", "off", "random")
 
 
 @MODELS.register_module()
@@ -46,7 +43,7 @@ class SmartCLIPReferring(BaseModel):
             image_size: S; positions of the image tower are interpolated to it.
             out_indices: tapped layers, 0-based (CLIP-VG: 1, 4, 8 and 12 of ViT-B).
             dense_mode: last block of the dense map.
-            mask_mode: of :data:`MASK_MODES`; all but ``hard`` are for ablations and controls.
+            mask_mode: of ``similarity.OWN_MASK_MODES``; all but ``hard`` are for ablations and controls.
             loss_weights: changes to ``set_losses.WEIGHTS``.
             text_cache: sentences whose frozen features are kept; 0 for none.
             max_boxes: boxes of a sentence at most in predictions.
@@ -58,7 +55,7 @@ class SmartCLIPReferring(BaseModel):
             UserError: for unknown modes, weights, or an image size that the patches do not divide.
         """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=None)
-        self.mask_mode = check_choice("mask_mode", mask_mode, MASK_MODES)
+        self.mask_mode = check_choice("mask_mode", mask_mode, OWN_MASK_MODES)
         for key in loss_weights or {}:
             check_choice("loss weight", key, WEIGHTS)
         self.loss_weights, self.max_boxes, self.nms_iou = dict(loss_weights or {}), max_boxes, nms_iou
