@@ -24,6 +24,7 @@ from smartclip_det.evaluation.generalized_referring import (
     phrase_recall,
     ris_metrics,
 )
+from smartclip_det.evaluation.ref_l4 import SIZES, ref_l4_metrics
 from smartclip_det.evaluation.referring import ReferringScores, referring_metrics, score_referring
 from smartclip_det.evaluation.referring_files import Expression, load_expressions, load_grounding_predictions
 from smartclip_det.evaluation.request import EvaluationRequest, EvaluationResult
@@ -45,6 +46,14 @@ def _refcoco(request: EvaluationRequest) -> EvaluationResult:
     stamp = protocol_stamp("refcoco", overlap=request.overlap or "iou", strict=request.strict,
                            split=request.split or "all", unit="sentence, best-scored box")  # fmt: skip
     return EvaluationResult(stamp, referring_metrics(scores.overlap, strict=request.strict), scores.counts)
+
+
+def _ref_l4(request: EvaluationRequest) -> EvaluationResult:
+    truth = _expressions(request)
+    scores = score_referring(truth, load_grounding_predictions(request.pred, request.box_format))
+    stamp = protocol_stamp("ref-l4", overlap="iou", strict=True, split=request.split or "all", sizes=list(SIZES),
+                           unit="sentence, best-scored box; class averages over merged classes")  # fmt: skip
+    return EvaluationResult(stamp, ref_l4_metrics(truth, scores.overlap), scores.counts)
 
 
 def _grefcoco(request: EvaluationRequest) -> EvaluationResult:
@@ -136,6 +145,7 @@ def _fgovd(request: EvaluationRequest) -> EvaluationResult:
 GROUNDING: dict[str, Callable[[EvaluationRequest], EvaluationResult]] = {
     "refcoco": _refcoco,
     "grefcoco": _grefcoco,
+    "ref-l4": _ref_l4,
     "flickr": _flickr,
     "refseg": _refseg,
     "grefseg": _grefseg,

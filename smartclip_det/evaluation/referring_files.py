@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.detection_files import read_json
+from smartclip_det.utils.safe_load import load_plain_pickle
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Expression:
         dataset: data set name, empty if unknown.
         ann_ids: source annotation ids.
         masks: COCO segmentation of each box (run lengths or polygons); empty where the file has none.
+        category: class of the object as its data set names it, for class averages; empty if unknown.
     """
 
     id: int | str
@@ -49,29 +50,7 @@ class Expression:
     dataset: str = ""
     ann_ids: tuple[int, ...] = ()
     masks: tuple[Any, ...] = ()
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, strings and numbers; any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
-
-
-def load_plain_pickle(path: str | Path) -> Any:
-    """Read a pickle of plain data (Python 2 or 3) without running anything in it.
-
-    Raises:
-        UserError: when the file is missing, broken, or asks for a class or function.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"No pickle file at {path}. Check the path.")
-    try:
-        with path.open("rb") as handle:
-            return _PlainUnpickler(handle, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no pickle of plain data ({error}); nothing in it was run.") from error
+    category: str = ""
 
 
 def load_expressions(
@@ -179,6 +158,7 @@ def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
             id=i["id"], image_id=i.get("original_id", i["id"]), file_name=i["file_name"], sentence=i["caption"],
             boxes=tuple(_corners(a["bbox"]) for a in boxes.get(i["id"], [])), width=int(i.get("width") or 0),
             height=int(i.get("height") or 0), dataset=i.get("dataset_name", ""), split=i.get("split", ""),
+            category=i.get("category", ""),
             masks=_masks_of(boxes.get(i["id"], [])),
             ann_ids=tuple(a["original_id"] for a in boxes.get(i["id"], []) if "original_id" in a),
         )
@@ -227,7 +207,7 @@ def _from_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expr
                 id=s["sent_id"], image_id=ref["image_id"], file_name=name, sentence=s["sent"],
                 boxes=tuple(_corners(a["bbox"]) for a in targets), width=int(image.get("width") or 0),
                 height=int(image.get("height") or 0), split=ref.get("split", ""),
-                ann_ids=tuple(a["id"] for a in targets), masks=_masks_of(targets),
+                ann_ids=tuple(a["id"] for a in targets), masks=_masks_of(targets), category=ref.get("category", ""),
             ))  # fmt: skip
     return records
 

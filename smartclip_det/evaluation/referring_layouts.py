@@ -1,4 +1,4 @@
-"""Further layouts of referring expressions, writers, and the counts of the full sets (rec reference 2.1 to 2.5).
+"""Further layouts of referring expressions, and writers (rec reference 2.1 to 2.5).
 
 ``referring_files.load_expressions`` reads everything that is told here, too. Boxes are xyxy pixels inside.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,42 +16,6 @@ from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.safe_load import safe_torch_load
 
 LAYOUTS = ("jsonl", "mdetr", "odvg", "refs")
-#: Sentences of each split of the full sets.
-COUNTS: dict[str, dict[str, int]] = {
-    "refcoco-unc": {"train": 120_624, "val": 10_834, "testA": 5657, "testB": 5095},
-    "refcoco+-unc": {"train": 120_191, "val": 10_758, "testA": 5726, "testB": 4889},
-    "refcocog-umd": {"train": 80_512, "val": 4896, "test": 9602},
-    "refcocog-google": {"train": 85_474, "val": 9536},
-}
-#: Sentences of all splits together: those without a target, with one, and with several.
-TOTALS: dict[str, dict[str, int]] = {"grefcoco-unc": {"none": 32_202, "one": 166_008, "several": 80_022}}
-#: Splits that share images between training and testing, which must be said beside their numbers.
-SHARED_IMAGES = ("refcocog-google", "refcoco-google")
-
-
-def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]:
-    """Sentences by split, or of :data:`TOTALS` by targets; raises where they are not those of the full set.
-
-    Args:
-        name: in :data:`COUNTS` or :data:`TOTALS`.
-        expressions: all splits, or some; all of them for :data:`TOTALS`.
-
-    Raises:
-        UserError: for other numbers, or a split that the set does not have.
-    """
-    expected = {**COUNTS, **TOTALS}[check_choice("set", name, (*COUNTS, *TOTALS))]
-    if name in TOTALS:
-        found = dict(Counter(("none", "one", "several")[min(2, len(e.boxes))] for e in expressions))
-    else:
-        found = dict(Counter(e.split for e in expressions))
-    strange = [s for s in found if s not in expected]
-    if strange:
-        raise UserError(f"{name} has the splits {', '.join(expected)}; the file has {', '.join(strange)}.")
-    asked = expected if name in TOTALS else found
-    wrong = [f"{s} {found.get(s, 0):,} (of {expected[s]:,})" for s in asked if found.get(s, 0) != expected[s]]
-    if wrong:
-        raise UserError(f"These are not the sentences of {name}: {'; '.join(wrong)}.")
-    return found
 
 
 def read_transvg(path: str | Path) -> list[Expression]:
@@ -148,6 +111,10 @@ def _xywh(box: Sequence[float]) -> list[float]:
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
 
+def _category(expression: Expression) -> dict[str, str]:
+    return {"category": expression.category} if expression.category else {}
+
+
 def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
     """MDETR's json: an image entry for each sentence; no target is one annotation marked ``empty`` (gRefCOCO)."""
     _sized(expressions, "mdetr")
@@ -158,7 +125,7 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
         n = e.id if whole else number
         images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
                        "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset,
-                       "split": e.split})  # fmt: skip
+                       "split": e.split, **_category(e)})  # fmt: skip
         for k, box in enumerate(e.boxes):
             x, y, w, h = _xywh(box)
             found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
@@ -177,13 +144,16 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
 def odvg_of(expressions: Sequence[Expression]) -> list[dict[str, Any]]:
     """One grounding line for each sentence, also those without a target: MMDetection's own converter loses them.
 
-    The layout has no place for ids, splits and masks: several splits, or masks, are refused.
+    The layout has no place for ids, splits, masks and categories: several splits, masks, or categories are refused.
     """
     _sized(expressions, "odvg")
     splits = sorted({e.split for e in expressions})
-    if len(splits) > 1 or any(e.masks for e in expressions):
-        raise UserError(f"odvg cannot hold {'masks' if len(splits) == 1 else 'the splits ' + ', '.join(splits)}; "
-                        "write one split at a time (--split), and keep masks in jsonl, mdetr or refs.")  # fmt: skip
+    held = {"masks": any(e.masks for e in expressions), "categories": any(e.category for e in expressions),
+            f"the splits {', '.join(splits)}": len(splits) > 1}  # fmt: skip
+    lost = [what for what, there in held.items() if there]
+    if lost:
+        raise UserError(f"odvg cannot hold {' and '.join(lost)}; write one split at a time (--split), and keep masks "
+                        "and categories in jsonl, mdetr or refs.")  # fmt: skip
     return [
         {"filename": e.file_name, "height": e.height, "width": e.width,
          "grounding": {"caption": e.sentence, "regions": [
@@ -215,7 +185,7 @@ def refs_of(expressions: Sequence[Expression]) -> tuple[list[dict[str, Any]], di
         refs.append({"ref_id": len(refs), "ann_id": ids[0] if len(ids) == 1 else ids or [-1], "image_id": e.image_id,
                      "category_id": 1, "split": e.split, "file_name": e.file_name, "sent_ids": [e.id],
                      "sentences": [{"sent_id": e.id, "sent": e.sentence, "raw": e.sentence,
-                                    "tokens": e.sentence.split()}]})  # fmt: skip
+                                    "tokens": e.sentence.split()}], **_category(e)})  # fmt: skip
     instances: Mapping[str, Any] = {"images": list(images.values()), "annotations": list(annotations.values()),
                                     "categories": [{"id": 1, "name": "object"}]}  # fmt: skip
     return refs, dict(instances)

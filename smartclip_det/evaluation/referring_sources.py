@@ -1,4 +1,4 @@
-"""Expressions out of benchmarks with layouts of their own: D-cube, FG-OVD and Flickr30k Entities.
+"""Expressions out of benchmarks with layouts of their own: D-cube, FG-OVD, Ref-L4 and Flickr30k Entities.
 
 Boxes are xyxy pixels.
 """
@@ -20,7 +20,9 @@ _PHRASE = re.compile(r"\[/EN#(\d+)/([^ ]+) ([^\]]+)\]")
 
 
 def source_of(path: Path) -> str:
-    """``flickr-entities`` for a folder, ``dcube`` or ``fgovd`` for their files, empty for anything else."""
+    """``dcube``, ``fgovd`` or ``ref-l4`` for their files, ``ref-l4`` or ``flickr-entities`` for a folder, or empty."""
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        return "ref-l4"
     if path.is_dir():
         return "flickr-entities"
     if path.suffix != ".json":
@@ -68,6 +70,40 @@ def read_fgovd(path: str | Path) -> list[Expression]:
     return [
         _expression(a["id"], images[a["image_id"]], names[a["category_id"]], [a], "fgovd") for a in data["annotations"]
     ]
+
+
+def read_ref_l4(path: str | Path) -> list[Expression]:
+    """Ref-L4 (arXiv 2406.16866): one parquet file of sentences, or all of a folder (``ref-l4-val.parquet`` and test).
+
+    Raises:
+        UserError: without pyarrow (extra ``ref-l4``), for a broken file, or one without the benchmark's columns.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(
+            "Ref-L4 comes as parquet files, which need pyarrow: pip install 'smartclip_det[ref-l4]'."
+        ) from error
+    path, out = Path(path), []
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        try:
+            rows = parquet.read_table(file).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{file} is not a readable parquet file; it may be cut short. ({error})") from error
+        lacking = [k for k in ("id", "caption", "bbox", "file_name", "ori_category_id") if rows and k not in rows[0]]
+        if lacking:
+            raise UserError(
+                f"{file} is no Ref-L4 file: it has no column {', '.join(lacking)}; it has {', '.join(rows[0])}."
+            )
+        for row in rows:
+            x, y, w, h = (float(v) for v in row["bbox"])
+            out.append(Expression(
+                row["id"], row.get("image_id", row["file_name"]), row["file_name"], row["caption"],
+                ((x, y, x + w, y + h),), int(row.get("width") or 0), int(row.get("height") or 0), dataset="ref-l4",
+                split=row.get("split") or file.stem.rpartition("-")[2], category=str(row["ori_category_id"]),
+            ))  # fmt: skip
+    return out
 
 
 def _expression(

@@ -1,7 +1,8 @@
-"""Loading of torch files without running pickled code.
+"""Loading of torch files and pickles without running pickled code.
 
 ``torch.load`` is only ever called with ``weights_only=True`` and an allow-list for the plain-data classes that
-MMEngine writes into its checkpoints.
+MMEngine writes into its checkpoints. Other pickles (the refer toolbox, CIFAR) may hold plain data, and arrays where
+they are asked for.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
+import numpy as np
 import torch
 
 from smartclip_det.core.errors import UserError
@@ -93,3 +95,46 @@ def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], di
             return tensors, dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file; it may be cut short. ({error})") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Lists, dicts, strings and numbers; any class or function is refused, but for those of ``allowed``."""
+
+    allowed: ClassVar[dict[tuple[str, str], Any]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
+        return self.allowed[module, name]
+
+
+class _ArrayUnpickler(_PlainUnpickler):
+    """Numpy arrays as well, as numpy of any age pickles them."""
+
+    allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        # numpy renamed its core package: files of both ages name the same function differently.
+        ("numpy.core.multiarray", "_reconstruct"): np.array([]).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.array([]).__reduce__()[0],
+    }
+
+
+def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
+    """Read a pickle of plain data (Python 2 or 3) without running anything in it.
+
+    Args:
+        path: the file.
+        arrays: whether it may hold numpy arrays.
+
+    Raises:
+        UserError: when the file is missing, broken, or asks for a class or function.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No pickle file at {path}. Check the path.")
+    try:
+        with path.open("rb") as handle:
+            return (_ArrayUnpickler if arrays else _PlainUnpickler)(handle, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no pickle of plain data ({error}); nothing in it was run.") from error

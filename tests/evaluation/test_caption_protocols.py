@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -198,6 +201,47 @@ def test_class_folders_and_cifar_files(tmp_path):
         read_labelled(cifar)
     with pytest.raises(UserError, match="No folder"):
         read_labelled(tmp_path / "absent")
+
+
+class Python2Pickler(pickle._Pickler):
+    """Text and bytes as Python 2 wrote both: strings of bytes."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, value):
+        content = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_string
+
+
+def python_2_pickle(content, path):
+    """As CIFAR's files: protocol 2, and arrays of the old numpy."""
+    with path.open("wb") as handle:
+        Python2Pickler(handle, protocol=2).dump(content)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
+
+
+@pytest.mark.parametrize(("meta", "test", "names", "labels"), [
+    ("batches.meta", "test_batch", "label_names", "labels"), ("meta", "test", "fine_label_names", "fine_labels")])  # fmt: skip
+def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test, names, labels):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    rows = images.transpose(0, 3, 1, 2).reshape(3, 3072)
+    python_2_pickle({names: ["apple", "aquarium_fish"]}, tmp_path / meta)
+    python_2_pickle({"data": rows, labels: [1, 0, 1], "filenames": ["a", "b", "c"]}, tmp_path / test)
+    found = read_labelled(tmp_path)
+    assert (found.names, found.labels.tolist()) == (["apple", "aquarium fish"], [1, 0, 1])
+    assert all(np.array_equal(np.array(found.open(n)), images[n]) for n in range(3))
+    python_2_pickle({"data": rows, labels: [1, 0, 2]}, tmp_path / test)
+    with pytest.raises(UserError, match="3 labels of 2 classes"):
+        read_labelled(tmp_path)
+    python_2_pickle({"data": rows}, tmp_path / test)
+    with pytest.raises(UserError, match="are no CIFAR files"):
+        read_labelled(tmp_path)
+    python_2_pickle({"data": rows, labels: Path("x")}, tmp_path / test)
+    with pytest.raises(UserError, match=r"asks for pathlib.*nothing in it was run"):
+        read_labelled(tmp_path)
 
 
 def test_anchors_pass_at_their_tolerance_and_fail_beyond():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +13,9 @@ from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, image_key, training_images, without
+from smartclip_det.evaluation.referring_counts import FULL_SETS, check_counts
 from smartclip_det.evaluation.referring_files import Expression, load_expressions
-from smartclip_det.evaluation.referring_layouts import (
-    COUNTS,
-    TOTALS,
-    check_counts,
-    read_odvg,
-    read_transvg,
-    write_layout,
-)
+from smartclip_det.evaluation.referring_layouts import read_odvg, read_transvg, write_layout
 from tests.tools.test_runs import run
 
 BOXES = ((0.0, 1.0, 10.0, 12.0), (3.5, 4.0, 30.0, 20.0))
@@ -41,6 +37,9 @@ def test_none_one_and_many_survive_every_layout(layout, tmp_path):
     ]
     if layout == "jsonl":
         assert read == some()
+    named = [replace(e, category="o365_1") for e in some()]
+    write_layout(target, named, layout)
+    assert {e.category for e in load_expressions(target / "refs.json" if layout == "refs" else target)} == {"o365_1"}
     if layout == "mdetr":
         assert [(e.id, e.split) for e in read] == [(e.id, e.split) for e in some()]
 
@@ -54,6 +53,8 @@ def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
     masked = [Expression(1, 1, "a.jpg", "a", BOXES[:1], 9, 9, masks=([[0, 0, 1, 0, 1, 1]],))]
     with pytest.raises(UserError, match="cannot hold masks"):
         write_layout(tmp_path / "m.odvg.jsonl", masked, "odvg")
+    with pytest.raises(UserError, match="cannot hold categories"):
+        write_layout(tmp_path / "m.odvg.jsonl", [replace(e, category="x") for e in some()], "odvg")
     two = [*some(), Expression(9, 1, "a.jpg", "a", (), 9, 9, split="train")]
     with pytest.raises(UserError, match="the splits train, val"):
         write_layout(tmp_path / "m.odvg.jsonl", two, "odvg")
@@ -80,18 +81,47 @@ def test_transvg_files_run_nothing(tmp_path):
         read_transvg(tmp_path / "other_val.pth")
 
 
-def test_full_sets_are_counted(tmp_path):
-    for name, counts in COUNTS.items():
-        rows = [Expression(n, n, "a.jpg", "s", (), split=s) for s, c in counts.items() for n in range(c)]
-        assert check_counts(name, rows) == counts
+def full_rows(full):
+    """Sentences in the numbers of a full set, with as many images and objects."""
+    box, rows = ((0.0, 0.0, 1.0, 1.0),), []
+    for split in full.splits:
+        objects = full.objects.get(split, 1)
+        # Enough sentences for all objects where the set's number of sentences is not known.
+        for n in range(full.sentences.get(split, objects + 1)):
+            rows.append(Expression(len(rows), n % full.images.get(split, 1), "a.jpg", "s", box, split=split,
+                                   ann_ids=(n % objects,)))  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("name", [n for n in FULL_SETS if n != "grefcoco-unc"])
+def test_full_sets_are_counted(name):
+    full = FULL_SETS[name]
+    rows = full_rows(full)
+    found = check_counts(name, rows)
+    assert {s: found[s] for s in full.sentences} == full.sentences
+    if full.sentences:
+        lost = next(n for n, e in enumerate(rows) if e.split in full.sentences)
         with pytest.raises(UserError, match="These are not the sentences"):
-            check_counts(name, rows[1:])
-    (totals,) = TOTALS.values()
-    assert sum(totals.values()) == 278_232
-    box = ((0.0, 0.0, 1.0, 1.0),)
-    rows = [Expression(n, n, "a.jpg", "s", box * k) for k, c in enumerate(totals.values()) for n in range(c)]
-    assert check_counts("grefcoco-unc", rows) == totals
-    with pytest.raises(UserError, match=r"none 32,201 \(of 32,202\)"):
+            check_counts(name, rows[:lost] + rows[lost + 1 :])
+    if full.images:
+        with pytest.raises(UserError, match=f"images of train: {full.images['train'] + 1:,}"):
+            check_counts(name, [replace(rows[0], image_id=-1), *rows[1:]])
+        with pytest.raises(UserError, match=f"objects of train: {full.objects['train'] + 1:,}"):
+            check_counts(name, [replace(rows[0], ann_ids=(-1,)), *rows[1:]])
+        # Without names of objects they cannot be counted.
+        assert check_counts(name, [replace(r, ann_ids=()) for r in rows]) == found
+
+
+def test_sets_with_none_and_several_are_counted_as_a_whole():
+    full = FULL_SETS["grefcoco-unc"]
+    assert sum(full.targets.values()) == full.sentences["all"] == 278_232
+    ids, rows = itertools.cycle(range(full.objects["all"])), []
+    for several, count in enumerate(full.targets.values()):
+        for _ in range(count):
+            rows.append(Expression(len(rows), len(rows) % full.images["all"], "a.jpg", "s",
+                                   ((0.0, 0.0, 1.0, 1.0),) * several, ann_ids=tuple(next(ids) for _ in range(several))))  # fmt: skip
+    assert check_counts("grefcoco-unc", rows) == {"all": 278_232, **full.targets}
+    with pytest.raises(UserError, match=r"with none target: 32,201 \(of 32,202\)"):
         check_counts("grefcoco-unc", rows[1:])
     with pytest.raises(UserError, match="has the splits train, val, testA, testB; the file has test"):
         check_counts("refcoco-unc", [Expression(1, 1, "a.jpg", "s", (), split="test")])

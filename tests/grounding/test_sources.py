@@ -1,4 +1,4 @@
-"""Expressions out of D-cube, FG-OVD and Flickr30k Entities."""
+"""Expressions out of D-cube, FG-OVD, Ref-L4 and Flickr30k Entities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import pytest
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.referring_files import load_expressions
-from smartclip_det.evaluation.referring_sources import read_dcube, read_fgovd, read_flickr_entities, source_of
+from smartclip_det.evaluation.referring_sources import (
+    read_dcube,
+    read_fgovd,
+    read_flickr_entities,
+    read_ref_l4,
+    source_of,
+)
 from tests.tools.test_runs import run
 
 SENTENCES = """[/EN#1/people Two men] look at [/EN#2/animals a brown dog] .
@@ -75,3 +81,73 @@ def test_captions_of_the_real_fgovd_slice(shared):
         found = read_fgovd(path)
         assert len(found) == count
         assert all(len(e.boxes) == len(e.masks) == 1 and e.width for e in found)
+
+
+def ref_l4_row(key, side, category, **more):
+    return {"id": key, "caption": f"sentence {key}", "bbox": [10.0, 20.0, side, side], "ori_category_id": category,
+            "image_id": f"o365_{key}", "height": 700, "width": 800, "file_name": f"{key}.jpg", "is_rewrite": False, **more}  # fmt: skip
+
+
+def test_ref_l4_from_parquet_to_its_accuracies(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    source = tmp_path / "Ref-L4"
+    source.mkdir()
+    # Sides 100 (small), 128 and 256 (medium), 300 (large); refcoco_16 and refcoco_6 are one class, o365_9 another.
+    rows = [ref_l4_row(1, 100.0, "refcoco_16", split="val"), ref_l4_row(2, 128.0, "refcoco_6", split="val")]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), source / "ref-l4-val.parquet")
+    rows = [ref_l4_row(3, 256.0, "o365_9"), ref_l4_row(4, 300.0, "refcoco_44")]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), source / "ref-l4-test.parquet")
+    assert source_of(source) == source_of(source / "ref-l4-val.parquet") == "ref-l4"
+    found = read_ref_l4(source)
+    assert [(e.id, e.split, e.category) for e in found] == [
+        (3, "test", "o365_9"), (4, "test", "refcoco_44"), (1, "val", "refcoco_16"), (2, "val", "refcoco_6"),
+    ]  # fmt: skip
+    assert found[0].boxes == ((10.0, 20.0, 266.0, 276.0),)
+    assert run("tools/data/convert_grounding.py", source, tmp_path / "r.jsonl", "--check", "ref-l4",
+               check=False).returncode == 2  # fmt: skip
+    run("tools/data/convert_grounding.py", source, tmp_path / "r.jsonl")
+    assert load_expressions(tmp_path / "r.jsonl") == found
+    # Hits at IoU 1 (small), exactly 0.5 (medium: no hit, the rule is strict), 0.75 (medium), and nothing (large).
+    boxes = {1: [10, 20, 110, 120], 2: [10, 20, 138, 84], 3: [10, 20, 266, 212]}
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"id": k, "boxes": [b], "scores": [1.0]}) + "\n" for k, b in boxes.items())
+    )
+    run(
+        "tools/evaluate.py",
+        "ref-l4",
+        "--ann",
+        tmp_path / "r.jsonl",
+        "--pred",
+        tmp_path / "p.jsonl",
+        "--out",
+        tmp_path / "o.json",
+    )
+    told = json.loads((tmp_path / "o.json").read_text())
+    assert told["protocol"]["strict"] is True
+    want = {
+        "acc50": 0.5, "acc75": 0.25, "acc90": 0.25, "acc_mean": (10 + 5) / 40, "acc50_small": 1.0, "acc50_medium": 0.5,
+        "acc_mean_medium": 0.25, "acc50_large": 0.0, "acc50_class_average": 0.5, "acc_mean_class_average": (0.5 + 0.25) / 2,
+    }  # fmt: skip
+    assert {k: told["metrics"][k] for k in want} == pytest.approx(want)
+    assert told["counts"] == {"sentences": 4, "missing": 1, "empty": 0}
+
+
+def test_broken_ref_l4_files(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        read_ref_l4(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([{"id": 1, "text": "a"}]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column caption, bbox, file_name, ori_category_id; it has id, text"):
+        read_ref_l4(tmp_path / "a.parquet")
+    (tmp_path / "e.jsonl").write_text('{"id": 1, "boxes": [[0, 0, 9, 9]], "sentence": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "boxes": [[0, 0, 9, 9]]}\n')
+    done = run(
+        "tools/evaluate.py", "ref-l4", "--ann", tmp_path / "e.jsonl", "--pred", tmp_path / "p.jsonl", check=False
+    )
+    assert done.returncode == 2
+    assert "have no category" in done.stderr

@@ -6,10 +6,11 @@
     python tools/data/convert_grounding.py refcoco.jsonl finetune_refcoco_val.json --to mdetr --split val
     python tools/data/convert_grounding.py unc+_testA.pth testA.jsonl
     python tools/data/convert_grounding.py flickr30k_entities/ flickr.jsonl
+    python tools/data/convert_grounding.py Ref-L4/ ref_l4.jsonl --check ref-l4
 
 Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
-lines (.odvg.jsonl), D-cube and FG-OVD json, the folder of Flickr30k Entities. Written: jsonl, mdetr, odvg, refs (a
-folder). The google splits share images between training and testing, which is said.
+lines (.odvg.jsonl), D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
+Written: jsonl, mdetr, odvg, refs (a folder). The google splits share images of training with testing, which is said.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.evaluation.referring_counts import FULL_SETS, check_counts
 from smartclip_det.evaluation.referring_files import Expression, load_expressions
-from smartclip_det.evaluation.referring_layouts import (
-    COUNTS,
-    LAYOUTS,
-    SHARED_IMAGES,
-    TOTALS,
-    check_counts,
-    read_odvg,
-    read_transvg,
-    write_layout,
+from smartclip_det.evaluation.referring_layouts import LAYOUTS, read_odvg, read_transvg, write_layout
+from smartclip_det.evaluation.referring_sources import (
+    read_dcube,
+    read_fgovd,
+    read_flickr_entities,
+    read_ref_l4,
+    source_of,
 )
-from smartclip_det.evaluation.referring_sources import read_dcube, read_fgovd, read_flickr_entities, source_of
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
+
+#: By what ``source_of`` finds.
+READERS = {"dcube": read_dcube, "fgovd": read_fgovd, "ref-l4": read_ref_l4, "flickr-entities": read_flickr_entities}
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--to", choices=LAYOUTS, default="jsonl")
     parser.add_argument("--split", help="keep one split")
     parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: beside it")
-    parser.add_argument("--check", choices=(*COUNTS, *TOTALS), help="the full set that the source must be")
+    parser.add_argument("--check", choices=list(FULL_SETS), help="the full set that the source must be")
     return parser.parse_args()
 
 
@@ -52,7 +54,7 @@ def read(args: argparse.Namespace) -> list[Expression]:
         raise UserError(f"No expression file at {args.source}. Check the path.")
     own = source_of(args.source)
     if own:
-        return {"dcube": read_dcube, "fgovd": read_fgovd, "flickr-entities": read_flickr_entities}[own](args.source)
+        return READERS[own](args.source)
     if args.source.suffix == ".pth":
         return read_transvg(args.source)
     if args.source.name.endswith(".odvg.jsonl"):
@@ -66,7 +68,7 @@ def main() -> None:
     expressions = read(args)
     if args.check:
         print(f"{args.check}: {check_counts(args.check, expressions)}")
-        if args.check in SHARED_IMAGES:
+        if FULL_SETS[args.check].shared_images:
             print(
                 "warning: this partition is by object: images of training are in val and test. Say so beside numbers."
             )
