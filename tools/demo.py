@@ -7,7 +7,8 @@
     python tools/demo.py street.jpg --heatmap --text "a red mug" --config CONFIG --checkpoint W.pth
 
 One phrase is one argument, or one line of the vocabulary file. A score is the probability of the phrase against
-background alone: it does not change with the other phrases.
+background alone: it does not change with the other phrases. With --ground the config may be of a trained grounding
+head, whose scores are the probability that a box is meant.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ import numpy as np
 from mmengine.config import DictAction
 from PIL import Image
 
-from smartclip_det.apis import Detections, SmartCLIPPredictor
+from smartclip_det.apis import Detections, ReferringPredictor, SmartCLIPPredictor
 from smartclip_det.apis.predictor import load_image
 from smartclip_det.core.errors import UserError
+from smartclip_det.engine.config import load_config
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.models.grounding.parsing import parse_expression
 from smartclip_det.models.vocabulary import read_vocabulary
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
 
+Predictor = SmartCLIPPredictor | ReferringPredictor
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -42,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("images", nargs="+", type=Path, help="image files or folders")
     parser.add_argument("--text", nargs="+", default=[], help="phrases, one per argument")
     parser.add_argument("--vocabulary", type=Path, help=".txt with one name a line, or .json list")
-    parser.add_argument("--config", required=True, help="config of an open-vocabulary detector")
+    parser.add_argument("--config", required=True, help="config of an open-vocabulary detector or a grounding head")
     parser.add_argument("--checkpoint", help="its weights; without, heads are random")
     parser.add_argument("--ground", action="store_true", help="phrases are referring expressions; a panel for each")
     parser.add_argument("--heatmap", action="store_true", help="also draw similarity maps and masks")
@@ -62,16 +65,13 @@ def main() -> int:
         raise UserError("Nothing to look for: give --text PHRASE... or --vocabulary FILE.")
     images = find_images(args.images)
     check_outputs(images, args.out_dir)
-    predictor = SmartCLIPPredictor.from_config(
-        args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options
-    )
-    print(f"device: {predictor.device}, policy: {predictor.policy.to_dict()}")
+    predictor = load_predictor(args)
+    print(f"device: {predictor.device}, {predictor.protocol}")
     if not args.checkpoint:
         print("note: no --checkpoint: the heads are random and the boxes mean nothing.")
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    stamp = protocol_stamp("demo", config=str(args.config), policy=predictor.policy.to_dict(),
-                           checkpoint_sha256=file_hash(args.checkpoint) if args.checkpoint else None,
-                           towers=predictor.encoder.checkpoint_hash)  # fmt: skip
+    stamp = protocol_stamp("demo", config=str(args.config), **predictor.protocol,
+                           checkpoint_sha256=file_hash(args.checkpoint) if args.checkpoint else None)  # fmt: skip
     bad: list[str] = []
     for path in images:
         try:
@@ -83,6 +83,19 @@ def main() -> int:
     if bad:
         print(f"error: {len(bad)} of {len(images)} images could not be used.", file=sys.stderr)
     return 2 if bad else 0
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """The detector of the config, or its trained grounding head."""
+    if load_config(args.config, args.cfg_options).model.type != "SmartCLIPReferring":
+        return SmartCLIPPredictor.from_config(
+            args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options
+        )
+    if not args.ground:
+        raise UserError(f"{args.config} is of a grounding head, which reads expressions: say --ground.")
+    return ReferringPredictor.from_config(
+        args.config, args.checkpoint, device=args.device, cfg_options=args.cfg_options
+    )
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -113,7 +126,7 @@ def check_outputs(images: list[Path], out_dir: Path) -> None:
             raise UserError(f"The picture of {path} would overwrite it. Give another --out-dir.")
 
 
-def show_image(predictor: SmartCLIPPredictor, path: Path, texts: list[str], args: argparse.Namespace,
+def show_image(predictor: Predictor, path: Path, texts: list[str], args: argparse.Namespace,
                stamp: dict[str, Any]) -> None:  # fmt: skip
     """Encode one image, answer, write picture and JSON, and say where."""
     start = time.perf_counter()
@@ -142,7 +155,7 @@ def show_image(predictor: SmartCLIPPredictor, path: Path, texts: list[str], args
     print(f"  written: {', '.join(map(str, written))}")
 
 
-def answer(predictor: SmartCLIPPredictor, texts: list[str], args: argparse.Namespace) -> Detections:
+def answer(predictor: Predictor, texts: list[str], args: argparse.Namespace) -> Detections:
     """All detections, or the boxes of each expression."""
     if not args.ground:
         return predictor.detect(texts)
@@ -153,7 +166,7 @@ def answer(predictor: SmartCLIPPredictor, texts: list[str], args: argparse.Names
     )  # fmt: skip
 
 
-def panel(predictor: SmartCLIPPredictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
+def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
     """Five boxes with score bars, the expression's tree, and a similarity map for each of its texts."""
     found, tree = predictor.ground(expression, top_k=5), parse_expression(expression)
     maps = {t: predictor.explain(t).similarity for t in dict.fromkeys([expression, *tree.texts()])}
@@ -162,7 +175,7 @@ def panel(predictor: SmartCLIPPredictor, picture: Image.Image, expression: str, 
                            maps=maps, title=f"none reaches {threshold}" if none else "")  # fmt: skip
 
 
-def heatmaps(predictor: SmartCLIPPredictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:
+def heatmaps(predictor: Predictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:
     """A similarity map per text, and all masks in one strip."""
     paths, masks = [], []
     for i, text in enumerate(texts):

@@ -165,6 +165,11 @@ class SmartCLIPPredictor:
         return next(self.detector.parameters()).device
 
     @property
+    def protocol(self) -> dict[str, Any]:
+        """What belongs into the stamp of its answers."""
+        return {"policy": self.policy.to_dict(), "towers": self.encoder.checkpoint_hash}
+
+    @property
     def vocabulary(self) -> tuple[str, ...]:
         """Names of the bank in force; empty before :meth:`set_vocabulary`."""
         bank = self.detector.text_bank

@@ -23,7 +23,7 @@ from smartclip_det.datasets.leakage import image_key
 from smartclip_det.datasets.referring_augment import mirror, random_crop
 from smartclip_det.evaluation.generalized_referring import whole_mask
 from smartclip_det.evaluation.referring_files import Expression, load_expressions
-from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes
+from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes, square_scale
 
 
 @DATASETS.register_module()
@@ -146,8 +146,7 @@ class ReferringDataset(BaseDataset):
             image, boxes, sentences, masks, flipped = self._augmented(image, boxes, sentences, masks, rng)
         square, size = pixels(fit_square(image, self.image_size, self.fit)), image.size
         facts = {"img_id": record["img_id"], "img_path": record["img_path"], "ori_shape": size[::-1],
-                 "scale": tuple(square_boxes(np.array([[0, 0, *size]]), size, self.image_size, self.fit)[0, 2:]
-                                / np.array(size)), "sentences": sentences, "flipped": flipped,
+                 "scale": square_scale(size, self.image_size, self.fit), "sentences": sentences, "flipped": flipped,
                  "sentence_ids": [record["sentence_ids"][i] for i in chosen],
                  "boxes": [torch.from_numpy(square_boxes(np.array(b), size, self.image_size, self.fit)).float()
                            for b in boxes]}  # fmt: skip

@@ -56,19 +56,38 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def fit_square(image: Image.Image, side: int, fit: str = "crop") -> Image.Image:
     """An RGB image as a ``side`` x ``side`` square, bicubic; see :data:`FITS`."""
     check_choice("fit", fit, FITS)
-    width, height = image.size
+    width, height = _resized(image.size, side, fit)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
     if fit == "squash":
-        return image.resize((side, side), Image.Resampling.BICUBIC)
-    scale = side / (min(width, height) if fit == "crop" else max(width, height))
-    # int, as torchvision's Resize cuts the longer side.
-    size = (max(1, int(width * scale + 1e-6)), max(1, int(height * scale + 1e-6)))
-    resized = image.resize(size, Image.Resampling.BICUBIC)
+        return resized
     if fit == "crop":
-        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        left, top = round((width - side) / 2), round((height - side) / 2)
         return resized.crop((left, top, left + side, top + side))
     square = Image.new("RGB", (side, side), MEAN_COLOUR)
     square.paste(resized, (0, 0))
     return square
+
+
+def _resized(size: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
+    """Width and height of an image before it is cut or padded to the square."""
+    if fit == "squash":
+        return side, side
+    factor = side / (min(size) if fit == "crop" else max(size))
+    # int, as torchvision's Resize cuts the longer side.
+    width, height = (max(1, int(n * factor + 1e-6)) for n in size)
+    return width, height
+
+
+def square_scale(size: tuple[int, int], side: int, fit: str = "crop") -> tuple[float, float]:
+    """Pixels of the square for each of the image's, in x and in y (see :func:`fit_square`).
+
+    Args:
+        size: width and height of the image.
+        side: of the square.
+        fit: see :data:`FITS`.
+    """
+    width, height = _resized(size, side, check_choice("fit", fit, FITS))
+    return width / size[0], height / size[1]
 
 
 def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str = "crop") -> np.ndarray:
@@ -83,15 +102,8 @@ def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str =
     Returns:
         ``[R, 4]`` xyxy, cut at the square's border; a box outside of it has no area.
     """
-    check_choice("fit", fit, FITS)
-    width, height = size
-    if fit == "squash":
-        scale, shift = np.array([side / width, side / height]), np.zeros(2)
-    else:
-        factor = side / (min(size) if fit == "crop" else max(size))
-        resized = np.array([max(1, int(width * factor + 1e-6)), max(1, int(height * factor + 1e-6))])
-        scale = resized / np.array([width, height])
-        shift = np.round((resized - side) / 2) if fit == "crop" else np.zeros(2)
+    scale = np.array(square_scale(size, side, fit))
+    shift = np.round((np.array(size) * scale - side) / 2) if fit == "crop" else np.zeros(2)
     corners = np.asarray(boxes, dtype=float).reshape(-1, 2, 2) * scale - shift
     return corners.clip(0, side).reshape(-1, 4)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from mmengine.structures import BaseDataElement
+from PIL import Image
 from torch.nn import functional
 
+from smartclip_det.apis import ReferringPredictor
+from smartclip_det.apis.referring_predictor import CHUNK
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine, paired_masked_cosine
 from smartclip_det.datasets.referring import ReferringDataset
@@ -161,6 +165,53 @@ def test_predictions_are_in_the_pixels_of_the_image():
     assert found[0]["boxes"][0] == pytest.approx(expected, abs=1e-3)
     assert found[0]["scores"][0] == pytest.approx(raw.exists[0, best].sigmoid().item(), abs=1e-6)
     assert found[0]["mask"].shape == (100, 128)
+
+
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
+    source = shared / "coco_mini_train"
+    photo = sorted((source / "images").iterdir())[0]
+    with Image.open(photo) as opened:
+        size = opened.size
+    texts = [f"the {n} things on the left" for n in range(CHUNK + 2)]
+    rows = [Expression(n, 1, photo.name, t, ((0, 0, 9, 9),), *size, split="val") for n, t in enumerate(texts)]
+    write_expressions(tmp_path / "e.jsonl", rows)
+    data = ReferringDataset(ann_file=str(tmp_path / "e.jsonl"), images=str(source / "images"), split="val", fit=fit,
+                            image_size=64, test_mode=True)  # fmt: skip
+    model = build(head={"queries": 3, "mask_branch": True}).eval()
+    one = data[0]
+    with torch.no_grad():
+        run = model([one["inputs"]], [one["data_samples"]], mode="predict")[0].grounded
+    predictor = ReferringPredictor(model, fit)
+    predictor.set_image(photo)
+    model.towers.image_tower.features = None  # any further encoding would fail
+    found = predictor.ground(texts, top_k=10)
+    for mine, theirs in zip(found, run, strict=True):
+        assert mine.boxes == pytest.approx(np.array(theirs["boxes"]), abs=1e-3)
+        assert mine.scores == pytest.approx(np.array(theirs["scores"]), abs=1e-5)
+    assert np.array_equal(predictor.segment(texts[-1]), run[-1]["mask"])
+    best = predictor.ground(texts[3])
+    assert (len(best), best.label_names) == (1, [texts[3]])
+    assert len(predictor.ground(texts[3], threshold=float(best.scores[0]) + 1e-4)) == 0
+    tokens, told = predictor._encoded()[0], model.text_tokens(texts[:1])
+    cell = masked_cosine(tokens.dense[0, :, 1, 2][None], told.embeds, told.masks)
+    explained = predictor.explain(texts[0])
+    assert explained.similarity[1, 2] == pytest.approx(cell.item(), abs=1e-6)
+    assert explained.similarity.shape == ((8, 8) if fit == "squash" else (round(8 * size[1] / size[0]), 8))
+
+
+def test_a_predictor_without_image_masks_or_text_says_so(tmp_path):
+    predictor = ReferringPredictor(build())
+    with pytest.raises(UserError, match=r"Call set_image\(image\)"):
+        predictor.ground("a dog")
+    predictor.set_image(np.zeros((40, 60, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"mask_branch=True"):
+        predictor.segment("a dog")
+    for bad, message in ((" ", "is empty"), ([], "No expression"), ("dog " * 300, "token")):
+        with pytest.raises(UserError, match=message):
+            predictor.ground(bad)
+    with pytest.raises(UserError, match="builds OpenVocabRCNN"):
+        ReferringPredictor.from_config("configs/toy/open-vocab-rcnn_smartclip-toy_toy.py")
 
 
 def test_kept_sentences_depend_on_neither_precision_nor_device():

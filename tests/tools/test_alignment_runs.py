@@ -204,3 +204,13 @@ def test_a_grounding_head_is_trained_tested_and_scored_again(aligned):
     run("tools/evaluate.py", "grefcoco", "--ann", root / "toy/refs/finetune_toy_val.json", "--pred", root / "refexp.jsonl",
         "--score-threshold", "0.5", "--out", root / "again.json")  # fmt: skip
     assert json.loads((root / "again.json").read_text())["metrics"] == content["metrics"]
+    photo, asked = next((root / "toy/images/val").glob("*.jpg")), ["the red circle on the left", "a star"]
+    demo = ["tools/demo.py", photo, "--text", *asked, "--config", config, "--checkpoint", saved, "--device", "cpu",
+            "--out-dir", root / "demo"]  # fmt: skip
+    run(*demo, "--ground", "--heatmap", *options)
+    told = json.loads((root / "demo" / f"{photo.stem}.json").read_text())
+    assert [d["name"] for d in told["detections"]] == asked
+    assert told["protocol"]["mask_mode"] == "hard"
+    assert {p.name for p in (root / "demo").iterdir()} >= {f"{photo.stem}_ground.png", f"{photo.stem}_masks.png"}
+    done = run(*demo, *options, check=False)
+    assert (done.returncode, "say --ground" in done.stderr) == (2, True)

@@ -157,29 +157,45 @@ class SmartCLIPReferring(BaseModel):
         """Boxes in pixels of the original image, best first; the letterbox is undone."""
         rows = iter(range(len(output.boxes)))
         for s in samples:
-            scale = self.mean.new_tensor([*s.scale, *s.scale])
-            height, width = s.ori_shape
-            limit = self.mean.new_tensor([width, height, width, height])
             found = []
             for sentence_id in s.sentence_ids:
                 k = next(rows)
-                corners = box_convert(output.boxes[k].float(), "cxcywh", "xyxy") * self.image_size / scale
-                corners = torch.minimum(corners.clamp(min=0), limit)
-                scores = output.exists[k].float().sigmoid()
-                order = nms(corners, scores, self.nms_iou)[: self.max_boxes]
-                one = {"id": sentence_id, "boxes": corners[order].tolist(), "scores": scores[order].tolist()}
+                boxes, scores = self.boxes_of(output, k, s.scale, s.ori_shape)
+                one = {"id": sentence_id, "boxes": boxes.tolist(), "scores": scores.tolist()}
                 if output.pixels is not None:
-                    one["mask"] = self._mask(output.pixels[k], scale, (height, width))
+                    one["mask"] = self.mask_of(output.pixels[k], s.scale, s.ori_shape)
                 found.append(one)
             s.set_metainfo({"grounded": found})
         return list(samples)
 
-    def _mask(self, logits: Tensor, scale: Tensor, size: tuple[int, int]) -> Any:
-        """``[H, W]`` bool of the original image."""
+    def boxes_of(
+        self, output: GroundingOutput, k: int, scale: tuple[float, float], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes of sentence k in pixels of the original image, and their probabilities, best first after NMS.
+
+        Args:
+            output: of the head.
+            k: row of the sentence.
+            scale: square over image pixels, x and y.
+            size: height and width of the image.
+
+        Returns:
+            ``[N, 4]`` xyxy, cut at the image's border, and ``[N]``.
+        """
+        height, width = size
+        corners = box_convert(output.boxes[k].float(), "cxcywh", "xyxy") * self.image_size
+        corners = corners / corners.new_tensor([*scale, *scale])
+        corners = torch.minimum(corners.clamp(min=0), corners.new_tensor([width, height, width, height]))
+        scores = output.exists[k].float().sigmoid()
+        order = nms(corners, scores, self.nms_iou)[: self.max_boxes]
+        return corners[order], scores[order]
+
+    def mask_of(self, logits: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Any:
+        """``[H, W]`` bool of the original image, from a row of ``GroundingOutput.pixels``; see :meth:`boxes_of`."""
         height, width = size
         grown = torch.nn.functional.interpolate(
             logits[None, None], (self.image_size, self.image_size), mode="bilinear", align_corners=False
         )
-        inside = grown[..., : max(1, round(height * float(scale[1]))), : max(1, round(width * float(scale[0])))]
+        inside = grown[..., : max(1, round(height * scale[1])), : max(1, round(width * scale[0]))]
         whole = torch.nn.functional.interpolate(inside, (height, width), mode="bilinear", align_corners=False)
         return (whole[0, 0] > 0).cpu().numpy()
