@@ -14,6 +14,7 @@ _SMALLER = """What needs less, in the order of what it costs:
   training    --amp; --cfg-options train_dataloader.batch_size=1 (with --auto-scale-lr); for trained towers
               model.backbone.checkpointing=True
   testing     --cfg-options test_dataloader.batch_size=1; model.test_cfg.rcnn.class_chunk=1024 for large vocabularies
+  images      smaller ones: --cfg-options test_dataloader.dataset.pipeline.1.scale='(640,640)'
   encoding    a smaller --dense-size; fewer --views
   evaluation  predictions as .safetensors (tools/test.py --out pred.safetensors)"""
 

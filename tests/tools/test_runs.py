@@ -175,6 +175,32 @@ def test_two_processes_train_with_frozen_parts(small):
     assert (root / "dist/epoch_1.pth").is_file()
 
 
+#: Runs a tool with little more memory than its libraries take.
+SHORT_OF_MEMORY = """
+import resource, runpy, sys
+import torch, mmdet, smartclip_det.parts
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {tools!r})
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 10**9, resource.RLIM_INFINITY))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_memory_that_runs_out_is_told_with_what_needs_less(small, tmp_path):
+    root, source, _ = small
+    (tmp_path / "short.py").write_text(SHORT_OF_MEMORY.format(tools=str(REPO / "tools")))
+    demo = [tmp_path / "short.py", "tools/demo.py", source / "images/000000037666.jpg", "--text", "cat", "--config",
+            root / "config.py", "--checkpoint", root / "run/epoch_1.pth", "--out-dir", tmp_path, "--cfg-options"]  # fmt: skip
+    assert run_process(*demo, "test_dataloader.dataset.pipeline.1.scale=(128,128)").returncode == 0
+    done = run_process(*demo, "test_dataloader.dataset.pipeline.1.scale=(6000,6000)")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "error: out of memory" in done.stderr
+    assert "pipeline.1.scale" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_amp_on_a_cpu_is_bfloat16(small):
     root, _, _ = small
     done = run("tools/train.py", root / "config.py", "--work-dir", root / "amp", "--amp")
@@ -336,7 +362,7 @@ class TestPredictor:
             load_image(np.zeros((4, 4)))
         with pytest.raises(UserError, match="No checkpoint at"):
             SmartCLIPPredictor.from_config(root / "config.py", "absent.pth")
-        with pytest.raises(UserError, match="needs an OpenVocabRCNN"):
+        with pytest.raises(UserError, match="An OpenVocabRCNN config is needed"):
             SmartCLIPPredictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")
         import torch
 
