@@ -5,7 +5,7 @@ The loss over captions of an image needs the strip alone; the loss over images o
 column, which processes complete with one vector of Bg numbers. No second strip, and no image ever travels.
 
 A strip is worked off in tiles. With more than one, each is computed again in the backward pass, so that memory follows
-the tile and not B x Bg; values and gradients are the same.
+the tile and not B x Bg; values and gradients are the same. A single tile of the softmax losses keeps its logits alone.
 
 Shape letters: B images of this process, Bg captions of all processes, D joint embedding.
 """
@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from smartclip_det.core.errors import UserError
-from smartclip_det.core.similarity import masked_cosine
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.similarity import TEXT_NORMS, check_shapes, masked_cosine
+from smartclip_det.core.softmax_tile import SoftmaxTile, own_logits
 
 #: The released recipe uses a constant scale; ``logit_scale`` exists in its checkpoints but is not used.
 SCALE = 100.0
@@ -83,13 +84,17 @@ def softmax_strip(
     """
     if first < 0 or first + len(image_embeds) > len(text_embeds):
         raise UserError(f"{len(image_embeds)} images from column {first} on do not fit {len(text_embeds)} captions.")
+    check_shapes(image_embeds, text_embeds, masks)
+    masked_norm = check_choice("text_norm", text_norm, TEXT_NORMS) == "masked"
+    dtype = torch.float64 if image_embeds.dtype == torch.float64 else torch.float32
+    factor = torch.as_tensor(scale, dtype=dtype, device=image_embeds.device)
 
-    def read(logits: Tensor, offset: int) -> tuple[Tensor, ...]:
-        return logits.logsumexp(1), logits.logsumexp(0), _diagonal(logits, offset), logits.sum()
+    def run(v: Tensor, t: Tensor, m: Tensor | None, offset: int) -> tuple[Tensor, ...]:
+        return SoftmaxTile.apply(v, t, m, factor, offset, masked_norm)
 
-    rows, columns, matched = [], [], []
-    total = image_embeds.new_zeros((), dtype=torch.float64 if image_embeds.dtype == torch.float64 else torch.float32)
-    for line in _tiled(read, image_embeds, text_embeds, masks, first, scale, text_norm, tile):
+    given = image_embeds.to(dtype), text_embeds.to(dtype), None if masks is None else masks.to(dtype)
+    rows, columns, matched, total = [], [], [], given[0].new_zeros(())
+    for line in _tiled(run, *given, first, tile):
         rows.append(torch.stack([r for r, _, _, _ in line]).logsumexp(0))
         columns.append(torch.cat([c for _, c, _, _ in line]))
         matched.append(torch.stack([m for _, _, m, _ in line]).sum(0))
@@ -106,42 +111,30 @@ def sigmoid_strip(
     Arguments as in :func:`softmax_strip`; ``bias`` is added to each scaled cosine.
     """
 
-    def read(logits: Tensor, offset: int) -> tuple[Tensor, ...]:
-        shifted = logits + bias
+    def run(v: Tensor, t: Tensor, m: Tensor | None, offset: int) -> tuple[Tensor, ...]:
+        shifted = alignment_logits(v, t, m, scale=scale, text_norm=text_norm) + bias
         # softplus(-x) = softplus(x) - x turns a negative pair into a positive one.
-        return ((functional.softplus(shifted).sum() - _diagonal(shifted, offset).sum()),)
+        return ((functional.softplus(shifted).sum() - own_logits(shifted, offset).sum()),)
 
-    lines = _tiled(read, image_embeds, text_embeds, masks, first, scale, text_norm, tile)
+    lines = _tiled(run, image_embeds, text_embeds, masks, first, tile)
     return torch.stack([found for line in lines for (found,) in line]).sum()
 
 
-def _diagonal(logits: Tensor, offset: int) -> Tensor:
-    """``[rows]`` logits of column ``offset + row``, 0 where a tile does not have it."""
-    columns = torch.arange(len(logits), device=logits.device) + offset
-    inside = (columns >= 0) & (columns < logits.shape[1])
-    found = logits.gather(1, columns.clamp(0, logits.shape[1] - 1).unsqueeze(1)).squeeze(1)
-    return torch.where(inside, found, torch.zeros_like(found))
-
-
 def _tiled(
-    read: Callable[[Tensor, int], tuple[Tensor, ...]], images: Tensor, texts: Tensor, masks: Tensor | None, first: int,
-    scale: float | Tensor, text_norm: str, tile: int,
+    run: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, ...]], images: Tensor, texts: Tensor,
+    masks: Tensor | None, first: int, tile: int,
 ) -> list[list[tuple[Tensor, ...]]]:  # fmt: skip
-    """``read(logits, offset)`` of each tile, as lines of tiles; recomputed in backward where there are several."""
+    """``run(images, texts, masks, offset)`` of each tile, as lines; computed again in backward if there are several."""
     if tile < 1:
         raise UserError(f"tile must be at least 1; given {tile}.")
     high = min(len(images), max(1, int(tile**0.5) if len(images) * len(texts) > tile else len(images)))
     wide = min(len(texts), max(1, tile // max(1, high)))
-
-    def run(v: Tensor, t: Tensor, m: Tensor | None, s: float | Tensor, offset: int) -> tuple[Tensor, ...]:
-        return read(alignment_logits(v, t, m, scale=s, text_norm=text_norm), offset)
-
     several = high < len(images) or wide < len(texts)
     lines = []
     for i in range(0, len(images), high):
         line = []
         for j in range(0, len(texts), wide):
-            given = (images[i : i + high], texts[j : j + wide], None if masks is None else masks[j : j + wide], scale)
+            given = images[i : i + high], texts[j : j + wide], None if masks is None else masks[j : j + wide]
             offset = first + i - j
             again = several and torch.is_grad_enabled()
             recompute = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)

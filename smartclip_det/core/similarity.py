@@ -63,7 +63,8 @@ def _unit_range(x: Tensor) -> Tensor:
     return x / torch.where(peak > 0, peak, torch.ones_like(peak))
 
 
-def _check_shapes(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None) -> None:
+def check_shapes(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None) -> None:
+    """Raise unless these are ``[R, D]``, ``[K, D]`` and ``[K, D]``."""
     if image_embeds.dim() != 2 or text_embeds.dim() != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
         raise UserError(
             "image_embeds must be [R, D] and text_embeds [K, D] with one D; given "
@@ -116,7 +117,7 @@ def masked_cosine(
         UserError: for shapes that do not fit or an unknown ``text_norm``.
     """
     check_choice("text_norm", text_norm, TEXT_NORMS)
-    _check_shapes(image_embeds, text_embeds, masks)
+    check_shapes(image_embeds, text_embeds, masks)
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"chunk_size must be at least 1; given {chunk_size}.")
     with torch.autocast(image_embeds.device.type, enabled=False):
@@ -177,7 +178,7 @@ def masked_dot(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None =
     NOT the SmartCLIP score: for heads whose image side is not normalised per region (one 1x1 convolution
     at run time). A zero text gives 0.
     """
-    _check_shapes(image_embeds, text_embeds, masks)
+    check_shapes(image_embeds, text_embeds, masks)
     with torch.autocast(image_embeds.device.type, enabled=False):
         image = _full_precision(image_embeds)
         texts = _full_precision(text_embeds).to(image.dtype)

@@ -16,6 +16,7 @@ from smartclip_det.core.contrastive import (
 )
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import straight_through
+from smartclip_det.core.softmax_tile import SoftmaxTile
 
 
 def released_broadcast_form(v, t, m, scale=100.0):
@@ -144,5 +145,53 @@ def saved_bytes(batch, tile):
 def test_tiles_keep_inputs_and_sums_alone():
     """Two sums for each line of a tile: 2 B^2 / sqrt(tile) numbers, beside what goes in; the strip itself is B^2."""
     whole, tiled = saved_bytes(256, 1 << 24), saved_bytes(256, 256)
-    assert whole > 3 * 4 * 256**2
+    # One tile: its logits, what goes in, and a few vectors.
+    assert 4 * 256**2 < whole < 4 * (256**2 + 4 * 256 * 8 + 10 * 256)
     assert tiled < 4 * (4 * 256**2 / 16 + 3 * 256 * 8 + 4 * 256)
+
+
+def read_by_autograd(v, t, m, scale, offset, text_norm):
+    logits = alignment_logits(v, t, m, scale=scale, text_norm=text_norm)
+    own = [logits[b, b + offset] if 0 <= b + offset < len(t) else logits.new_zeros(()) for b in range(len(v))]
+    return logits.logsumexp(1), logits.logsumexp(0), torch.stack(own), logits.sum()
+
+
+@pytest.mark.parametrize("text_norm", ["full", "masked"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("offset", [-3, 0, 2, 8])
+def test_a_tile_gives_what_autograd_gives_also_where_nothing_is_left(text_norm, masked, offset):
+    g = torch.Generator().manual_seed(0)
+    v, t, m = (torch.randn(n, 7, generator=g, dtype=torch.float64) for n in (5, 9, 9))
+    m = (m.sigmoid() > 0.4) * m.sigmoid()
+    v[1] = 0
+    t[2] = 0
+    m[3] = 0
+    m[4], v[2, :3] = torch.tensor([1.0, 1, 1, 0, 0, 0, 0]), 0  # this image has nothing under that mask
+    scale = torch.tensor(10.0, dtype=torch.float64)
+    given = [x.requires_grad_() for x in (v, t, *([m] if masked else []), scale)]
+    masks = m if masked else None
+    ours = SoftmaxTile.apply(v, t, masks, scale, offset, text_norm == "masked")
+    theirs = read_by_autograd(v, t, masks, scale, offset, text_norm)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12)
+        weights = torch.randn(mine.shape, generator=g, dtype=torch.float64)
+        found = torch.autograd.grad((mine * weights).sum(), given, retain_graph=True, allow_unused=True)
+        wanted = torch.autograd.grad((other * weights).sum(), given, retain_graph=True, materialize_grads=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.allclose(a, b, rtol=1e-10, atol=1e-11)
+    assert torch.isfinite(torch.stack([x.sum() for x in found])).all()
+
+
+def test_a_tile_is_in_full_precision_under_autocast_and_shows_nan():
+    g = torch.Generator().manual_seed(0)
+    v, t, m = (torch.randn(n, 32, generator=g) for n in (6, 8, 8))
+    leaf = v.clone().requires_grad_()
+    plain = softmax_strip(leaf, t, m.sigmoid())
+    (wanted,) = torch.autograd.grad(plain.rows.sum(), leaf)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = softmax_strip(leaf, t, m.sigmoid())
+        (found,) = torch.autograd.grad(cast.rows.sum(), leaf)
+    assert torch.equal(cast.rows, plain.rows)
+    assert torch.equal(found, wanted)
+    v[0, 0] = math.nan
+    assert softmax_strip(v, t, m.sigmoid()).rows.isnan().tolist() == [True] + [False] * 5
