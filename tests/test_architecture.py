@@ -18,7 +18,7 @@ LAYERS = [
     ("core",),
     ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
     ("models.towers",),
-    ("models.vocabulary", "models.regions", "models.losses"),
+    ("models.vocabulary", "models.regions", "models.region_cache", "models.losses"),
     ("evaluation", "visualization", "models.backbones", "models.dense_heads", "models.necks", "models.roi_heads"),
     ("datasets", "engine"),
     ("models.rescoring",),

@@ -57,6 +57,7 @@ from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, 
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.models.grounding.parsing import SpacyReader, parse_expression
 from smartclip_det.models.grounding.zero_shot import READINGS, VIEWS, ZeroShotGrounder, with_detector
+from smartclip_det.models.region_cache import CachedRegionEncoder
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES
 from smartclip_det.models.towers.source import load_encoder
@@ -96,6 +97,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--subtract", help="captions (a training set) whose mean score is taken off each region's")
     parser.add_argument("--subtract-count", type=int, default=500, help="captions drawn from it")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--cache", type=Path, help="folder where region vectors are kept for further runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=0, help="first so many sentences only")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/ground.jsonl"), help="predictions; metrics beside")
@@ -111,9 +113,9 @@ def main() -> None:
     wanted, left_out = (everything, 0) if args.answers == "all" else single_targets(everything)
     wanted = wanted[: args.limit] if args.limit else wanted
     towers = [load_encoder({"checkpoint": c}, args.device) for c in args.checkpoint]
+    settings = {"dense_size": args.dense_size, "dense_mode": args.dense_mode, "crop_context": args.crop_context}
     encoders = [
-        RegionEncoder(t, dense_size=args.dense_size, dense_mode=args.dense_mode, crop_context=args.crop_context)
-        for t in towers
+        CachedRegionEncoder(t, args.cache, **settings) if args.cache else RegionEncoder(t, **settings) for t in towers
     ]
     subtracted = subtracted_banks(args, towers)
     reader = parse_expression if args.parser == "rules" else SpacyReader(args.parser)

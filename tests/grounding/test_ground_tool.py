@@ -32,9 +32,14 @@ def test_real_sentences_on_a_detectors_boxes(shared, towers, tmp_path):
     lines = [{"id": e.id, "boxes": boxes[e.sentence], "scores": [1 - n / 99 for n in range(len(boxes[e.sentence]))]}
              for e in real]  # fmt: skip
     (tmp_path / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run("tools/ground.py", tmp_path / "real.jsonl", "--images", folder / "images", "--checkpoint", *towers,
-        "--proposals", tmp_path / "boxes.jsonl", "--views", "crop", "dense", "--reading", "both", "--mask-modes", "hard",
-        "off", "--detector-weight", "0.5", "--max-proposals", "50", "--out", tmp_path / "found.jsonl")  # fmt: skip
+    call = ["tools/ground.py", tmp_path / "real.jsonl", "--images", folder / "images", "--checkpoint", *towers,
+            "--proposals", tmp_path / "boxes.jsonl", "--views", "crop", "dense", "--reading", "both", "--mask-modes", "hard",
+            "off", "--detector-weight", "0.5", "--max-proposals", "50"]  # fmt: skip
+    run(*call, "--out", tmp_path / "found.jsonl", "--cache", tmp_path / "vectors")
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").iterdir()}
+    run(*call, "--out", tmp_path / "again.jsonl", "--cache", tmp_path / "vectors")
+    assert (tmp_path / "again.hard.jsonl").read_bytes() == (tmp_path / "found.hard.jsonl").read_bytes()
+    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").iterdir()}
     content = json.loads((tmp_path / "found.metrics.json").read_text())
     hits = [[box_overlap(b, e.boxes[0]) >= 0.5 for b in boxes[e.sentence]] for e in real]
     assert content["metrics"]["best_possible"]["acc50"] == pytest.approx(sum(map(any, hits)) / len(real))

@@ -12,8 +12,9 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError
 from smartclip_det.evaluation.detection_files import GroundTruth
 from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
-from smartclip_det.models.regions import RegionEncoder, crop_window, pool_masks
-from smartclip_det.models.towers import DENSE_MODES, TowerConfig, VisionOutput
+from smartclip_det.models.region_cache import CachedRegionEncoder
+from smartclip_det.models.regions import VIEWS, RegionEncoder, crop_window, pool_masks
+from smartclip_det.models.towers import DENSE_MODES, SmartCLIP, TowerConfig, VisionOutput
 from smartclip_det.models.towers.tokenizer import image_statistics
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
@@ -91,6 +92,37 @@ def test_the_dense_map_is_computed_once_per_image_and_mode(monkeypatch):
     encoder.vectors(image, BOXES, "dense", dense_mode="vanilla")
     encoder.vectors(scene(), BOXES, "dense")
     assert calls == ["value", "vanilla", "value"]
+
+
+def test_vectors_kept_on_disk_are_those_of_the_encoder_and_of_nothing_else(tmp_path, monkeypatch):
+    towers = SmartCLIP.from_arch("SmartCLIP-tiny")
+    rng = np.random.default_rng(0)
+    photo, other = (Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(2))
+    boxes, masks = [[0, 0, 20, 20], [10.5, 5, 60, 40]], np.zeros((2, 40, 60), dtype=bool)
+    masks[:, 5:30, 5:50] = True
+    plain, kept = RegionEncoder(towers), CachedRegionEncoder(towers, tmp_path / "new")
+    asked = [(photo, boxes, v, masks if v == "mask" else None) for v in VIEWS]
+    asked += [(other, boxes, "crop"), (photo, boxes[:1], "crop"), (photo, boxes, "mask", ~masks)]
+    for one in asked:
+        assert torch.equal(kept.vectors(*one), plain.vectors(*one))
+    assert len(list((tmp_path / "new").iterdir())) == len(asked)
+    again = CachedRegionEncoder(towers, tmp_path / "new")
+    wanted = [plain.vectors(*one) for one in asked]
+    changed = [CachedRegionEncoder(towers, tmp_path / "new", **o) for o in
+               ({"crop_context": 2.0}, {"dense_size": 128}, {"fit": "squash"})]  # fmt: skip
+    for name in ("encode_image", "encode_dense"):
+        monkeypatch.setattr(towers, name, None)  # any encoding would fail
+    for one, want in zip(asked, wanted, strict=True):
+        assert torch.equal(again.vectors(*one), want)
+    assert again.vectors(photo, [], "crop").shape == (0, towers.config.embed_dim)
+    for one in changed:
+        with pytest.raises(TypeError):
+            one.vectors(photo, boxes, "crop")
+    with pytest.raises(TypeError):
+        again.vectors(photo, boxes, "dense", dense_mode="vanilla")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be kept"):
+        CachedRegionEncoder(towers, tmp_path / "file")
 
 
 def test_a_window_over_the_border_is_filled():

@@ -1,0 +1,78 @@
+"""Region vectors on disk, so that images of a benchmark are encoded once for all the runs that read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.models.regions import BLUR, RegionEncoder
+from smartclip_det.models.towers.encoder import Encoder
+from smartclip_det.utils.safe_load import safe_safetensors_load
+
+
+class CachedRegionEncoder(RegionEncoder):
+    """A :class:`RegionEncoder` that keeps what it gives, one file for each image, boxes and view.
+
+    The key is everything that decides the vectors: pixels, boxes, masks, towers and settings. Files appear whole, so
+    that several processes may share a folder.
+    """
+
+    def __init__(self, towers: Encoder, folder: str | Path, **options: Any) -> None:
+        """Build.
+
+        Args:
+            towers: the encoder, on any device.
+            folder: of the files; made where it is missing.
+            options: of :class:`RegionEncoder`.
+
+        Raises:
+            UserError: for a folder that cannot be made.
+        """
+        super().__init__(towers, **options)
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Region vectors cannot be kept in {folder} ({error}).") from error
+        settings = {**towers.provenance(), "side": self.side, "dense_size": self.dense_size, "fit": self.fit,
+                    "crop_context": self.crop_context, "blur": BLUR}  # fmt: skip
+        self._settings = json.dumps(settings, sort_keys=True)
+        self._hashed: tuple[Image.Image, bytes] | None = None
+
+    def vectors(
+        self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
+        dense_mode: str | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As :meth:`RegionEncoder.vectors`, from disk where they are known."""
+        if not len(boxes):
+            return super().vectors(image, boxes, view, masks, dense_mode)
+        mode = (dense_mode or self.dense_mode) if view in ("dense", "mask") else ""
+        path = self.folder / f"{self._key(image, boxes, masks, view, mode)}.safetensors"
+        if path.is_file():
+            return safe_safetensors_load(path)[0]["vectors"]
+        found = super().vectors(image, boxes, view, masks, dense_mode)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        save_file({"vectors": found.contiguous()}, str(part))
+        os.replace(part, path)
+        return found
+
+    def _key(
+        self, image: Image.Image, boxes: Sequence[Sequence[float]], masks: np.ndarray | None, view: str, mode: str
+    ) -> str:
+        if self._hashed is None or self._hashed[0] is not image:
+            self._hashed = image, hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
+        whole = hashlib.sha256(f"{self._settings} {view} {mode} ".encode() + self._hashed[1])
+        whole.update(np.asarray(boxes, dtype=np.float64).tobytes())
+        if masks is not None:
+            whole.update(np.packbits(masks).tobytes())
+        return whole.hexdigest()
