@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,15 @@ def imports_of(path: Path, top_level_only: bool = False):
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             yield node.module
             yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def test_scoring_saved_predictions_needs_no_torch():
+    """It takes seconds to import, where most files are scored in one."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, runpy; runpy.run_path('tools/evaluate.py'); print('torch' in sys.modules)"],
+        capture_output=True, text=True, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, check=True,
+    )  # fmt: skip
+    assert found.stdout == "False\n"
 
 
 def test_every_module_has_a_layer():

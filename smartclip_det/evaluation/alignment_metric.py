@@ -12,7 +12,8 @@ from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import check_choice
 from smartclip_det.core.similarity import resolve_masks
-from smartclip_det.evaluation.retrieval import SCORINGS, presence_map, retrieval_metrics
+from smartclip_det.evaluation.request import SCORINGS
+from smartclip_det.evaluation.retrieval import presence_map, retrieval_metrics
 from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 
 
@@ -33,7 +34,7 @@ class AlignmentMetric(BaseMetric):
 
         Args:
             scoring: what stands under the short names, one of ``scorings``.
-            scorings: names in ``retrieval.SCORINGS``.
+            scorings: names in ``request.SCORINGS``.
             metrics_file: stamped JSON to write.
             stamp: further facts for the stamp.
             collect_device: where ranks gather.

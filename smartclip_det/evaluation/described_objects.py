@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.ops import nms as batch_nms
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.coco import evaluate_tables
@@ -139,6 +137,10 @@ def fgovd_map(
     Returns:
         ``map`` (IoU 0.5:0.95); AP by caption; counts.
     """
+    # Here alone: importing them takes longer than scoring most files.
+    import torch
+    from torchvision.ops import nms as batch_nms
+
     asked: dict[Any, dict[int, set[int]]] = {}
     for a in truth.data["annotations"]:
         words = {a["category_id"], *a["neg_category_ids"][: negatives or None]}

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.evaluation.detection_columns import DetectionColumns
@@ -328,6 +327,7 @@ def write_columnar(
         names: class names.
         stamp: protocol stamp.
     """
+    import torch
     from safetensors.torch import save_file
 
     tensors = {

@@ -24,15 +24,16 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.evaluation.coco import BACKENDS, CocoTables, mask_results
 from smartclip_det.evaluation.detection_columns import DetectionColumns
 from smartclip_det.evaluation.detection_files import GroundTruth
+from smartclip_det.utils.collector import without_collector
 from smartclip_det.utils.compat import allow_numpy_float
-from smartclip_det.utils.parallel import map_in_processes
+from smartclip_det.utils.parallel import available_cores, map_in_processes
 
 FREQUENCIES = ("r", "c", "f")
 #: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
 GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
-#: Detections from which groups go to several processes, which take seconds to start.
-PROCESSES_FROM = 1_500_000
+#: Detections from which groups go to several processes, which take a second to start.
+PROCESSES_FROM = 300_000
 #: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
 FIXED_PER_CLASS = 10_000
 
@@ -195,8 +196,9 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
         annotations[a["category_id"]].append(a)
     rows_of = _by_class(results)
     counts = {i: len(r) for i, r in rows_of.items()}
-    groups = []
-    for ids in _groups([c["id"] for c in categories], counts, len(truth.data["images"])):
+    large = len(results) >= PROCESSES_FROM
+    groups, least = [], 2 * available_cores() if large else 1
+    for ids in _groups([c["id"] for c in categories], counts, len(truth.data["images"]), least):
         boxes = [a for i in ids for a in annotations[i]]
         found = [rows_of[i] for i in ids if i in rows_of]
         joined: Sequence[Mapping[str, Any]]
@@ -209,7 +211,6 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
         images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
         named = [c for c in categories if c["id"] in set(ids)]
         groups.append(_Group(ids, named, images, boxes, joined, iou_type))
-    large = len(results) >= PROCESSES_FROM
     parts = map_in_processes(_evaluate_group, groups, None if large else 1, items_each=1)
     done = list(tqdm(parts, total=len(groups), desc="LVIS classes", unit="group", disable=not large))
     return _tables(
@@ -228,7 +229,7 @@ def _evaluate_group(group: _Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     frame = {"images": group.images, "categories": group.categories}
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), without_collector():
         gt = COCO({**frame, "annotations": group.boxes})
         dt = gt.loadRes(list(group.results)) if len(group.results) else COCO({**frame, "annotations": []})
         evaluator = COCOeval_faster(gt, dt, group.iou_type, lvis_style=True, print_function=lambda *_: None)
@@ -256,11 +257,11 @@ def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mappin
     return {c: results.take(part) for c, part in zip(different.tolist(), parts, strict=True)}
 
 
-def _groups(ids: Sequence[int], counts: Mapping[int, int], images: int) -> list[list[int]]:
-    """Consecutive class ids whose detections, and pairs with images, stay under the bounds."""
+def _groups(ids: Sequence[int], counts: Mapping[int, int], images: int, least: int = 1) -> list[list[int]]:
+    """Consecutive class ids whose detections, and pairs with images, stay under the bounds; at least ``least``."""
     groups: list[list[int]] = []
     size = GROUP_DETECTIONS
-    most = max(1, GROUP_PAIRS // max(images, 1))
+    most = max(1, min(GROUP_PAIRS // max(images, 1), -(-len(ids) // least)))
     for i in ids:
         count = counts.get(i, 0)
         if not groups or size + count > GROUP_DETECTIONS or len(groups[-1]) >= most:

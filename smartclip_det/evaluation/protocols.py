@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.vocabularies import OV_COCO_BASE, OV_COCO_NOVEL, check_split
@@ -26,9 +26,12 @@ from smartclip_det.evaluation.detection_files import (
 from smartclip_det.evaluation.grounding_protocols import GROUNDING, referring_scores
 from smartclip_det.evaluation.lvis import base_novel_metrics, check_lvis, evaluate_lvis
 from smartclip_det.evaluation.request import EvaluationRequest, EvaluationResult, settings_of
-from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics, retrieval_metric
 from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.evaluation.voc import evaluate_voc, load_voc_folder, number_voc_images
+from smartclip_det.utils.collector import without_collector
+
+if TYPE_CHECKING:
+    from smartclip_det.evaluation.retrieval_files import RetrievalVectors
 
 
 def run_protocol(request: EvaluationRequest) -> EvaluationResult:
@@ -38,7 +41,8 @@ def run_protocol(request: EvaluationRequest) -> EvaluationResult:
         UserError: for unknown protocols and every bad input that the readers refuse.
     """
     check_choice("protocol", request.protocol, PROTOCOLS)
-    result = PROTOCOLS[request.protocol](request)
+    with without_collector():
+        result = PROTOCOLS[request.protocol](request)
     result.protocol["ann_sha256"] = file_hash(request.ann)
     result.protocol["pred_sha256"] = file_hash(request.pred)
     return result
@@ -227,6 +231,8 @@ def _voc(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _retrieval(request: EvaluationRequest) -> EvaluationResult:
+    from smartclip_det.evaluation.retrieval_files import recall_metrics
+
     vectors = _checked_vectors(request, request.pred)
     stamp = protocol_stamp("retrieval", ties="against", **vectors.stamp)
     counts = {"images": len(vectors.images), "texts": len(vectors.texts)}
@@ -234,6 +240,9 @@ def _retrieval(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _checked_vectors(request: EvaluationRequest, pred: Path) -> RetrievalVectors:
+    # Vectors are torch's, and it takes seconds to import: only here.
+    from smartclip_det.evaluation.retrieval_files import RetrievalVectors
+
     vectors = RetrievalVectors.load(pred)
     vectors.check_against(request.ann)
     return vectors
@@ -264,7 +273,8 @@ def compare(
     metrics: list[bootstrap.Metric] = []
     images = 0
     for pred in (pred_a, pred_b):
-        metric, images = _metric_of(request, pred)
+        with without_collector():
+            metric, images = _metric_of(request, pred)
         metrics.append(metric)
     outcome = bootstrap.paired_bootstrap(
         metrics[0], metrics[1], images, resamples=resamples, seed=seed, progress=progress
@@ -285,6 +295,8 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
         scores = referring_scores(request, pred)
         return bootstrap.referring_metric(scores.overlap, scores.images, strict=request.strict)
     if request.protocol == "retrieval":
+        from smartclip_det.evaluation.retrieval_files import retrieval_metric
+
         return retrieval_metric(_checked_vectors(request, pred), request.scoring)
     truth, results, _ = _truth_and_detections(replace(request, pred=pred))
     if request.protocol == "voc":

@@ -11,6 +11,8 @@ from typing import Any
 SETTINGS = ("joint", "target-only")
 #: Protocols whose classes are sentences have settings of their own: D-cube asks an image for its sentences, or for all.
 SENTENCE_SETTINGS: dict[str, tuple[str, ...]] = {"dcube": ("intra", "inter"), "fgovd": ("joint",)}
+#: Of retrieval, by the mask mode of each: the published score, CLIP's, and the two controls.
+SCORINGS = {"masked": "hard", "plain": "off", "random": "random", "shuffled": "shuffled"}
 
 
 def settings_of(protocol: str) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ class EvaluationRequest:
         score_threshold: boxes of grefcoco below it are not predicted.
         box_rule: of flickr, ``any`` or ``merged``.
         scenario: of dcube, ``intra`` or ``inter``.
-        scoring: of a comparison of retrieval, a name in ``retrieval.SCORINGS``.
+        scoring: of a comparison of retrieval, a name in :data:`SCORINGS`.
     """
 
     protocol: str

@@ -14,9 +14,6 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine
 
-#: Names of scorings to mask modes: the published score, CLIP's, and the two controls.
-SCORINGS = {"masked": "hard", "plain": "off", "random": "random", "shuffled": "shuffled"}
-
 
 def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
     """``[K]`` rank (0 is best) of each text's own image among all images; ties count against us.

@@ -19,7 +19,8 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import resolve_masks
 from smartclip_det.evaluation.caption_files import read_caption_records
-from smartclip_det.evaluation.retrieval import SCORINGS, retrieval_ranks
+from smartclip_det.evaluation.request import SCORINGS
+from smartclip_det.evaluation.retrieval import retrieval_ranks
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
 _FORMAT = "smartclip_det.retrieval/1"

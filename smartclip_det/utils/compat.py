@@ -9,11 +9,12 @@ import importlib
 import logging
 import sys
 from importlib import metadata
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from smartclip_det.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 SETUP_COMMAND = "make setup"
@@ -65,6 +66,8 @@ def install_operator_routes(*, force: bool = False) -> bool:
     Returns:
         Whether routes are installed.
     """
+    import torch
+
     global _routed
     if not force and (not torch.cuda.is_available() or mmcv_has_cuda()):
         return _routed
@@ -82,6 +85,7 @@ def install_operator_routes(*, force: bool = False) -> bool:
 
 
 def _route_nms(force: bool) -> None:
+    import torch
     from torchvision.ops import nms as torchvision_nms
 
     # ``mmcv.ops.nms`` is a function that hides the module of its name.
@@ -193,6 +197,7 @@ def install_language_routes() -> None:
     version = version_of("transformers")
     if version is None or int(version.split(".")[0]) < 5:
         return
+    import torch
     from mmdet.models.language_models.bert import BertEncoder
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import platform
 import sys
 
-import torch
-
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils import compat
 from smartclip_det.version import __version__
@@ -26,6 +24,8 @@ def versions() -> dict[str, str]:
 
 def environment() -> dict[str, str]:
     """:func:`versions` and the facts of the machine."""
+    import torch
+
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
     return {
         **versions(),
@@ -44,6 +44,7 @@ def check_operators(device: str) -> list[str]:
     """
     compat.check_stack()
     compat.install_operator_routes()
+    import torch
     from mmcv.ops import MultiScaleDeformableAttention, RoIAlign, nms
 
     try:
@@ -74,6 +75,8 @@ def main() -> int:
         note = compat.TESTED.get(key)
         flag = f"  (tested: {note})" if note and value != note else ""
         print(f"{key:20s} {value}{flag}")
+    import torch
+
     try:
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
             print("\n".join(check_operators(device)))

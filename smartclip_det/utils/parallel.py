@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
-import torch
-
 from smartclip_det.core.errors import UserError
 
 Item = TypeVar("Item")
@@ -41,6 +39,8 @@ def on_rank_zero(make: Callable[[], Result]) -> Result:
 
     ``make`` must not meet the other processes itself.
     """
+    import torch
+
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return make()
     box: list[Any] = [None, None]

@@ -10,12 +10,14 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from smartclip_det.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _history_method(owner: Any, name: str) -> Any:
@@ -67,6 +69,8 @@ def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> 
     Raises:
         UserError: when the file is missing, broken, or holds objects other than plain data.
     """
+    import torch
+
     if isinstance(path, str | Path):
         path = Path(path)
         if not path.is_file():
