@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from smartclip_det.evaluation.referring_files import Expression, write_expressio
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.safe_load import safe_torch_load
 
-LAYOUTS = ("jsonl", "mdetr", "odvg", "refs")
+LAYOUTS = ("jsonl", "mdetr", "odvg", "refs", "transvg")
+#: Data sets of TransVG's files, and whether their boxes are xyxy (the others are xywh).
+TRANSVG = {"unc": False, "unc+": False, "gref": False, "gref_umd": False, "referit": True, "flickr": True}
 
 
 def read_transvg(path: str | Path) -> list[Expression]:
@@ -28,10 +31,7 @@ def read_transvg(path: str | Path) -> list[Expression]:
         UserError: for a name without a known data set, or tuples of another form.
     """
     path = Path(path)
-    name, _, split = path.stem.rpartition("_")
-    corners = {"unc": False, "unc+": False, "gref": False, "gref_umd": False, "referit": True, "flickr": True}
-    if name not in corners:
-        raise UserError(f"{path.name} names no TransVG data set; known: {', '.join(corners)} (as in unc+_testA.pth).")
+    name, split = _transvg_name(path)
     content = safe_torch_load(path)
     out = []
     for number, row in enumerate(content):
@@ -40,9 +40,36 @@ def read_transvg(path: str | Path) -> list[Expression]:
             a, b, c, d = (float(v) for v in box)
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"{path}: entry {number} is no (file, size, box, phrase, ...) tuple ({error}).") from error
-        where = (a, b, c, d) if corners[name] else (a, b, a + c, b + d)
+        where = (a, b, c, d) if TRANSVG[name] else (a, b, a + c, b + d)
         out.append(Expression(number, str(file), str(file), str(phrase), (where,), split=split, dataset=name))
     return out
+
+
+def _transvg_name(path: Path) -> tuple[str, str]:
+    """Data set and split of ``unc+_testA.pth``."""
+    name, _, split = path.stem.rpartition("_")
+    if name not in TRANSVG:
+        raise UserError(f"{path.name} names no TransVG data set; known: {', '.join(TRANSVG)} (as in unc+_testA.pth).")
+    return name, split
+
+
+def transvg_of(expressions: Sequence[Expression], name: str, split: str) -> list[tuple[Any, ...]]:
+    """TransVG's tuples: (file, image id, box, phrase, attributes), for ``flickr`` (file, box, phrase).
+
+    Raises:
+        UserError: for what they cannot hold: none or several boxes, other splits, masks, categories.
+    """
+    odd = [e.id for e in expressions if len(e.boxes) != 1 or e.masks or e.category or e.split not in ("", split)]
+    if odd:
+        raise UserError(f"transvg holds one box a sentence, one split, and neither masks nor categories; {len(odd)} "
+                        f"sentences have others, e.g. id {odd[0]!r}. Say --split {split}, or write jsonl.")  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for e in expressions:
+        box = list(e.boxes[0]) if TRANSVG[name] else _xywh(e.boxes[0])
+        rows.append(
+            (e.file_name, box, e.sentence) if name == "flickr" else (e.file_name, e.image_id, box, e.sentence, [])
+        )
+    return rows
 
 
 def read_odvg(path: str | Path) -> list[Expression]:
@@ -77,7 +104,8 @@ def write_layout(path: str | Path, expressions: Sequence[Expression], layout: st
     """Write expressions; what a layout cannot hold is an error, never left out.
 
     Args:
-        path: file; for ``refs`` a folder that gets ``refs.json`` and ``instances.json``.
+        path: file; for ``refs`` a folder that gets ``refs(own).p`` (as the refer toolbox reads it), ``refs.json`` with
+            the same content, and ``instances.json``; for ``transvg`` a name as ``unc_val.pth``.
         expressions: to write.
         layout: in :data:`LAYOUTS`.
 
@@ -93,8 +121,17 @@ def write_layout(path: str | Path, expressions: Sequence[Expression], layout: st
         write_whole(path, json.dumps(mdetr_of(expressions)))
     elif layout == "odvg":
         write_whole(path, "".join(json.dumps(r) + "\n" for r in odvg_of(expressions)))
+    elif layout == "transvg":
+        import torch
+
+        part = path.with_name(f"{path.name}.part")
+        torch.save(transvg_of(expressions, *_transvg_name(path)), part)
+        part.replace(path)
     else:
         refs, instances = refs_of(expressions)
+        path.mkdir(parents=True, exist_ok=True)
+        # The protocol of the toolbox's own files.
+        (path / "refs(own).p").write_bytes(pickle.dumps(refs, protocol=2))
         write_whole(path / "refs.json", json.dumps(refs))
         write_whole(path / "instances.json", json.dumps(instances))
     return {"sentences": len(expressions), "without_target": sum(not e.boxes for e in expressions),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,31 @@ def test_none_one_and_many_survive_every_layout(layout, tmp_path):
     assert {e.category for e in load_expressions(target / "refs.json" if layout == "refs" else target)} == {"o365_1"}
     if layout == "mdetr":
         assert [(e.id, e.split) for e in read] == [(e.id, e.split) for e in some()]
+
+
+def test_the_refer_toolbox_s_pickle_holds_what_the_json_does(tmp_path):
+    write_layout(tmp_path / "r", some(), "refs")
+    assert load_expressions(tmp_path / "r/refs(own).p") == load_expressions(tmp_path / "r/refs.json")
+    with (tmp_path / "r/refs(own).p").open("rb") as handle:
+        assert pickle.load(handle) == json.loads((tmp_path / "r/refs.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["unc", "gref_umd", "referit", "flickr"])
+def test_transvg_files_are_written_as_they_are_read(name, tmp_path):
+    rows = [replace(e, boxes=BOXES[1:], ann_ids=()) for e in some()]
+    assert write_layout(tmp_path / f"{name}_val.pth", rows, "transvg")["sentences"] == 3
+    found = read_transvg(tmp_path / f"{name}_val.pth")
+    assert [(e.file_name, e.sentence, e.boxes, e.split) for e in found] == [
+        (e.file_name, e.sentence, e.boxes, "val") for e in rows
+    ]
+    first = torch.load(tmp_path / f"{name}_val.pth", weights_only=True)[0]
+    box = [3.5, 4.0, 30.0, 20.0] if name in ("referit", "flickr") else [3.5, 4.0, 26.5, 16.0]
+    assert first[1 if name == "flickr" else 2] == box
+    for bad in (some(), [replace(rows[0], split="train")], [replace(rows[0], category="x")]):
+        with pytest.raises(UserError, match="transvg holds one box a sentence"):
+            write_layout(tmp_path / f"{name}_val.pth", bad, "transvg")
+    with pytest.raises(UserError, match="names no TransVG data set"):
+        write_layout(tmp_path / "mine_val.pth", rows, "transvg")
 
 
 def test_odvg_lines_keep_sentences_without_a_target(tmp_path):

@@ -10,7 +10,8 @@
 
 Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
 lines (.odvg.jsonl), D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
-Written: jsonl, mdetr, odvg, refs (a folder). The google splits share images of training with testing, which is said.
+Written: jsonl, mdetr, odvg, refs (a folder), transvg (.pth). The google splits share images of training with testing,
+which is said.
 """
 
 from __future__ import annotations
