@@ -31,7 +31,7 @@ def _one(rank, function, world, folder, arguments):
     )
     torch.save(function(rank, world, *arguments), f"{folder}/returned.{rank}.pt")
     torch.distributed.barrier()
-    # Not the orderly end: tearing gloo down waits for threads of a process that may have gone.
+    # Not Python's own end: gloo's threads may free tensors while it goes down, which aborts (see utils.cli).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
