@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from smartclip_det.apis.building import build_detector
 from smartclip_det.apis.predictor import Detections, Explanation, ImageLike, load_image, resolve_device
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
-from smartclip_det.models.grounding.fusion_head import GroundingOutput, ImageTokens
 from smartclip_det.utils.images import fit_square, pixels, square_scale
+
+if TYPE_CHECKING:
+    from smartclip_det.models.grounding.fusion_head import GroundingOutput, ImageTokens
 
 #: Sentences in one pass of the head: each has its own copy of the image's tokens.
 CHUNK = 64
