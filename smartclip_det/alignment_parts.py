@@ -5,8 +5,8 @@ Configs name it in ``custom_imports`` (``configs/_base_/alignment_runtime.py``).
 
 from smartclip_det.datasets import captions
 from smartclip_det.engine import alignment_hooks, alignment_optim, atomic_files, optim, region_guard, streams
-from smartclip_det.evaluation import alignment_metric
 from smartclip_det.models import alignment
+from smartclip_det.protocols import alignment_metric
 from smartclip_det.utils import compat
 
 compat.install_safe_loading()

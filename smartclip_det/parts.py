@@ -14,17 +14,17 @@ compat.install_language_routes()
 from smartclip_det import engine  # noqa: E402
 from smartclip_det.datasets import open_vocab_coco, referring  # noqa: E402
 from smartclip_det.engine import alignment_hooks  # noqa: E402
-from smartclip_det.evaluation import metrics, referring_metric  # noqa: E402
 from smartclip_det.models import backbones, dense_heads, detectors, grounding, necks, roi_heads  # noqa: E402
+from smartclip_det.protocols import detection_metric, referring_metric  # noqa: E402
 
 __all__ = [
     "alignment_hooks",
     "backbones",
     "dense_heads",
+    "detection_metric",
     "detectors",
     "engine",
     "grounding",
-    "metrics",
     "necks",
     "open_vocab_coco",
     "referring",

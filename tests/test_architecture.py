@@ -19,8 +19,16 @@ LAYERS = [
     ("core",),
     ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
     ("models.towers",),
-    ("models.vocabulary", "models.regions", "models.region_cache", "models.losses"),
-    ("evaluation", "visualization", "models.backbones", "models.dense_heads", "models.necks", "models.roi_heads"),
+    ("models.vocabulary", "models.regions", "models.region_cache", "models.losses", "formats", "metrics"),
+    (
+        "protocols",
+        "probing",
+        "visualization",
+        "models.backbones",
+        "models.dense_heads",
+        "models.necks",
+        "models.roi_heads",
+    ),
     ("datasets", "engine"),
     ("models.rescoring",),
     ("models.detectors", "models.alignment", "models.grounding"),
@@ -29,7 +37,7 @@ LAYERS = [
 ]
 SIBLINGS = {
     # The optimizer and hook side may know the detector's attributes, not its module; data sets read annotations.
-    ("datasets", "evaluation"),
+    ("datasets", "formats"),
 }
 
 
@@ -134,7 +142,8 @@ from mmengine.structures import BaseDataElement
 samples = [BaseDataElement(metainfo=dict(drawn_captions=[t])) for t in ('a cat', 'a dog')]
 losses = aligner(torch.randn(2, 3, 64, 64), samples, mode='loss')
 sum(v for k, v in losses.items() if 'loss' in k).backward()
-from smartclip_det.evaluation import retrieval, region_probe
+from smartclip_det.metrics import retrieval
+from smartclip_det.probing import region_probe
 assert not any(m.split('.')[0] in ('mmdet', 'mmcv') for m in sys.modules)
 """
 

@@ -29,9 +29,9 @@ from smartclip_det.apis import Detections, ReferringPredictor, SmartCLIPPredicto
 from smartclip_det.apis.predictor import load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
-from smartclip_det.evaluation.stamp import file_hash, protocol_stamp
 from smartclip_det.models.grounding.parsing import parse_expression
 from smartclip_det.models.vocabulary import read_vocabulary
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from smartclip_det.core.prompts import TEMPLATE_SETS
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir, resolve_names
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 

@@ -20,11 +20,11 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.described_objects import SCENARIOS
-from smartclip_det.evaluation.generalized_referring import BOX_RULES
-from smartclip_det.evaluation.protocols import PROTOCOLS, EvaluationRequest, compare, run_protocol
-from smartclip_det.evaluation.request import SCORINGS
-from smartclip_det.evaluation.stamp import write_results
+from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.metrics.described_objects import SCENARIOS
+from smartclip_det.metrics.generalized_referring import BOX_RULES
+from smartclip_det.protocols.detection import PROTOCOLS, EvaluationRequest, compare, run_protocol
+from smartclip_det.protocols.stamp import write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 
 

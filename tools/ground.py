@@ -43,18 +43,17 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.evaluation.caption_files import read_caption_records
-from smartclip_det.evaluation.generalized_referring import whole_mask
-from smartclip_det.evaluation.grounding import (
+from smartclip_det.formats.candidates import (
     Candidates,
     best_possible,
     candidates_of,
     chance_accuracy,
     single_targets,
 )
-from smartclip_det.evaluation.referring import referring_metrics, score_referring
-from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, load_expressions
-from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.formats.expressions.files import Expression, GroundedBoxes, load_expressions
+from smartclip_det.metrics.generalized_referring import whole_mask
+from smartclip_det.metrics.referring import referring_metrics, score_referring
 from smartclip_det.models.grounding.parsing import SpacyReader, parse_expression
 from smartclip_det.models.grounding.zero_shot import READINGS, VIEWS, ZeroShotGrounder, with_detector
 from smartclip_det.models.region_cache import CachedRegionEncoder
@@ -62,6 +61,7 @@ from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.images import open_rgb

@@ -26,14 +26,12 @@ from tqdm import tqdm
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ACTIVATIONS, BACKGROUNDS, ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
-from smartclip_det.evaluation.detection_files import (
+from smartclip_det.formats.detections import (
     GroundTruth,
     check_predictions,
     load_ground_truth,
     read_predictions,
 )
-from smartclip_det.evaluation.metrics import PROTOCOL_NAMES, OpenVocabMetric
-from smartclip_det.evaluation.stamp import file_hash
 from smartclip_det.models.grounding.zero_shot import VIEWS
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import (
@@ -45,6 +43,8 @@ from smartclip_det.models.rescoring import (
 )
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
+from smartclip_det.protocols.detection_metric import PROTOCOL_NAMES, OpenVocabMetric
+from smartclip_det.protocols.stamp import file_hash
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.images import open_rgb
 

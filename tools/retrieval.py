@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.caption_files import read_caption_records
-from smartclip_det.evaluation.caption_protocols import PROTOCOLS, CaptionedImage, load_protocol
-from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.formats.retrieval_vectors import RetrievalVectors, recall_metrics
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.protocols.caption_sets import PROTOCOLS, CaptionedImage, load_protocol
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.images import FITS, SquareImages, open_rgb
 

@@ -22,7 +22,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.engine.config import load_config
 from smartclip_det.engine.launch import parse_run, prepare, refuse_foreign_checkpoint, run_parser, unwrapped
-from smartclip_det.evaluation.stamp import file_hash
+from smartclip_det.protocols.stamp import file_hash
 from smartclip_det.utils.cli import run_tool
 
 #: Metrics that write predictions, and what of a model belongs into their stamp.

@@ -15,7 +15,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from smartclip_det.evaluation.stamp import code_version
+from smartclip_det.protocols.stamp import code_version
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.parallel import available_cores
 from smartclip_det.utils.steps import Step, StepRunner, settings, write_json

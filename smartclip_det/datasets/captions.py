@@ -21,9 +21,9 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.datasets.caption_policies import pad_left, partial_caption, policies_of, swap_sides
 from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
-from smartclip_det.evaluation.caption_files import read_caption_records
-from smartclip_det.evaluation.detection_files import read_json
-from smartclip_det.evaluation.shards import member_at
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.shards import member_at
 from smartclip_det.models.towers.tokenizer import encode, with_ends
 from smartclip_det.utils.images import FITS, decode_rgb, fit_square, open_rgb, pixels
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.caption_files import detect_layout, read_caption_records
-from smartclip_det.evaluation.detection_files import read_json
-from smartclip_det.evaluation.referring_files import Expression
+from smartclip_det.formats.captions import detect_layout, read_caption_records
+from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.expressions.files import Expression
 
 _COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")
 

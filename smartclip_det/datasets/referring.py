@@ -21,8 +21,8 @@ from PIL import Image
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.datasets.leakage import image_key
 from smartclip_det.datasets.referring_augment import mirror, random_crop
-from smartclip_det.evaluation.generalized_referring import whole_mask
-from smartclip_det.evaluation.referring_files import Expression, load_expressions
+from smartclip_det.formats.expressions.files import Expression, load_expressions
+from smartclip_det.metrics.generalized_referring import whole_mask
 from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes, square_scale
 
 

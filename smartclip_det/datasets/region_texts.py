@@ -14,8 +14,8 @@ import numpy as np
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.core.prompts import fill
 from smartclip_det.datasets.caption_policies import swap_sides
-from smartclip_det.evaluation.caption_files import CaptionRecord
-from smartclip_det.evaluation.detection_files import load_ground_truth
+from smartclip_det.formats.captions import CaptionRecord
+from smartclip_det.formats.detections import load_ground_truth
 from smartclip_det.utils.images import square_boxes
 
 

@@ -57,8 +57,8 @@ class RegionProbeHook(Hook):
     def measure(self, runner: Runner) -> dict[str, float]:
         """Accuracies by name, the same on every process."""
         # Here, so that runs without this hook need no pycocotools.
-        from smartclip_det.evaluation.detection_files import load_ground_truth
-        from smartclip_det.evaluation.protocols import ov_coco_split
+        from smartclip_det.formats.detections import load_ground_truth
+        from smartclip_det.protocols.detection import ov_coco_split
 
         towers = unwrapped(runner.model).towers
         truth = load_ground_truth(self.ann_file)
@@ -75,8 +75,8 @@ class RegionProbeHook(Hook):
         return found
 
     def _accuracies(self, towers: Any, truth: Any, groups: dict[str, Any], bank: TextBank) -> dict[str, float]:
-        from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
         from smartclip_det.models.regions import RegionEncoder
+        from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
 
         encoder = RegionEncoder(towers, dense_size=self.dense_size, fit=self.fit)
         regions = probe_regions(encoder, truth, self.images, bank.names, views=self.views, progress=False)

@@ -19,8 +19,8 @@ from smartclip_det.datasets.caption_policies import CaptionPolicy, pad_left, pol
 from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.image_cache import BROKEN, ImageCache
 from smartclip_det.engine.streams import EpochStreamSampler, StreamBatches
-from smartclip_det.evaluation import caption_files
-from smartclip_det.evaluation.caption_files import detect_layout, read_caption_records
+from smartclip_det.formats import captions
+from smartclip_det.formats.captions import detect_layout, read_caption_records
 from smartclip_det.models.towers.tokenizer import tokenize
 from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes
 
@@ -75,7 +75,7 @@ def test_share_captioner_records(tmp_path, monkeypatch):
     records, counts = read_caption_records(path)
     assert [(r.image, r.long) for r in records[:2]] == [("coco/0.jpg", "Caption 0."), ("coco/1.jpg", "Caption 1.")]
     assert counts == {"records": 5, "without_caption": 1}
-    monkeypatch.setattr(caption_files, "_STREAM_BYTES", 10)
+    monkeypatch.setattr(captions, "_STREAM_BYTES", 10)
     assert read_caption_records(path)[0] == records
     rows[2] = {"image": "x.jpg", "caption": "other layout"}
     path.write_text(json.dumps(rows))

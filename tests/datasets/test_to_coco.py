@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.datasets.to_coco import image_size, read_yolo_yaml, voc_to_coco, yolo_to_coco
+from smartclip_det.formats.to_coco import image_size, read_yolo_yaml, voc_to_coco, yolo_to_coco
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.datasets.toy_world.language import expressions, long_caption, short_captions
 from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_SHAPES, SHAPES, shape_coverage
-from smartclip_det.evaluation.coco import evaluate_tables
-from smartclip_det.evaluation.detection_files import check_predictions, load_ground_truth
-from smartclip_det.evaluation.lvis import evaluate_lvis
-from smartclip_det.evaluation.referring_files import load_expressions
+from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.formats.expressions.files import load_expressions
+from smartclip_det.metrics.coco import evaluate_tables
+from smartclip_det.metrics.lvis import evaluate_lvis
 
 SMALL = WorldConfig(seed=1, train=120, val=40, test=20, side=96)
 

@@ -12,8 +12,8 @@ from mmengine.structures import InstanceData
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.vocabularies import OV_COCO_65, OV_COCO_BASE
-from smartclip_det.evaluation.metrics import OpenVocabMetric
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.protocols.detection_metric import OpenVocabMetric
 from tests.detection.tiny import TOWERS, build, encoder, smoke_config
 
 

@@ -13,9 +13,9 @@ from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.vocabulary_hook import VocabularyHook
-from smartclip_det.evaluation.metrics import OpenVocabMetric
-from smartclip_det.evaluation.protocols import EvaluationRequest, run_protocol
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
+from smartclip_det.protocols.detection_metric import OpenVocabMetric
 from tests.detection.test_gates import dataset_of
 from tests.detection.tiny import TOWERS, build, encoder, smoke_config
 

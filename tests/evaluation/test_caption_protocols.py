@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation import caption_protocols
-from smartclip_det.evaluation.anchors import ANCHORS, anchors_of, verdict
-from smartclip_det.evaluation.caption_protocols import PROTOCOLS, load_protocol
-from smartclip_det.evaluation.classification import accuracies, read_labelled
-from smartclip_det.evaluation.protocols import EvaluationRequest, compare, run_protocol
-from smartclip_det.evaluation.retrieval_files import RetrievalVectors, recall_metrics
+from smartclip_det.formats.labelled_images import accuracies, read_labelled
+from smartclip_det.formats.retrieval_vectors import RetrievalVectors, recall_metrics
+from smartclip_det.protocols import caption_sets
+from smartclip_det.protocols.caption_sets import PROTOCOLS, load_protocol
+from smartclip_det.protocols.detection import EvaluationRequest, compare, run_protocol
+from smartclip_det.protocols.published import ANCHORS, anchors_of, verdict
 from tests.tools.test_runs import run
 
 
@@ -255,7 +255,7 @@ def test_anchors_pass_at_their_tolerance_and_fail_beyond():
     with pytest.raises(UserError, match="coco-5k"):
         anchors_of("clip-b16", ["coco5k"])
     assert all(a.set == "imagenet" or a.set in PROTOCOLS for model in ANCHORS.values() for a in model)
-    assert caption_protocols.PROTOCOLS["coco-5k"].texts == 25_000
+    assert caption_sets.PROTOCOLS["coco-5k"].texts == 25_000
 
 
 @pytest.mark.slow

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.described_objects import (
+from smartclip_det.formats.detections import load_ground_truth
+from smartclip_det.formats.expressions.files import Expression, GroundedBoxes, load_expressions
+from smartclip_det.metrics.described_objects import (
     dcube_metrics,
     fgovd_metrics,
     load_fgovd,
     read_caption_scores,
 )
-from smartclip_det.evaluation.detection_files import load_ground_truth
-from smartclip_det.evaluation.generalized_referring import (
+from smartclip_det.metrics.generalized_referring import (
     MaskPair,
     grec_metrics,
     greedy_matches,
@@ -27,8 +28,7 @@ from smartclip_det.evaluation.generalized_referring import (
     ris_metrics,
     whole_mask,
 )
-from smartclip_det.evaluation.protocols import EvaluationRequest, run_protocol
-from smartclip_det.evaluation.referring_files import Expression, GroundedBoxes, load_expressions
+from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.mask_statistics import (
+from smartclip_det.probing.mask_statistics import (
     algebra,
     containment,
     distinctive,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from mmengine.structures import InstanceData
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.detection_columns import DetectionColumns
-from smartclip_det.evaluation.detection_files import check_predictions, load_ground_truth
-from smartclip_det.evaluation.lvis import evaluate_lvis, limit_per_class
-from smartclip_det.evaluation.metrics import OpenVocabMetric
-from smartclip_det.evaluation.protocols import EvaluationRequest, run_protocol
+from smartclip_det.formats.columns import DetectionColumns
+from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.metrics.lvis import evaluate_lvis, limit_per_class
+from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
+from smartclip_det.protocols.detection_metric import OpenVocabMetric
 from tests.evaluation.test_rules import perfect, small_truth
 
 scores = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), max_size=30)
@@ -161,8 +161,8 @@ def test_columns_and_lists_are_checked_alike():
 
 
 def test_groups_in_several_processes_give_the_digits_of_one(shared, monkeypatch):
-    from smartclip_det.evaluation import lvis
-    from smartclip_det.evaluation.detection_files import read_predictions
+    from smartclip_det.formats.detections import read_predictions
+    from smartclip_det.metrics import lvis
 
     truth = load_ground_truth(shared / "lvis_val100/lvis_val_100.json")
     results, _ = check_predictions(read_predictions(shared / "lvis_val100/peer_results_A.json", truth), truth)

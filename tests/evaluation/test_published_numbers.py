@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables
-from smartclip_det.evaluation.detection_files import check_predictions, load_ground_truth
-from smartclip_det.evaluation.protocols import EvaluationRequest, run_protocol
+from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.metrics.coco import coco_metrics, evaluate_tables
+from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 
 BACKENDS = ["fast", "reference"]
 ORDER = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@1", "AR@10", "AR@100", "AR_s@100", "AR_m@100",
@@ -109,7 +109,7 @@ def test_lvis(shared, backend, limit, key, recall):
 
 
 def test_lvis_groups_of_classes_change_nothing(shared, monkeypatch):
-    from smartclip_det.evaluation import lvis
+    from smartclip_det.metrics import lvis
 
     folder = shared / "lvis_val100"
     whole = request("lvis", folder / "lvis_val_100.json", folder / "peer_results_A.json")
@@ -135,7 +135,7 @@ def test_voc_real_detections(shared, backend, ann):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_voc_published_case(shared, backend):
-    from smartclip_det.evaluation.voc import evaluate_voc
+    from smartclip_det.metrics.voc import evaluate_voc
 
     folder = shared / "voc_ap_published_case"
     expected = json.loads((folder / "expected.json").read_text())
@@ -163,7 +163,7 @@ def test_voc_published_case(shared, backend):
 
 def referring_rule(rows, rule, tmp_path):
     """Prediction lines of a picking rule over the candidate boxes of each sentence."""
-    from smartclip_det.evaluation.referring import box_overlap
+    from smartclip_det.metrics.referring import box_overlap
 
     lines = []
     for key, candidates, target in rows:
@@ -184,7 +184,7 @@ def referring_rule(rows, rule, tmp_path):
 @pytest.mark.parametrize(("rule", "key"), [("oracle", "oracle_best_candidate"), ("largest", "largest_candidate"),
                                            ("first", "first_candidate")])  # fmt: skip
 def test_refcoco_picking_rules_in_every_layout(shared, tmp_path, layout, rule, key):
-    from smartclip_det.evaluation.referring_files import load_expressions, write_expressions
+    from smartclip_det.formats.expressions.files import load_expressions, write_expressions
 
     folder = shared / "refcoco_testA_slice"
     expected = json.loads((folder / "expected.json").read_text())[key]["continuous_iou"]

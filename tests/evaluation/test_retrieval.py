@@ -8,7 +8,7 @@ import torch
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine
-from smartclip_det.evaluation.retrieval import (
+from smartclip_det.metrics.retrieval import (
     average_precision,
     presence_map,
     retrieval_metrics,

@@ -11,25 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation import bootstrap
-from smartclip_det.evaluation.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
-from smartclip_det.evaluation.detection_files import (
+from smartclip_det.formats.detections import (
     check_predictions,
     load_ground_truth,
     read_predictions,
     write_columnar,
 )
-from smartclip_det.evaluation.lvis import evaluate_lvis, limit_detections
-from smartclip_det.evaluation.protocols import EvaluationRequest, compare, run_protocol
-from smartclip_det.evaluation.referring import box_overlap, referring_metrics, score_referring
-from smartclip_det.evaluation.referring_files import (
+from smartclip_det.formats.expressions.files import (
     Expression,
     GroundedBoxes,
     image_file_of,
     load_expressions,
     load_grounding_predictions,
 )
-from smartclip_det.evaluation.voc import average_precision, evaluate_voc
+from smartclip_det.metrics import bootstrap
+from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
+from smartclip_det.metrics.lvis import evaluate_lvis, limit_detections
+from smartclip_det.metrics.referring import box_overlap, referring_metrics, score_referring
+from smartclip_det.metrics.voc import average_precision, evaluate_voc
+from smartclip_det.protocols.detection import EvaluationRequest, compare, run_protocol
 
 
 def small_truth(classes=("cat", "dog", "bus"), per_image=2, images=6, **extra):
@@ -330,7 +330,7 @@ class TestVoc:
             assert evaluate_voc(truth, results, difficult="ignore", backend=backend)[0]["mAP"] == pytest.approx(1.0)
 
     def test_folder_errors(self, tmp_path):
-        from smartclip_det.evaluation.voc import load_voc_folder
+        from smartclip_det.metrics.voc import load_voc_folder
 
         with pytest.raises(UserError, match="No VOC xml"):
             load_voc_folder(tmp_path)

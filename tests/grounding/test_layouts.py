@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, image_key, training_images, without
-from smartclip_det.evaluation.referring_counts import FULL_SETS, check_counts
-from smartclip_det.evaluation.referring_files import Expression, load_expressions
-from smartclip_det.evaluation.referring_layouts import read_odvg, read_transvg, write_layout
+from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
+from smartclip_det.formats.expressions.files import Expression, load_expressions
+from smartclip_det.formats.expressions.layouts import read_odvg, read_transvg, write_layout
 from tests.tools.test_runs import run
 
 BOXES = ((0.0, 1.0, 10.0, 12.0), (3.5, 4.0, 30.0, 20.0))

@@ -14,8 +14,8 @@ from PIL import Image
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.referring import ReferringDataset
 from smartclip_det.datasets.referring_augment import POSITION_WORDS, mirror, names_a_place, random_crop
-from smartclip_det.evaluation.referring_files import Expression, write_expressions
-from smartclip_det.evaluation.referring_metric import ReferringMetric
+from smartclip_det.formats.expressions.files import Expression, write_expressions
+from smartclip_det.protocols.referring_metric import ReferringMetric
 
 
 def test_sides_are_exchanged_by_whole_words():
@@ -154,8 +154,8 @@ def grounded(*rows):
 
 
 def test_a_run_is_scored_as_its_file_would_be_whatever_the_batches(sentences, tmp_path):
-    from smartclip_det.evaluation.grounding_protocols import GROUNDING
-    from smartclip_det.evaluation.request import EvaluationRequest
+    from smartclip_det.protocols.grounding import GROUNDING
+    from smartclip_det.protocols.request import EvaluationRequest
 
     mask = np.zeros((60, 120), dtype=bool)
     mask[:30, :30] = True

@@ -17,11 +17,11 @@ from smartclip_det.apis.referring_predictor import CHUNK
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine, paired_masked_cosine
 from smartclip_det.datasets.referring import ReferringDataset
-from smartclip_det.evaluation.referring_files import Expression, load_expressions, write_expressions
-from smartclip_det.evaluation.referring_metric import ReferringMetric
+from smartclip_det.formats.expressions.files import Expression, load_expressions, write_expressions
 from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
 from smartclip_det.models.grounding.referring import SmartCLIPReferring
 from smartclip_det.models.grounding.set_losses import box_map, dice_loss, grounding_losses, match
+from smartclip_det.protocols.referring_metric import ReferringMetric
 
 TOWERS = {"arch": "SmartCLIP-tiny", "seed": 0}
 SMALL = {"dim": 32, "layers": 1, "heads": 2, "feedforward": 64, "dropout": 0.0}

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.referring_files import load_expressions
-from smartclip_det.evaluation.referring_sources import (
+from smartclip_det.formats.expressions.files import load_expressions
+from smartclip_det.formats.expressions.sources import (
     read_dcube,
     read_fgovd,
     read_flickr_entities,

@@ -8,8 +8,8 @@ import torch
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.evaluation.grounding import Candidates, best_possible, candidates_of, chance_accuracy, single_targets
-from smartclip_det.evaluation.referring_files import Expression
+from smartclip_det.formats.candidates import Candidates, best_possible, candidates_of, chance_accuracy, single_targets
+from smartclip_det.formats.expressions.files import Expression
 from smartclip_det.models.grounding.zero_shot import (
     ZeroShotGrounder,
     between_tensor,
@@ -194,8 +194,8 @@ def test_the_circle_is_red_and_inside_its_box():
 
 
 def test_a_threshold_is_found_between_none_and_many():
-    from smartclip_det.evaluation.generalized_referring import calibrate_threshold
-    from smartclip_det.evaluation.referring_files import GroundedBoxes
+    from smartclip_det.formats.expressions.files import GroundedBoxes
+    from smartclip_det.metrics.generalized_referring import calibrate_threshold
 
     a, b = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
     truth = [

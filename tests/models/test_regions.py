@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.detection_files import GroundTruth
-from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+from smartclip_det.formats.detections import GroundTruth
 from smartclip_det.models.region_cache import CachedRegionEncoder
 from smartclip_det.models.regions import VIEWS, RegionEncoder, crop_window, pool_masks
 from smartclip_det.models.towers import DENSE_MODES, SmartCLIP, TowerConfig, VisionOutput
 from smartclip_det.models.towers.tokenizer import image_statistics
+from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 

@@ -12,12 +12,12 @@ from mmengine.logging import MessageHub
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.engine.region_guard import RegionProbeHook
-from smartclip_det.evaluation.detection_files import load_ground_truth
-from smartclip_det.evaluation.protocols import ov_coco_split
-from smartclip_det.evaluation.region_probe import probe_accuracy, probe_regions
+from smartclip_det.formats.detections import load_ground_truth
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
+from smartclip_det.protocols.detection import ov_coco_split
 from tests.processes import run_processes
 from tests.tools.test_runs import run
 

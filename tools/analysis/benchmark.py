@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",

@@ -24,8 +24,8 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
 from smartclip_det.models.alignment import SmartCLIPAlignment
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 

@@ -19,13 +19,13 @@ from PIL import Image
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
-from smartclip_det.evaluation.referring import box_overlap
-from smartclip_det.evaluation.referring_files import (
+from smartclip_det.formats.expressions.files import (
     Expression,
     GroundedBoxes,
     load_expressions,
     load_grounding_predictions,
 )
+from smartclip_det.metrics.referring import box_overlap
 from smartclip_det.models.grounding.parsing import Entity, parse_expression
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers.source import load_encoder

@@ -32,9 +32,9 @@ from torch.nn import functional
 from tqdm import trange
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.evaluation.retrieval import retrieval_metrics
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.metrics.retrieval import retrieval_metrics
 from smartclip_det.models.losses import AlignmentLoss
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 KEYS = ("own_block_r2", "other_block_r2", "jaccard", "dimensions_on")

@@ -25,8 +25,11 @@ from tqdm import tqdm
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.prompts import fill
 from smartclip_det.datasets.caption_policies import split_sentences
-from smartclip_det.evaluation.caption_files import read_caption_records
-from smartclip_det.evaluation.mask_statistics import (
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.models.towers import SmartCLIP
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.vocabulary import resolve_names
+from smartclip_det.probing.mask_statistics import (
     algebra,
     containment,
     distinctive,
@@ -34,10 +37,7 @@ from smartclip_det.evaluation.mask_statistics import (
     occupancy,
     similarity_order,
 )
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
-from smartclip_det.models.towers import SmartCLIP
-from smartclip_det.models.towers.source import load_towers
-from smartclip_det.models.vocabulary import resolve_names
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.visualization.report import ReportPage
 

@@ -27,7 +27,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.image_cache import BROKEN, EMPTY, READY, ImageCache
 from smartclip_det.engine.config import load_config
-from smartclip_det.evaluation.stamp import protocol_stamp, write_results
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 

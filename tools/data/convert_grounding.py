@@ -20,17 +20,17 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.evaluation.referring_counts import FULL_SETS, check_counts
-from smartclip_det.evaluation.referring_files import Expression, load_expressions
-from smartclip_det.evaluation.referring_layouts import LAYOUTS, read_odvg, read_transvg, write_layout
-from smartclip_det.evaluation.referring_sources import (
+from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
+from smartclip_det.formats.expressions.files import Expression, load_expressions
+from smartclip_det.formats.expressions.layouts import LAYOUTS, read_odvg, read_transvg, write_layout
+from smartclip_det.formats.expressions.sources import (
     read_dcube,
     read_fgovd,
     read_flickr_entities,
     read_ref_l4,
     source_of,
 )
-from smartclip_det.evaluation.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 #: By what ``source_of`` finds.

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.datasets.to_coco import DIFFICULT_RULES, read_yolo_yaml, voc_to_coco, yolo_to_coco
+from smartclip_det.formats.to_coco import DIFFICULT_RULES, read_yolo_yaml, voc_to_coco, yolo_to_coco
 from smartclip_det.models.vocabulary import read_vocabulary
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.files import write_whole

@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.contrastive import principal_part
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.mask_modes import SCORINGS
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.evaluation.request import SCORINGS
 from smartclip_det.models.alignment.distillation import RegionDistillation
 from smartclip_det.models.alignment.region_contrast import RegionContrast
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss

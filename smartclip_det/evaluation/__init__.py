@@ -1,1 +1,0 @@
-"""Metrics as functions on saved predictions, their file formats, protocol stamps, and MMEngine metrics."""

@@ -1,0 +1,1 @@
+"""Referring expressions on disk, from every layout and to every layout."""

@@ -1,0 +1,145 @@
+"""Saved vectors of a retrieval test: one safetensors file that scoring needs nothing else for.
+
+Shape letters: I images, K texts, D joint embedding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.core.similarity import resolve_masks
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.metrics.retrieval import retrieval_ranks
+from smartclip_det.utils.safe_load import safe_safetensors_load
+
+_FORMAT = "smartclip_det.retrieval/1"
+RECALLS = (1, 5, 10)
+
+
+@dataclass
+class RetrievalVectors:
+    """What a model says of a set of images and texts.
+
+    Attributes:
+        images: ``[I, D]``, not normalised.
+        texts: ``[K, D]``.
+        owner: ``[K]`` row of each text's image.
+        masks: ``[K, D]`` hard masks, or None.
+        image_ids: I ids.
+        sentences: K texts; controls of masks are drawn by them.
+        stamp: facts of the protocol and the model.
+    """
+
+    images: Tensor
+    texts: Tensor
+    owner: Tensor
+    masks: Tensor | None
+    image_ids: list[str]
+    sentences: list[str]
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write; ``image_embeds``, ``text_embeds``, ``image_of_text`` and, with a mask network, ``text_masks``."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"image_embeds": self.images, "text_embeds": self.texts, "image_of_text": self.owner}
+        if self.masks is not None:
+            tensors["text_masks"] = self.masks.to(torch.uint8)
+        header = {"format": _FORMAT, "image_ids": json.dumps(self.image_ids), "texts": json.dumps(self.sentences),
+                  "stamp": json.dumps(self.stamp, default=str)}  # fmt: skip
+        part = path.with_name(path.name + ".part")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(part), metadata=header)
+        part.replace(path)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> RetrievalVectors:
+        """Read; a file of another kind or with shapes that do not fit is a :class:`UserError`."""
+        tensors, header = safe_safetensors_load(path)
+        missing = {"image_embeds", "text_embeds", "image_of_text"} - set(tensors)
+        if missing:
+            raise UserError(f"{path} holds no retrieval vectors: it lacks {', '.join(sorted(missing))}.")
+        images, texts, owner = tensors["image_embeds"], tensors["text_embeds"], tensors["image_of_text"].long()
+        masks = tensors.get("text_masks")
+        if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1] or len(owner) != len(texts):
+            shapes = ", ".join(
+                f"{k} {list(tensors[k].shape)}" for k in ("image_embeds", "text_embeds", "image_of_text")
+            )
+            raise UserError(f"{path}: the shapes do not fit: {shapes}.")
+        if len(owner) and (int(owner.min()) < 0 or int(owner.max()) >= len(images)):
+            raise UserError(f"{path}: image_of_text names rows outside of the {len(images)} images.")
+        ids = json.loads(header.get("image_ids", "null")) or [str(n) for n in range(len(images))]
+        sentences = json.loads(header.get("texts", "null")) or [str(n) for n in range(len(texts))]
+        return RetrievalVectors(images, texts, owner, None if masks is None else masks.float(), ids, sentences,
+                                json.loads(header.get("stamp", "{}")))  # fmt: skip
+
+    def check_against(self, ann: str | Path) -> None:
+        """Raise where a caption file has other images, or fewer texts of one, than the vectors (COCO's first 5 fit)."""
+        records, _ = read_caption_records(ann)
+        named = {str(r.id): len(r.short) or 1 for r in records}
+        foreign = [i for i in self.image_ids if i not in named]
+        if foreign:
+            raise UserError(
+                f"{len(foreign)} of {len(self.image_ids)} images of the vectors are not in {ann}, e.g. {foreign[0]}."
+            )
+        missing = set(named) - set(self.image_ids)
+        if missing:
+            raise UserError(f"{len(missing)} of {len(named)} images of {ann} have no vectors.")
+        own = Counter(self.image_ids[i] for i in self.owner.tolist())
+        fewer = [i for i in named if own[i] > named[i]]
+        if fewer:
+            raise UserError(
+                f"{len(fewer)} images have more texts in the vectors than in {ann}, e.g. {fewer[0]}: "
+                f"{own[fewer[0]]} and {named[fewer[0]]}."
+            )
+
+    def ranks(self, scoring: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
+        """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a name of ``SCORINGS``."""
+        mode = SCORINGS[check_choice("scoring", scoring, SCORINGS)]
+        if self.masks is None and mode != "off":
+            raise UserError(
+                f"scoring {scoring!r} needs masks; these vectors have none (towers without a mask network)."
+            )
+        masks = None if self.masks is None else resolve_masks(self.masks, mode, self.sentences)
+        return retrieval_ranks(self.images, self.texts, masks, self.owner, progress=progress)
+
+    def scorings(self) -> list[str]:
+        """What can be scored."""
+        return ["plain"] if self.masks is None else list(SCORINGS)
+
+
+def recall_metrics(vectors: RetrievalVectors, scorings: list[str], *, progress: bool = False) -> dict[str, float]:
+    """``t2i_r1_plain``, ``i2t_r5_masked``, ... as shares in [0, 1]."""
+    out: dict[str, float] = {}
+    for scoring in scorings:
+        for direction, ranks in zip(("t2i", "i2t"), vectors.ranks(scoring, progress=progress), strict=True):
+            out.update({f"{direction}_r{k}_{scoring}": float((ranks < k).double().mean()) for k in RECALLS})
+    return out
+
+
+def retrieval_metric(vectors: RetrievalVectors, scoring: str) -> tuple[Any, int]:
+    """What the paired bootstrap asks for: recalls under weights of images, and the number of images."""
+    t2i, i2t = (r.numpy() for r in vectors.ranks(scoring))
+    owner = vectors.owner.numpy()
+    having = np.unique(owner)
+
+    def metric(weights: np.ndarray) -> Mapping[str, float]:
+        of_texts, of_images = weights[owner].astype(float), weights[having].astype(float)
+        out = {f"t2i_r{k}": float((of_texts * (t2i < k)).sum() / of_texts.sum()) for k in RECALLS}
+        out.update({f"i2t_r{k}": float((of_images * (i2t < k)).sum() / of_images.sum()) for k in RECALLS})
+        return out
+
+    return metric, len(vectors.images)

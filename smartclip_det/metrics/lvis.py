@@ -1,0 +1,272 @@
+"""LVIS average precision: federated annotations, at most 300 detections an image, groups by frequency.
+
+``reference`` is lvis-api, ``fast`` is faster-coco-eval in LVIS style. The latter does not limit detections per
+image over all classes, so the limit is applied here first; it is fed groups of classes, because AP is per class
+and memory is not. Protocol: ovd reference 2.2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.columns import DetectionColumns
+from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.metrics.coco import BACKENDS, CocoTables, mask_results
+from smartclip_det.utils.collector import without_collector
+from smartclip_det.utils.compat import allow_numpy_float
+from smartclip_det.utils.parallel import available_cores, map_in_processes
+
+FREQUENCIES = ("r", "c", "f")
+#: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
+GROUP_DETECTIONS = 200_000
+GROUP_PAIRS = 400_000
+#: Detections from which groups go to several processes, which take a second to start.
+PROCESSES_FROM = 300_000
+#: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
+FIXED_PER_CLASS = 10_000
+
+
+def limit_detections(results: Sequence[Mapping[str, Any]], limit: int) -> DetectionColumns | list[dict[str, Any]]:
+    """Keep the ``limit`` best detections of each image over all classes; ties keep file order. Negative: all."""
+    if results and "segmentation" in results[0]:
+        if limit < 0:
+            return [dict(r) for r in results]
+        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for r in results:
+            by_image[r["image_id"]].append(dict(r))
+        return [r for rows in by_image.values() for r in sorted(rows, key=lambda a: a["score"], reverse=True)[:limit]]
+    columns = DetectionColumns.from_results(results)
+    return columns if limit < 0 else columns.best_of_each(columns.images, limit)
+
+
+def limit_per_class(results: Sequence[Mapping[str, Any]], limit: int = FIXED_PER_CLASS) -> DetectionColumns:
+    """Keep the ``limit`` best boxes of each class over all images; ties keep file order."""
+    columns = DetectionColumns.from_results(results)
+    return columns.best_of_each(np.unique(columns.categories, return_inverse=True)[1], limit)
+
+
+def check_lvis(truth: GroundTruth) -> None:
+    """Refuse annotations without the federated fields."""
+    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+        lacking = sum(field not in i for i in truth.data["images"])
+        if lacking:
+            raise UserError(f"{truth.path}: {lacking} images lack {field}; this is no LVIS annotation file.")
+    if any(c.get("frequency") not in FREQUENCIES for c in truth.data["categories"]):
+        raise UserError(f"{truth.path}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
+
+
+def evaluate_lvis(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast", iou_type: str = "bbox",
+    max_dets: int = 300, fixed: bool = False,
+) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
+    """LVIS metrics and AP of each class.
+
+    Args:
+        truth: LVIS annotations.
+        results: checked results.
+        backend: ``fast`` or ``reference``.
+        iou_type: ``bbox`` or ``segm``.
+        max_dets: detections per image over all classes; -1 for no limit.
+        fixed: fixed AP: the best 10,000 of each class over all images; goes with ``max_dets=-1`` and boxes.
+
+    Returns:
+        ``bbox_AP``, ``bbox_AP50``, ``bbox_AP75``, ``bbox_APs/m/l``, ``bbox_APr/c/f`` and ``bbox_AR@max_dets``
+        (or ``segm_``), -1 where nothing was there to find; and per-class AP, None without ground truth.
+    """
+    check_choice("backend", backend, BACKENDS)
+    check_lvis(truth)
+    if fixed and (max_dets >= 0 or iou_type != "bbox"):
+        raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
+    kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)
+    if iou_type == "segm":
+        kept = mask_results(kept, truth.data)
+    tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
+    groups = {f: [k for k, c in enumerate(_sorted_categories(truth)) if c["frequency"] == f] for f in FREQUENCIES}
+    prefix = f"{iou_type}_"
+    metrics = {f"{prefix}AP": tables.ap(), f"{prefix}AP50": tables.ap(0.5), f"{prefix}AP75": tables.ap(0.75)}
+    metrics.update({f"{prefix}AP{s[1]}": tables.ap(size=s) for s in ("_s", "_m", "_l")})
+    metrics.update({f"{prefix}AP{f}": tables.ap(classes=groups[f]) for f in FREQUENCIES})
+    metrics[f"{prefix}AR@{max_dets}"] = tables.ar(max_dets)
+    metrics.update({f"{prefix}AR{s[1]}@{max_dets}": tables.ar(max_dets, s) for s in ("_s", "_m", "_l")})
+    tables.max_dets = [max_dets]
+    return metrics, tables.class_ap()
+
+
+def base_novel_metrics(metrics: Mapping[str, float], class_ap: Mapping[str, float | None], truth: GroundTruth,
+                       iou_type: str = "bbox") -> dict[str, float]:  # fmt: skip
+    """OV-LVIS reading: novel = rare, base = common and frequent (866 and 337 of LVIS v1)."""
+    frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
+    base = [v for n, v in class_ap.items() if v is not None and frequency[n] in "cf"]
+    return {
+        f"{iou_type}_AP_novel": metrics[f"{iou_type}_APr"],
+        f"{iou_type}_AP_base": float(np.mean(base)) if base else -1.0,
+    }
+
+
+def _sorted_categories(truth: GroundTruth) -> list[dict[str, Any]]:
+    return sorted(truth.data["categories"], key=lambda c: c["id"])
+
+
+def reference_evaluator(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str, only_all_areas: bool = False
+) -> Any:
+    """lvis-api's evaluator after matching; ``results`` are limited already.
+
+    Args:
+        truth: LVIS annotations.
+        results: at least one result.
+        iou_type: ``bbox`` or ``segm``.
+        only_all_areas: leave out the size classes.
+    """
+    allow_numpy_float()
+    from lvis import LVIS, LVISEval, LVISResults
+
+    if not results:
+        # The library cannot take an empty list; a box without area on no class's ground truth is the same to it.
+        image, category = truth.data["images"][0]["id"], _sorted_categories(truth)[0]["id"]
+        results = [{"image_id": image, "category_id": category, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}]
+    quiet = logging.getLogger("lvis")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            # The library reads files only.
+            path = Path(folder) / "truth.json"
+            path.write_text(json.dumps(truth.data), encoding="utf-8")
+            gt = LVIS(str(path))
+            evaluator = LVISEval(gt, LVISResults(gt, list(results), max_dets=-1), iou_type)
+            if only_all_areas:
+                evaluator.params.area_rng = evaluator.params.area_rng[:1]
+                evaluator.params.area_rng_lbl = ["all"]
+            evaluator.evaluate()
+    finally:
+        quiet.setLevel(level)
+    return evaluator
+
+
+def _reference_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
+    evaluator = reference_evaluator(truth, results, iou_type)
+    evaluator.accumulate()
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    return _tables(truth, precision[..., None], recall[..., None], np.asarray(evaluator.params.iou_thrs))
+
+
+def _tables(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray) -> CocoTables:
+    names = [c["name"] for c in _sorted_categories(truth)]
+    return CocoTables(precision, recall, thresholds, names, _AnyLimit())
+
+
+class _AnyLimit(list):
+    """LVIS has one detection limit, whatever its number: index 0 for any."""
+
+    def index(self, *_: Any) -> int:
+        return 0
+
+
+@dataclass
+class _Group:
+    """Some classes with everything that their evaluation needs; it travels to another process."""
+
+    ids: list[int]
+    categories: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    boxes: list[dict[str, Any]]
+    results: Sequence[Mapping[str, Any]]
+    iou_type: str
+
+
+def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
+    from tqdm import tqdm
+
+    categories = _sorted_categories(truth)
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for a in truth.data["annotations"]:
+        annotations[a["category_id"]].append(a)
+    rows_of = _by_class(results)
+    counts = {i: len(r) for i, r in rows_of.items()}
+    large = len(results) >= PROCESSES_FROM
+    groups, least = [], 2 * available_cores() if large else 1
+    for ids in _groups([c["id"] for c in categories], counts, len(truth.data["images"]), least):
+        boxes = [a for i in ids for a in annotations[i]]
+        found = [rows_of[i] for i in ids if i in rows_of]
+        joined: Sequence[Mapping[str, Any]]
+        if found and isinstance(results, DetectionColumns):
+            joined = DetectionColumns.cat(found)  # type: ignore[arg-type]
+        else:
+            joined = [r for rows in found for r in rows]
+        # An image with neither boxes nor detections has no say in the group's precision.
+        asked = {a["image_id"] for a in boxes} | _images_of(joined)
+        images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
+        named = [c for c in categories if c["id"] in set(ids)]
+        groups.append(_Group(ids, named, images, boxes, joined, iou_type))
+    parts = map_in_processes(_evaluate_group, groups, None if large else 1, items_each=1)
+    done = list(tqdm(parts, total=len(groups), desc="LVIS classes", unit="group", disable=not large))
+    return _tables(
+        truth, np.concatenate([d[0] for d in done], axis=2), np.concatenate([d[1] for d in done], axis=1), done[0][2]
+    )
+
+
+def _images_of(results: Sequence[Mapping[str, Any]]) -> set[Any]:
+    if isinstance(results, DetectionColumns):
+        return {results.image_ids[i] for i in np.unique(results.images).tolist()}
+    return {r["image_id"] for r in results}
+
+
+def _evaluate_group(group: _Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision ``[T, 101, K, A, 1]``, recall ``[T, K, A, 1]`` and T IoU thresholds of K classes and A size classes."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    frame = {"images": group.images, "categories": group.categories}
+    with contextlib.redirect_stdout(io.StringIO()), without_collector():
+        gt = COCO({**frame, "annotations": group.boxes})
+        dt = gt.loadRes(list(group.results)) if len(group.results) else COCO({**frame, "annotations": []})
+        evaluator = COCOeval_faster(gt, dt, group.iou_type, lvis_style=True, print_function=lambda *_: None)
+        evaluator.params.catIds = sorted(group.ids)
+        # The limit per image over all classes was applied before; no limit per class on top of it.
+        evaluator.params.maxDets = [max(1, len(group.results))]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    p = evaluator.params
+    shape = (len(p.iouThrs), len(p.recThrs), len(group.ids), len(p.areaRng), 1)
+    precision = np.asarray(evaluator.eval["precision"]).reshape(shape)
+    return precision, np.asarray(evaluator.eval["recall"]).reshape(shape[:1] + shape[2:]), np.asarray(p.iouThrs)
+
+
+def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mapping[str, Any]]]:
+    """Results of each category, in file order; columns stay columns."""
+    if not isinstance(results, DetectionColumns):
+        by_class: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
+        for r in results:
+            by_class[r["category_id"]].append(r)
+        return dict(by_class)
+    order = np.argsort(results.categories, kind="stable")
+    different, starts = np.unique(results.categories[order], return_index=True)
+    parts = np.split(order, starts[1:]) if len(order) else []
+    return {c: results.take(part) for c, part in zip(different.tolist(), parts, strict=True)}
+
+
+def _groups(ids: Sequence[int], counts: Mapping[int, int], images: int, least: int = 1) -> list[list[int]]:
+    """Consecutive class ids whose detections, and pairs with images, stay under the bounds; at least ``least``."""
+    groups: list[list[int]] = []
+    size = GROUP_DETECTIONS
+    most = max(1, min(GROUP_PAIRS // max(images, 1), -(-len(ids) // least)))
+    for i in ids:
+        count = counts.get(i, 0)
+        if not groups or size + count > GROUP_DETECTIONS or len(groups[-1]) >= most:
+            groups.append([])
+            size = 0
+        groups[-1].append(i)
+        size += count
+    return groups

@@ -1,0 +1,106 @@
+"""Referring-expression comprehension: accuracy per sentence (rec reference 2.7).
+
+Shape letters: N sentences. Boxes are xyxy pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.expressions.files import Expression, GroundedBoxes
+
+OVERLAPS = ("iou", "giou")
+THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+
+@dataclass
+class ReferringScores:
+    """Overlap of the first predicted box with the target, sentence by sentence.
+
+    Attributes:
+        overlap: ``[N]``; 0 where nothing was predicted (-1 for GIoU).
+        images: ``[N]`` image of each sentence, for resampling.
+        counts: sentences, missing (no prediction line: counted wrong), empty (a line without boxes: counted wrong).
+    """
+
+    overlap: np.ndarray
+    images: list[Any]
+    counts: dict[str, int]
+
+
+def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = "iou") -> float:
+    """IoU or GIoU of two xyxy boxes in continuous coordinates; two boxes without area have IoU 0."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    inner = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
+    iou = inner / union if union > 0 else 0.0
+    if kind == "iou":
+        return iou
+    hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    return iou - (hull - union) / hull if hull > 0 else iou
+
+
+def check_known(truth: Sequence[Expression], predictions: Mapping[int | str, Any]) -> None:
+    """Raise for predictions of sentences that the annotations do not have."""
+    known = {e.id for e in truth}
+    foreign = [k for k in predictions if k not in known]
+    if foreign:
+        raise UserError(
+            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
+            "they may be of another split or data set."
+        )
+
+
+def score_referring(
+    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], overlap: str = "iou"
+) -> ReferringScores:
+    """Compare the best-scored box of each sentence with its target.
+
+    Raises:
+        UserError: for predictions of unknown sentences, and for sentences with no target or several (another
+            protocol: grefcoco).
+    """
+    check_choice("overlap", overlap, OVERLAPS)
+    odd = [e.id for e in truth if len(e.boxes) != 1]
+    if odd:
+        raise UserError(
+            f"{len(odd)} sentences have no target or several (e.g. id {odd[0]!r}); the refcoco protocol needs exactly "
+            "one box each. That is the grefcoco protocol."
+        )
+    check_known(truth, predictions)
+    worst = 0.0 if overlap == "iou" else -1.0
+    values, counts = [], {"sentences": len(truth), "missing": 0, "empty": 0}
+    for e in truth:
+        found = predictions.get(e.id)
+        counts["missing"] += found is None
+        counts["empty"] += found is not None and not found.boxes
+        values.append(box_overlap(found.boxes[0], e.boxes[0], overlap) if found and found.boxes else worst)
+    return ReferringScores(np.array(values), [e.image_id for e in truth], counts)
+
+
+def referring_metrics(overlap: np.ndarray, *, strict: bool = False) -> dict[str, float]:
+    """``acc50``, ``acc75``, ``acc90``, ``acc_mean`` (over 0.5:0.05:0.95) and ``miou`` of ``[N]`` overlaps.
+
+    Args:
+        overlap: one value per sentence.
+        strict: hits need overlap > threshold instead of >=.
+    """
+    if not len(overlap):
+        return dict.fromkeys(("acc50", "acc75", "acc90", "acc_mean", "miou"), -1.0)
+
+    def accuracy(threshold: float) -> float:
+        return float(np.mean(overlap > threshold if strict else overlap >= threshold))
+
+    return {
+        "acc50": accuracy(0.5),
+        "acc75": accuracy(0.75),
+        "acc90": accuracy(0.9),
+        "acc_mean": float(np.mean([accuracy(t) for t in THRESHOLDS])),
+        "miou": float(np.mean(overlap)),
+    }

@@ -1,0 +1,1 @@
+"""What an encoder and its masks do, measured: the region probe, mask statistics, the vocabulary report."""

@@ -1,0 +1,112 @@
+"""The MMEngine metric of grounding runs: predictions are written, and scored as ``tools/evaluate.py`` would."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from pycocotools import mask as coco_mask
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.protocols.grounding import GROUNDING
+from smartclip_det.protocols.request import EvaluationRequest
+from smartclip_det.protocols.stamp import file_hash, write_results
+from smartclip_det.utils.files import write_whole
+
+PROTOCOLS = ("refcoco", "grefcoco", "flickr", "refseg", "grefseg")
+_OF_MASKS = ("refseg", "grefseg")
+
+
+@METRICS.register_module()
+class ReferringMetric(BaseMetric):
+    """Boxes and masks of sentences, by any of :data:`PROTOCOLS`; names are prefixed where there are several.
+
+    Data samples carry ``grounded``: for each sentence ``id``, ``boxes`` (xyxy pixels of the image, best first),
+    ``scores``, and ``mask`` (``[H, W]`` bool) for the protocols of masks. Neither batches nor their order matter.
+    """
+
+    def __init__(
+        self, ann_file: str, data_root: str = "", split: str | None = None, instances: str | None = None,
+        protocols: Sequence[str] = ("refcoco",), overlap: str = "", strict: bool = False, score_threshold: float = 0.5,
+        out_file: str | None = None, metrics_file: str | None = None, stamp: Mapping[str, Any] | None = None,
+        collect_device: str = "cpu", prefix: str | None = None,
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            ann_file: expression file that the data set reads.
+            data_root: folder that relative paths are in.
+            split: split of the file.
+            instances: ``instances.json`` of a refs file; default: beside it.
+            protocols: of :data:`PROTOCOLS`.
+            overlap: ``iou`` or ``giou``; empty for the protocol's own.
+            strict: hits need overlap > threshold.
+            score_threshold: boxes of grefcoco below it are not predicted.
+            out_file: JSON lines of boxes to write; masks go beside it, as ``NAME.masks.jsonl``.
+            metrics_file: stamped metrics JSON to write.
+            stamp: further facts for the stamp.
+            collect_device: where ranks gather.
+            prefix: prefix of the metric names.
+        """
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.protocols = [check_choice("protocol", p, PROTOCOLS) for p in protocols]
+        self.ann_file = Path(data_root) / ann_file
+        self.split, self.overlap, self.strict = split or "", overlap, strict
+        self.instances = str(Path(data_root) / instances) if instances else ""
+        self.score_threshold, self.stamp = score_threshold, dict(stamp or {})
+        self.out_file, self.metrics_file = out_file, metrics_file
+
+    def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the sentences of each image, masks as run lengths."""
+        wanted = any(p in _OF_MASKS for p in self.protocols)
+        for sample in data_samples:
+            rows = []
+            for found in sample["grounded"]:
+                row = {k: found[k] for k in ("id", "boxes", "scores")}
+                if wanted:
+                    if "mask" not in found:
+                        raise UserError("Protocols of masks need a head with mask_branch=True.")
+                    row["segmentation"] = _run_length(found["mask"])
+                rows.append(row)
+            self.results.append(rows)
+
+    def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """Write what was found, and score the file."""
+        rows = [r for mine in results for r in mine]
+        with tempfile.TemporaryDirectory() as folder:
+            boxes = Path(self.out_file) if self.out_file else Path(folder) / "found.jsonl"
+            masks = boxes.with_suffix(".masks.jsonl")
+            lines = (json.dumps({k: r[k] for k in ("id", "boxes", "scores")}) for r in rows)
+            write_whole(boxes, "".join(f"{line}\n" for line in lines))
+            if any(p in _OF_MASKS for p in self.protocols):
+                lines = (json.dumps({k: r[k] for k in ("id", "segmentation")}) for r in rows)
+                write_whole(masks, "".join(f"{line}\n" for line in lines))
+            found = {p: GROUNDING[p](self._request(p, masks if p in _OF_MASKS else boxes)) for p in self.protocols}
+        several = len(found) > 1
+        metrics = {f"{p}_{k}" if several else k: v for p, f in found.items() for k, v in f.metrics.items()}
+        if self.metrics_file:
+            stamp = {**next(iter(found.values())).protocol, **self.stamp, "ann_sha256": file_hash(self.ann_file)}
+            if several:
+                stamp["protocols"] = {p: f.protocol for p, f in found.items()}
+            write_results(self.metrics_file, stamp, metrics, counts={p: f.counts for p, f in found.items()})
+        return metrics
+
+    def _request(self, protocol: str, pred: Path) -> EvaluationRequest:
+        return EvaluationRequest(
+            protocol, self.ann_file, pred, split=self.split, instances=self.instances, overlap=self.overlap,
+            strict=self.strict, score_threshold=self.score_threshold,
+        )  # fmt: skip
+
+
+def _run_length(mask: np.ndarray) -> dict[str, Any] | None:
+    """COCO run lengths of ``[H, W]`` bool; None for an empty mask."""
+    if not mask.any():
+        return None
+    found = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}
