@@ -1,13 +1,12 @@
 """Importing this module registers every part of smartclip_det with MMDetection and MMEngine.
 
-Configs name it in ``custom_imports`` (``configs/_base_/default_runtime.py``). It also checks the library versions,
-routes operators that mmcv was not compiled for, and makes checkpoint loading safe.
+Configs name it in ``custom_imports`` (``configs/_base_/default_runtime.py``). It also checks the library versions
+and makes checkpoint loading safe.
 """
 
 from smartclip_det.utils import compat
 
 compat.check_stack()
-compat.install_operator_routes()
 compat.install_safe_loading()
 compat.install_language_routes()
 

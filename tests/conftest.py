@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import smartclip_det  # noqa: F401  (MMDetection finds its operators from here on)
+
 REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run in parallel processes
 

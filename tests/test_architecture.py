@@ -16,7 +16,7 @@ PACKAGE = REPO / "smartclip_det"
 #: Low to high. A module belongs to the first entry that its dotted path starts with.
 LAYERS = [
     ("version",),
-    ("core",),
+    ("core", "operators"),
     ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
     ("models.towers",),
     ("models.vocabulary", "models.regions", "models.region_cache", "models.losses", "formats", "metrics"),

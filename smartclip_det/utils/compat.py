@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import importlib
 import logging
-import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smartclip_det.core.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 SETUP_COMMAND = "make setup"
@@ -38,124 +34,6 @@ def check_stack() -> None:
                 f"{module} cannot be used ({error}). Tested: {distribution}=={TESTED[distribution]}. "
                 f"Run `{SETUP_COMMAND}`."
             ) from error
-    try:
-        importlib.import_module("mmcv._ext")
-    except ImportError as error:
-        raise UserError(
-            f"mmcv has no compiled operators ({error}). It was built without torch; run "
-            f"`rm -rf .venv && .uv/bin/uv cache clean mmcv && {SETUP_COMMAND}`."
-        ) from error
-
-
-def mmcv_has_cuda() -> bool:
-    """Whether mmcv's operators were compiled for CUDA."""
-    from mmcv.ops import get_compiling_cuda_version
-
-    return get_compiling_cuda_version() not in ("not available", "")
-
-
-_routed = False
-
-
-def install_operator_routes(*, force: bool = False) -> bool:
-    """Send RoIAlign, NMS and MultiScaleDeformableAttention on CUDA tensors past a CPU-only mmcv.
-
-    They go to torchvision (RoIAlign, NMS) and plain torch (deformable attention). CPU tensors keep mmcv's
-    operators, unless ``force`` sends everything that way, as the tests do.
-
-    Returns:
-        Whether routes are installed.
-    """
-    import torch
-
-    global _routed
-    if not force and (not torch.cuda.is_available() or mmcv_has_cuda()):
-        return _routed
-    _route_nms(force)
-    _route_roi_align(force)
-    _route_deformable_attention()
-    if not _routed:
-        print(
-            "mmcv has no CUDA operators: RoIAlign, NMS and MultiScaleDeformableAttention on CUDA tensors use "
-            "torchvision or plain torch.",
-            file=sys.stderr,
-        )
-    _routed = True
-    return True
-
-
-def _route_nms(force: bool) -> None:
-    import torch
-    from torchvision.ops import nms as torchvision_nms
-
-    # ``mmcv.ops.nms`` is a function that hides the module of its name.
-    nms_module = importlib.import_module("mmcv.ops.nms")
-    compiled = getattr(nms_module.ext_module, "_compiled_nms", nms_module.ext_module.nms)
-
-    def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
-        if not (force or bboxes.is_cuda):
-            out: torch.Tensor = compiled(bboxes, scores, iou_threshold=iou_threshold, offset=offset)
-            return out
-        if offset:
-            bboxes = torch.cat([bboxes[:, :2], bboxes[:, 2:] + offset], dim=1)
-        return torchvision_nms(bboxes, scores, iou_threshold)
-
-    nms_module.ext_module._compiled_nms = compiled
-    nms_module.ext_module.nms = nms
-
-
-def _route_roi_align(force: bool) -> None:
-    from torchvision.ops import roi_align
-
-    # ``mmcv.ops.roi_align`` is a function that hides the module of its name.
-    module = importlib.import_module("mmcv.ops.roi_align")
-    RoIAlign = module.RoIAlign  # noqa: N806
-    _route_roi_align_function(module, force)
-    compiled = getattr(RoIAlign, "_compiled_forward", RoIAlign.forward)
-
-    def forward(self: Any, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        if not (force or input.is_cuda) or self.pool_mode != "avg":
-            out: torch.Tensor = compiled(self, input, rois)
-            return out
-        return roi_align(
-            input, rois.to(input.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
-        )
-
-    RoIAlign._compiled_forward = compiled
-    RoIAlign.forward = forward
-
-
-def _route_roi_align_function(module: Any, force: bool) -> None:
-    """The function form, which MMDetection's bitmap masks call (Mask R-CNN's targets)."""
-    from torchvision.ops import roi_align as torchvision_roi_align
-
-    compiled = getattr(module, "_compiled_roi_align", module.roi_align)
-
-    def roi_align(
-        input: torch.Tensor,
-        rois: torch.Tensor,
-        output_size: Any,
-        spatial_scale: float = 1.0,
-        sampling_ratio: int = 0,
-        pool_mode: str = "avg",
-        aligned: bool = True,
-    ) -> torch.Tensor:
-        if not (force or input.is_cuda) or pool_mode != "avg":
-            out: torch.Tensor = compiled(input, rois, output_size, spatial_scale, sampling_ratio, pool_mode, aligned)
-            return out
-        return torchvision_roi_align(input, rois.to(input.dtype), output_size, spatial_scale, sampling_ratio, aligned)
-
-    module._compiled_roi_align = compiled
-    # The last two bound the name when they were imported.
-    for name in ("mmcv.ops.roi_align", "mmcv.ops", "mmdet.structures.mask.structures"):
-        vars(sys.modules.get(name) or importlib.import_module(name))["roi_align"] = roi_align
-
-
-def _route_deformable_attention() -> None:
-    from mmcv.ops import multi_scale_deform_attn
-
-    # With this flag off the module takes its own plain-torch branch, whatever the device.
-    multi_scale_deform_attn.IS_CUDA_AVAILABLE = False
 
 
 def install_safe_loading() -> None:

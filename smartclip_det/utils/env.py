@@ -43,7 +43,6 @@ def check_operators(device: str) -> list[str]:
         UserError: when one cannot run, with the command that mends it.
     """
     compat.check_stack()
-    compat.install_operator_routes()
     import torch
     from mmcv.ops import MultiScaleDeformableAttention, RoIAlign, nms
 

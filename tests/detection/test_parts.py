@@ -473,42 +473,6 @@ class TestConfig:
             load_config(tmp_path / "broken.py")
 
 
-ROUTES = """
-import torch
-from smartclip_det.utils import compat
-from mmcv.ops import RoIAlign, nms, batched_nms, MultiScaleDeformableAttention
-torch.manual_seed(0)
-x = torch.randn(2, 4, 16, 16); rois = torch.tensor([[0, 1., 2., 60., 50.], [1, 5., 5., 20., 30.]])
-boxes = torch.rand(50, 2) * 40; boxes = torch.cat([boxes, boxes + 5 + torch.rand(50, 2) * 30], 1); scores = torch.rand(50)
-layer = RoIAlign(7, 0.25, 0); attention = MultiScaleDeformableAttention(8, 2, 1, 2).eval()
-args = dict(value=torch.rand(16, 1, 8), reference_points=torch.rand(1, 3, 1, 2), spatial_shapes=torch.tensor([[4, 4]]), level_start_index=torch.zeros(1).long())
-query = torch.rand(3, 1, 8)
-def mask_targets():
-    import mmdet.structures.mask.structures as s
-    return s.roi_align(torch.ones(1, 1, 32, 32), torch.tensor([[0, 1., 1., 20., 30.]]), (14, 14), 1.0, 0, 'avg', True)
-def run():
-    return [layer(x, rois), nms(boxes, scores, 0.5)[1], nms(boxes, scores, 0.5, offset=1)[1],
-            mask_targets(), batched_nms(boxes, scores, torch.arange(50) % 3, dict(type='nms', iou_threshold=0.5))[1], attention(query, **args)]
-before = run()
-assert compat.install_operator_routes() is False
-assert compat.install_operator_routes(force=True)
-for a, b in zip(before, run()):
-    assert torch.allclose(a.float(), b.float(), atol=1e-5), (a, b)
-assert compat.install_operator_routes(force=True)
-print('routes agree')
-"""
-
-
-def test_operator_routes_agree_with_the_compiled_operators():
-    import subprocess
-    import sys
-
-    done = subprocess.run([sys.executable, "-c", ROUTES], capture_output=True, text=True, cwd=REPO, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "routes agree" in done.stdout
-    assert done.stderr.count("mmcv has no CUDA operators") == 1
-
-
 def test_environment_table_runs_the_operators():
     import subprocess
     import sys
@@ -533,8 +497,4 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "mmcv", None)
     with pytest.raises(UserError, match="mmcv cannot be used .* Run `make setup`"):
-        compat.check_stack()
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "mmcv._ext", None)
-    with pytest.raises(UserError, match="no compiled operators"):
         compat.check_stack()
