@@ -22,7 +22,8 @@ from tqdm import tqdm
 from smartclip_det.core.mask_modes import SCORINGS
 from smartclip_det.core.prompts import TEMPLATE_SETS
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
-from smartclip_det.formats.labelled_images import accuracies, read_labelled
+from smartclip_det.formats.labelled_images import read_labelled
+from smartclip_det.metrics.classification import accuracies
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir
 from smartclip_det.protocols.stamp import protocol_stamp, write_results

@@ -43,17 +43,18 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.formats.candidates import (
-    Candidates,
+from smartclip_det.formats.candidates import Candidates, candidates_of
+from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.formats.segmentations import whole_mask
+from smartclip_det.metrics.referring import (
     best_possible,
-    candidates_of,
     chance_accuracy,
+    referring_metrics,
+    score_referring,
     single_targets,
 )
-from smartclip_det.formats.captions import read_caption_records
-from smartclip_det.formats.expressions.files import Expression, GroundedBoxes, load_expressions
-from smartclip_det.metrics.generalized_referring import whole_mask
-from smartclip_det.metrics.referring import referring_metrics, score_referring
 from smartclip_det.models.grounding.parsing import SpacyReader, parse_expression
 from smartclip_det.models.grounding.zero_shot import READINGS, VIEWS, ZeroShotGrounder, with_detector
 from smartclip_det.models.region_cache import CachedRegionEncoder
@@ -274,8 +275,9 @@ def report(
         metrics[mode] = referring_metrics(score_referring(wanted, predictions).overlap)
         print(f"{mode} ({args.proposals} proposals): {path}\n{format_metrics(metrics[mode])}")
     if args.answers == "one":
-        metrics["chance"] = {"acc50": chance_accuracy(wanted, boxes)}
-        metrics["best_possible"] = {"acc50": best_possible(wanted, boxes)}
+        offered = {k: c.boxes for k, c in boxes.items()}
+        metrics["chance"] = {"acc50": chance_accuracy(wanted, offered)}
+        metrics["best_possible"] = {"acc50": best_possible(wanted, offered)}
         for name in ("chance", "best_possible"):
             print(f"{name}\n{format_metrics(metrics[name])}")
     out = args.out.with_suffix(".metrics.json")

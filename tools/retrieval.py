@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.caption_sets import PROTOCOLS, CaptionedImage, load_protocol
 from smartclip_det.formats.captions import read_caption_records
-from smartclip_det.formats.retrieval_vectors import RetrievalVectors, recall_metrics
+from smartclip_det.formats.retrieval_vectors import RetrievalVectors
+from smartclip_det.metrics.retrieval import recall_metrics, scorings_of
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
-from smartclip_det.protocols.caption_sets import PROTOCOLS, CaptionedImage, load_protocol
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.images import FITS, SquareImages, open_rgb
@@ -62,7 +63,7 @@ def main() -> None:
     towers = load_towers({"checkpoint": args.checkpoint, "arch": args.arch, "stretch": args.stretch}).to(args.device)
     vectors = encode(towers, images, args)
     vectors.stamp = {**facts, **vectors.stamp}
-    metrics = recall_metrics(vectors, vectors.scorings(), progress=True)
+    metrics = recall_metrics(vectors, scorings_of(vectors), progress=True)
     print(format_metrics(metrics))
     if args.vectors:
         print(f"written: {vectors.save(args.vectors)}")

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.formats.detections import GroundTruth, annotated_only, load_ground_truth, read_json
-from smartclip_det.metrics.lvis import check_lvis
+from smartclip_det.formats.lvis import check_lvis
 from smartclip_det.models.vocabulary import resolve_names
 
 

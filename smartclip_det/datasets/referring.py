@@ -21,14 +21,15 @@ from PIL import Image
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.datasets.leakage import image_key
 from smartclip_det.datasets.referring_augment import mirror, random_crop
-from smartclip_det.formats.expressions.files import Expression, load_expressions
-from smartclip_det.metrics.generalized_referring import whole_mask
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.segmentations import whole_mask
 from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes, square_scale
 
 
 @DATASETS.register_module()
 class ReferringDataset(BaseDataset):
-    """Expression files of every layout that ``referring_files.load_expressions`` reads; one sample is one image.
+    """Expression files of every layout that ``load_expressions`` reads; one sample is one image.
 
     A sample has ``inputs [3, S, S]`` uint8 and a data sample with ``sentences``, ``sentence_ids``, ``boxes`` (for each
     sentence ``[n, 4]`` xyxy in pixels of the square; none for a sentence without a target), ``masks`` (``[S, S]`` bool

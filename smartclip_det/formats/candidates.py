@@ -1,32 +1,19 @@
-"""Candidate boxes of zero-shot grounding, and what picking one at random gives. Boxes are xyxy pixels."""
+"""Candidate boxes of zero-shot grounding. Boxes are xyxy pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.detections import load_ground_truth, read_predictions
-from smartclip_det.formats.expressions.files import Expression, GroundedBoxes, load_grounding_predictions
-from smartclip_det.metrics.referring import box_overlap, check_known
+from smartclip_det.formats.expressions.predictions import check_known, load_grounding_predictions
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.utils.boxes import to_xyxy
 
 GROUND_TRUTH = "ground-truth"
-
-
-def single_targets(expressions: Sequence[Expression]) -> tuple[list[Expression], int]:
-    """The sentences with exactly one target, and how many others there were.
-
-    Raises:
-        UserError: when none is left.
-    """
-    kept = [e for e in expressions if len(e.boxes) == 1]
-    if not kept:
-        raise UserError("No sentence has exactly one target.")
-    return kept, len(expressions) - len(kept)
 
 
 @dataclass
@@ -94,8 +81,7 @@ def _of_instances(
         mine = out.get(row["image_id"])
         if mine is None or (kind != GROUND_TRUTH and len(mine.boxes) >= limit):
             continue
-        x, y, w, h = row["bbox"]
-        mine.boxes.append([x, y, x + w, y + h])
+        mine.boxes.append(list(to_xyxy(row["bbox"])))
         if mine.scores is not None:
             mine.scores.append(row["score"])
         if mine.masks is not None and row.get("segmentation"):
@@ -103,19 +89,3 @@ def _of_instances(
     for mine in out.values():
         mine.masks = mine.masks if mine.masks and len(mine.masks) == len(mine.boxes) else None
     return {e.id: out[e.image_id] for e in expressions}
-
-
-def chance_accuracy(expressions: Sequence[Expression], boxes: Mapping[int | str, Candidates]) -> float:
-    """Accuracy at IoU 0.5 that is expected of a candidate drawn at random for each sentence."""
-    values = []
-    for e in expressions:
-        mine = boxes[e.id].boxes if e.id in boxes else []
-        hits = sum(box_overlap(b, e.boxes[0]) >= 0.5 for b in mine)
-        values.append(hits / len(mine) if mine else 0.0)
-    return float(np.mean(values))
-
-
-def best_possible(expressions: Sequence[Expression], boxes: Mapping[int | str, Candidates]) -> float:
-    """Accuracy at IoU 0.5 of a scorer that always picks the best candidate: what the proposals allow."""
-    found = {e.id: boxes[e.id].boxes if e.id in boxes else [] for e in expressions}
-    return float(np.mean([any(box_overlap(b, e.boxes[0]) >= 0.5 for b in found[e.id]) for e in expressions]))

@@ -1,4 +1,4 @@
-"""Zero-shot classification: labelled images of a folder or of CIFAR's files, accuracies from scores.
+"""Labelled images of a folder or of CIFAR's files, for zero-shot classification.
 
 Shape letters: N images, C classes.
 """
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.formats.captions import IMAGE_ENDINGS
@@ -126,18 +124,3 @@ def _cifar_pickles(meta: Path, test: Path, names_key: str, labels_key: str) -> L
         raise UserError(f"{test}: data of {rows.dtype} {rows.shape} and {len(labels)} labels of {len(names)} classes; "
                         "CIFAR has a uint8 row of 3,072 for each label.")  # fmt: skip
     return _cifar_images(names, labels.astype(int), rows)
-
-
-def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """``top1``, ``top5`` and ``mean_per_class`` (of top-1) as shares; equal scores and NaN count against us.
-
-    Args:
-        scores: ``[N, C]``.
-        labels: ``[N]``.
-    """
-    own = scores.gather(1, labels.unsqueeze(1))
-    ranks = (~(scores < own)).sum(dim=1) - 1
-    right = (ranks == 0).double()
-    of_class = [float(right[labels == c].mean()) for c in torch.unique(labels)]
-    return {"top1": float(right.mean()), "top5": float((ranks < 5).double().mean()),
-            "mean_per_class": float(np.mean(of_class))}  # fmt: skip

@@ -7,24 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.mask_modes import SCORINGS
-from smartclip_det.core.similarity import resolve_masks
+from smartclip_det.core.errors import UserError
 from smartclip_det.formats.captions import read_caption_records
-from smartclip_det.metrics.retrieval import retrieval_ranks
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
 _FORMAT = "smartclip_det.retrieval/1"
-RECALLS = (1, 5, 10)
 
 
 @dataclass
@@ -105,41 +99,3 @@ class RetrievalVectors:
                 f"{len(fewer)} images have more texts in the vectors than in {ann}, e.g. {fewer[0]}: "
                 f"{own[fewer[0]]} and {named[fewer[0]]}."
             )
-
-    def ranks(self, scoring: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
-        """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a name of ``SCORINGS``."""
-        mode = SCORINGS[check_choice("scoring", scoring, SCORINGS)]
-        if self.masks is None and mode != "off":
-            raise UserError(
-                f"scoring {scoring!r} needs masks; these vectors have none (towers without a mask network)."
-            )
-        masks = None if self.masks is None else resolve_masks(self.masks, mode, self.sentences)
-        return retrieval_ranks(self.images, self.texts, masks, self.owner, progress=progress)
-
-    def scorings(self) -> list[str]:
-        """What can be scored."""
-        return ["plain"] if self.masks is None else list(SCORINGS)
-
-
-def recall_metrics(vectors: RetrievalVectors, scorings: list[str], *, progress: bool = False) -> dict[str, float]:
-    """``t2i_r1_plain``, ``i2t_r5_masked``, ... as shares in [0, 1]."""
-    out: dict[str, float] = {}
-    for scoring in scorings:
-        for direction, ranks in zip(("t2i", "i2t"), vectors.ranks(scoring, progress=progress), strict=True):
-            out.update({f"{direction}_r{k}_{scoring}": float((ranks < k).double().mean()) for k in RECALLS})
-    return out
-
-
-def retrieval_metric(vectors: RetrievalVectors, scoring: str) -> tuple[Any, int]:
-    """What the paired bootstrap asks for: recalls under weights of images, and the number of images."""
-    t2i, i2t = (r.numpy() for r in vectors.ranks(scoring))
-    owner = vectors.owner.numpy()
-    having = np.unique(owner)
-
-    def metric(weights: np.ndarray) -> Mapping[str, float]:
-        of_texts, of_images = weights[owner].astype(float), weights[having].astype(float)
-        out = {f"t2i_r{k}": float((of_texts * (t2i < k)).sum() / of_texts.sum()) for k in RECALLS}
-        out.update({f"i2t_r{k}": float((of_images * (i2t < k)).sum() / of_images.sum()) for k in RECALLS})
-        return out
-
-    return metric, len(vectors.images)

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.metrics.voc import load_voc_folder
+from smartclip_det.formats.voc import load_voc_folder
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 DIFFICULT_RULES = ("ignore", "keep", "drop")
@@ -163,7 +163,7 @@ def voc_to_coco(xml_folder: Path, images: Path | None = None, difficult: str = "
             if images is None:
                 raise UserError(f"{image['file_name']}: the xml file has no size. Give the image folder by --images.")
             image["width"], image["height"] = image_size(images / image["file_name"])
-    boxes = []
+    boxes: list[dict[str, Any]] = []
     for a in data["annotations"]:
         hard = bool(a.pop("difficult"))
         if hard and difficult == "drop":

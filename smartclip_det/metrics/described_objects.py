@@ -5,16 +5,15 @@ Shape letters: N annotations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.detections import GroundTruth, read_json
+from smartclip_det.formats.detections import GroundTruth
 from smartclip_det.metrics.coco import evaluate_tables
+from smartclip_det.utils.boxes import to_xyxy
 
 #: Which sentences are asked of an image: those of its scenario, or all of them.
 SCENARIOS = ("intra", "inter")
@@ -66,33 +65,13 @@ def _mean(values: Any) -> float:
     return float(np.mean(found)) if found else -1.0
 
 
-def load_fgovd(path: str | Path) -> dict[str, Any]:
-    """FG-OVD annotations: LVIS form with ``category_id`` and ``neg_category_ids`` for each object.
-
-    Raises:
-        UserError: for another layout.
-    """
-    data = read_json(path, "FG-OVD file")
-    needed = ("images", "annotations", "categories")
-    if not isinstance(data, dict) or any(k not in data for k in needed):
-        raise UserError(f"{path} is no FG-OVD file: it needs {', '.join(needed)}.")
-    known = {c["id"] for c in data["categories"]}
-    for a in data["annotations"]:
-        if "neg_category_ids" not in a:
-            raise UserError(f"{path}: annotation {a.get('id')} has no neg_category_ids; this is no FG-OVD file.")
-        missing = [c for c in (a["category_id"], *a["neg_category_ids"]) if c not in known]
-        if missing:
-            raise UserError(f"{path}: annotation {a['id']} names category {missing[0]}, which the file does not have.")
-    return data
-
-
 def fgovd_metrics(
     data: Mapping[str, Any], scores: Mapping[int, Mapping[int, float]], negatives: int = 0
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Rank of each object's caption among its hard negatives, on its own box; ties count against us.
 
     Args:
-        data: of :func:`load_fgovd`.
+        data: of ``formats.expressions.fgovd.load_fgovd``.
         scores: annotation id to caption (category) id to score.
         negatives: use the first so many of each object; 0 for all.
 
@@ -156,29 +135,10 @@ def fgovd_map(
         for own, words in vocabularies.items():
             mine = [r for r in rows if r["category_id"] in words]
             if mine:
-                corners = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (r["bbox"] for r in mine)])
+                corners = torch.tensor([to_xyxy(r["bbox"]) for r in mine])
                 order = batch_nms(corners.float(), torch.tensor([float(r["score"]) for r in mine]), nms)
                 # Each object's vocabulary answers for its own caption alone.
                 kept.update({id(mine[i]): mine[i] for i in order.tolist() if mine[i]["category_id"] == own})
     per_class = evaluate_tables(truth, list(kept.values()), backend=backend).class_ap()
     counts = {"images": len(asked), "predictions": len(results), "not_asked": foreign, "kept": len(kept)}
     return {"map": _mean(per_class.values())}, per_class, counts
-
-
-def read_caption_scores(path: str | Path) -> dict[int, dict[int, float]]:
-    """JSON lines ``{"id": annotation id, "scores": {caption id: score}}``."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"No prediction file at {path}. Check the path.")
-    out: dict[int, dict[int, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            out[int(row["id"])] = {int(c): float(s) for c, s in row["scores"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} line {number}: not {{id, scores: {{caption id: score}}}} ({error!r}).") from error
-        if not all(np.isfinite(s) for s in out[int(row["id"])].values()):
-            raise UserError(f"{path} line {number}: a score is not finite.")
-    return out

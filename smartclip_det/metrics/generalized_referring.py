@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.expressions.files import Expression, GroundedBoxes
-from smartclip_det.metrics.referring import OVERLAPS, box_overlap, check_known
+from smartclip_det.formats.expressions.predictions import check_known
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.formats.segmentations import whole_mask
+from smartclip_det.metrics.referring import OVERLAPS, box_overlap
 
 Box = Sequence[float]
 #: Which box of a phrase counts: any one of its boxes, or the smallest box around all of them.
@@ -176,21 +177,6 @@ class MaskPair:
     def iou(self) -> float:
         """Intersection over union; 1 where neither has a pixel."""
         return self.intersection / self.union if self.union else 1.0
-
-
-def whole_mask(segmentations: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
-    """``[H, W]`` bool: the union of segmentations; overlapping parts of a polygon count once."""
-    out = np.zeros(size, dtype=bool)
-    for s in segmentations:
-        if isinstance(s, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(s, *size))
-        else:
-            rle = coco_mask.frPyObjects(s, *size) if isinstance(s["counts"], list) else s
-        decoded = coco_mask.decode(rle).astype(bool)
-        if decoded.shape != size:
-            raise UserError(f"A mask of {decoded.shape} on an image of {size} (height, width).")
-        out |= decoded
-    return out
 
 
 def ris_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:

@@ -23,12 +23,12 @@ import numpy as np
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.lvis import FREQUENCIES, check_lvis
 from smartclip_det.metrics.coco import BACKENDS, CocoTables, mask_results
 from smartclip_det.utils.collector import without_collector
 from smartclip_det.utils.compat import allow_numpy_float
 from smartclip_det.utils.parallel import available_cores, map_in_processes
 
-FREQUENCIES = ("r", "c", "f")
 #: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
 GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
@@ -55,16 +55,6 @@ def limit_per_class(results: Sequence[Mapping[str, Any]], limit: int = FIXED_PER
     """Keep the ``limit`` best boxes of each class over all images; ties keep file order."""
     columns = DetectionColumns.from_results(results)
     return columns.best_of_each(np.unique(columns.categories, return_inverse=True)[1], limit)
-
-
-def check_lvis(truth: GroundTruth) -> None:
-    """Refuse annotations without the federated fields."""
-    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lacking = sum(field not in i for i in truth.data["images"])
-        if lacking:
-            raise UserError(f"{truth.path}: {lacking} images lack {field}; this is no LVIS annotation file.")
-    if any(c.get("frequency") not in FREQUENCIES for c in truth.data["categories"]):
-        raise UserError(f"{truth.path}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
 
 
 def evaluate_lvis(

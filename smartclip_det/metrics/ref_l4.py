@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.expressions.files import Expression
+from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.metrics.referring import referring_metrics
 
 #: Side (root of width x height, pixels) from which an object is medium, and beyond which it is large.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.expressions.files import Expression, GroundedBoxes
+from smartclip_det.formats.expressions.predictions import check_known
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 
 OVERLAPS = ("iou", "giou")
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -44,17 +45,6 @@ def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = "iou") -> fl
         return iou
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
     return iou - (hull - union) / hull if hull > 0 else iou
-
-
-def check_known(truth: Sequence[Expression], predictions: Mapping[int | str, Any]) -> None:
-    """Raise for predictions of sentences that the annotations do not have."""
-    known = {e.id for e in truth}
-    foreign = [k for k in predictions if k not in known]
-    if foreign:
-        raise UserError(
-            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
-            "they may be of another split or data set."
-        )
 
 
 def score_referring(
@@ -104,3 +94,31 @@ def referring_metrics(overlap: np.ndarray, *, strict: bool = False) -> dict[str,
         "acc_mean": float(np.mean([accuracy(t) for t in THRESHOLDS])),
         "miou": float(np.mean(overlap)),
     }
+
+
+def single_targets(expressions: Sequence[Expression]) -> tuple[list[Expression], int]:
+    """The sentences with exactly one target, and how many others there were.
+
+    Raises:
+        UserError: when none is left.
+    """
+    kept = [e for e in expressions if len(e.boxes) == 1]
+    if not kept:
+        raise UserError("No sentence has exactly one target.")
+    return kept, len(expressions) - len(kept)
+
+
+def chance_accuracy(expressions: Sequence[Expression], boxes: Mapping[int | str, Sequence[Sequence[float]]]) -> float:
+    """Accuracy at IoU 0.5 that is expected of a candidate drawn at random for each sentence."""
+    values = []
+    for e in expressions:
+        mine = boxes.get(e.id, ())
+        hits = sum(box_overlap(b, e.boxes[0]) >= 0.5 for b in mine)
+        values.append(hits / len(mine) if mine else 0.0)
+    return float(np.mean(values))
+
+
+def best_possible(expressions: Sequence[Expression], boxes: Mapping[int | str, Sequence[Sequence[float]]]) -> float:
+    """Accuracy at IoU 0.5 of a scorer that always picks the best candidate: what the proposals allow."""
+    hits = [any(box_overlap(b, e.boxes[0]) >= 0.5 for b in boxes.get(e.id, ())) for e in expressions]
+    return float(np.mean(hits))

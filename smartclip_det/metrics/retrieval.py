@@ -5,14 +5,20 @@ Shape letters: I images, K texts, C classes, D joint embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError
-from smartclip_det.core.similarity import masked_cosine
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.core.similarity import masked_cosine, resolve_masks
+from smartclip_det.formats.retrieval_vectors import RetrievalVectors
+
+#: Cut-offs of recall that are reported.
+RECALLS = (1, 5, 10)
 
 
 def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
@@ -27,8 +33,9 @@ def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
     return (~(similarity < own)).sum(dim=0) - 1
 
 
-def retrieval_metrics(    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
-    recalls: Sequence[int] = (1, 5, 10), chunk_size: int = 4096,
+def retrieval_metrics(
+    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
+    recalls: Sequence[int] = RECALLS, chunk_size: int = 4096,
 ) -> dict[str, float]:  # fmt: skip
     """``t2i_r1``, ``i2t_r1``, ... as shares in [0, 1].
 
@@ -129,3 +136,41 @@ def presence_map(present: np.ndarray, scores: np.ndarray) -> float:
     values = [average_precision(present[:, c], scores[:, c]) for c in range(present.shape[1])]
     known = [v for v in values if v >= 0]
     return float(np.mean(known)) if known else -1.0
+
+
+def scorings_of(vectors: RetrievalVectors) -> list[str]:
+    """The names of ``SCORINGS`` by which vectors can be scored: those of masks need masks."""
+    return ["plain"] if vectors.masks is None else list(SCORINGS)
+
+
+def ranks_of(vectors: RetrievalVectors, scoring: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
+    """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a name of ``SCORINGS``."""
+    mode = SCORINGS[check_choice("scoring", scoring, SCORINGS)]
+    if vectors.masks is None and mode != "off":
+        raise UserError(f"scoring {scoring!r} needs masks; these vectors have none (towers without a mask network).")
+    masks = None if vectors.masks is None else resolve_masks(vectors.masks, mode, vectors.sentences)
+    return retrieval_ranks(vectors.images, vectors.texts, masks, vectors.owner, progress=progress)
+
+
+def recall_metrics(vectors: RetrievalVectors, scorings: list[str], *, progress: bool = False) -> dict[str, float]:
+    """``t2i_r1_plain``, ``i2t_r5_masked``, ... as shares in [0, 1]."""
+    out: dict[str, float] = {}
+    for scoring in scorings:
+        for direction, ranks in zip(("t2i", "i2t"), ranks_of(vectors, scoring, progress=progress), strict=True):
+            out.update({f"{direction}_r{k}_{scoring}": float((ranks < k).double().mean()) for k in RECALLS})
+    return out
+
+
+def retrieval_metric(vectors: RetrievalVectors, scoring: str) -> tuple[Any, int]:
+    """What the paired bootstrap asks for: recalls under weights of images, and the number of images."""
+    t2i, i2t = (r.numpy() for r in ranks_of(vectors, scoring))
+    owner = vectors.owner.numpy()
+    having = np.unique(owner)
+
+    def metric(weights: np.ndarray) -> Mapping[str, float]:
+        of_texts, of_images = weights[owner].astype(float), weights[having].astype(float)
+        out = {f"t2i_r{k}": float((of_texts * (t2i < k)).sum() / of_texts.sum()) for k in RECALLS}
+        out.update({f"i2t_r{k}": float((of_images * (i2t < k)).sum() / of_images.sum()) for k in RECALLS})
+        return out
+
+    return metric, len(vectors.images)

@@ -10,21 +10,16 @@ official devkit).
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.errors import check_choice
 from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.utils.boxes import Box, to_xyxy
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 DIFFICULT = ("count", "ignore")
 
 
@@ -47,61 +42,6 @@ class VocMatches:
     truths: np.ndarray
 
 
-def load_voc_folder(folder: str | Path) -> GroundTruth:
-    """Read a folder of VOC xml files as COCO-like annotations.
-
-    Images are numbered from 1 in file-name order, categories by the 20 VOC names (1 to 20), or by the sorted
-    names found when others occur. Boxes become x, y, xmax - xmin, ymax - ymin.
-    """
-    files = sorted(Path(folder).glob("*.xml"))
-    if not files:
-        raise UserError(f"No VOC xml files in {folder}.")
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    objects: list[tuple[int, str, list[float], bool]] = []
-    for number, path in enumerate(files, 1):
-        try:
-            root = ElementTree.parse(path).getroot()
-        except ElementTree.ParseError as error:
-            raise UserError(f"{path} is not valid xml ({error}).") from error
-        size = root.find("size")
-        image: dict[str, Any] = {"id": number, "file_name": root.findtext("filename") or f"{path.stem}.jpg"}
-        if size is not None:
-            image.update(width=_number(size, "width", path), height=_number(size, "height", path))
-        images.append(image)
-        for node in root.iter("object"):
-            corners = [_number(node, f"bndbox/{k}", path) for k in ("xmin", "ymin", "xmax", "ymax")]
-            objects.append((number, node.findtext("name") or "", corners, node.findtext("difficult") == "1"))
-    found = sorted({o[1] for o in objects})
-    names = VOC_CLASSES if set(found) <= set(VOC_CLASSES) else tuple(found)
-    for i, (number, name, (x1, y1, x2, y2), difficult) in enumerate(objects, 1):
-        annotations.append({"id": i, "image_id": number, "category_id": names.index(name) + 1, "iscrowd": 0,
-                            "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
-                            "difficult": int(difficult)})  # fmt: skip
-    categories = [{"id": i, "name": n} for i, n in enumerate(names, 1)]
-    sizes = {i["id"]: (i["width"], i["height"]) for i in images if "width" in i}
-    data = {"images": images, "annotations": annotations, "categories": categories}
-    return GroundTruth(data, str(folder), sizes)
-
-
-def _number(node: ElementTree.Element, key: str, path: Path) -> float:
-    try:
-        return float(node.findtext(key) or "nothing")
-    except ValueError as error:
-        raise UserError(f"{path}: <{key.rsplit('/', 1)[-1]}> is missing or no number.") from error
-
-
-def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:
-    """Results that name images by file stem (``2007_000027``) get the numbers of :func:`load_voc_folder`."""
-    numbers = {Path(i["file_name"]).stem: i["id"] for i in truth.data["images"]}
-    return [
-        {**r, "image_id": numbers[Path(r["image_id"]).stem]}
-        if isinstance(r, Mapping) and isinstance(r.get("image_id"), str) and Path(r["image_id"]).stem in numbers
-        else r
-        for r in results
-    ]
-
-
 def inclusive_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU of one ``[4]`` xyxy box with ``[G, 4]``, counting both border pixels."""
     low = np.maximum(box[:2], others[:, :2])
@@ -117,13 +57,13 @@ def match_class(
 ) -> VocMatches:
     """Match the detections of one class; ties in score keep file order."""
     position = {image["id"]: i for i, image in enumerate(truth.data["images"])}
-    boxes: dict[Any, list[list[float]]] = {}
+    boxes: dict[Any, list[Box]] = {}
     skip: dict[Any, list[bool]] = {}
     truths = np.zeros(len(position), dtype=np.int64)
     for a in truth.data["annotations"]:
         if a["category_id"] == category:
             left_out = difficult == "ignore" and bool(a.get("difficult"))
-            boxes.setdefault(a["image_id"], []).append(_xyxy(a["bbox"]))
+            boxes.setdefault(a["image_id"], []).append(to_xyxy(a["bbox"]))
             skip.setdefault(a["image_id"], []).append(left_out)
             truths[position[a["image_id"]]] += not left_out
     mine = sorted((r for r in results if r["category_id"] == category), key=lambda r: -r["score"])
@@ -134,7 +74,7 @@ def match_class(
         others = arrays.get(r["image_id"])
         if others is None:
             continue
-        overlap = inclusive_iou(np.array(_xyxy(r["bbox"])), others)
+        overlap = inclusive_iou(np.array(to_xyxy(r["bbox"])), others)
         best = int(overlap.argmax())
         if overlap[best] < threshold:
             continue
@@ -145,10 +85,6 @@ def match_class(
     scores = np.array([r["score"] for r in mine], dtype=float)
     images = np.array([position[r["image_id"]] for r in mine], dtype=np.int64)
     return VocMatches(scores, images, hits, ignored, truths)
-
-
-def _xyxy(box: Sequence[float]) -> list[float]:
-    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
 def average_precision(hits: np.ndarray, misses: np.ndarray, truths: float, points: str) -> float:
@@ -207,14 +143,14 @@ def _reference(
     for rank, r in enumerate(sorted(results, key=lambda a: -a["score"])):
         if r["category_id"] in categories:
             key = (order[r["image_id"]], categories.index(r["category_id"]))
-            rows.setdefault(key, []).append([*_xyxy(r["bbox"]), -float(rank)])
+            rows.setdefault(key, []).append([*to_xyxy(r["bbox"]), -float(rank)])
     for (image, category), values in rows.items():
         found[image][category] = np.array(values)
     fields = ("bboxes", "labels", "bboxes_ignore", "labels_ignore")
     annotations: list[dict[str, Any]] = [{f: [] for f in fields} for _ in order]
     for a in truth.data["annotations"]:
         kind = "_ignore" if difficult == "ignore" and a.get("difficult") else ""
-        annotations[order[a["image_id"]]][f"bboxes{kind}"].append(_xyxy(a["bbox"]))
+        annotations[order[a["image_id"]]][f"bboxes{kind}"].append(to_xyxy(a["bbox"]))
         annotations[order[a["image_id"]]][f"labels{kind}"].append(categories.index(a["category_id"]))
     for a in annotations:
         for kind in ("", "_ignore"):

@@ -20,11 +20,13 @@ from smartclip_det.formats.detections import (
     read_predictions,
     with_images,
 )
+from smartclip_det.formats.lvis import check_lvis
+from smartclip_det.formats.voc import load_voc_folder, number_voc_images
 from smartclip_det.metrics import bootstrap
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.metrics.described_objects import dcube_metrics, fgovd_map
-from smartclip_det.metrics.lvis import base_novel_metrics, check_lvis, evaluate_lvis
-from smartclip_det.metrics.voc import evaluate_voc, load_voc_folder, number_voc_images
+from smartclip_det.metrics.lvis import base_novel_metrics, evaluate_lvis
+from smartclip_det.metrics.voc import evaluate_voc
 from smartclip_det.protocols.grounding import GROUNDING, referring_scores
 from smartclip_det.protocols.request import EvaluationRequest, EvaluationResult, settings_of
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp
@@ -231,12 +233,12 @@ def _voc(request: EvaluationRequest) -> EvaluationResult:
 
 
 def _retrieval(request: EvaluationRequest) -> EvaluationResult:
-    from smartclip_det.formats.retrieval_vectors import recall_metrics
+    from smartclip_det.metrics.retrieval import recall_metrics, scorings_of
 
     vectors = _checked_vectors(request, request.pred)
     stamp = protocol_stamp("retrieval", ties="against", **vectors.stamp)
     counts = {"images": len(vectors.images), "texts": len(vectors.texts)}
-    return EvaluationResult(stamp, recall_metrics(vectors, vectors.scorings()), counts)
+    return EvaluationResult(stamp, recall_metrics(vectors, scorings_of(vectors)), counts)
 
 
 def _checked_vectors(request: EvaluationRequest, pred: Path) -> RetrievalVectors:
@@ -295,7 +297,7 @@ def _metric_of(request: EvaluationRequest, pred: Path) -> tuple[bootstrap.Metric
         scores = referring_scores(request, pred)
         return bootstrap.referring_metric(scores.overlap, scores.images, strict=request.strict)
     if request.protocol == "retrieval":
-        from smartclip_det.formats.retrieval_vectors import retrieval_metric
+        from smartclip_det.metrics.retrieval import retrieval_metric
 
         return retrieval_metric(_checked_vectors(request, pred), request.scoring)
     truth, results, _ = _truth_and_detections(replace(request, pred=pred))

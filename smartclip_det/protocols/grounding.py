@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.detections import check_predictions, load_ground_truth, read_predictions
-from smartclip_det.formats.expressions.files import Expression, load_expressions, load_grounding_predictions
-from smartclip_det.metrics.described_objects import (
-    dcube_metrics,
-    fgovd_map,
-    fgovd_metrics,
-    load_fgovd,
-    read_caption_scores,
-)
-from smartclip_det.metrics.generalized_referring import (
-    MaskPair,
+from smartclip_det.formats.expressions.fgovd import load_fgovd, read_caption_scores
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.predictions import (
     check_known,
-    grec_metrics,
-    gres_metrics,
-    phrase_recall,
-    ris_metrics,
+    load_grounding_predictions,
+    load_mask_predictions,
 )
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.metrics.described_objects import dcube_metrics, fgovd_map, fgovd_metrics
+from smartclip_det.metrics.generalized_referring import MaskPair, grec_metrics, gres_metrics, phrase_recall, ris_metrics
 from smartclip_det.metrics.ref_l4 import SIZES, ref_l4_metrics
 from smartclip_det.metrics.referring import ReferringScores, referring_metrics, score_referring
 from smartclip_det.protocols.request import EvaluationRequest, EvaluationResult
@@ -73,24 +65,6 @@ def _flickr(request: EvaluationRequest) -> EvaluationResult:
     stamp = protocol_stamp("flickr", boxes=request.box_rule, overlap="iou", threshold=0.5,
                            split=request.split or "all", unit="phrase")  # fmt: skip
     return EvaluationResult(stamp, metrics, counts)
-
-
-def load_mask_predictions(path: Path) -> dict[int | str, Any]:
-    """JSON lines ``{"id", "segmentation"}``: COCO run lengths or polygons, null for nothing."""
-    if not path.is_file():
-        raise UserError(f"No prediction file at {path}. Check the path.")
-    out: dict[int | str, Any] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                key, mask = row["id"], row["segmentation"]
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path} line {number}: not {{id, segmentation}} ({error!r}).") from error
-            if key in out:
-                raise UserError(f"{path} line {number}: id {key!r} was given before.")
-            out[key] = mask
-    return out
 
 
 def _mask_pairs(request: EvaluationRequest, several: bool) -> tuple[list[MaskPair], dict[str, int]]:

@@ -7,7 +7,9 @@ import json
 import pytest
 from PIL import Image
 
-from smartclip_det.formats.expressions.files import Expression, load_expressions, write_expressions
+from smartclip_det.formats.expressions.jsonl import write_expressions
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.metrics.referring import box_overlap
 from smartclip_det.models.towers import SmartCLIP
 from tests.tools.test_runs import run

@@ -14,7 +14,8 @@ from PIL import Image
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.referring import ReferringDataset
 from smartclip_det.datasets.referring_augment import POSITION_WORDS, mirror, names_a_place, random_crop
-from smartclip_det.formats.expressions.files import Expression, write_expressions
+from smartclip_det.formats.expressions.jsonl import write_expressions
+from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.protocols.referring_metric import ReferringMetric
 
 

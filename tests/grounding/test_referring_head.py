@@ -17,7 +17,9 @@ from smartclip_det.apis.referring_predictor import CHUNK
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine, paired_masked_cosine
 from smartclip_det.datasets.referring import ReferringDataset
-from smartclip_det.formats.expressions.files import Expression, load_expressions, write_expressions
+from smartclip_det.formats.expressions.jsonl import write_expressions
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
 from smartclip_det.models.grounding.referring import SmartCLIPReferring
 from smartclip_det.models.grounding.set_losses import box_map, dice_loss, grounding_losses, match

@@ -8,8 +8,9 @@ import torch
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.formats.candidates import Candidates, best_possible, candidates_of, chance_accuracy, single_targets
-from smartclip_det.formats.expressions.files import Expression
+from smartclip_det.formats.candidates import Candidates, candidates_of
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.metrics.referring import best_possible, chance_accuracy, single_targets
 from smartclip_det.models.grounding.zero_shot import (
     ZeroShotGrounder,
     between_tensor,
@@ -111,8 +112,8 @@ def test_candidates_and_chance(tmp_path):
     found = candidates_of("ground-truth", kept)
     assert found[1] is found[2]
     assert found[1].boxes == BOXES[:2]
-    assert chance_accuracy(kept, {1: Candidates(BOXES), 2: Candidates(BOXES[:1])}) == pytest.approx(1 / 6)
-    assert best_possible(kept, {1: Candidates(BOXES), 2: Candidates(BOXES[:1])}) == 0.5
+    assert chance_accuracy(kept, {1: BOXES, 2: BOXES[:1]}) == pytest.approx(1 / 6)
+    assert best_possible(kept, {1: BOXES, 2: BOXES[:1]}) == 0.5
     assert chance_accuracy(kept, {}) == best_possible(kept, {}) == 0.0
     mask = {"size": [96, 128], "counts": "abc"}
     ann = {"images": [{"id": 7, "file_name": "a.png", "width": 128, "height": 96}],
@@ -194,7 +195,7 @@ def test_the_circle_is_red_and_inside_its_box():
 
 
 def test_a_threshold_is_found_between_none_and_many():
-    from smartclip_det.formats.expressions.files import GroundedBoxes
+    from smartclip_det.formats.expressions.record import GroundedBoxes
     from smartclip_det.metrics.generalized_referring import calibrate_threshold
 
     a, b = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)

@@ -13,7 +13,8 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.expressions.files import load_expressions, load_grounding_predictions
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.predictions import load_grounding_predictions
 from smartclip_det.metrics.generalized_referring import calibrate_threshold
 from smartclip_det.metrics.referring import OVERLAPS
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results

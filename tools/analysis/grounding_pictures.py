@@ -19,12 +19,9 @@ from PIL import Image
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
-from smartclip_det.formats.expressions.files import (
-    Expression,
-    GroundedBoxes,
-    load_expressions,
-    load_grounding_predictions,
-)
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.predictions import load_grounding_predictions
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 from smartclip_det.metrics.referring import box_overlap
 from smartclip_det.models.grounding.parsing import Entity, parse_expression
 from smartclip_det.models.regions import RegionEncoder

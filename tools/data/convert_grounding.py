@@ -9,7 +9,7 @@
     python tools/data/convert_grounding.py Ref-L4/ ref_l4.jsonl --check ref-l4
 
 Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
-lines (.odvg.jsonl), D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
+lines, D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
 Written: jsonl, mdetr, odvg, refs (a folder), transvg (.pth). The google splits share images of training with testing,
 which is said.
 """
@@ -19,22 +19,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.core.errors import UserError
 from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
-from smartclip_det.formats.expressions.files import Expression, load_expressions
-from smartclip_det.formats.expressions.layouts import LAYOUTS, read_odvg, read_transvg, write_layout
-from smartclip_det.formats.expressions.sources import (
-    read_dcube,
-    read_fgovd,
-    read_flickr_entities,
-    read_ref_l4,
-    source_of,
-)
+from smartclip_det.formats.expressions.loading import load_expressions, of_split
+from smartclip_det.formats.expressions.writing import LAYOUTS, write_layout
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
-
-#: By what ``source_of`` finds.
-READERS = {"dcube": read_dcube, "fgovd": read_fgovd, "ref-l4": read_ref_l4, "flickr-entities": read_flickr_entities}
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,24 +38,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read(args: argparse.Namespace) -> list[Expression]:
-    """The expressions of the source, by content or ending."""
-    if not args.source.exists():
-        raise UserError(f"No expression file at {args.source}. Check the path.")
-    own = source_of(args.source)
-    if own:
-        return READERS[own](args.source)
-    if args.source.suffix == ".pth":
-        return read_transvg(args.source)
-    if args.source.name.endswith(".odvg.jsonl"):
-        return read_odvg(args.source)
-    return load_expressions(args.source, instances=args.instances)
-
-
 def main() -> None:
     """Read, check, write, tell."""
     args = parse_args()
-    expressions = read(args)
+    expressions = load_expressions(args.source, instances=args.instances)
     if args.check:
         print(f"{args.check}: {check_counts(args.check, expressions)}")
         if FULL_SETS[args.check].shared_images:
@@ -74,10 +49,7 @@ def main() -> None:
                 "warning: this partition is by object: images of training are in val and test. Say so beside numbers."
             )
     if args.split:
-        found = sorted({e.split for e in expressions})
-        expressions = [e for e in expressions if e.split == args.split]
-        if not expressions:
-            raise UserError(f"{args.source} has no split {args.split!r}; it has {', '.join(found)}.")
+        expressions = of_split(expressions, args.split, args.source)
     counts = write_layout(args.target, expressions, args.to)
     stamp = protocol_stamp("convert_grounding", source_sha256=file_hash(args.source), layout=args.to)
     beside = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.expressions.files import Expression
+from smartclip_det.formats.expressions.record import Expression
 
 #: Counts are of the whole set where the split is called so.
 WHOLE = "all"

@@ -12,13 +12,11 @@ from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.detections import load_ground_truth
-from smartclip_det.formats.expressions.files import Expression, GroundedBoxes, load_expressions
-from smartclip_det.metrics.described_objects import (
-    dcube_metrics,
-    fgovd_metrics,
-    load_fgovd,
-    read_caption_scores,
-)
+from smartclip_det.formats.expressions.fgovd import load_fgovd, read_caption_scores
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.formats.segmentations import whole_mask
+from smartclip_det.metrics.described_objects import dcube_metrics, fgovd_metrics
 from smartclip_det.metrics.generalized_referring import (
     MaskPair,
     grec_metrics,
@@ -26,7 +24,6 @@ from smartclip_det.metrics.generalized_referring import (
     gres_metrics,
     phrase_recall,
     ris_metrics,
-    whole_mask,
 )
 from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 

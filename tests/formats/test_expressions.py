@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, image_key, training_images, without
+from smartclip_det.formats.expressions import odvg
 from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
-from smartclip_det.formats.expressions.files import Expression, load_expressions
-from smartclip_det.formats.expressions.layouts import read_odvg, read_transvg, write_layout
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.expressions.writing import write_layout
 from tests.tools.test_runs import run
 
 BOXES = ((0.0, 1.0, 10.0, 12.0), (3.5, 4.0, 30.0, 20.0))
@@ -56,7 +58,7 @@ def test_the_refer_toolbox_s_pickle_holds_what_the_json_does(tmp_path):
 def test_transvg_files_are_written_as_they_are_read(name, tmp_path):
     rows = [replace(e, boxes=BOXES[1:], ann_ids=()) for e in some()]
     assert write_layout(tmp_path / f"{name}_val.pth", rows, "transvg")["sentences"] == 3
-    found = read_transvg(tmp_path / f"{name}_val.pth")
+    found = load_expressions(tmp_path / f"{name}_val.pth")
     assert [(e.file_name, e.sentence, e.boxes, e.split) for e in found] == [
         (e.file_name, e.sentence, e.boxes, "val") for e in rows
     ]
@@ -75,7 +77,7 @@ def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "e.odvg.jsonl").read_text().splitlines()]
     assert [r["grounding"]["caption"] for r in rows] == ["the dog", "both dogs", "a unicorn"]
     assert rows[2]["grounding"]["regions"] == []
-    assert [e.boxes for e in read_odvg(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES, ()]
+    assert [e.boxes for e in load_expressions(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES, ()]
     masked = [Expression(1, 1, "a.jpg", "a", BOXES[:1], 9, 9, masks=([[0, 0, 1, 0, 1, 1]],))]
     with pytest.raises(UserError, match="cannot hold masks"):
         write_layout(tmp_path / "m.odvg.jsonl", masked, "odvg")
@@ -86,7 +88,7 @@ def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
         write_layout(tmp_path / "m.odvg.jsonl", two, "odvg")
     (tmp_path / "bad.odvg.jsonl").write_text('{"filename": "a.jpg"}')
     with pytest.raises(UserError, match="line 1: no ODVG"):
-        read_odvg(tmp_path / "bad.odvg.jsonl")
+        odvg.read_odvg(tmp_path / "bad.odvg.jsonl")
     with pytest.raises(UserError, match="needs image sizes"):
         write_layout(tmp_path / "x.json", [Expression(1, 1, "a.jpg", "a", ())], "mdetr")
 
@@ -96,15 +98,46 @@ def test_transvg_files_run_nothing(tmp_path):
         [("COCO_train2014_000000000007.jpg", 7, [1, 2, 10, 20], "the dog", [("r1", ["none"])])],
         tmp_path / "unc_val.pth",
     )
-    (read,) = read_transvg(tmp_path / "unc_val.pth")
+    (read,) = load_expressions(tmp_path / "unc_val.pth")
     assert (read.boxes, read.sentence, read.split) == (((1.0, 2.0, 11.0, 22.0),), "the dog", "val")
     torch.save([("1.jpg", [1, 2, 10, 20], "a dog")], tmp_path / "flickr_test.pth")
-    assert read_transvg(tmp_path / "flickr_test.pth")[0].boxes == ((1.0, 2.0, 10.0, 20.0),)
+    assert load_expressions(tmp_path / "flickr_test.pth")[0].boxes == ((1.0, 2.0, 10.0, 20.0),)
     torch.save([("1.jpg", "x")], tmp_path / "gref_val.pth")
     with pytest.raises(UserError, match="entry 0 is no"):
-        read_transvg(tmp_path / "gref_val.pth")
+        load_expressions(tmp_path / "gref_val.pth")
+    torch.save([], tmp_path / "other_val.pth")
     with pytest.raises(UserError, match="names no TransVG data set"):
-        read_transvg(tmp_path / "other_val.pth")
+        load_expressions(tmp_path / "other_val.pth")
+
+
+def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
+    rows = [replace(e, sentence=f"{e.sentence}\u2028{e.id}") for e in some()]
+    for layout, names in {"jsonl": ("e.jsonl", "e.json", "e.txt"), "odvg": ("o.odvg.jsonl", "o.jsonl", "o.json"),
+                          "mdetr": ("m.json",), "refs": ("folder",)}.items():  # fmt: skip
+        for name in names:
+            write_layout(tmp_path / name, rows, layout)
+            assert [(e.sentence, e.boxes) for e in load_expressions(tmp_path / name)] == [
+                (e.sentence, e.boxes) for e in rows
+            ], name
+    (tmp_path / "one.json").write_text((tmp_path / "e.jsonl").read_text().splitlines()[1])
+    assert [e.boxes for e in load_expressions(tmp_path / "one.json")] == [BOXES]
+    # As an editor writes them: with a byte order mark, and the separator of lines in a sentence unescaped.
+    row = json.dumps({"id": 1, "boxes": [], "sentence": "a\u2028b"}, ensure_ascii=False)
+    (tmp_path / "bom.jsonl").write_text(row + "\r\n\r\n", encoding="utf-8-sig")
+    assert [e.sentence for e in load_expressions(tmp_path / "bom.jsonl")] == ["a\u2028b"]
+    (tmp_path / "d.jsonl").write_text('{"filename": "a.jpg", "detection": {"instances": []}}\n')
+    with pytest.raises(UserError, match="classes and no sentences"):
+        load_expressions(tmp_path / "d.jsonl")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="folder .* has no expressions"):
+        load_expressions(tmp_path / "empty")
+    (tmp_path / "folder/refs.json").unlink()
+    assert len(load_expressions(tmp_path / "folder")) == 3
+    (tmp_path / "folder/refs(other).p").write_bytes(b"")
+    with pytest.raises(UserError, match=r"refs\(other\).p, refs\(own\).p: name one"):
+        load_expressions(tmp_path / "folder")
+    with pytest.raises(UserError, match="No expression file"):
+        load_expressions(tmp_path / "absent.pth")
 
 
 def full_rows(full):
@@ -189,7 +222,7 @@ def test_the_converter(tmp_path):
     )
     assert "3 sentences, 1 without a target, 1 with several" in done.stdout
     assert len(load_expressions(tmp_path / "m.json")) == 3
-    for more, message in ((["--split", "testC"], "it has val"), (["--check", "refcoco-unc"], "not the sentences")):
+    for more, message in ((["--split", "testC"], "It has: val"), (["--check", "refcoco-unc"], "not the sentences")):
         done = run("tools/data/convert_grounding.py", tmp_path / "e.jsonl", tmp_path / "m.json", *more, check=False)
         assert done.returncode == 2
         assert message in done.stderr

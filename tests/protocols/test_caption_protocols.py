@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.labelled_images import accuracies, read_labelled
-from smartclip_det.formats.retrieval_vectors import RetrievalVectors, recall_metrics
-from smartclip_det.protocols import caption_sets
-from smartclip_det.protocols.caption_sets import PROTOCOLS, load_protocol
+from smartclip_det.formats import caption_sets
+from smartclip_det.formats.caption_sets import PROTOCOLS, load_protocol
+from smartclip_det.formats.labelled_images import read_labelled
+from smartclip_det.formats.retrieval_vectors import RetrievalVectors
+from smartclip_det.metrics.classification import accuracies
+from smartclip_det.metrics.retrieval import ranks_of, recall_metrics, scorings_of
 from smartclip_det.protocols.detection import EvaluationRequest, compare, run_protocol
 from smartclip_det.protocols.published import ANCHORS, anchors_of, verdict
 from tests.tools.test_runs import run
@@ -132,8 +134,8 @@ def test_saved_vectors_score_the_same_and_compare(tmp_path):
     own.save(tmp_path / "a.safetensors")
     vectors(1).save(tmp_path / "b.safetensors")
     result = run_protocol(EvaluationRequest("retrieval", ann, tmp_path / "a.safetensors"))
-    assert result.metrics == recall_metrics(own, own.scorings())
-    assert set(own.scorings()) == {"masked", "plain", "random", "shuffled"}
+    assert result.metrics == recall_metrics(own, scorings_of(own))
+    assert set(scorings_of(own)) == {"masked", "plain", "random", "shuffled"}
     assert result.protocol["set"] == "made"
     request = EvaluationRequest("retrieval", ann, tmp_path / "b.safetensors", scoring="masked")
     _, outcome = compare(request, tmp_path / "a.safetensors", tmp_path / "b.safetensors", resamples=20, progress=False)
@@ -162,7 +164,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="outside of the 2 images"):
         RetrievalVectors.load(tmp_path / "rows.safetensors")
     with pytest.raises(UserError, match="needs masks"):
-        vectors(masks=False).ranks("masked")
+        ranks_of(vectors(masks=False), "masked")
 
 
 def test_accuracies_by_hand_with_ties_against_us():

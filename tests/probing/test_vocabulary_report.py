@@ -14,7 +14,7 @@ from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.detections import load_ground_truth, read_predictions
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.probing.vocabulary_report import sample_episodes, true_positives, vocabulary_report
-from tests.evaluation.test_rules import perfect, small_truth
+from tests.protocols.test_rules import perfect, small_truth
 
 
 def test_by_hand():

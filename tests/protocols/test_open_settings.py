@@ -17,7 +17,7 @@ from smartclip_det.formats.detections import check_predictions, load_ground_trut
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_per_class
 from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 from smartclip_det.protocols.detection_metric import OpenVocabMetric
-from tests.evaluation.test_rules import perfect, small_truth
+from tests.protocols.test_rules import perfect, small_truth
 
 scores = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), max_size=30)
 

@@ -17,13 +17,10 @@ from smartclip_det.formats.detections import (
     read_predictions,
     write_columnar,
 )
-from smartclip_det.formats.expressions.files import (
-    Expression,
-    GroundedBoxes,
-    image_file_of,
-    load_expressions,
-    load_grounding_predictions,
-)
+from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.predictions import load_grounding_predictions
+from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.formats.expressions.refs import image_file_of
 from smartclip_det.metrics import bootstrap
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_detections
@@ -330,7 +327,7 @@ class TestVoc:
             assert evaluate_voc(truth, results, difficult="ignore", backend=backend)[0]["mAP"] == pytest.approx(1.0)
 
     def test_folder_errors(self, tmp_path):
-        from smartclip_det.metrics.voc import load_voc_folder
+        from smartclip_det.formats.voc import load_voc_folder
 
         with pytest.raises(UserError, match="No VOC xml"):
             load_voc_folder(tmp_path)
@@ -424,7 +421,7 @@ class TestReferring:
 
     def test_other_json_is_told_apart(self, tmp_path):
         (tmp_path / "x.json").write_text('{"images": []}')
-        with pytest.raises(UserError, match="neither an MDETR json"):
+        with pytest.raises(UserError, match="no expressions in a layout that is known. Known: JSON lines; MDETR"):
             load_expressions(tmp_path / "x.json")
 
 

@@ -184,7 +184,8 @@ def referring_rule(rows, rule, tmp_path):
 @pytest.mark.parametrize(("rule", "key"), [("oracle", "oracle_best_candidate"), ("largest", "largest_candidate"),
                                            ("first", "first_candidate")])  # fmt: skip
 def test_refcoco_picking_rules_in_every_layout(shared, tmp_path, layout, rule, key):
-    from smartclip_det.formats.expressions.files import load_expressions, write_expressions
+    from smartclip_det.formats.expressions.jsonl import write_expressions
+    from smartclip_det.formats.expressions.loading import load_expressions
 
     folder = shared / "refcoco_testA_slice"
     expected = json.loads((folder / "expected.json").read_text())[key]["continuous_iou"]

@@ -7,14 +7,7 @@ import json
 import pytest
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.expressions.files import load_expressions
-from smartclip_det.formats.expressions.sources import (
-    read_dcube,
-    read_fgovd,
-    read_flickr_entities,
-    read_ref_l4,
-    source_of,
-)
+from smartclip_det.formats.expressions.loading import load_expressions
 from tests.tools.test_runs import run
 
 SENTENCES = """[/EN#1/people Two men] look at [/EN#2/animals a brown dog] .
@@ -34,7 +27,7 @@ def flickr(tmp_path):
 
 
 def test_phrases_of_flickr_entities(flickr, tmp_path):
-    found = read_flickr_entities(flickr)
+    found = load_expressions(flickr)
     assert [(e.id, e.sentence, len(e.boxes)) for e in found] == [
         ("7_0_0", "Two men", 2), ("7_0_1", "a brown dog", 1), ("7_1_0", "The men", 2), ("7_1_1", "a street", 0),
     ]  # fmt: skip
@@ -44,12 +37,12 @@ def test_phrases_of_flickr_entities(flickr, tmp_path):
     assert load_expressions(tmp_path / "f.jsonl") == found
     (flickr / "Annotations/7.xml").write_text("<annotation>")
     with pytest.raises(UserError, match="cannot be read as Flickr30k Entities"):
-        read_flickr_entities(flickr)
+        load_expressions(flickr)
     (flickr / "Annotations/7.xml").unlink()
     with pytest.raises(UserError, match="No annotations at"):
-        read_flickr_entities(flickr)
-    with pytest.raises(UserError, match="no Flickr30k Entities folder"):
-        read_flickr_entities(flickr / "Annotations")
+        load_expressions(flickr)
+    with pytest.raises(UserError, match="no expressions in a layout that is known"):
+        load_expressions(flickr / "Annotations")
 
 
 def test_sentences_of_dcube_with_none_one_and_many(tmp_path):
@@ -62,8 +55,7 @@ def test_sentences_of_dcube_with_none_one_and_many(tmp_path):
                         {"id": 2, "image_id": 1, "category_id": 6, "bbox": [5, 5, 2, 2], **box}],
     }  # fmt: skip
     (tmp_path / "d3.json").write_text(json.dumps(data))
-    assert source_of(tmp_path / "d3.json") == "dcube"
-    found = read_dcube(tmp_path / "d3.json")
+    found = load_expressions(tmp_path / "d3.json")
     assert [(e.image_id, e.sentence, len(e.boxes)) for e in found] == [
         (1, "a dog without a lead", 0), (1, "a dog", 2), (2, "a dog", 0),
     ]  # fmt: skip
@@ -71,14 +63,13 @@ def test_sentences_of_dcube_with_none_one_and_many(tmp_path):
     data["images"][1]["sent_ids"] = [9]
     (tmp_path / "d3.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match="sentence 9"):
-        read_dcube(tmp_path / "d3.json")
+        load_expressions(tmp_path / "d3.json")
 
 
 def test_captions_of_the_real_fgovd_slice(shared):
     for name, count in (("3_attributes", 14), ("pattern", 3), ("transparency", 4)):
         path = shared / f"fgovd_slice/{name}.json"
-        assert source_of(path) == "fgovd"
-        found = read_fgovd(path)
+        found = load_expressions(path)
         assert len(found) == count
         assert all(len(e.boxes) == len(e.masks) == 1 and e.width for e in found)
 
@@ -99,8 +90,7 @@ def test_ref_l4_from_parquet_to_its_accuracies(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), source / "ref-l4-val.parquet")
     rows = [ref_l4_row(3, 256.0, "o365_9"), ref_l4_row(4, 300.0, "refcoco_44")]
     parquet.write_table(pyarrow.Table.from_pylist(rows), source / "ref-l4-test.parquet")
-    assert source_of(source) == source_of(source / "ref-l4-val.parquet") == "ref-l4"
-    found = read_ref_l4(source)
+    found = load_expressions(source)
     assert [(e.id, e.split, e.category) for e in found] == [
         (3, "test", "o365_9"), (4, "test", "refcoco_44"), (1, "val", "refcoco_16"), (2, "val", "refcoco_6"),
     ]  # fmt: skip
@@ -140,10 +130,10 @@ def test_broken_ref_l4_files(tmp_path):
 
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="not a readable parquet file"):
-        read_ref_l4(tmp_path / "a.parquet")
+        load_expressions(tmp_path / "a.parquet")
     parquet.write_table(pyarrow.Table.from_pylist([{"id": 1, "text": "a"}]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column caption, bbox, file_name, ori_category_id; it has id, text"):
-        read_ref_l4(tmp_path / "a.parquet")
+        load_expressions(tmp_path / "a.parquet")
     (tmp_path / "e.jsonl").write_text('{"id": 1, "boxes": [[0, 0, 9, 9]], "sentence": "a"}\n')
     (tmp_path / "p.jsonl").write_text('{"id": 1, "boxes": [[0, 0, 9, 9]]}\n')
     done = run(

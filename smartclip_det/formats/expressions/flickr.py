@@ -1,0 +1,62 @@
+"""Flickr30k Entities (arXiv 1505.04870): phrases of captions with the boxes of their entities."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.utils.boxes import Box
+
+_PHRASE = re.compile(r"\[/EN#(\d+)/([^ ]+) ([^\]]+)\]")
+
+
+def read_flickr_entities(folder: str | Path) -> list[Expression]:
+    """Flickr30k Entities (arXiv 1505.04870): each phrase of each caption, with all boxes of its entity.
+
+    Args:
+        folder: holds ``Sentences/NAME.txt``, ``Annotations/NAME.xml``, and may hold ``train.txt``, ``val.txt`` and
+            ``test.txt`` with names. Phrases of entities without a box (scenes, other captions) come with none.
+
+    Raises:
+        UserError: for missing folders or a caption without its annotations.
+    """
+    folder = Path(folder)
+    texts = sorted((folder / "Sentences").glob("*.txt"))
+    if not texts:
+        raise UserError(f"{folder} is no Flickr30k Entities folder: it needs Sentences/*.txt and Annotations/*.xml.")
+    splits = {}
+    for split in ("train", "val", "test"):
+        listed = folder / f"{split}.txt"
+        if listed.is_file():
+            splits.update(dict.fromkeys(listed.read_text(encoding="utf-8").split(), split))
+    out = []
+    for text in texts:
+        boxes, size = _entities(folder / "Annotations" / f"{text.stem}.xml")
+        for n, line in enumerate(text.read_text(encoding="utf-8").splitlines()):
+            for k, (entity, _kind, phrase) in enumerate(_PHRASE.findall(line)):
+                out.append(Expression(
+                    f"{text.stem}_{n}_{k}", text.stem, f"{text.stem}.jpg", phrase, tuple(boxes.get(entity, ())), *size,
+                    split=splits.get(text.stem, ""), dataset="flickr30k-entities",
+                ))  # fmt: skip
+    return out
+
+
+def _entities(path: Path) -> tuple[dict[str, list[Box]], tuple[int, int]]:
+    """Boxes by entity, and width and height."""
+    if not path.is_file():
+        raise UserError(f"No annotations at {path}: every file of Sentences needs its own.")
+    try:
+        root = ET.parse(path).getroot()
+        size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))
+        boxes: dict[str, list[Box]] = {}
+        for thing in root.iter("object"):
+            for box in thing.iter("bndbox"):
+                x1, y1, x2, y2 = (float(box.findtext(k, "nan")) for k in ("xmin", "ymin", "xmax", "ymax"))
+                for name in thing.iter("name"):
+                    boxes.setdefault(str(name.text), []).append((x1, y1, x2, y2))
+    except (ET.ParseError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as Flickr30k Entities annotations ({error}).") from error
+    return boxes, size

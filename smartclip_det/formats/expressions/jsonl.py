@@ -1,0 +1,40 @@
+"""Our JSON lines: a record a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.json_lines import read_json_lines
+from smartclip_det.utils.files import write_whole
+
+
+def read_expression_lines(path: Path) -> list[Expression]:
+    """Expressions of a file of ours.
+
+    Raises:
+        UserError: naming the line, for one without id or four numbers a box.
+    """
+    known = set(Expression.__dataclass_fields__)
+    records = []
+    for where, row in read_json_lines(path, "expression file"):
+        try:
+            boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in row["boxes"])
+            extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids", "masks")}
+            extra = {"image_id": row.get("file_name", ""), "file_name": "", "sentence": "", **extra}
+            lists: dict[str, Any] = {k: tuple(row.get(k, ())) for k in ("ann_ids", "masks")}
+            records.append(Expression(boxes=boxes, **lists, **extra))
+            hash(records[-1].id)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: not an expression with id and xyxy boxes ({error!r}).") from error
+    return records
+
+
+def write_expressions(path: str | Path, records: Iterable[Expression]) -> None:
+    """Write our JSON lines."""
+    write_whole(path, "".join(json.dumps(asdict(r)) + "\n" for r in records))

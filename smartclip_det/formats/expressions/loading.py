@@ -1,0 +1,133 @@
+"""Referring expressions of every layout, recognised by content (rec reference 2.1 to 2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.expressions.dcube import read_dcube
+from smartclip_det.formats.expressions.fgovd import read_fgovd
+from smartclip_det.formats.expressions.flickr import read_flickr_entities
+from smartclip_det.formats.expressions.jsonl import read_expression_lines
+from smartclip_det.formats.expressions.mdetr import read_mdetr
+from smartclip_det.formats.expressions.odvg import read_odvg
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.expressions.ref_l4 import read_ref_l4
+from smartclip_det.formats.expressions.refs import read_refs
+from smartclip_det.formats.expressions.transvg import read_transvg
+from smartclip_det.formats.json_lines import first_json_line
+from smartclip_det.utils.safe_load import load_plain_pickle
+
+_PICKLES = (".p", ".pkl", ".pickle")
+KNOWN = (
+    "JSON lines; MDETR json; refs(SPLIT).p or its JSON copy with instances.json, or their folder (also gRefCOCO); "
+    "ODVG lines; TransVG .pth; D-cube json; FG-OVD json; Ref-L4 parquet; the folder of Flickr30k Entities"
+)
+
+
+def load_expressions(
+    path: str | Path, *, split: str | None = None, instances: str | Path | None = None
+) -> list[Expression]:
+    """Read referring expressions; boxes are xyxy pixels.
+
+    Args:
+        path: a file or folder of any layout of :data:`KNOWN`.
+        split: keep one split; an absent one is an error that lists what there is.
+        instances: ``instances.json`` of a refs file; default: beside it.
+
+    Raises:
+        UserError: for files that are missing, broken or of another layout, and for repeated ids of sentences.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"No expression file at {path}. Check the path.")
+    try:
+        records = _of_folder(path, instances) if path.is_dir() else _of_file(path, instances)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: a record does not have the layout's fields ({type(error).__name__}: {error})."
+        ) from error
+    repeated = len(records) - len({r.id for r in records})
+    if repeated:
+        raise UserError(f"{path} repeats {repeated} sentence ids; predictions could not be matched.")
+    return of_split(records, split, path) if split else records
+
+
+def of_split(records: Sequence[Expression], split: str, path: Path) -> list[Expression]:
+    """The expressions of one split.
+
+    Raises:
+        UserError: where there are none, listing the splits of the file.
+    """
+    # refclef holds compound names such as testAB.
+    kept = [r for r in records if r.split == split or (split.startswith("test") and split in r.split)]
+    if not kept:
+        found = sorted({r.split for r in records} - {""})
+        raise UserError(f"{path} has no split {split!r}. It has: {', '.join(found) or 'none'}.")
+    return kept
+
+
+def _of_folder(path: Path, instances: str | Path | None) -> list[Expression]:
+    if any(path.glob("*.parquet")):
+        return read_ref_l4(path)
+    if (path / "Sentences").is_dir() or (path / "Annotations").is_dir():
+        return read_flickr_entities(path)
+    refs = path / "refs.json"
+    if refs.is_file():
+        return _of_file(refs, instances)
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
+    if len(pickles) == 1:
+        return _of_file(path / pickles[0], instances)
+    several = f" It holds {', '.join(pickles)}: name one of them." if pickles else ""
+    raise UserError(f"The folder {path} has no expressions in a layout that is known.{several} Known: {KNOWN}.")
+
+
+def _of_file(path: Path, instances: str | Path | None) -> list[Expression]:
+    if path.suffix == ".parquet":
+        return read_ref_l4(path)
+    if path.suffix in (".pth", ".pt"):
+        return read_transvg(path)
+    if path.suffix in _PICKLES:
+        return read_refs(load_plain_pickle(path), path, instances)
+    if path.suffix != ".json":
+        return _of_lines(path, first_json_line(path))
+    try:
+        data = read_json(path, "expression file")
+    except UserError:
+        # Lines of JSON are often called .json, too.
+        first = first_json_line(path)
+        if not _is_line(first):
+            raise
+        return _of_lines(path, first)
+    return _of_lines(path, data) if _is_line(data) else _of_json(data, path, instances)
+
+
+def _is_line(row: Any) -> bool:
+    return isinstance(row, Mapping) and ("boxes" in row or "grounding" in row or "detection" in row)
+
+
+def _of_lines(path: Path, first: Any) -> list[Expression]:
+    if isinstance(first, Mapping) and "detection" in first and "grounding" not in first:
+        raise UserError(f"{path} holds ODVG lines of detection, which have classes and no sentences.")
+    return read_odvg(path) if isinstance(first, Mapping) and "grounding" in first else read_expression_lines(path)
+
+
+def _of_json(data: Any, path: Path, instances: str | Path | None) -> list[Expression]:
+    if isinstance(data, list):
+        return read_refs(data, path, instances)
+    parts = ("images", "annotations", "categories")
+    lists = {k: data[k] for k in parts if isinstance(data, Mapping) and isinstance(data.get(k), list)}
+    images = [i for i in lists.get("images", ()) if isinstance(i, Mapping)]
+    if images and "caption" in images[0] and "annotations" in lists:
+        return read_mdetr(data)
+    if len(lists) == len(parts):
+        if any("neg_category_ids" in a for a in lists["annotations"]):
+            return read_fgovd(data, path)
+        if any("sent_ids" in i for i in images) or any("is_negative" in c for c in lists["categories"]):
+            return read_dcube(data, path)
+    raise UserError(f"{path} holds no expressions in a layout that is known. Known: {KNOWN}.")

@@ -1,0 +1,55 @@
+"""MDETR's ``finetune_*.json``: an image entry for each sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smartclip_det.formats.expressions.record import Expression, category_of, check_sizes, masks_of
+from smartclip_det.utils.boxes import to_xywh, to_xyxy
+
+
+def read_mdetr(data: Mapping[str, Any]) -> list[Expression]:
+    """The sentences of a parsed file."""
+    boxes: dict[Any, list[dict[str, Any]]] = {}
+    for a in data["annotations"]:
+        # gRefCOCO writes "no target" as one annotation marked empty.
+        if not (a.get("empty") or a.get("category_id") == -1):
+            boxes.setdefault(a["image_id"], []).append(a)
+    return [
+        Expression(
+            id=i["id"], image_id=i.get("original_id", i["id"]), file_name=i["file_name"], sentence=i["caption"],
+            boxes=tuple(to_xyxy(a["bbox"]) for a in boxes.get(i["id"], [])), width=int(i.get("width") or 0),
+            height=int(i.get("height") or 0), dataset=i.get("dataset_name", ""), split=i.get("split", ""),
+            category=i.get("category", ""),
+            masks=masks_of(boxes.get(i["id"], [])),
+            ann_ids=tuple(a["original_id"] for a in boxes.get(i["id"], []) if "original_id" in a),
+        )
+        for i in data["images"]
+    ]  # fmt: skip
+
+
+def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
+    """MDETR's json: an image entry for each sentence; no target is one annotation marked ``empty`` (gRefCOCO)."""
+    check_sizes(expressions, "mdetr")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    whole = all(isinstance(e.id, int) for e in expressions)
+    for number, e in enumerate(expressions):
+        n = e.id if whole else number
+        images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
+                       "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset,
+                       "split": e.split, **category_of(e)})  # fmt: skip
+        for k, box in enumerate(e.boxes):
+            x, y, w, h = to_xywh(box)
+            found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
+                                     "area": w * h, "iscrowd": 0}  # fmt: skip
+            if len(e.ann_ids) == len(e.boxes):
+                found["original_id"] = e.ann_ids[k]
+            if len(e.masks) == len(e.boxes):
+                found["segmentation"] = e.masks[k]
+            annotations.append(found)
+        if not e.boxes:
+            annotations.append({"id": len(annotations), "image_id": n, "category_id": -1, "bbox": [0, 0, 0, 0],
+                                "area": -1, "iscrowd": -1, "empty": True})  # fmt: skip
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
