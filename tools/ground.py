@@ -204,7 +204,8 @@ def subtracted_banks(args: argparse.Namespace, towers: Sequence[Any]) -> list[Te
     """Captions drawn by the seed, as a bank of each encoder; None where none is asked for."""
     if not args.subtract:
         return None
-    records, _ = read_caption_records(args.subtract)
+    records, counts = read_caption_records(args.subtract)
+    print(counts.summary(str(args.subtract), len(records)))
     texts = sorted({t for r in records for t in (r.short or [r.long])})
     drawn = np.random.default_rng(args.seed).permutation(len(texts))[: args.subtract_count]
     return [build_bank(t, [texts[i] for i in drawn], templates="none") for t in towers]

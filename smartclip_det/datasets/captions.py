@@ -124,8 +124,7 @@ class CaptionDataset(BaseDataset):
             }
         if self.regions is not None:
             self.regions.attach(records)
-        left_out = f", {counts['without_caption']} without a caption left out" if counts["without_caption"] else ""
-        print_log(f"{osp.basename(self.ann_file)}: {len(records)} images with captions{left_out}.", "current")
+        print_log(counts.summary(osp.basename(self.ann_file.rstrip("/")), len(records)), "current")
         return [vars(r) for r in records]
 
     def names(self) -> list[str]:

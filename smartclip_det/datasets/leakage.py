@@ -7,7 +7,7 @@ them with boxes, a caption model trained on COCO captions with texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.formats.captions import detect_layout, read_caption_records
 from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.texts import read_text
 
 _COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")
 
@@ -27,26 +28,36 @@ def image_key(name: str) -> str:
     return f"coco:{int(found[1])}" if found else stem
 
 
-def training_images(path: str | Path) -> dict[str, list[str]]:
+def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: None) -> dict[str, list[str]]:
     """Key to names of the images of a training set; images of one stem in several folders share a key.
 
     Args:
         path: COCO or LVIS annotations, a caption file of any layout, or a text file with a name on each line.
+        tell: is given what a caption file holds and what of it was left out.
 
     Raises:
         UserError: for other files.
     """
     path = Path(path)
     if path.suffix == ".txt" and path.is_file():
-        names: Iterable[str] = path.read_text(encoding="utf-8").split()
+        names: Iterable[str] = [n for line in read_text(path, "list of names").split("\n") for n in _names_in(line)]
     elif path.is_file() and path.suffix == ".json" and detect_layout(path) == "coco":
         names = _names_of(read_json(path, "training set"), path)
     else:
-        names = [r.image for r in read_caption_records(path)[0]]
+        records, counts = read_caption_records(path)
+        tell(counts.summary(path.name, len(records)))
+        # Inside a shard an image has no name but its sample's.
+        names = [str(r.id) if ".tar#" in r.image else r.image for r in records]
     out: dict[str, list[str]] = {}
     for n in names:
         out.setdefault(image_key(n), []).append(n)
     return out
+
+
+def _names_in(line: str) -> list[str]:
+    """A name on the line, blanks and all; or several that each have an ending."""
+    words = line.split()
+    return words if all(Path(w).suffix for w in words) else [line.strip()]
 
 
 def _names_of(content: dict[str, Any], path: Path) -> list[str]:

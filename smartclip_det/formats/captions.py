@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+import os.path as osp
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.caption_counts import CaptionCounts, long_and_short, take_texts
+from smartclip_det.formats.conversations import answer_of
 from smartclip_det.formats.shards import index_shards, is_shards
+from smartclip_det.formats.texts import HOW_TO_CONVERT, decode_text, is_text
+from smartclip_det.utils.files import is_debris
 
 #: ``share-captioner``: a JSON list with ``image`` and ``conversations`` (ShareGPT4V). ``coco``: COCO captions.
 #: ``pairs``: a folder of NAME.jpg beside NAME.txt. ``webdataset``: tar shards of KEY.jpg with KEY.txt or KEY.json.
+#: A .txt of several lines has a caption on each; where blank lines part paragraphs it is one long caption.
 LAYOUTS = ("share-captioner", "coco", "pairs", "webdataset")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".jpe", ".ppm", ".pgm",
+                 ".avif")  # fmt: skip
 #: Files above this size are read record by record: a million long captions are some gigabytes as Python objects.
 _STREAM_BYTES = 64 << 20
 
@@ -43,7 +51,7 @@ class CaptionRecord:
     size: tuple[int, int] | None = None
 
 
-def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list[CaptionRecord], dict[str, int]]:
+def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list[CaptionRecord], CaptionCounts]:
     """All records of a file, folder or pattern of shards.
 
     Args:
@@ -51,25 +59,49 @@ def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list
         layout: ``auto`` recognises it by content.
 
     Returns:
-        Records with at least one text that is not blank, and counts: ``records``, ``without_caption`` (left out).
+        Records with at least one text that is not blank, and counts: ``records``, ``without_caption`` (left out), and
+        each reason of ``caption_counts.REASONS`` that occurred.
 
     Raises:
         UserError: nothing there, another layout (naming those that are known), a broken record (telling which).
     """
     found = detect_layout(source) if layout == "auto" else check_choice("layout", layout, LAYOUTS)
-    readers: dict[str, Callable[[Path], Iterator[CaptionRecord]]] = {
+    readers: dict[str, Callable[[Path, CaptionCounts], Iterator[CaptionRecord]]] = {
         "share-captioner": _share_captioner, "coco": _coco, "pairs": _pairs, "webdataset": _webdataset,
     }  # fmt: skip
-    kept, empty = [], 0
-    for record in readers[found](Path(source)):
-        record.short = [s for s in record.short if s.strip()]
-        if record.long.strip() or record.short:
-            kept.append(record)
-        else:
-            empty += 1
+    counts, kept = CaptionCounts(), []
+    for record in readers[found](Path(source), counts):
+        counts["records"] += 1
+        texts = [s for s in record.short if s.strip()]
+        if not texts and not record.long.strip():
+            counts.add("without_caption", f"{record.image} (id {record.id!r})")
+            continue
+        for _ in range(len(record.short) - len(texts)):
+            counts.add("blank_texts", f"{record.image} (id {record.id!r})")
+        record.short = texts
+        kept.append(record)
     if not kept:
-        raise UserError(f"{source} has no image with a caption that is not blank ({empty} without).")
-    return kept, {"records": len(kept) + empty, "without_caption": empty}
+        raise UserError(
+            f"{source} has no image with a caption that is not blank ({counts['without_caption']} without).\n"
+            f"{counts.table()}".rstrip()
+        )
+    _count_repeats(kept, counts)
+    return kept, counts
+
+
+def _count_repeats(records: list[CaptionRecord], counts: CaptionCounts) -> None:
+    images: set[str] = set()
+    wholes: set[int] = set()
+    image_of_id: dict[Any, str] = {}
+    for r in records:
+        image, where = osp.normpath(r.image), f"{r.image} (id {r.id!r})"
+        whole = hash((image, r.long, tuple(r.short)))
+        if image in images:
+            counts.add("repeated_records" if whole in wholes else "repeated_images", where)
+        if image_of_id.setdefault(str(r.id), image) != image:
+            counts.add("repeated_ids", where)
+        images.add(image)
+        wholes.add(whole)
 
 
 def detect_layout(source: str | Path) -> str:
@@ -81,8 +113,9 @@ def detect_layout(source: str | Path) -> str:
         return "pairs"
     if not path.is_file():
         raise UserError(f"No caption file at {path}. Check the path.")
-    with path.open(encoding="utf-8") as handle:
-        opening = handle.read(64).lstrip()
+    with path.open("rb") as handle:
+        head = handle.read(256)
+    opening = head.decode(json.detect_encoding(head), "ignore").lstrip()
     if opening[:1] not in ("[", "{"):
         raise UserError(
             f"{path} is no caption file: layouts are {', '.join(LAYOUTS)}; it starts with {opening[:20]!r}."
@@ -90,22 +123,36 @@ def detect_layout(source: str | Path) -> str:
     return "share-captioner" if opening[0] == "[" else "coco"
 
 
-def _share_captioner(path: Path) -> Iterator[CaptionRecord]:
+def _share_captioner(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
     for number, r in enumerate(_list_items(path)):
-        try:
-            text = r["conversations"][1]["value"]
-            if not isinstance(r["image"], str) or not isinstance(text, str):
-                raise TypeError("text in image and conversations[1].value")
-            short = r.get("short", ())
-            yield CaptionRecord(
-                r.get("id", number), r["image"], text, [short] if isinstance(short, str) else list(short)
-            )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            keys = ", ".join(r) if isinstance(r, Mapping) else type(r).__name__
+        lacks = next((k for k in ("conversations", "image") if not isinstance(r, Mapping) or k not in r), None)
+        if lacks == "conversations" and isinstance(r, Mapping) and "messages" in r:
+            lacks = None if "image" in r else "image"
+        if lacks == "conversations":
+            keys = ", ".join(map(str, r)) if isinstance(r, Mapping) else type(r).__name__
             raise UserError(
-                f"{path}: record {number} lacks {error}; each needs image and conversations[1].value (it has {keys}). "
+                f"{path}: record {number} lacks {lacks!r}; each needs image and conversations (it has {keys}). "
                 f"Other layouts: {', '.join(LAYOUTS)}."
-            ) from error
+            )
+        name = r.get("id", number)
+        where = f"record {number} (id {name!r})"
+        image = r.get("image")
+        if isinstance(image, list) and len(image) == 1:
+            image = image[0]
+        if isinstance(image, list) or not image:
+            # Mixtures for chat models have records of text alone, and of several images.
+            counts["records"] += 1
+            counts.add("several_images" if image else "no_image", where)
+            continue
+        long, several = long_and_short(answer_of(r.get("conversations", r.get("messages")), counts, where))
+        short = take_texts(r["short"], counts, where) if r.get("short") is not None else []
+        yield CaptionRecord(name, _image_name(image, path, where), long, [*several, *short])
+
+
+def _image_name(name: Any, path: Path, where: str) -> str:
+    if not isinstance(name, str) or not name.strip() or not is_text(name):
+        raise UserError(f"{path}: {where} names no image: {name!r} in place of a file's name.")
+    return name
 
 
 def _list_items(path: Path) -> Iterator[Any]:
@@ -117,72 +164,167 @@ def _list_items(path: Path) -> Iterator[Any]:
         with path.open("rb") as handle, tqdm(
             total=path.stat().st_size, desc="reading captions", unit="B", unit_scale=True, leave=False
         ) as bar:  # fmt: skip
+            if handle.read(3) != codecs.BOM_UTF8:
+                handle.seek(0)
             try:
                 for item in ijson.items(handle, "item", use_float=True):
                     bar.n = handle.tell()
                     bar.update(0)
                     yield item
-            except ijson.JSONError as error:
-                raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
+            except (ijson.JSONError, UnicodeDecodeError) as error:
+                raise UserError(
+                    f"{path} is not valid JSON in UTF-8 ({error}); it may be cut short, hold NaN, or be of another "
+                    f"encoding ({HOW_TO_CONVERT})."
+                ) from error
         return
-    content = read_json(path, "caption file")
+    content = _read_json(path)
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} must hold a JSON list of records (ShareGPT4V layout).")
     yield from content
 
 
-def _coco(path: Path) -> Iterator[CaptionRecord]:
-    content = read_json(path, "caption file")
+def _read_json(path: Path) -> Any:
+    """Parse a caption file; texts that are not UTF-8 are found, and told, record by record."""
+    if not path.is_file():
+        raise UserError(f"No caption file at {path}. Check the path.")
     try:
-        images = {i["id"]: i for i in content["images"]}
-        texts: dict[Any, list[str]] = {}
-        for a in content["annotations"]:
-            texts.setdefault(a["image_id"], []).append(a["caption"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} lacks {error}: COCO captions need images (id, file_name) and annotations (image_id, caption)."
-        ) from error
+        return _parse_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
+
+
+def _parse_json(content: bytes) -> Any:
+    """JSON of any Unicode encoding; bytes that are not UTF-8 stay as lone surrogates in the texts that have them."""
+    return json.loads(content.decode(json.detect_encoding(content), "surrogateescape"))
+
+
+def _coco(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
+    images, annotations = _coco_parts(_read_json(path), path)
+    texts: dict[Any, list[str]] = {}
+    for n, a in enumerate(annotations):
+        where = f"annotation {n} (id {a.get('id')!r}, image_id {a['image_id']!r})"
+        texts.setdefault(a["image_id"], []).extend(take_texts(a["caption"], counts, where))
     foreign = [i for i in texts if i not in images]
     if foreign:
         raise UserError(f"{path}: {len(foreign)} images have captions and no entry, e.g. {foreign[0]!r}.")
     for image_id, info in images.items():
-        size = (info["width"], info["height"]) if "width" in info and "height" in info else None
-        yield CaptionRecord(image_id, info["file_name"], "", texts.get(image_id, []), size=size)
+        yield CaptionRecord(image_id, info["file_name"], "", texts.get(image_id, []), size=_size(info))
 
 
-def _pairs(path: Path) -> Iterator[CaptionRecord]:
+def _coco_parts(content: Any, path: Path) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
+    """Images by id, and annotations; each entry has what is needed."""
+    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "caption")}
+    for part, keys in needed.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        for n, entry in enumerate(entries if isinstance(entries, list) else [None]):
+            lacks = (
+                part if entry is None else next((k for k in keys if not isinstance(entry, dict) or k not in entry), "")
+            )
+            if lacks:
+                where = "" if entry is None else f" in {part}[{n}]"
+                raise UserError(
+                    f"{path} lacks {lacks!r}{where}: COCO captions need images (id, file_name) and annotations "
+                    "(image_id, caption)."
+                )
+            if not isinstance(entry[keys[0]], str | int | float):
+                raise UserError(
+                    f"{path}: {part}[{n}] has {entry[keys[0]]!r} for {keys[0]}; a number or text is needed."
+                )
+    images: dict[Any, dict[str, Any]] = {}
+    for n, i in enumerate(content["images"]):
+        _image_name(i["file_name"], path, f"images[{n}] (id {i['id']!r})")
+        if images.setdefault(i["id"], i)["file_name"] != i["file_name"]:
+            raise UserError(
+                f"{path}: images {images[i['id']]['file_name']} and {i['file_name']} have one id, {i['id']!r}; "
+                "captions cannot be told apart."
+            )
+    return images, content["annotations"]
+
+
+def _size(info: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = info.get("width"), info.get("height")
+    told = all(isinstance(n, int | float) and math.isfinite(n) and n >= 1 for n in (width, height))
+    return (width, height) if told else None  # type: ignore[return-value]
+
+
+def _pairs(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
     if not path.is_dir():
         raise UserError(f"No folder at {path}; layout pairs is a folder of NAME.jpg beside NAME.txt.")
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-    lone = [p for p in images if not p.with_suffix(".txt").is_file()]
+    images, texts, others = _files_of_pairs(path, counts)
+    lone = [p for p in images if p.with_suffix("") not in texts]
     if not images or len(lone) == len(images):
-        raise UserError(f"{path} has {len(images)} images and none with a .txt of its name beside it.")
+        raise UserError(
+            f"{path} has {len(images)} images and none with a .txt of its name beside it.\n{counts.table()}".rstrip()
+        )
     if lone:
         raise UserError(f"{len(lone)} of {len(images)} images in {path} have no .txt beside them, e.g. {lone[0].name}.")
+    stems: set[Path] = set()
     for p in images:
-        name = str(p.relative_to(path))
-        yield CaptionRecord(name, name, p.with_suffix(".txt").read_text(encoding="utf-8").strip())
+        name, stem = str(p.relative_to(path)), p.with_suffix("")
+        if stem in stems:
+            counts.add("shared_texts", name)
+        stems.add(stem)
+        long, several = long_and_short(_of_text(texts[stem].read_bytes(), counts, str(texts[stem].relative_to(path))))
+        yield CaptionRecord(name, name, long, several)
+    for stem, text in texts.items():
+        if stem not in stems:
+            told = f"{stem.name}{others[stem]}" if stem in others else str(text.relative_to(path))
+            counts.add("other_endings" if stem in others else "texts_without_image", told)
 
 
-def _webdataset(path: Path) -> Iterator[CaptionRecord]:
-    for key, members in index_shards(path):
+def _files_of_pairs(path: Path, counts: CaptionCounts) -> tuple[list[Path], dict[Path, Path], dict[Path, str]]:
+    """Images in order; texts, and endings of files that are neither, by path without ending."""
+    images, texts, others = [], {}, {}
+    for p in sorted(path.rglob("*")):
+        ending = p.suffix.lower()
+        if is_debris(p.relative_to(path)):
+            counts.add("hidden_files", str(p.relative_to(path)))
+        elif ending in IMAGE_ENDINGS:
+            images.append(p)
+        elif ending == ".txt":
+            texts[p.with_suffix("")] = p
+        elif ending and ending != ".json":
+            others[p.with_suffix("")] = p.suffix
+    return images, texts, others
+
+
+def _of_text(content: bytes, counts: CaptionCounts, where: str) -> list[str]:
+    """The captions of a .txt: one a line, or one of paragraphs that blank lines part."""
+    texts = take_texts(decode_text(content).strip(), counts, where)
+    lines = [line.strip() for text in texts for line in text.split("\n")]
+    if len(lines) < 2 or not all(lines):
+        return texts
+    counts.add("lines_as_captions", where)
+    return lines
+
+
+def _webdataset(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
+    for key, members in index_shards(path, counts):
         image = next((members[e] for e in IMAGE_ENDINGS if e in members), None)
         if image is None:
             raise UserError(f"{path}: sample {key!r} has no image ({', '.join(members)}).")
+        where = f"{image.shard.name}: sample {key!r}"
         if ".txt" in members:
-            yield CaptionRecord(key, image.address, members[".txt"].read().decode("utf-8").strip())
+            long, short = long_and_short(_of_text(members[".txt"].read(), counts, where))
         elif ".json" in members:
-            yield _from_json(key, image.address, members[".json"].read(), path)
+            long, short = _of_json(members[".json"].read(), counts, where, path)
         else:
             raise UserError(f"{path}: sample {key!r} has no .txt and no .json ({', '.join(members)}).")
+        yield CaptionRecord(key, image.address, long, short)
 
 
-def _from_json(key: str, image: str, content: bytes, path: Path) -> CaptionRecord:
-    """A shard's JSON: ``caption`` or ``long``, and ``short`` (one text or several)."""
+def _of_json(content: bytes, counts: CaptionCounts, where: str, path: Path) -> tuple[str, list[str]]:
+    """A shard's JSON: ``long`` or ``caption``, and ``short``, each one text or several; or the texts themselves."""
     try:
-        facts = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: the .json of sample {key!r} is not valid ({error}).") from error
-    short = facts.get("short", [])
-    text = facts.get("long") or facts.get("caption") or ""
-    return CaptionRecord(key, image, str(text), [short] if isinstance(short, str) else list(short))
+        facts = _parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: the .json of {where} is not valid ({error}).") from error
+    if not isinstance(facts, Mapping):
+        return long_and_short(take_texts(facts, counts, where))
+    known = [k for k in ("long", "caption", "short") if k in facts]
+    if not known:
+        counts.add("no_caption_key", f"{where} has {', '.join(facts) or 'no key'}")
+        return "", []
+    main = "long" if facts.get("long") else "caption"
+    long, several = long_and_short(take_texts(facts[main], counts, where) if main in facts else [])
+    return long, [*several, *(take_texts(facts["short"], counts, where) if facts.get("short") is not None else [])]

@@ -63,7 +63,8 @@ def read_json(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"No {what} at {path}. Check the path.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Of bytes: with a byte order mark and in UTF-16 as well.
+        return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
 

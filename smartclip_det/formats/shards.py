@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.utils.files import write_whole
+from smartclip_det.formats.caption_counts import CaptionCounts
+from smartclip_det.utils.files import is_debris, write_whole
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,47 @@ def is_shards(source: Path) -> bool:
     return bool(_shards(source))
 
 
-def index_shards(source: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+def index_shards(source: Path, counts: CaptionCounts | None = None) -> Iterator[tuple[str, dict[str, Member]]]:
     """Samples of all shards in order: key, and members by lower-case ending.
 
+    A name that comes again in a shard begins another sample of that key, kept and counted, where both are whole.
     The places of a shard's members are kept in ``SHARD.index.json`` where that can be written.
+
+    Args:
+        source: a shard, a folder of shards or a pattern.
+        counts: of hidden members and repeated keys.
+
+    Raises:
+        UserError: no shards, a damaged one, or repeated names that cannot be told apart.
     """
+    counts = CaptionCounts() if counts is None else counts
     found = _shards(source)
     if not found:
         raise UserError(f"No .tar shards at {source}: give a folder of them or a pattern such as shards/*.tar.")
     for shard in found:
-        samples: dict[str, dict[str, Member]] = {}
+        samples: dict[str, list[dict[str, Member]]] = {}
         for name, offset, size in _members(shard):
+            if is_debris(name):
+                counts.add("hidden_files", f"{shard.name}: {name}")
+                continue
             folder, _, base = name.rpartition("/")
             stem, dot, ending = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            samples.setdefault(key, {})[(dot + ending).lower()] = Member(shard, offset, size)
-        yield from samples.items()
+            ending = (dot + ending).lower()
+            of_key = samples.setdefault(f"{folder}/{stem}" if folder else stem, [{}])
+            if ending in of_key[-1]:
+                of_key.append({})
+            of_key[-1][ending] = Member(shard, offset, size)
+        for key, of_key in samples.items():
+            if any(set(s) != set(of_key[0]) for s in of_key):
+                parts = "; ".join(", ".join(s) for s in of_key)
+                raise UserError(
+                    f"{shard}: sample {key!r} has members of one name twice, and it cannot be told which belong "
+                    f"together ({parts}). Write the shard anew with a name for each sample."
+                )
+            for again, sample in enumerate(of_key):
+                if again:
+                    counts.add("repeated_keys", f"{shard.name}: sample {key!r}")
+                yield key, sample
 
 
 def _members(shard: Path) -> list[tuple[str, int, int]]:
@@ -85,7 +111,7 @@ def _members(shard: Path) -> list[tuple[str, int, int]]:
             content = json.loads(kept.read_text(encoding="utf-8"))
         except ValueError:
             content = {}
-        if content.get("state") == state:
+        if isinstance(content, dict) and content.get("state") == state:
             return [tuple(m) for m in content["members"]]
     try:
         with tarfile.open(shard, "r:") as archive:

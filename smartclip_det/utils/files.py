@@ -1,9 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and those that nobody meant to be there."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 
 def write_whole(path: str | Path, text: str) -> Path:
@@ -15,3 +15,13 @@ def write_whole(path: str | Path, text: str) -> Path:
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
+
+
+#: Folders that systems, file servers and editors leave behind; those beginning with a dot are known by it.
+_DEBRIS = {"__macosx", "@eadir", "__pycache__", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
+
+
+def is_debris(relative: str | PurePath) -> bool:
+    """Whether a path inside a data set is hidden, or of a folder that a system or editor made."""
+    parts = PurePath(relative).parts
+    return any(p.lower() in _DEBRIS or (p.startswith(".") and p not in (".", "..")) for p in parts)

@@ -128,7 +128,8 @@ def set_algebra(towers: SmartCLIP, words: list[str], masks: Tensor, args: argpar
 
 def of_captions(towers: SmartCLIP, args: argparse.Namespace, page: ReportPage) -> dict[str, Any]:
     """Occupancy of captions, and how masks grow with their prefixes."""
-    records, _ = read_caption_records(args.captions)
+    records, counts = read_caption_records(args.captions)
+    print(counts.summary(str(args.captions), len(records)))
     captions = [r.long or r.short[0] for r in records[: args.limit]]
     masks = masks_of(towers, captions, "captions")
     found: dict[str, Any] = {"captions": occupancy(masks).facts()}

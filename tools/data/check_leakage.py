@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Compare, tell, write."""
     args = parse_args()
-    training = training_images(args.train)
+    training = training_images(args.train, print)
     leaks = []
     for item in args.bench:
         name, equals, file = item.partition("=")
