@@ -172,7 +172,7 @@ def ground(
     if "mask" in args.views:
         if candidates.masks is None:
             raise UserError("The mask view needs proposals with masks: --instances or a result list with segmentation.")
-        masks = np.stack([whole_mask([m], (image.height, image.width)) for m in candidates.masks])
+        masks = np.stack([whole_mask([m], (image.height, image.width), group[0].file_name) for m in candidates.masks])
     vectors = next(iter(graders.values())).region_vectors(image, regions, masks)
     sentences = [e.sentence for e in group]
     out: dict[str, dict[int | str, GroundedBoxes]] = {}

@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.formats.detections import GroundTruth, annotated_only, load_ground_truth, read_json
 from smartclip_det.formats.lvis import check_lvis
+from smartclip_det.formats.segmentations import segmentation_problem
 from smartclip_det.models.vocabulary import resolve_names
 
 
@@ -59,6 +60,8 @@ class OpenVocabCocoDataset(BaseDetDataset):
         names = None if vocabulary == "annotations" else tuple(resolve_names(vocabulary))
         if isinstance(prompt_names, str):
             prompt_names = read_json(prompt_names, "file of prompt names")
+        pipeline = kwargs.get("pipeline", ())
+        self.with_masks = any(isinstance(t, Mapping) and t.get("with_mask") for t in pipeline)
         metainfo = {"classes": names, "templates": templates, "prompt_names": dict(prompt_names or {})}
         super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
 
@@ -122,11 +125,19 @@ class OpenVocabCocoDataset(BaseDetDataset):
                 "bbox_label": self.cat2label[a["category_id"]],
                 "ignore_flag": int(bool(a.get("iscrowd"))),
             }
-            if a.get("segmentation"):
-                instance["mask"] = a["segmentation"]
+            if self.with_masks:
+                instance["mask"] = self._mask(a, height, width)
             instances.append(instance)
         return {"img_path": self.image_path(image), "img_id": image["id"], "width": width, "height": height,
                 "seg_map_path": None, "instances": instances}  # fmt: skip
+
+    def _mask(self, annotation: dict[str, Any], height: Any, width: Any) -> Any:
+        """The segmentation of an annotation as it is; one that MMDetection cannot draw is refused before training."""
+        problem = segmentation_problem(annotation.get("segmentation"), height, width)
+        if problem:
+            raise UserError(f"{self.ann_file}: annotation {annotation.get('id')!r}: {problem} Mend it, or train on "
+                            "boxes alone (no with_mask in the pipeline, no mask head).")  # fmt: skip
+        return annotation["segmentation"]
 
     def filter_data(self) -> list[dict[str, Any]]:
         """Drop images without boxes or too small, where ``filter_cfg`` says so; never in test mode."""

@@ -6,6 +6,7 @@ Shape letters: S side of the square image in pixels, E sentences of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from smartclip_det.datasets.leakage import image_key
 from smartclip_det.datasets.referring_augment import mirror, random_crop
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.formats.expressions.record import Expression
-from smartclip_det.formats.segmentations import whole_mask
+from smartclip_det.formats.segmentations import run_lengths, whole_mask
 from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxes, square_scale
 
 
@@ -122,6 +123,7 @@ class ReferringDataset(BaseDataset):
                     f"Masks are asked for, and sentence {bare[0]!r} has boxes without masks; give refs files with "
                     "instances.json, or with_masks=False."
                 )
+            mine = [_with_checked_masks(e) for e in mine]
         return {
             "img_id": mine[0].image_id, "img_path": self._path(str(Path(self.images) / mine[0].file_name)),
             "sentences": [e.sentence for e in mine], "sentence_ids": [e.id for e in mine],
@@ -141,7 +143,9 @@ class ReferringDataset(BaseDataset):
         boxes = [record["boxes"][i] for i in chosen]
         image, masks = open_rgb(record["img_path"]), None
         if self.with_masks:
-            masks = [whole_mask(record["segmentations"][i], (image.height, image.width)) for i in chosen]
+            masks = [
+                whole_mask(record["segmentations"][i], (image.height, image.width), record["img_path"]) for i in chosen
+            ]
         flipped = False
         if not self.test_mode:
             image, boxes, sentences, masks, flipped = self._augmented(image, boxes, sentences, masks, rng)
@@ -182,3 +186,14 @@ class ReferringDataset(BaseDataset):
             (self.image_size, self.image_size), Image.Resampling.BILINEAR
         )
         return torch.from_numpy(np.asarray(resized) >= 128)
+
+
+def _with_checked_masks(expression: Expression) -> Expression:
+    """An expression whose masks can be decoded; without a size in the file they are checked with the picture."""
+    if not (expression.width and expression.height):
+        return expression
+    try:
+        masks = tuple(run_lengths(m, expression.height, expression.width) for m in expression.masks)
+    except UserError as error:
+        raise UserError(f"Mask of sentence {expression.id!r} ({expression.file_name}): {error}") from error
+    return replace(expression, masks=masks)

@@ -23,6 +23,7 @@ import numpy as np
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.formats.columns import DetectionColumns
+from smartclip_det.formats.segmentations import run_lengths
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
 _RESULT_FIELDS = ("image_id", "category_id", "bbox", "score", "segmentation")
@@ -244,7 +245,7 @@ def check_predictions(
                 raise UserError(f"Prediction {i} {json.dumps(_shown(result))}: {problem}")
         checked = DetectionColumns.from_results(results) if iou_type == "bbox" else None
     if checked is None:
-        plain = [{k: v for k, v in r.items() if k in _RESULT_FIELDS} for r in results]
+        plain = [_with_mask(i, r, truth) for i, r in enumerate(results)]
         known = set(truth.categories)
         counts["unknown_category"] = sum(r["category_id"] not in known for r in plain)
         boxed = [r for r in plain if "bbox" in r]
@@ -256,6 +257,16 @@ def check_predictions(
     counts["unknown_category"] = int(foreign[where].sum())
     counts["outside_image"] = _outside(checked, truth)
     return checked, counts
+
+
+def _with_mask(number: int, result: Mapping[str, Any], truth: GroundTruth) -> dict[str, Any]:
+    """A result's fields, its segmentation as compressed run lengths."""
+    width, height = truth.image_sizes.get(result["image_id"], (None, None))
+    try:
+        mask = run_lengths(result["segmentation"], height, width)
+    except UserError as error:
+        raise UserError(f"Prediction {number} {json.dumps(_shown(result))}: {error}") from error
+    return {**{k: v for k, v in result.items() if k in _RESULT_FIELDS}, "segmentation": mask}
 
 
 def _clean_columns(results: Sequence[Mapping[str, Any]], truth: GroundTruth) -> DetectionColumns | None:
@@ -300,8 +311,6 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
         return f"the annotations have no image {result['image_id']!r}; they may be of another split."
     if not is_number(result["score"]):
         return "the score is not a finite number."
-    if iou_type == "segm" and not (isinstance(result["segmentation"], list | dict) and result["segmentation"]):
-        return "segmentation must be polygons or an RLE."
     if "bbox" in result:
         box = result["bbox"]
         if not isinstance(box, list | tuple) or len(box) != 4:

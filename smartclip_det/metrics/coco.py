@@ -16,6 +16,7 @@ import numpy as np
 
 from smartclip_det.core.errors import check_choice
 from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.segmentations import run_lengths, with_run_lengths
 
 BACKENDS = ("fast", "reference")
 _SIZES = {"": 0, "_s": 1, "_m": 2, "_l": 3}
@@ -119,7 +120,10 @@ def build_evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], ba
     """A COCOeval of either library, before evaluation."""
     # Evaluators write into their input; results are plain dicts of ours, annotations are the caller's.
     copies = [dict(r) for r in results]
-    annotations = {**truth.data, "annotations": [dict(a) for a in truth.data["annotations"]]}
+    if iou_type == "segm":
+        annotations, copies = with_run_lengths(truth.data, truth.path), mask_results(copies, truth.data)
+    else:
+        annotations = {**truth.data, "annotations": [dict(a) for a in truth.data["annotations"]]}
     if backend == "reference":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -127,19 +131,15 @@ def build_evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], ba
         gt = COCO()
         gt.dataset = annotations
         gt.createIndex()
-        return COCOeval(gt, _load_results(gt, copies, COCO, annotations, iou_type), iou_type)
+        return COCOeval(gt, _load_results(gt, copies, COCO, annotations), iou_type)
     import faster_coco_eval
 
     gt = faster_coco_eval.COCO(annotations)
-    dt = _load_results(gt, copies, faster_coco_eval.COCO, annotations, iou_type)
+    dt = _load_results(gt, copies, faster_coco_eval.COCO, annotations)
     return faster_coco_eval.COCOeval_faster(gt, dt, iou_type, print_function=lambda *_: None)
 
 
-def _load_results(
-    gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any], iou_type: str
-) -> Any:
-    if iou_type == "segm":
-        results = mask_results(results, annotations)
+def _load_results(gt: Any, results: list[dict[str, Any]], kind: Any, annotations: Mapping[str, Any]) -> Any:
     if results:
         return gt.loadRes(results)
     empty = kind()
@@ -150,14 +150,11 @@ def _load_results(
 
 def mask_results(results: Sequence[Mapping[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Masks as RLE and without their box, so that size classes go by mask area (MMDetection's habit)."""
-    from pycocotools import mask as coco_mask
-
-    sizes = {i["id"]: (i["height"], i["width"]) for i in annotations["images"]}
+    sizes = {i["id"]: (i.get("height"), i.get("width")) for i in annotations["images"]}
     out = []
     for r in results:
         plain = {k: v for k, v in r.items() if k != "bbox"}
-        if isinstance(plain["segmentation"], list):
-            plain["segmentation"] = coco_mask.merge(coco_mask.frPyObjects(plain["segmentation"], *sizes[r["image_id"]]))
+        plain["segmentation"] = dict(run_lengths(r["segmentation"], *sizes[r["image_id"]]))
         out.append(plain)
     return out
 

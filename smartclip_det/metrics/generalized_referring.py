@@ -7,6 +7,7 @@ Shape letters: N sentences, H W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,8 @@ def _of_sentence(
 
 
 def _mean(values: Any) -> float:
-    return float(np.mean(values)) if len(values) else -1.0
+    # fsum: the same digits in every order of the sentences.
+    return math.fsum(values) / len(values) if len(values) else -1.0
 
 
 def grec_metrics(
@@ -162,15 +164,20 @@ class MaskPair:
     predicted: bool
 
     @staticmethod
-    def of(truth: Sequence[Any], found: Any, size: tuple[int, int]) -> MaskPair:
+    def of(truth: Sequence[Any], found: Any, size: tuple[int, int], sentence: Any = None) -> MaskPair:
         """From COCO run lengths or polygons of the targets, and of the prediction (None or empty for nothing).
 
         Args:
             truth: segmentations of the targets; none for a sentence without one.
             found: segmentation.
             size: height and width.
+            sentence: its id, for messages.
+
+        Raises:
+            UserError: for a segmentation that is none, naming the sentence.
         """
-        a, b = whole_mask(truth, size), whole_mask([found] if found else [], size)
+        a = whole_mask(truth, size, where=f"Target of sentence {sentence!r}")
+        b = whole_mask([found] if found else [], size, where=f"Prediction for sentence {sentence!r}")
         return MaskPair(int((a & b).sum()), int((a | b).sum()), bool(truth), bool(b.any()))
 
     @property

@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.detections import GroundTruth
 from smartclip_det.formats.lvis import FREQUENCIES, check_lvis
+from smartclip_det.formats.segmentations import mask_areas, with_run_lengths
 from smartclip_det.metrics.coco import BACKENDS, CocoTables, mask_results
 from smartclip_det.utils.collector import without_collector
 from smartclip_det.utils.compat import allow_numpy_float
@@ -34,6 +36,8 @@ GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
 #: Detections from which groups go to several processes, which take a second to start.
 PROCESSES_FROM = 300_000
+#: Above the largest size class (1e5 squared).
+_OUTSIZE = 1e12
 #: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
 FIXED_PER_CLASS = 10_000
 
@@ -80,8 +84,6 @@ def evaluate_lvis(
     if fixed and (max_dets >= 0 or iou_type != "bbox"):
         raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
     kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)
-    if iou_type == "segm":
-        kept = mask_results(kept, truth.data)
     tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
     groups = {f: [k for k, c in enumerate(_sorted_categories(truth)) if c["frequency"] == f] for f in FREQUENCIES}
     prefix = f"{iou_type}_"
@@ -120,6 +122,7 @@ def reference_evaluator(
         iou_type: ``bbox`` or ``segm``.
         only_all_areas: leave out the size classes.
     """
+    truth, results = _with_masks(truth, results, iou_type)
     allow_numpy_float()
     from lvis import LVIS, LVISEval, LVISResults
 
@@ -144,6 +147,54 @@ def reference_evaluator(
     finally:
         quiet.setLevel(level)
     return evaluator
+
+
+def _with_masks(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str
+) -> tuple[GroundTruth, Sequence[Mapping[str, Any]]]:
+    """For ``segm``, both with checked run lengths."""
+    if iou_type != "segm":
+        return truth, results
+    masked = GroundTruth(with_run_lengths(truth.data, truth.path), truth.path, truth.image_sizes)
+    return masked, mask_results(results, truth.data)
+
+
+def _countable(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str
+) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
+    """The annotations and detections that lvis-api looks at, as the other library must be told them.
+
+    lvis-api passes over whatever has no area, on both sides, before it asks which classes an image has
+    (``get_ann_ids``). It knows no crowds: ``iscrowd`` is an ordinary object. ``ignore`` is one that counts for
+    neither side but takes a detection like any other, which here is an object outside of every size class.
+    Detections of classes that nobody looked for in their image go, too; faster-coco-eval trips over their masks.
+    """
+    annotations = []
+    for a in truth.data["annotations"]:
+        if 0 < a["area"] < math.inf:
+            annotations.append({**a, "iscrowd": 0, "area": _OUTSIZE if a.get("ignore") else a["area"]})
+    asked = {(a["image_id"], a["category_id"]) for a in annotations}
+    asked |= {(i["id"], c) for i in truth.data["images"] for c in i["neg_category_ids"]}
+    if iou_type == "segm":
+        rows = [r for r in results if (r["image_id"], r["category_id"]) in asked]
+        areas = mask_areas([r["segmentation"] for r in rows])
+        return annotations, [r for r, area in zip(rows, areas, strict=True) if area > 0]
+    columns = DetectionColumns.from_results(results)
+    with np.errstate(over="ignore"):
+        area = columns.boxes[:, 2] * columns.boxes[:, 3]
+    return annotations, columns.take((area > 0) & np.isfinite(area) & _asked(columns, asked))
+
+
+def _asked(columns: DetectionColumns, pairs: set[tuple[Any, Any]]) -> np.ndarray:
+    """``[N]`` bool: whether the (image, class) of a detection is one of the pairs."""
+    different, classes = np.unique(columns.categories, return_inverse=True)
+    place = {c: n for n, c in enumerate(different.tolist())}
+    wanted = np.zeros((len(columns.image_ids), len(different)), dtype=bool)
+    rows = {image: n for n, image in enumerate(columns.image_ids)}
+    for image, category in pairs:
+        if image in rows and category in place:
+            wanted[rows[image], place[category]] = True
+    return wanted[columns.images, classes]
 
 
 def _reference_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
@@ -180,9 +231,11 @@ class _Group:
 def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
     from tqdm import tqdm
 
+    truth, results = _with_masks(truth, results, iou_type)
+    countable, results = _countable(truth, results, iou_type)
     categories = _sorted_categories(truth)
     annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for a in truth.data["annotations"]:
+    for a in countable:
         annotations[a["category_id"]].append(a)
     rows_of = _by_class(results)
     counts = {i: len(r) for i, r in rows_of.items()}

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.segmentations import segmentation_problem, whole_mask
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.utils.images import open_rgb
 
@@ -69,6 +69,8 @@ def probe_regions(
             boxes.setdefault(a["image_id"], []).append(a)
     if not boxes:
         raise UserError("The annotations have no box of the vocabulary: nothing to classify.")
+    if "mask" in views:
+        _check_masks(truth, boxes)
     vectors: dict[str, list[Tensor]] = {}
     labels: list[int] = []
     kept = [i for i in truth.data["images"] if i["id"] in boxes]
@@ -98,14 +100,21 @@ def _views_of(
 
 def _decode(annotation: dict[str, Any], image: Image.Image) -> np.ndarray:
     """``[H, W]`` bool of a COCO segmentation (run lengths or polygons)."""
-    found = annotation.get("segmentation")
-    if not found:
-        raise UserError(f"Annotation {annotation.get('id')} has no segmentation; leave the mask view out.")
-    if isinstance(found, list):
-        found = coco_mask.merge(coco_mask.frPyObjects(found, image.height, image.width))
-    elif isinstance(found["counts"], list):
-        found = coco_mask.frPyObjects(found, image.height, image.width)
-    return coco_mask.decode(found).astype(bool)
+    where = f"Annotation {annotation.get('id')!r}"
+    return whole_mask([annotation.get("segmentation")], (image.height, image.width), where)
+
+
+def _check_masks(truth: GroundTruth, boxes: dict[Any, list[dict[str, Any]]]) -> None:
+    """Refuse segmentations that cannot be read before the first picture is encoded."""
+    mine = [a for rows in boxes.values() for a in rows]
+    if not any(a.get("segmentation") for a in mine):
+        raise UserError("The annotations have no segmentation; leave the mask view out.")
+    for a in mine:
+        width, height = truth.image_sizes.get(a["image_id"], (0, 0))
+        # Without a size in the file they are checked with the picture.
+        problem = segmentation_problem(a.get("segmentation"), height, width) if width and height else ""
+        if problem:
+            raise UserError(f"{truth.path}: annotation {a.get('id')!r}: {problem} Mend it, or leave the mask view out.")
 
 
 def probe_accuracy(

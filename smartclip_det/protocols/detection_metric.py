@@ -27,6 +27,7 @@ from smartclip_det.formats.detections import (
     load_ground_truth,
     write_columnar,
 )
+from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.protocols.detection import chosen_images, score_detections
 from smartclip_det.protocols.request import settings_of
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
@@ -193,14 +194,11 @@ def _image_ids(results: list[Found]) -> list[Any]:
 
 def _run_lengths(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """COCO run lengths of ``masks [N, H, W]``."""
-    from pycocotools import mask as coco_mask
-
     if "masks" not in found:
         raise UserError("iou_types asks for segm, but the detector gives no masks: it has no mask head.")
     masks = found["masks"]
     masks = masks.cpu().numpy() if hasattr(masks, "cpu") else np.asarray(masks)
-    rows = [coco_mask.encode(np.asfortranarray(m.astype(np.uint8))) for m in masks]
-    return [{"size": list(r["size"]), "counts": r["counts"].decode()} for r in rows]
+    return [encode_mask(m) for m in masks]
 
 
 def _masked(found: DetectionColumns, results: list[Found]) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def _mask_pairs(request: EvaluationRequest, several: bool) -> tuple[list[MaskPai
         raise UserError(f"{len(bare)} sentences have boxes without masks, or no image size, e.g. id {bare[0]!r}.")
     if not several and any(not e.masks for e in truth):
         raise UserError("refseg needs a target for every sentence; with sentences of none the protocol is grefseg.")
-    pairs = [MaskPair.of(e.masks, found.get(e.id), (e.height, e.width)) for e in truth]
+    pairs = [MaskPair.of(e.masks, found.get(e.id), (e.height, e.width), e.id) for e in truth]
     return pairs, {"sentences": len(truth), "missing": sum(e.id not in found for e in truth)}
 
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
-from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.protocols.grounding import GROUNDING
 from smartclip_det.protocols.request import EvaluationRequest
 from smartclip_det.protocols.stamp import file_hash, write_results
@@ -72,7 +71,7 @@ class ReferringMetric(BaseMetric):
                 if wanted:
                     if "mask" not in found:
                         raise UserError("Protocols of masks need a head with mask_branch=True.")
-                    row["segmentation"] = _run_length(found["mask"])
+                    row["segmentation"] = encode_mask(found["mask"]) if found["mask"].any() else None
                 rows.append(row)
             self.results.append(rows)
 
@@ -102,11 +101,3 @@ class ReferringMetric(BaseMetric):
             protocol, self.ann_file, pred, split=self.split, instances=self.instances, overlap=self.overlap,
             strict=self.strict, score_threshold=self.score_threshold,
         )  # fmt: skip
-
-
-def _run_length(mask: np.ndarray) -> dict[str, Any] | None:
-    """COCO run lengths of ``[H, W]`` bool; None for an empty mask."""
-    if not mask.any():
-        return None
-    found = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}

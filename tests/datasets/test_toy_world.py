@@ -251,3 +251,24 @@ def test_tool_draws_a_contact_sheet(tmp_path):
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "contact_sheet.png").size[0] == 1200
     assert "held out from training" in done.stdout
+
+
+def test_masks_are_checked_before_training_where_it_uses_them(folder, tmp_path):
+    from mmdet.registry import DATASETS
+    from mmdet.utils import register_all_modules
+
+    from smartclip_det import parts  # noqa: F401
+
+    register_all_modules()
+    data = json.loads((folder / "annotations/instances_val.json").read_text())
+    data["annotations"][5]["segmentation"] = [[2, 2, 10, 8]]
+    (tmp_path / "broken.json").write_text(json.dumps(data))
+    options = {"type": "OpenVocabCocoDataset", "ann_file": str(tmp_path / "broken.json"), "vocabulary": list(SHAPES),
+               "serialize_data": False}  # fmt: skip
+    pipeline = [{"type": "LoadAnnotations", "with_bbox": True}]
+    boxes = DATASETS.build({**options, "pipeline": pipeline})
+    assert not any("mask" in i for r in boxes.data_list for i in r["instances"])
+    pipeline[0]["with_mask"] = True
+    number = data["annotations"][5]["id"]
+    with pytest.raises(UserError, match=f"annotation {number}: polygon 0 has 4 numbers"):
+        DATASETS.build({**options, "pipeline": pipeline})

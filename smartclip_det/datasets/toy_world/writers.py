@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from smartclip_det.datasets.toy_world.language import SceneExpression, expressions, long_caption, short_captions
 from smartclip_det.datasets.toy_world.scenes import SPLITS, Scene, ToyObject, ToyWorld
 from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_SHAPES, SHAPES
+from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.utils.parallel import map_in_processes
 
 #: Image ids of a split start here, so that ids differ between splits.
@@ -66,10 +66,9 @@ class _Records:
 
 def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
     x1, y1, x2, y2 = o.box
-    rle = coco_mask.encode(np.asfortranarray(o.mask.astype(np.uint8)))
     return {"id": number, "image_id": image_id, "category_id": SHAPES.index(o.shape) + 1, "iscrowd": 0,
             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(o.mask.sum()),
-            "segmentation": {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode()},
+            "segmentation": encode_mask(o.mask),
             "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size}}  # fmt: skip
 
 
