@@ -6,7 +6,6 @@ joined again by ". " (pretrain reference 1.5).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,20 +120,3 @@ def partial_caption(long: str, rng: np.random.Generator) -> str:
     sentences = split_sentences(long.rstrip(". "))
     count = max(1, len(sentences) // 2)
     return ". ".join(sentences[i] for i in sorted(rng.permutation(len(sentences))[:count].tolist()))
-
-
-_PAIRS = (("left", "right"), ("leftmost", "rightmost"), ("lefthand", "righthand"), ("leftest", "rightest"),
-          ("leftward", "rightward"), ("leftwards", "rightwards"))  # fmt: skip
-_SIDES = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
-_SIDE = re.compile(r"\b(" + "|".join(_SIDES) + r")\b", re.IGNORECASE)
-
-
-def swap_sides(text: str) -> str:
-    """The text of a mirrored image: left and right, leftmost and rightmost exchanged, capitals kept."""
-
-    def other(found: re.Match[str]) -> str:
-        word = found[0]
-        swapped = _SIDES[word.lower()]
-        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
-
-    return _SIDE.sub(other, text)

@@ -18,9 +18,10 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.datasets.caption_policies import pad_left, partial_caption, policies_of, swap_sides
+from smartclip_det.datasets.caption_policies import pad_left, partial_caption, policies_of
 from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
+from smartclip_det.datasets.sides import mirrored_sentence
 from smartclip_det.formats.captions import read_caption_records
 from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.shards import member_at
@@ -191,9 +192,11 @@ class CaptionDataset(BaseDataset):
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         drawn = [policy(record["long"], record["short"], rng) for policy in self.policies]
-        flipped = rng.random() < self.flip
+        turned = [mirrored_sentence(c) for c in drawn] if rng.random() < self.flip else [None]
+        # A picture stays as it is where nobody knows what a word of its captions becomes.
+        flipped = all(c is not None for c in turned)
         if flipped:
-            image, drawn = image.flip(-1), [swap_sides(c) for c in drawn]
+            image, drawn = image.flip(-1), [str(c) for c in turned]
         sample = BaseDataElement(metainfo={"img_id": record["id"], "img_path": record["image"]})
         sample.set_metainfo({"drawn_captions": drawn})
         if self.context_length:

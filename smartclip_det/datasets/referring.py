@@ -169,11 +169,12 @@ class ReferringDataset(BaseDataset):
         flat = [b for mine in boxes for b in mine]
         if crop:
             image, flat = random_crop(image, flat, sentences, rng)
-        if flip:
-            image, flat, sentences = mirror(image, flat, sentences)
+        mirrored = mirror(image, flat, sentences) if flip else None
+        if mirrored is not None:
+            image, flat, sentences = mirrored
             masks = None if masks is None else [m[:, ::-1] for m in masks]
         parts = [flat[a:b] for a, b in pairwise(ends)]
-        return image, parts, sentences, masks, bool(flip)
+        return image, parts, sentences, masks, mirrored is not None
 
     def _square_mask(self, mask: np.ndarray) -> torch.Tensor:
         """``[S, S]`` bool: the mask on the square, without the letterbox's colour."""

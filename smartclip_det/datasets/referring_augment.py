@@ -1,7 +1,7 @@
 """Augmentation of an image with sentences about it: what the words allow, and boxes that stay whole.
 
-Mirroring exchanges left and right in the sentences by whole words ("bright" is no side). A crop is refused when a
-sentence speaks of places, or when a box would be cut. Boxes are xyxy pixels.
+Mirroring exchanges the words of side in the sentences (see ``sides``); where one of them may be a side or not, the
+image stays. A crop is refused when a sentence speaks of places, or when a box would be cut. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from smartclip_det.datasets.caption_policies import swap_sides
+from smartclip_det.datasets.sides import mirrored_sentence
 
 Box = Sequence[float]
 #: Words that a crop could make untrue. Hyphens and word ends bound them: "top-left" has two, "stop" has none.
@@ -34,10 +34,14 @@ def names_a_place(sentence: str) -> bool:
 
 def mirror(
     image: Image.Image, boxes: Sequence[Box], sentences: Sequence[str]
-) -> tuple[Image.Image, list[list[float]], list[str]]:
-    """The mirrored image, its boxes, and the sentences with left and right exchanged."""
+) -> tuple[Image.Image, list[list[float]], list[str]] | None:
+    """The mirrored image, its boxes, and the sentences with their sides exchanged; None where a word is not known."""
+    turned = [mirrored_sentence(s) for s in sentences]
+    known = [s for s in turned if s is not None]
+    if len(known) < len(turned):
+        return None
     flipped = [[image.width - x2, y1, image.width - x1, y2] for x1, y1, x2, y2 in boxes]
-    return ImageOps.mirror(image), flipped, [swap_sides(s) for s in sentences]
+    return ImageOps.mirror(image), flipped, known
 
 
 def random_crop(

@@ -13,7 +13,7 @@ import numpy as np
 
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.core.prompts import fill
-from smartclip_det.datasets.caption_policies import swap_sides
+from smartclip_det.datasets.sides import mirrored_sentence
 from smartclip_det.formats.captions import CaptionRecord
 from smartclip_det.formats.detections import load_ground_truth
 from smartclip_det.utils.images import square_boxes
@@ -118,7 +118,8 @@ class RegionTexts:
         boxes = square_boxes(np.array([b for b, _ in regions]), size, side, fit)
         if flipped:
             boxes[:, [0, 2]] = side - boxes[:, [2, 0]]
-        usable = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(axis=1))
+        texts = [mirrored_sentence(t) if flipped else t for _, t in regions]
+        known = np.array([t is not None for t in texts])
+        usable = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) >= self.min_side).all(axis=1) & known)
         chosen = rng.permutation(usable)[: self.limit]
-        texts = [swap_sides(regions[i][1]) if flipped else regions[i][1] for i in chosen]
-        return boxes[chosen].tolist(), texts
+        return boxes[chosen].tolist(), [str(texts[i]) for i in chosen]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.datasets.caption_policies import CaptionPolicy, partial_caption, split_sentences, swap_sides
+from smartclip_det.datasets.caption_policies import CaptionPolicy, partial_caption, split_sentences
 from smartclip_det.datasets.captions import CaptionDataset
+from smartclip_det.datasets.sides import swap_sides
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square
 

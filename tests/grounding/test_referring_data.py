@@ -35,6 +35,12 @@ def test_sides_are_exchanged_by_whole_words():
     )
 
 
+def test_an_image_stays_where_a_word_may_be_a_side_or_not():
+    image = Image.new("RGB", (40, 30))
+    assert mirror(image, [], ["the left cup", "guy right behind the tree"]) is None
+    assert mirror(image, [], ["the left cup"])[2] == ["the right cup"]
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("stop sign", False), ("bright copyright", False), ("top-left mug", True), ("the man BEHIND her", True),
     ("brown cow", False), ("backpack", False),

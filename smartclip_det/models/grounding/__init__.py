@@ -1,7 +1,8 @@
 """Referring expressions: scorers, parsing, and heads that are trained."""
 
-from smartclip_det.models.grounding.parsing import Entity, SpacyReader, parse_expression
+from smartclip_det.models.grounding.dependency import SpacyReader, default_reader
+from smartclip_det.models.grounding.parsing import Entity, parse_expression
 from smartclip_det.models.grounding.referring import SmartCLIPReferring
 from smartclip_det.models.grounding.zero_shot import ZeroShotGrounder
 
-__all__ = ["Entity", "SmartCLIPReferring", "SpacyReader", "ZeroShotGrounder", "parse_expression"]
+__all__ = ["Entity", "SmartCLIPReferring", "SpacyReader", "ZeroShotGrounder", "default_reader", "parse_expression"]
