@@ -42,7 +42,7 @@ def candidates_of(
             grounding predictions (``.jsonl``), which have boxes and scores for each sentence.
         expressions: the sentences.
         instances: COCO annotations; with ``ground-truth`` all their boxes, without them all targets that the
-            sentences of an image name.
+            sentences of an image name, those that are left out included.
         limit: boxes at most, for files.
         known: all sentences of the file, of which ``expressions`` may be a part.
 
@@ -50,8 +50,9 @@ def candidates_of(
         UserError: for a result list without ``instances`` (whose images it is checked against), or a missing file.
     """
     if kind == GROUND_TRUTH and not instances:
-        named: dict[int | str, Candidates] = {e.image_id: Candidates([]) for e in expressions}
-        for e in expressions:
+        everything = [*(known or ()), *expressions]
+        named: dict[int | str, Candidates] = {e.image_id: Candidates([]) for e in everything}
+        for e in everything:
             boxes = named[e.image_id].boxes
             boxes += [list(b) for b in e.boxes if list(b) not in boxes]
         return {e.id: named[e.image_id] for e in expressions}

@@ -137,8 +137,15 @@ def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No pickle file at {path}. Check the path.")
+    reader = _ArrayUnpickler if arrays else _PlainUnpickler
     try:
         with path.open("rb") as handle:
-            return (_ArrayUnpickler if arrays else _PlainUnpickler)(handle, encoding="latin1").load()
+            if not arrays:
+                # Byte strings of Python 2 are UTF-8 as a rule; in Latin-1 their letters would fall apart.
+                try:
+                    return reader(handle, encoding="utf-8").load()
+                except UnicodeDecodeError:
+                    handle.seek(0)
+            return reader(handle, encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no pickle of plain data ({error}); nothing in it was run.") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.expressions.check import check_expression, check_fit
 from smartclip_det.formats.expressions.dcube import read_dcube
 from smartclip_det.formats.expressions.fgovd import read_fgovd
 from smartclip_det.formats.expressions.flickr import read_flickr_entities
@@ -39,7 +40,8 @@ def load_expressions(
         instances: ``instances.json`` of a refs file; default: beside it.
 
     Raises:
-        UserError: for files that are missing, broken or of another layout, and for repeated ids of sentences.
+        UserError: for files that are missing, broken or of another layout, for repeated ids of sentences, and for what
+            ``check`` refuses.
     """
     path = Path(path)
     if not path.exists():
@@ -52,9 +54,12 @@ def load_expressions(
         raise UserError(
             f"{path}: a record does not have the layout's fields ({type(error).__name__}: {error})."
         ) from error
-    repeated = len(records) - len({r.id for r in records})
+    for record in records:
+        check_expression(record, str(path))
+    repeated = len(records) - len({str(r.id) for r in records})
     if repeated:
         raise UserError(f"{path} repeats {repeated} sentence ids; predictions could not be matched.")
+    check_fit(records, path)
     return of_split(records, split, path) if split else records
 
 

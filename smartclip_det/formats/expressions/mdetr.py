@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from smartclip_det.core.errors import UserError
 from smartclip_det.formats.expressions.record import Expression, category_of, check_sizes, masks_of
 from smartclip_det.utils.boxes import to_xywh, to_xyxy
 
 
 def read_mdetr(data: Mapping[str, Any]) -> list[Expression]:
-    """The sentences of a parsed file."""
+    """The sentences of a parsed file.
+
+    Raises:
+        UserError: for annotations of entries that are not there.
+    """
     boxes: dict[Any, list[dict[str, Any]]] = {}
+    known = {i["id"] for i in data["images"]}
+    strays = [a for a in data["annotations"] if a["image_id"] not in known]
+    if strays:
+        raise UserError(
+            f"{len(strays)} annotations belong to no image, e.g. image_id {strays[0]['image_id']!r} of annotation "
+            f"{strays[0].get('id')!r}; entries have ids such as {next(iter(known), None)!r}."
+        )
     for a in data["annotations"]:
         # gRefCOCO writes "no target" as one annotation marked empty.
         if not (a.get("empty") or a.get("category_id") == -1):

@@ -50,6 +50,14 @@ def read_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expre
     lost = [i for r in refs for i in _targets(r) if i not in annotations]
     if lost:
         raise UserError(f"{source} lacks {len(lost)} annotations that {path.name} refers to, e.g. {lost[0]}.")
+    foreign = [(r, i) for r in refs for i in _targets(r) if annotations[i]["image_id"] != r["image_id"]]
+    if foreign:
+        ref, target = foreign[0]
+        raise UserError(
+            f"{path.name} and {source} do not belong together: {len(foreign)} annotations are of other images than "
+            f"their refs, e.g. annotation {target} of image {annotations[target]['image_id']!r}, its ref of "
+            f"{ref['image_id']!r}."
+        )
     records = []
     for ref in refs:
         image = images.get(ref["image_id"], {})

@@ -1,0 +1,97 @@
+"""The one check of referring expressions, whatever layout they came from: what is wrong is refused with line and id."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.utils.boxes import Box
+
+logger = logging.getLogger(__name__)
+_LAYOUTS = "JSON lines hold [x1, y1, x2, y2], MDETR and COCO files [x, y, width, height], all in pixels of the image"
+
+
+def check_expression(record: Expression, where: str) -> None:
+    """Refuse a record that says nothing or points at nothing.
+
+    Args:
+        record: what was read.
+        where: file and line or entry, for messages.
+
+    Raises:
+        UserError: for an id that is neither a whole number nor a text, a sentence that is no text or empty, and boxes
+            that are not finite or have no extent.
+    """
+    problem = _id_problem(record.id) or _sentence_problem(record.sentence)
+    for number, box in enumerate(record.boxes):
+        problem = problem or _box_problem(box, number)
+    if problem:
+        raise UserError(f"{where} (id {record.id!r}): {problem}")
+
+
+def _id_problem(key: Any) -> str:
+    if isinstance(key, bool) or not isinstance(key, int | str) or key == "":
+        return f"an id must be a whole number or a text; given {key!r}."
+    return ""
+
+
+def _sentence_problem(sentence: Any) -> str:
+    if not isinstance(sentence, str):
+        return f"the sentence is no text; given {sentence!r}. Write one record a sentence."
+    return "" if sentence.strip() else "the sentence is empty. Leave the record out, or give it a sentence."
+
+
+def _box_problem(box: Sequence[float], number: int) -> str:
+    shown = [round(float(v), 2) for v in box]
+    if not all(math.isfinite(v) for v in box):
+        return f"box {number} is not finite: {shown}. Write its pixels, or leave the record out."
+    if box[2] <= box[0] or box[3] <= box[1]:
+        return f"box {number} has no extent: corners {shown} need x1 < x2 and y1 < y2. {_LAYOUTS}."
+    return ""
+
+
+def check_fit(records: Sequence[Expression], path: Path) -> None:
+    """Refuse boxes in another form: normalised ones, and ones that leave their images.
+
+    Boxes that leave an image by a little are as data sets have them and are told; a file in another form has many, or
+    some that lie outside.
+
+    Raises:
+        UserError: naming the first such sentence.
+    """
+    boxed = [r for r in records if r.boxes]
+    if boxed and all(0 <= v <= 1 for r in boxed for b in r.boxes for v in b):
+        raise UserError(
+            f"{path} (id {boxed[0].id!r}): all {sum(len(r.boxes) for r in boxed)} boxes lie between 0 and 1, so they "
+            f"are shares of the image. {_LAYOUTS}: multiply by width and height."
+        )
+    leaving = [(r, b) for r in boxed if r.width > 0 and r.height > 0 for b in r.boxes if _leaves(b, r)]
+    if not leaving:
+        return
+    total = sum(len(r.boxes) for r in boxed)
+    worst = next(((r, b) for r, b in leaving if _share_inside(b, r) < 0.5), None)
+    record, box = worst or leaving[0]
+    said = (
+        f"{len(leaving)} of {total} boxes leave their images, e.g. {[round(v, 2) for v in box]} of id {record.id!r} in "
+        f"{record.width} x {record.height}"
+    )
+    if worst is not None or len(leaving) > 0.05 * total:
+        raise UserError(f"{path}: {said}. {_LAYOUTS}; or the sizes are of other images.")
+    logger.warning("%s: %s; they are kept as they are.", path, said)
+
+
+def _leaves(box: Box, record: Expression) -> bool:
+    """Whether a box leaves the image by more than 2 % of its side and 3 pixels."""
+    slack_x, slack_y = max(3.0, 0.02 * record.width), max(3.0, 0.02 * record.height)
+    return box[0] < -slack_x or box[1] < -slack_y or box[2] > record.width + slack_x or box[3] > record.height + slack_y
+
+
+def _share_inside(box: Box, record: Expression) -> float:
+    width = max(0.0, min(box[2], record.width) - max(box[0], 0.0))
+    height = max(0.0, min(box[3], record.height) - max(box[1], 0.0))
+    return width * height / ((box[2] - box[0]) * (box[3] - box[1]))
