@@ -82,15 +82,16 @@ def _installed_path(package: str) -> str:
     """Folder of a package, by its import name or by the name of its distribution (``mmcv-lite``)."""
     spec = importlib.util.find_spec(package)
     if spec is None:
-        words = (metadata.distribution(package).read_text("top_level.txt") or "").split()
-        spec = importlib.util.find_spec(words[0]) if words else None
+        known = metadata.packages_distributions().items()
+        module = next((m for m, owners in known if package in owners and not m.startswith("_")), None)
+        spec = importlib.util.find_spec(module) if module else None
     if spec is None or spec.origin is None:
-        raise ImportError(f"{package} is installed, but its folder cannot be told.")
+        raise ImportError(f"No package {package} is installed, or its folder cannot be told.")
     return str(Path(spec.origin).parent)
 
 
 def install_package_lookup() -> None:
-    """Let MMEngine find packages (``mmdet::...`` of a ``_base_``) without ``pkg_resources``, gone with setuptools 82."""
+    """Let MMEngine find packages (``mmdet::...``) without ``pkg_resources``, which setuptools 82 has no more."""
     for name in ("mmengine.utils.package_utils", "mmengine.utils", "mmengine.config.config", "mmengine.hub.hub"):
         module = importlib.import_module(name)
         for function, ours in (("is_installed", _is_installed), ("get_installed_path", _installed_path)):

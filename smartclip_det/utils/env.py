@@ -69,7 +69,7 @@ def check_operators(device: str) -> list[str]:
     if kept.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):
         raise UserError(
             f"Operators on {device} give wrong values (RoIAlign {pooled.item()}, NMS {kept.tolist()}). "
-            f"Run `rm -rf .venv && .uv/bin/uv cache clean mmcv && {compat.SETUP_COMMAND}`."
+            f"Run `rm -rf .venv && {compat.SETUP_COMMAND}`."
         )
     return [f"RoIAlign on {device}: ok", f"NMS on {device}: ok", f"MultiScaleDeformableAttention on {device}: ok"]
 

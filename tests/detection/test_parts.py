@@ -485,7 +485,7 @@ def test_environment_table_runs_the_operators():
         "RoIAlign on cpu: ok",
         "NMS on cpu: ok",
         "MultiScaleDeformableAttention on cpu: ok",
-        "mmdet                3.3.0",
+        "mmdet                  3.3.0",
     ):
         assert line in done.stdout
 
@@ -496,5 +496,5 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
     from smartclip_det.utils import compat
 
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    with pytest.raises(UserError, match="mmcv cannot be used .* Run `make setup`"):
+    with pytest.raises(UserError, match=r'mmcv cannot be used .* Run `pip install "smartclip_det\[det\]"`, or .* `make setup`'):
         compat.check_stack()

@@ -77,14 +77,14 @@ import sys
 sys.modules["pkg_resources"] = None
 from smartclip_det.engine.config import load_config
 from mmengine.config import Config
-from mmengine.utils import get_installed_path, is_installed
 config = load_config("rescore/faster-rcnn_smartclip-b16_coco")
 assert config.model.proposer.type == "FasterRCNN", config.model
 assert Config.fromfile(config.filename).model.type == config.model.type
 import mmdet, os
+from mmengine.utils import get_installed_path, is_installed
 assert get_installed_path("mmdet") == os.path.dirname(mmdet.__file__)
 assert get_installed_path("mmcv-lite").endswith("mmcv")
-assert get_installed_path("open-clip-torch").endswith("open_clip")
+assert get_installed_path("open_clip_torch").endswith("open_clip")
 assert is_installed("mmdet") and is_installed("mmcv-lite") and not is_installed("no_such_package")
 """
 
