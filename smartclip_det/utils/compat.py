@@ -82,11 +82,10 @@ def _installed_path(package: str) -> str:
     """Folder of a package, by its import name or by the name of its distribution (``mmcv-lite``)."""
     spec = importlib.util.find_spec(package)
     if spec is None:
-        known = metadata.packages_distributions().items()
-        module = next((m for m, owners in known if package in owners and not m.startswith("_")), None)
-        spec = importlib.util.find_spec(module) if module else None
+        words = (metadata.distribution(package).read_text("top_level.txt") or "").split()
+        spec = importlib.util.find_spec(words[0]) if words else None
     if spec is None or spec.origin is None:
-        raise ImportError(f"No package {package} is installed, or its folder cannot be told.")
+        raise ImportError(f"{package} is installed, but its folder cannot be told.")
     return str(Path(spec.origin).parent)
 
 
