@@ -5,13 +5,13 @@ TOY_ARGS ?=
 
 help:
 	@echo "make toy     setup, then the whole story on a drawn world; QUICK=1 for a small one"
-	@echo "make setup   environment in .venv (about ten minutes the first time)"
+	@echo "make setup   environment in .venv, nothing compiled; OPS=compiled compiles mmcv's operators (minutes)"
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
 	@echo "make env     versions and an operator check"
 
 setup:
-	@bash tools/setup_env.sh
+	@OPS="$(OPS)" bash tools/setup_env.sh
 
 toy: setup
 	.venv/bin/python tools/toy.py $(if $(QUICK),--quick) $(TOY_ARGS)

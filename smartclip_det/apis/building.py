@@ -26,11 +26,11 @@ def build_detector(
     Raises:
         UserError: for missing files, configs of other detectors, or a checkpoint that lacks parameters.
     """
+    from smartclip_det import parts  # noqa: F401, I001 (registers everything, and tells first what is not installed)
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.runner import load_checkpoint
 
-    from smartclip_det import parts  # noqa: F401 (registers everything)
     from smartclip_det.engine.config import fit_norm_layers, load_config
     from smartclip_det.engine.launch import refuse_foreign_checkpoint
 

@@ -5,7 +5,6 @@ Shape letters: R regions, C classes, D joint embedding, h w grid cells, H W imag
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir
+from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.images import as_rgb, open_rgb
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -141,7 +141,7 @@ class SmartCLIPPredictor:
         Args:
             config: config file.
             checkpoint: weights; None for the config's initial ones (random heads: for tests only).
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             cfg_options: overrides.
             templates: prompts of :meth:`set_vocabulary`.
             policy: changes to the default policy of the constructor.
@@ -330,14 +330,3 @@ def load_image(image: ImageLike) -> np.ndarray:
             raise UserError(f"An image array must be [H, W, 3] uint8 RGB; given {list(image.shape)} {image.dtype}.")
         return image
     return np.asarray(as_rgb(image) if isinstance(image, Image.Image) else open_rgb(image))
-
-
-def resolve_device(device: str) -> torch.device:
-    """``auto`` to the first CUDA device or the CPU; CUDA asked for and absent is an error."""
-    if device not in ("auto", "cpu") and not re.fullmatch(r"cuda(:\d+)?", device):
-        raise UserError(f"device={device!r} is not known. Allowed: auto, cpu, cuda, cuda:N.")
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={device!r} was asked for and no CUDA device is there. Use --device cpu or auto.")
-    return torch.device(device)

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from smartclip_det.apis.building import build_detector
-from smartclip_det.apis.predictor import Detections, Explanation, ImageLike, load_image, resolve_device
+from smartclip_det.apis.predictor import Detections, Explanation, ImageLike, load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
+from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.images import fit_square, pixels, square_scale
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class ReferringPredictor:
         Args:
             config: config file.
             checkpoint: weights; None for a random head (for tests only).
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             cfg_options: overrides.
 
         Raises:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.registry import DATASETS
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
+from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from PIL import Image
 

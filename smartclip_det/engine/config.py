@@ -18,6 +18,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError, nearest
+from smartclip_det.utils import compat
+from smartclip_det.utils.config_files import find_config
 
 #: Keys that a config need not have for an override to mean something.
 _RUNNER_KEYS = (
@@ -32,17 +34,18 @@ LINKED = ("data_root", "towers", "norm_cfg")
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file, apply overrides, and link variables.
+    """Read a config, apply overrides, and link variables.
+
+    Args:
+        path: a file, or the short name of a config that came with the package (:func:`find_config`).
+        options: overrides, dots for nesting.
 
     Raises:
-        UserError: for a missing file (with near names of its folder), a config that cannot be read, or an override
+        UserError: for a missing file (with near names), a config that cannot be read, or an override
             whose first key the config does not have (with the nearest ones).
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        near = nearest(path.name, [p.name for p in folder.rglob("*.py")])
-        raise UserError(f"No config at {path}." + (f" Nearest in {folder}: {', '.join(near)}." if near else ""))
+    path = find_config(path)
+    compat.install_package_lookup()
     try:
         config = Config.fromfile(path)
     except (SyntaxError, KeyError, ImportError, TypeError, FileNotFoundError) as error:

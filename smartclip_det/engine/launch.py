@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import fit_norm_layers
+from smartclip_det.utils.config_files import find_config
 from smartclip_det.utils.env import versions
 from smartclip_det.utils.safe_load import safe_torch_load
 
@@ -45,7 +46,7 @@ def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and what this machine needs, in place."""
     config.launcher = launcher
-    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / Path(config_path).stem)
+    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / find_config(config_path).stem)
     fit_norm_layers(config, distributed=launcher != "none")
     fit_global_batch(config, launcher)
     if launcher != "none" and not torch.cuda.is_available():
@@ -85,7 +86,7 @@ def start_gloo(launcher: str) -> None:
 
 
 def enable_amp(config: Config) -> None:
-    """Mixed precision: MMEngine's scaler on CUDA, bfloat16 autocast on CPU."""
+    """Mixed precision: MMEngine's scaler on CUDA, elsewhere bfloat16 where the device has it."""
     wrapper = config.optim_wrapper
     if wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper", "BFloat16OptimWrapper"):
         raise UserError(f"--amp does not know the optimizer wrapper {wrapper.type}.")

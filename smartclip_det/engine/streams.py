@@ -98,8 +98,8 @@ class _Stream:
     def __init__(self, loader: Any) -> None:
         self._loader, self._iterator = loader, None
 
-    def skip_iter(self, steps: int) -> None:
-        self._loader.batch_sampler.start, self._iterator = steps, None
+    def start_at(self, step: int) -> None:
+        self._loader.batch_sampler.start, self._iterator = step, None
 
     def __next__(self) -> Any:
         if self._iterator is None:
@@ -135,6 +135,22 @@ class StreamTrainLoop(IterBasedTrainLoop):
             runner, dataloader, max_iters=steps, val_interval=val_interval or self.steps_per_epoch, **kwargs
         )
         self.dataloader_iterator = _Stream(self.dataloader)
+
+    def run(self) -> torch.nn.Module:
+        """Train; MMEngine's own loop would load and throw away every batch that was trained before a resumption."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.dataloader_iterator.start_at(self._iter)
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
 
 
 @HOOKS.register_module()

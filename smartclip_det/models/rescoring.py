@@ -14,7 +14,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.roi_heads.selection import select_detections
+from smartclip_det.models.selection import select_detections
 
 
 @dataclass(frozen=True)

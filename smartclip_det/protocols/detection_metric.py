@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmdet.registry import METRICS
 from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MessageHub
+from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.columns import DetectionColumns

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.segmentations import encode_mask

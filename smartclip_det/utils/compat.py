@@ -6,49 +6,96 @@ Each problem gives one readable error with the command that mends it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from smartclip_det.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 SETUP_COMMAND = "make setup"
-#: Distribution and exact version that were tested together (setup.cfg pins the same).
+INSTALL_COMMAND = 'pip install "smartclip_det[det]"'
+#: Distribution and exact version that were tested together (pyproject.toml pins the same).
 TESTED = {
     "torch": "2.11.0",
     "torchvision": "0.26.0",
+    "mmcv-lite": "2.1.0",
     "mmcv": "2.1.0",
     "mmdet": "3.3.0",
-    "onedl-mmengine": "0.10.12",
+    "mmengine": "0.10.7",
 }
 
 
 def check_stack() -> None:
     """Raise one readable error when MMCV, its operators, MMDetection or MMEngine are missing or unfit."""
-    for module, distribution in (("mmengine", "onedl-mmengine"), ("mmcv", "mmcv"), ("mmdet", "mmdet")):
+    for module, distribution in (("mmengine", "mmengine"), ("mmcv", "mmcv-lite"), ("mmdet", "mmdet")):
         try:
             importlib.import_module(module)
         except (ImportError, AssertionError) as error:
             raise UserError(
-                f"{module} cannot be used ({error}). Tested: {distribution}=={TESTED[distribution]}. "
-                f"Run `{SETUP_COMMAND}`."
+                f"{module} cannot be used ({error}). Detectors and trained grounding heads need it. Tested: "
+                f"{distribution}=={TESTED[distribution]}. Run `{INSTALL_COMMAND}`, or in a checkout `{SETUP_COMMAND}`."
             ) from error
 
 
-def install_safe_loading() -> None:
-    """Make MMEngine load checkpoints by :func:`safe_load.safe_torch_load`.
+class _SafeTorch(ModuleType):
+    """torch as MMEngine's reader of checkpoints sees it: ``load`` runs no pickled code."""
 
-    The fork falls back to unsafe loading with a warning when a file holds foreign classes; ours refuses.
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        return getattr(torch, name)
+
+    @staticmethod
+    def load(file: Any, map_location: Any = None, **_: Any) -> Any:
+        """Plain data only, whatever the caller asks for."""
+        from smartclip_det.utils.safe_load import safe_torch_load
+
+        return safe_torch_load(file, map_location if map_location is not None else "cpu")
+
+
+def install_safe_loading() -> None:
+    """Make MMEngine load checkpoints, of files, stores and addresses, without running pickled code.
+
+    MMEngine 0.10.7 leaves ``weights_only`` to torch's default, which since 2.6 refuses MMEngine's own histories, and
+    sets it to False for addresses; the fork onedl-mmengine tries again without it. A foreign class is an error here.
     """
     from mmengine.runner import checkpoint
 
-    from smartclip_det.utils.safe_load import safe_torch_load
+    from smartclip_det.utils.safe_load import safe_url_load
 
-    def load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        return safe_torch_load(file, map_location if map_location is not None else "cpu")
+    checkpoint.torch = _SafeTorch("torch")
+    checkpoint.load_url = safe_url_load
 
-    checkpoint._safe_torch_load = load
+
+def _is_installed(package: str) -> bool:
+    if version_of(package) is not None:
+        return True
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _installed_path(package: str) -> str:
+    """Folder of a package, by its import name or by the name of its distribution (``mmcv-lite``)."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        words = (metadata.distribution(package).read_text("top_level.txt") or "").split()
+        spec = importlib.util.find_spec(words[0]) if words else None
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is installed, but its folder cannot be told.")
+    return str(Path(spec.origin).parent)
+
+
+def install_package_lookup() -> None:
+    """Let MMEngine find packages (``mmdet::...``) without ``pkg_resources``, which setuptools 82 has no more."""
+    for name in ("mmengine.utils.package_utils", "mmengine.utils", "mmengine.config.config", "mmengine.hub.hub"):
+        module = importlib.import_module(name)
+        for function, ours in (("is_installed", _is_installed), ("get_installed_path", _installed_path)):
+            if hasattr(module, function):
+                setattr(module, function, ours)
 
 
 def version_of(distribution: str) -> str | None:

@@ -12,13 +12,19 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.utils import compat
 from smartclip_det.version import __version__
 
-_SHOWN = ("torch", "torchvision", "mmcv", "mmdet", "onedl-mmengine", "open-clip-torch", "pycocotools", "lvis",
-          "faster-coco-eval", "numpy", "opencv-python", "safetensors")  # fmt: skip
+#: Distributions; of several that provide the same module, the first that is installed.
+_SHOWN = ("torch", "torchvision", "mmcv-lite/mmcv", "mmdet", "mmengine/onedl-mmengine", "open-clip-torch",
+          "pycocotools", "lvis", "faster-coco-eval", "numpy", "opencv-python-headless/opencv-python",
+          "safetensors")  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """Versions that decide numbers, for protocol stamps; ``absent`` for what is not installed."""
-    found = {name: compat.version_of(name) or "absent" for name in _SHOWN}
+    found = {}
+    for names in _SHOWN:
+        several = names.split("/")
+        name = next((n for n in several if compat.version_of(n)), several[0])
+        found[name] = compat.version_of(name) or "absent"
     return {"smartclip_det": __version__, "python": platform.python_version(), **found}
 
 
@@ -63,7 +69,7 @@ def check_operators(device: str) -> list[str]:
     if kept.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):
         raise UserError(
             f"Operators on {device} give wrong values (RoIAlign {pooled.item()}, NMS {kept.tolist()}). "
-            f"Run `rm -rf .venv && .uv/bin/uv cache clean mmcv && {compat.SETUP_COMMAND}`."
+            f"Run `rm -rf .venv && {compat.SETUP_COMMAND}`."
         )
     return [f"RoIAlign on {device}: ok", f"NMS on {device}: ok", f"MultiScaleDeformableAttention on {device}: ok"]
 
@@ -73,7 +79,7 @@ def main() -> int:
     for key, value in environment().items():
         note = compat.TESTED.get(key)
         flag = f"  (tested: {note})" if note and value != note else ""
-        print(f"{key:20s} {value}{flag}")
+        print(f"{key:22s} {value}{flag}")
     import torch
 
     try:

@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 def available_cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    # Only Linux tells those of a process (Python 3.13 does so everywhere).
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_processes(
@@ -30,7 +31,9 @@ def map_in_processes(
     if count == 1:
         yield from map(work, items)
         return
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    # Windows has no forkserver.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context(method)) as pool:
         yield from pool.map(work, items, chunksize=max(1, items_each // 2))
 
 

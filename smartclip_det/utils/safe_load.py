@@ -79,14 +79,38 @@ def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> 
         with torch.serialization.safe_globals(_mmengine_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{path} holds pickled objects other than plain tensors, numbers and text, or is no torch file; it was "
-            f"not loaded because that could run code. Save its state dict alone. ({first[:200]})"
-        ) from error
+        raise _holds_objects(path, error) from error
     except Exception as error:  # a broken file fails in any way the unpickler or zip reader happens to
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{path} is not a readable torch file; it may be cut short. ({first[:200]})") from error
+
+
+def safe_url_load(
+    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, check_hash: bool = False,
+    file_name: str | None = None,
+) -> Any:  # fmt: skip
+    """:func:`torch.hub.load_state_dict_from_url` without running pickled code; MMEngine's ``https://`` checkpoints.
+
+    Raises:
+        UserError: when the file holds objects other than plain data.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_mmengine_globals()):
+            return torch.hub.load_state_dict_from_url(
+                url, model_dir, map_location, progress, check_hash, file_name, weights_only=True
+            )
+    except pickle.UnpicklingError as error:
+        raise _holds_objects(url, error) from error
+
+
+def _holds_objects(source: Any, error: Exception) -> UserError:
+    first = str(error).strip().split("\n")[0]
+    return UserError(
+        f"{source} holds pickled objects other than plain tensors, numbers and text, or is no torch file; it was "
+        f"not loaded because that could run code. Save its state dict alone. ({first[:200]})"
+    )
 
 
 def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

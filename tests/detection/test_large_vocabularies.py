@@ -12,7 +12,7 @@ from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.roi_heads.open_vocab_bbox_head import OpenVocabBBoxHead
 from smartclip_det.models.roi_heads.part_scores import PartScorer
-from smartclip_det.models.roi_heads.selection import select_detections, select_from_parts
+from smartclip_det.models.selection import select_detections, select_from_parts
 
 D = 16
 

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.roi_heads.selection import select_detections
+from smartclip_det.models.selection import select_detections
 from tests.conftest import REPO
 from tests.detection.tiny import TOWERS, build, smoke_config
 
@@ -485,7 +485,7 @@ def test_environment_table_runs_the_operators():
         "RoIAlign on cpu: ok",
         "NMS on cpu: ok",
         "MultiScaleDeformableAttention on cpu: ok",
-        "mmdet                3.3.0",
+        "mmdet                  3.3.0",
     ):
         assert line in done.stdout
 
@@ -496,5 +496,5 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
     from smartclip_det.utils import compat
 
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    with pytest.raises(UserError, match="mmcv cannot be used .* Run `make setup`"):
+    with pytest.raises(UserError, match=r'mmcv cannot be used .* Run `pip install "smartclip_det\[det\]"`, or .* `make setup`'):
         compat.check_stack()

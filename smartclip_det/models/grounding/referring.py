@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.model import BaseModel
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence

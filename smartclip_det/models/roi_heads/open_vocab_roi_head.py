@@ -20,7 +20,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.roi_heads.part_scores import PartScorer
-from smartclip_det.models.roi_heads.selection import select_from_parts
+from smartclip_det.models.selection import select_from_parts
 
 
 @MODELS.register_module()

@@ -1,0 +1,75 @@
+"""Devices by name, and whether bfloat16 is worth it on one."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from smartclip_det.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+#: Flags of /proc/cpuinfo that stand for bfloat16 products: x86, then Arm.
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
+_CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` to the first CUDA device or the CPU; a device that is asked for and absent is an error.
+
+    Raises:
+        UserError: for an unknown name, or CUDA or MPS where torch has none.
+    """
+    if device not in ("auto", "cpu", "mps") and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise UserError(f"device={device!r} is not known. Allowed: auto, cpu, cuda, cuda:N, mps.")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device='mps' was asked for and this torch has no MPS device. Use --device cpu or auto.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={device!r} was asked for and no CUDA device is there. Use --device cpu or auto.")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        raise UserError(f"device={device!r} was asked for; there are {torch.cuda.device_count()} CUDA devices.")
+    return torch.device(device)
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether autocast to bfloat16 is worth it on a type of device.
+
+    On a CPU without instructions for it a product in bfloat16 is tens of times slower than in float32, which torch does
+    not tell. There the processor's flags are looked at (where the system shows them), and a small product is measured.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and _cpu_has_flag() is not False and _cpu_product_pays()
+
+
+@cache
+def _cpu_has_flag() -> bool | None:
+    """By /proc/cpuinfo; None where the system has no such file."""
+    try:
+        text = _CPU_FLAGS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = [line.split(":", 1)[1] for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+    return any(_BF16_FLAGS & set(line.split()) for line in lines)
+
+
+@cache
+def _cpu_product_pays(size: int = 256, times: int = 5) -> bool:
+    """Whether a product of two matrices takes no longer in bfloat16 than in float32; the best of several, ~30 ms."""
+    return _product_seconds(torch.bfloat16, size, times) <= 1.1 * _product_seconds(torch.float32, size, times)
+
+
+def _product_seconds(dtype: torch.dtype, size: int, times: int) -> float:
+    a = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        best = min(best, time.perf_counter() - started)
+    return best
