@@ -55,6 +55,12 @@ class CaptionCounts(dict[str, int]):
         wide = max((len(count) for count, _, _ in told), default=0)
         return "\n".join(f"  {count:>{wide}s}  {meaning}; first: {first}" for count, meaning, first in told)
 
+    def reasons(self) -> str:
+        """The reasons that occurred on one line, each by its first record; the total only where it says all."""
+        told = [r for r in REASONS if self.get(r)]
+        own = [r for r in told if r != "without_caption"] or told
+        return "; ".join(f"{self.first.get(r, '')}: {REASONS[r].split(':')[0]} ({self[r]:,})" for r in own)
+
     def summary(self, name: str, images: int) -> str:
         """What a run says at its start: ``images`` records taken of the source ``name``, and the table."""
         return f"{name}: {images:,} images with captions, of {self['records']:,} records.\n{self.table()}".rstrip()

@@ -82,8 +82,8 @@ def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list
         kept.append(record)
     if not kept:
         raise UserError(
-            f"{source} has no image with a caption that is not blank ({counts['without_caption']} without).\n"
-            f"{counts.table()}".rstrip()
+            f"{source} has no image with a caption that is not blank ({counts['without_caption']} without): "
+            f"{counts.reasons()}."
         )
     _count_repeats(kept, counts)
     return kept, counts
