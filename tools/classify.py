@@ -22,6 +22,7 @@ from tqdm import tqdm
 from smartclip_det.core.mask_modes import SCORINGS
 from smartclip_det.core.prompts import TEMPLATE_SETS
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
+from smartclip_det.formats.class_names import distinct_names
 from smartclip_det.formats.labelled_images import read_labelled
 from smartclip_det.metrics.classification import accuracies
 from smartclip_det.models.towers.source import load_towers
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="CLASS/IMAGE, or CIFAR binary files")
-    parser.add_argument("--names", help="json of folder to name, or a text file in the order of the folders")
+    parser.add_argument("--names", help="names of the folders: text, json or csv; synonyms are averaged")
     towers = parser.add_mutually_exclusive_group(required=True)
     towers.add_argument("--checkpoint", help="towers")
     towers.add_argument("--arch", help="a named architecture with random weights")
@@ -48,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def columns_of(names: list[str]) -> tuple[Tensor, Tensor]:
+def columns_of(names: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
     """``[C]`` row of each class among the different names, and ``[C]`` True for classes that repeat a name."""
     row = {n: k for k, n in enumerate(dict.fromkeys(names))}
     first = {n: c for c, n in reversed(list(enumerate(names)))}
@@ -61,10 +62,12 @@ def main() -> None:
     args = parse_args()
     data = read_labelled(args.folder, args.names)
     towers = load_towers({"checkpoint": args.checkpoint, "arch": args.arch}).to(args.device)
-    unique = list(dict.fromkeys(data.names))
-    bank = build_bank(towers, unique, templates=args.templates, cache_dir=default_cache_dir())
+    print(data.summary(str(args.folder)))
+    classes = distinct_names(data.all_names)
+    bank = build_bank(towers, [c[0] for c in classes], synonyms={c[0]: c[1:] for c in classes if c[1:]},
+                      templates=args.templates, cache_dir=default_cache_dir())  # fmt: skip
     embeds, masks = bank.embeds.to(args.device), bank.masks.to(args.device)
-    columns, repeated = columns_of(data.names)
+    columns, repeated = columns_of(data.all_names)
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
     openers = [partial(data.open, n) for n in range(len(data.labels))]
     squares = SquareImages(openers, towers.config.image_size, args.fit)
@@ -87,7 +90,7 @@ def main() -> None:
         )
     print(format_metrics(metrics))
     stamp = protocol_stamp("classification", set=str(args.folder), images=len(labels), classes=len(data.names),
-                           ties="against", fit=args.fit, **bank.provenance)  # fmt: skip
+                           **data.counts, ties="against", fit=args.fit, **bank.provenance)  # fmt: skip
     out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
     print(f"written: {write_results(out, stamp, metrics)}")
 

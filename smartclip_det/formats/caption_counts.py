@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smartclip_det.formats.reasons import ReasonCounts
 from smartclip_det.formats.texts import is_text
 
 #: Reason to what it means and what is done.
@@ -33,33 +34,13 @@ REASONS = {
 _NULL_WORDS = {"nan", "null", "none", "<na>"}
 
 
-class CaptionCounts(dict[str, int]):
-    """``records``, ``without_caption``, and each other reason of :data:`REASONS` that occurred.
+class CaptionCounts(ReasonCounts):
+    """``records``, ``without_caption``, and each other reason of :data:`REASONS` that occurred."""
 
-    Attributes:
-        first: reason to the record that it occurred at first.
-    """
+    meanings = REASONS
 
     def __init__(self) -> None:
         super().__init__(records=0, without_caption=0)
-        self.first: dict[str, str] = {}
-
-    def add(self, reason: str, where: str) -> None:
-        """Count one; ``where`` names the record."""
-        self[reason] = self.get(reason, 0) + 1
-        self.first.setdefault(reason, where)
-
-    def table(self) -> str:
-        """A line for each reason that occurred: count, what it means, where first; empty where none did."""
-        told = [(f"{self[r]:,}", meaning, self.first.get(r, "")) for r, meaning in REASONS.items() if self.get(r)]
-        wide = max((len(count) for count, _, _ in told), default=0)
-        return "\n".join(f"  {count:>{wide}s}  {meaning}; first: {first}" for count, meaning, first in told)
-
-    def reasons(self) -> str:
-        """The reasons that occurred on one line, each by its first record; the total only where it says all."""
-        told = [r for r in REASONS if self.get(r)]
-        own = [r for r in told if r != "without_caption"] or told
-        return "; ".join(f"{self.first.get(r, '')}: {REASONS[r].split(':')[0]} ({self[r]:,})" for r in own)
 
     def summary(self, name: str, images: int) -> str:
         """What a run says at its start: ``images`` records taken of the source ``name``, and the table."""

@@ -83,7 +83,7 @@ def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list
     if not kept:
         raise UserError(
             f"{source} has no image with a caption that is not blank ({counts['without_caption']} without): "
-            f"{counts.reasons()}."
+            f"{counts.reasons('without_caption')}."
         )
     _count_repeats(kept, counts)
     return kept, counts

@@ -5,19 +5,34 @@ Shape letters: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.core.errors import UserError
 from smartclip_det.formats.captions import IMAGE_ENDINGS
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.class_names import read_class_names
+from smartclip_det.formats.reasons import ReasonCounts
+from smartclip_det.utils.files import is_debris
 from smartclip_det.utils.images import open_rgb
 from smartclip_det.utils.safe_load import load_plain_pickle
+
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
+
+
+class FolderCounts(ReasonCounts):
+    """What of a folder of class folders was left out, or taken from further down."""
+
+    meanings: ClassVar[dict[str, str]] = {
+        "hidden": "hidden files and folders of systems and editors: not read",
+        "empty_folders": "folders without a picture: no classes",
+        "outside": "pictures beside the class folders: not read",
+        "other_endings": f"files that do not end in {', '.join(IMAGE_ENDINGS)}: not read",
+        "in_sub_folders": "pictures in folders of a class folder: of its class",
+    }
 
 
 @dataclass
@@ -29,12 +44,28 @@ class LabelledImages:
         labels: ``[N]`` class of each image.
         paths: N files; empty where ``pixels`` holds the images.
         pixels: ``[N, H, W, 3]`` uint8, or None.
+        synonyms: further names of each class, whose texts join its own; empty where there are none.
+        counts: of what was left out, by reason.
     """
 
     names: list[str]
     labels: np.ndarray
     paths: list[Path]
     pixels: np.ndarray | None = None
+    synonyms: list[tuple[str, ...]] = field(default_factory=list)
+    counts: FolderCounts = field(default_factory=lambda: FolderCounts())
+
+    @property
+    def all_names(self) -> list[tuple[str, ...]]:
+        """All names of each class."""
+        return [(n, *more) for n, more in zip(self.names, self.synonyms or [()] * len(self.names), strict=True)]
+
+    def summary(self, name: str) -> str:
+        """What a run says at its start of the folder ``name``."""
+        told = f"{name}: {len(self.labels):,} pictures of {len(self.names):,} classes"
+        several = sum(len(n) > 1 for n in self.all_names)
+        told += f", {several:,} of them with synonyms, whose texts are averaged." if several else "."
+        return f"{told}\n{self.counts.table()}".rstrip()
 
     def open(self, n: int) -> Image.Image:
         """The RGB image n."""
@@ -47,11 +78,14 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
     Args:
         folder: ``CLASS/IMAGE`` files; or ``cifar-10-batches-bin``, ``cifar-100-binary``, ``cifar-10-batches-py``,
             ``cifar-100-python`` (the test images; of pickles only plain data and arrays are read).
-        names: JSON with a name for each class folder, or a text file with a name on each line, in the sorted order of
-            the folders (ImageNet's names for its sorted wnids); default: the folders' names.
+        names: a file of names in one of the forms of ``class_names``; default: the folders' names.
+
+    Returns:
+        The pictures of each class folder and of the folders in it. Hidden folders, those of systems and editors, and
+        those without a picture are no classes; they are counted, and so are files that are not read.
 
     Raises:
-        UserError: nothing to read, a name for a folder that is not there, or a folder without a name.
+        UserError: nothing to read, a folder without a name, or a folder of splits in place of classes.
     """
     root = Path(folder)
     for meta, test, skip in (("batches.meta.txt", "test_batch.bin", 0), ("fine_label_names.txt", "test.bin", 1)):
@@ -63,32 +97,64 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
             return _cifar_pickles(root / meta, root / test, names_key, labels_key)
     if not root.is_dir():
         raise UserError(f"No folder at {root}.")
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
-    files = {f: sorted(p for p in (root / f).iterdir() if p.suffix.lower() in IMAGE_ENDINGS) for f in folders}
-    if not any(files.values()):
-        raise UserError(f"{root} has no CLASS/IMAGE files, and no CIFAR files.")
-    named = _names(folders, names)
-    paths = [p for f in folders for p in files[f]]
-    labels = np.array([n for n, f in enumerate(folders) for _ in files[f]])
-    return LabelledImages(named, labels, paths)
+    counts = FolderCounts()
+    files = _files_of_classes(root, counts)
+    filled = [f for f, found in files.items() if found]
+    if not filled:
+        told = f" ({counts.reasons()})" if counts else ""
+        raise UserError(f"{root} has no CLASS/IMAGE files, and no CIFAR files{told}.")
+    _refuse_splits(root, filled, files)
+    for f in files:
+        if f not in filled:
+            counts.add("empty_folders", f)
+    called = (
+        {f: (f.replace("_", " "),) for f in filled} if names is None else read_class_names(names, list(files), filled)
+    )
+    labels = np.array([n for n, f in enumerate(filled) for _ in files[f]])
+    return LabelledImages([called[f][0] for f in filled], labels, [p for f in filled for p in files[f]],
+                          synonyms=[called[f][1:] for f in filled], counts=counts)  # fmt: skip
 
 
-def _names(folders: list[str], source: str | Path | None) -> list[str]:
-    if source is None:
-        return [f.replace("_", " ") for f in folders]
-    path = Path(source)
-    if path.suffix == ".json":
-        found: Mapping[str, Any] = read_json(path, "class names")
-        missing = [f for f in folders if f not in found]
-        if missing:
-            raise unknown_names("class folders", missing, found, f"Their names are looked up in {path}.")
-        return [str(found[f]) for f in folders]
-    if not path.is_file():
-        raise UserError(f"No file of class names at {path}.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(lines) != len(folders):
-        raise UserError(f"{path} has {len(lines)} names for {len(folders)} class folders.")
-    return lines
+def _files_of_classes(root: Path, counts: FolderCounts) -> dict[str, list[Path]]:
+    """Pictures of each folder that may be a class, in order."""
+    files: dict[str, list[Path]] = {}
+    for folder in sorted(root.iterdir()):
+        if is_debris(folder.name):
+            counts.add("hidden", folder.name)
+        elif not folder.is_dir():
+            if folder.suffix.lower() in IMAGE_ENDINGS:
+                counts.add("outside", folder.name)
+        else:
+            files[folder.name] = _pictures(folder, root, counts)
+    return files
+
+
+def _pictures(folder: Path, root: Path, counts: FolderCounts) -> list[Path]:
+    found = []
+    for p in sorted(folder.rglob("*")):
+        name = str(p.relative_to(root))
+        if is_debris(p.relative_to(root)):
+            counts.add("hidden", name)
+        elif p.suffix.lower() in IMAGE_ENDINGS and not p.is_dir():
+            found.append(p)
+            if p.parent != folder:
+                counts.add("in_sub_folders", name)
+        elif not p.is_dir():
+            counts.add("other_endings", name)
+    return found
+
+
+def _refuse_splits(root: Path, filled: list[str], files: dict[str, list[Path]]) -> None:
+    """Raise where the classes are one folder further down, as in a data set of ``train`` and ``val``."""
+    below = {p.relative_to(root).parts[1] for f in filled for p in files[f] if p.parent != root / f}
+    direct = any(p.parent == root / f for f in filled for p in files[f])
+    splits = all(f.lower() in _SPLITS for f in filled)
+    further_down = not direct and (splits or len(below) > 1)
+    if further_down or (splits and len(filled) > 1):
+        raise UserError(
+            f"The folders of {root} ({', '.join(filled[:3])}) look like splits or groups, not classes: the class "
+            f"folders are further down, or there are none. Give the folder that holds them, e.g. {root / filled[0]}."
+        )
 
 
 def _cifar(path: Path, names: list[str], skip: int) -> LabelledImages:
