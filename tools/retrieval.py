@@ -7,7 +7,8 @@
     python tools/evaluate.py retrieval --ann captions.json --pred vectors.safetensors      # the same digits
 
 Sets: coco-5k, flickr30k-full, flickr30k-31014, flickr30k-1k, urban1k, sharegpt4v-1k, sharegpt4v-1k-first, docci, dci,
-long-dci, iiw; their sizes are checked. "captions" is any caption file or folder of pairs, all texts of each image.
+long-dci, iiw; their sizes are checked. "captions" is any caption file, folder of pairs or shards: all texts of each
+image, or the long or short ones (--texts); an image of several records is one image with their texts.
 Equal scores count against the model. Texts over the context are cut, as in published
 evaluations; the stamp counts them.
 """
@@ -15,7 +16,6 @@ evaluations; the stamp counts them.
 from __future__ import annotations
 
 import argparse
-import os.path as osp
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.caption_sets import PROTOCOLS, CaptionedImage, load_protocol
-from smartclip_det.formats.captions import read_caption_records
+from smartclip_det.formats.caption_groups import TEXTS, open_source
+from smartclip_det.formats.caption_sets import PROTOCOLS, CaptionedImage, load_captions, load_protocol
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 from smartclip_det.metrics.retrieval import recall_metrics, scorings_of
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
-from smartclip_det.utils.images import FITS, SquareImages, open_rgb
+from smartclip_det.utils.images import FITS, SquareImages
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("set", choices=[*PROTOCOLS, "captions"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the set; captions: file or folder")
     parser.add_argument("--images", type=Path, help="captions: folder that image paths are in")
+    parser.add_argument("--texts", choices=TEXTS, default="all", help="captions: which of an image's texts are taken")
     parser.add_argument("--partial", action="store_true", help="measure on what is there; the stamp says so")
     towers = parser.add_mutually_exclusive_group(required=True)
     towers.add_argument("--checkpoint", help="towers")
@@ -75,20 +76,17 @@ def captioned(args: argparse.Namespace) -> tuple[list[CaptionedImage], dict[str,
     """The images of the set, and what the stamp says of them."""
     if args.set != "captions":
         return load_protocol(args.set, args.data, partial=args.partial)
-    records, counts = read_caption_records(args.data)
-    root = args.images or (args.data if args.data.is_dir() else args.data.parent)
-    images = [CaptionedImage(str(r.id), Path(osp.join(root, r.image)), tuple(r.short or [r.long])) for r in records]
-    return images, {"set": str(args.data), "images": len(images), "texts": sum(len(i.texts) for i in images), **counts}
+    return load_captions(args.data, args.images, args.texts, print)
 
 
 @torch.no_grad()
 def encode(towers: SmartCLIP, images: list[CaptionedImage], args: argparse.Namespace) -> RetrievalVectors:
     """All vectors, fp32 on the CPU."""
-    absent = [i.path for i in images if not i.path.is_file()]
+    absent = [i.path for i in images if isinstance(i.path, Path) and not i.path.is_file()]
     if absent:
         raise UserError(f"{len(absent)} of {len(images)} images are not there, e.g. {absent[0]}.")
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
-    squares = SquareImages([partial(open_rgb, i.path) for i in images], towers.config.image_size, args.fit)
+    squares = SquareImages([partial(open_source, i.path) for i in images], towers.config.image_size, args.fit)
     loader = DataLoader(squares, args.batch_size, num_workers=args.workers)
     seen = [towers.encode_image((batch.to(args.device).float() / 255 - mean) / std).float().cpu()
             for batch in tqdm(loader, desc="images", unit="batch")]  # fmt: skip

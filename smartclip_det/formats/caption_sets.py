@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.caption_groups import by_image, choose_texts, same_pictures, source_of
 from smartclip_det.formats.captions import IMAGE_ENDINGS, read_caption_records
 from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.shards import Member
+from smartclip_det.formats.texts import read_text
+from smartclip_det.utils.files import is_debris
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image and the texts that it is to be found by."""
+    """An image, in a file or a shard, and the texts that it is to be found by."""
 
     id: str
-    path: Path
+    path: Path | Member
     texts: tuple[str, ...]
 
 
@@ -70,6 +74,9 @@ def load_protocol(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{root}: the caption file of {name} has another layout ({error!r}).") from error
+    broken = next((i for i in images if not all(isinstance(t, str) for t in i.texts)), None)
+    if broken:
+        raise UserError(f"{root}: image {broken.id} of {name} has texts that are none: {broken.texts!r}.")
     texts = sum(len(i.texts) for i in images)
     whole = (len(images), texts) == (protocol.images, protocol.texts)
     if not whole and not partial:
@@ -81,6 +88,38 @@ def load_protocol(
         raise UserError(f"{root} has no image of {name}.")
     return images, {"set": name if whole else f"{name}, partial", "images": len(images), "texts": texts,
                     "read_as": protocol.source}  # fmt: skip
+
+
+def load_captions(
+    source: Path, folder: Path | None = None, which: str = "all", tell: Callable[[str], None] = lambda _: None
+) -> tuple[list[CaptionedImage], dict[str, Any]]:
+    """The different images of any caption file, and the facts for a stamp.
+
+    An image of several records, under one name or byte by byte, is one image with the texts of all of them.
+
+    Args:
+        source: caption file, folder of pairs, or shards.
+        folder: that image names are in; default: the source, or the folder that it is in.
+        which: texts to take, a name of ``caption_groups.TEXTS``.
+        tell: is given what the source holds, and what was left out or joined.
+
+    Raises:
+        UserError: as ``read_caption_records``; images that are not there; no text of the kind asked for.
+    """
+    records, counts = read_caption_records(source)
+    tell(counts.summary(str(source), len(records)))
+    root = folder or (source if source.is_dir() else source.parent)
+    named = by_image(records)
+    found = same_pictures(named, root)
+    kept, facts = choose_texts(found, which, str(source))
+    images = [CaptionedImage(i.id, source_of(i.image, root), i.texts(which)) for i in kept]
+    texts = sum(len(i.texts) for i in images)
+    tell(f"{len(images):,} different images of {len(records):,} records; {which} texts: {texts:,} "
+         f"({facts['long_texts']:,} long, {facts['short_texts']:,} short)")  # fmt: skip
+    joined = sorted({i.id for i in named} - {i.id for i in found})
+    if joined:
+        facts["joined_ids"] = joined
+    return images, {"set": str(source), "images": len(images), "texts": texts, **facts, **counts}
 
 
 def _coco(root: Path) -> Iterator[CaptionedImage]:
@@ -116,8 +155,11 @@ def _flickr_full(root: Path) -> Iterator[CaptionedImage]:
 def _urban1k(root: Path) -> Iterator[CaptionedImage]:
     """``image/NAME.jpg`` and the first line of ``caption/NAME.txt``."""
     for path in sorted((root / "image").iterdir()):
-        if path.suffix.lower() in IMAGE_ENDINGS:
-            text = (root / "caption" / f"{path.stem}.txt").read_text(encoding="utf-8").split("\n")[0]
+        if path.suffix.lower() in IMAGE_ENDINGS and not is_debris(path.name):
+            found = root / "caption" / f"{path.stem}.txt"
+            if not found.is_file():
+                raise FileNotFoundError(2, "", str(found))
+            text = read_text(found, "caption").split("\n")[0]
             yield CaptionedImage(path.stem, path, (text,))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.caption_groups import by_image
 from smartclip_det.formats.captions import read_caption_records
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
@@ -82,18 +83,20 @@ class RetrievalVectors:
 
     def check_against(self, ann: str | Path) -> None:
         """Raise where a caption file has other images, or fewer texts of one, than the vectors (COCO's first 5 fit)."""
-        records, _ = read_caption_records(ann)
-        named = {str(r.id): len(r.short) or 1 for r in records}
+        images = by_image(read_caption_records(ann)[0])
+        which = str(self.stamp.get("texts_taken", "all"))
+        joined = set(self.stamp.get("joined_ids", ()))
+        named = {i.id: len(i.texts(which)) for i in images if i.texts(which)}
         foreign = [i for i in self.image_ids if i not in named]
         if foreign:
             raise UserError(
                 f"{len(foreign)} of {len(self.image_ids)} images of the vectors are not in {ann}, e.g. {foreign[0]}."
             )
-        missing = set(named) - set(self.image_ids)
+        missing = set(named) - set(self.image_ids) - joined
         if missing:
             raise UserError(f"{len(missing)} of {len(named)} images of {ann} have no vectors.")
         own = Counter(self.image_ids[i] for i in self.owner.tolist())
-        fewer = [i for i in named if own[i] > named[i]]
+        fewer = [] if joined else [i for i in named if own[i] > named[i]]
         if fewer:
             raise UserError(
                 f"{len(fewer)} images have more texts in the vectors than in {ann}, e.g. {fewer[0]}: "
