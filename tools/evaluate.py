@@ -78,10 +78,6 @@ def main() -> None:
         print(f"note: {result.counts['unknown_category']} predictions are of unknown categories.")
     if result.counts.get("difficult") and args.difficult == "count":
         print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
-    if odd := result.counts.get("unusable_annotation_ids"):
-        print(f"warning: {odd} annotation ids are 0 or repeated: COCO-style evaluators read a match with them as none.")
-    if result.counts.get("outside_image", 0) > 0.5 * result.counts.get("predictions", 0):
-        print("note: most boxes leave their image: are they x1, y1, x2, y2? COCO results are x, y, width, height.")
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
     write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
     print(f"written: {out}")

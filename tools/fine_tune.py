@@ -22,7 +22,8 @@ from mmengine.config import DictAction
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
-from smartclip_det.formats.detections import load_ground_truth, read_json
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.files import write_whole

@@ -26,12 +26,8 @@ from tqdm import tqdm
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ACTIVATIONS, BACKGROUNDS, ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
-from smartclip_det.formats.detections import (
-    GroundTruth,
-    check_predictions,
-    load_ground_truth,
-    read_predictions,
-)
+from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
+from smartclip_det.formats.predictions import check_predictions, read_predictions
 from smartclip_det.models.grounding.zero_shot import VIEWS
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import (

@@ -23,7 +23,7 @@ from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
 from smartclip_det.datasets.sides import mirrored_sentence
 from smartclip_det.formats.captions import read_caption_records
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.shards import member_at
 from smartclip_det.models.towers.tokenizer import encode, with_ends
 from smartclip_det.utils.images import FITS, decode_rgb, fit_square, open_rgb, pixels

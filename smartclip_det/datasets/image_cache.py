@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.utils.files import write_whole
 
 #: What a row holds: nothing yet, an image, or one that could not be read.

@@ -14,8 +14,8 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.captions import detect_layout, read_caption_records
-from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.texts import read_text
 
 _COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")

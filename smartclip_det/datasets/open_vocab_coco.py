@@ -16,7 +16,8 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from smartclip_det.core.errors import UserError, unknown_names
-from smartclip_det.formats.detections import GroundTruth, annotated_only, load_ground_truth, read_json
+from smartclip_det.formats.annotations import GroundTruth, annotated_only, load_ground_truth
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.lvis import check_lvis
 from smartclip_det.formats.segmentations import segmentation_problem
 from smartclip_det.models.vocabulary import resolve_names

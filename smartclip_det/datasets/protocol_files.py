@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.vocabularies import COCO_CLASSES, OV_COCO_65, OV_COCO_BASE
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.utils.files import write_whole
 
 MANIFEST = "protocol_files.json"

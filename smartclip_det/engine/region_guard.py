@@ -57,7 +57,7 @@ class RegionProbeHook(Hook):
     def measure(self, runner: Runner) -> dict[str, float]:
         """Accuracies by name, the same on every process."""
         # Here, so that runs without this hook need no pycocotools.
-        from smartclip_det.formats.detections import load_ground_truth
+        from smartclip_det.formats.annotations import load_ground_truth
         from smartclip_det.protocols.detection import ov_coco_split
 
         towers = unwrapped(runner.model).towers

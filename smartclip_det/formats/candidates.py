@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import load_ground_truth, read_predictions
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.predictions import check_known, load_grounding_predictions
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
+from smartclip_det.formats.predictions import read_predictions
 from smartclip_det.utils.boxes import to_xyxy
 
 GROUND_TRUTH = "ground-truth"

@@ -15,7 +15,7 @@ from typing import Any
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.caption_groups import by_image, choose_texts, same_pictures, source_of
 from smartclip_det.formats.captions import IMAGE_ENDINGS, read_caption_records
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.shards import Member
 from smartclip_det.formats.texts import read_text
 from smartclip_det.utils.files import is_debris

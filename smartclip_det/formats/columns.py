@@ -12,6 +12,14 @@ from typing import Any
 import numpy as np
 
 
+def id_array(ids: Sequence[Any]) -> np.ndarray:
+    """Ids as an array that keeps them apart: a number is never the text that looks like it."""
+    kinds = set(map(type, ids))
+    if kinds <= {int}:
+        return np.array(ids, dtype=np.int64 if not ids or (min(ids) >= -(2**63) and max(ids) < 2**63) else object)
+    return np.array(ids, dtype=None if kinds == {str} else object)
+
+
 @dataclass
 class DetectionColumns(Sequence[dict[str, Any]]):
     """A sequence of COCO results ``{image_id, category_id, bbox, score}`` that is held as arrays.
@@ -19,7 +27,7 @@ class DetectionColumns(Sequence[dict[str, Any]]):
     Attributes:
         image_ids: different image ids, in the order of ``images``.
         images: ``[N]`` positions in ``image_ids``.
-        categories: ``[N]`` category ids: numbers, or all texts.
+        categories: ``[N]`` category ids: numbers, texts, or (dtype object) both.
         boxes: ``[N, 4]`` x, y, width, height in pixels, float64.
         scores: ``[N]`` float64.
     """
@@ -37,7 +45,7 @@ class DetectionColumns(Sequence[dict[str, Any]]):
             return results
         categories = [r["category_id"] for r in results]
         return DetectionColumns.from_arrays(
-            [r["image_id"] for r in results], np.array(categories, dtype=None if categories else np.int64),
+            [r["image_id"] for r in results], id_array(categories),
             np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4),
             np.array([r["score"] for r in results], dtype=np.float64),
         )  # fmt: skip
@@ -59,8 +67,11 @@ class DetectionColumns(Sequence[dict[str, Any]]):
         for part in parts:
             where = np.array([place.setdefault(i, len(place)) for i in part.image_ids], dtype=np.int32)
             images.append(where[part.images])
+        # Numbers beside texts would all become texts.
+        mixed = len({p.categories.dtype.kind for p in parts}) > 1
         return DetectionColumns(
-            list(place), np.concatenate(images), np.concatenate([p.categories for p in parts]),
+            list(place), np.concatenate(images),
+            np.concatenate([p.categories.astype(object) if mixed else p.categories for p in parts]),
             np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
         )  # fmt: skip
 

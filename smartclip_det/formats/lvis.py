@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 
 #: Rare, common, frequent.
 FREQUENCIES = ("r", "c", "f")

@@ -109,7 +109,7 @@ def _run_length_problem(found: Mapping[str, Any], height: int, width: int) -> st
         runs = counts_of(counts)
     if runs is None:
         return f"Run lengths hold counts that are none: {reprlib.repr(counts)}."
-    if len(runs) and int(runs.min()) < 0 or int(runs.sum()) != height * width:
+    if (len(runs) and int(runs.min()) < 0) or int(runs.sum()) != height * width:
         return f"Run lengths cover {int(runs.sum())} pixels, their image has {height * width}: they are cut or garbled."
     return ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",

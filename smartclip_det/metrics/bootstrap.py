@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.metrics.coco import build_evaluator
 from smartclip_det.metrics.lvis import limit_detections, reference_evaluator
 from smartclip_det.metrics.voc import average_precision, match_class
@@ -68,6 +68,7 @@ def coco_matches(
     max_dets: int = 100,
 ) -> list[ClassMatches]:  # fmt: skip
     """Match by pycocotools, per class (area: all)."""
+    truth, results = with_numbers(truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = build_evaluator(truth, results, "reference", iou_type)
         ids = truth.category_ids(names)
@@ -90,6 +91,7 @@ def lvis_matches(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, iou_type: str = "bbox", max_dets: int = 300
 ) -> list[ClassMatches]:
     """Match by lvis-api, per class in id order (area: all), after the limit per image."""
+    truth, results = with_numbers(truth, results)
     evaluator = reference_evaluator(truth, limit_detections(results, max_dets), iou_type, only_all_areas=True)
     images, thresholds = len(evaluator.params.img_ids), len(evaluator.params.iou_thrs)
     # lvis-api names the fields of pycocotools in another style.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import check_choice
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.formats.segmentations import run_lengths, with_run_lengths
 
 BACKENDS = ("fast", "reference")
@@ -88,6 +88,7 @@ def evaluate_tables(
     """
     check_choice("backend", backend, BACKENDS)
     check_choice("iou_type", iou_type, ("bbox", "segm"))
+    truth, results = with_numbers(truth, results)
     chosen = list(truth.categories.values()) if names is None else list(names)
     ids = truth.category_ids(chosen)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.utils.boxes import to_xyxy
 

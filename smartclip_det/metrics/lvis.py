@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.detections import GroundTruth
 from smartclip_det.formats.lvis import FREQUENCIES, check_lvis
 from smartclip_det.formats.segmentations import mask_areas, with_run_lengths
 from smartclip_det.metrics.coco import BACKENDS, CocoTables, mask_results
@@ -81,6 +81,7 @@ def evaluate_lvis(
     """
     check_choice("backend", backend, BACKENDS)
     check_lvis(truth)
+    truth, results = with_numbers(truth, results)
     if fixed and (max_dets >= 0 or iou_type != "bbox"):
         raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
     kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import check_choice
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.utils.boxes import Box, to_xyxy
 
 DIFFICULT = ("count", "ignore")

@@ -2,6 +2,4 @@
 
 from __future__ import annotations
 
-import torch
-
 __all__: list[str] = []

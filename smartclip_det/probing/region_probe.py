@@ -21,7 +21,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.formats.segmentations import segmentation_problem, whole_mask
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.utils.images import open_rgb

@@ -22,8 +22,8 @@ import torch
 from torchvision.ops import box_iou
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.detections import GroundTruth
 from smartclip_det.metrics.coco import evaluate_tables
 
 

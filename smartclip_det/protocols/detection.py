@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.vocabularies import OV_COCO_BASE, OV_COCO_NOVEL, check_split
-from smartclip_det.formats.detections import (
-    IMAGES,
-    GroundTruth,
-    annotated_only,
-    check_predictions,
-    load_ground_truth,
-    read_json,
-    read_lines,
-    read_predictions,
-    with_images,
-)
+from smartclip_det.formats.annotations import IMAGES, GroundTruth, annotated_only, load_ground_truth, with_images
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.lvis import check_lvis
+from smartclip_det.formats.predictions import check_predictions, read_lines, read_predictions
 from smartclip_det.formats.voc import load_voc_folder, number_voc_images
 from smartclip_det.metrics import bootstrap
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics

@@ -20,13 +20,9 @@ from mmengine.logging import MessageHub
 from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.annotations import IMAGES, GroundTruth, load_ground_truth
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.detections import (
-    IMAGES,
-    check_predictions,
-    load_ground_truth,
-    write_columnar,
-)
+from smartclip_det.formats.predictions import check_predictions, write_columnar
 from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.protocols.detection import chosen_images, score_detections
 from smartclip_det.protocols.request import settings_of
@@ -131,7 +127,7 @@ class OpenVocabMetric(BaseMetric):
             iou_type=" and ".join(self.iou_types), max_dets=limit, setting=self.setting, images=self.images,
             split=self.split_file or "published", ann_sha256=file_hash(self.ann_file), **self.stamp,
         )  # fmt: skip
-        found = _columns(results, vocabulary, truth.categories)
+        found = _columns(results, vocabulary, truth)
         if self.out_file:
             self._write(found, results, vocabulary, stamp)
         truth = chosen_images(truth, self.protocol, self.images, self._split())
@@ -206,11 +202,9 @@ def _masked(found: DetectionColumns, results: list[Found]) -> list[dict[str, Any
     return [{**row, "segmentation": m} for row, m in zip(found, masks, strict=True)]
 
 
-def _columns(results: list[Found], vocabulary: list[str], categories: Mapping[int, str]) -> DetectionColumns:
+def _columns(results: list[Found], vocabulary: list[str], truth: GroundTruth) -> DetectionColumns:
     """Detections under the ids of an annotation file; names that it lacks get an id that it lacks."""
-    by_name = {n: i for i, n in categories.items()}
-    unknown = max([0, *by_name.values()]) + 1
-    ids = np.array([by_name.get(n, unknown) for n in vocabulary], dtype=np.int64)
+    ids = truth.ids_of(vocabulary)
     boxes, scores, places = _joined(results)
     xywh = boxes.astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import check_predictions, load_ground_truth, read_predictions
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.fgovd import load_fgovd, read_caption_scores
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.formats.expressions.predictions import (
@@ -15,6 +15,7 @@ from smartclip_det.formats.expressions.predictions import (
     load_mask_predictions,
 )
 from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.predictions import check_predictions, read_predictions
 from smartclip_det.metrics.described_objects import dcube_metrics, fgovd_map, fgovd_metrics
 from smartclip_det.metrics.generalized_referring import MaskPair, grec_metrics, gres_metrics, phrase_recall, ris_metrics
 from smartclip_det.metrics.ref_l4 import SIZES, ref_l4_metrics

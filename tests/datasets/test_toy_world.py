@@ -13,8 +13,9 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.datasets.toy_world.language import expressions, long_caption, short_captions
 from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_SHAPES, SHAPES, shape_coverage
-from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.metrics.lvis import evaluate_lvis
 

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.formats.segmentations import (
     RunLengths,
     counts_of,

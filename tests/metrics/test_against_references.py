@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables
 from smartclip_det.metrics.lvis import evaluate_lvis

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.fgovd import load_fgovd, read_caption_scores
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.models.region_cache import CachedRegionEncoder
 from smartclip_det.models.regions import VIEWS, RegionEncoder, crop_window, pool_masks
 from smartclip_det.models.towers import DENSE_MODES, SmartCLIP, TowerConfig, VisionOutput

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.detections import load_ground_truth, read_predictions
+from smartclip_det.formats.predictions import read_predictions
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.probing.vocabulary_report import sample_episodes, true_positives, vocabulary_report
 from tests.protocols.test_rules import perfect, small_truth

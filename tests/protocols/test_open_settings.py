@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mmengine.structures import InstanceData
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.detections import check_predictions, load_ground_truth
+from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_per_class
 from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 from smartclip_det.protocols.detection_metric import OpenVocabMetric
@@ -161,7 +162,7 @@ def test_columns_and_lists_are_checked_alike():
 
 
 def test_groups_in_several_processes_give_the_digits_of_one(shared, monkeypatch):
-    from smartclip_det.formats.detections import read_predictions
+    from smartclip_det.formats.predictions import read_predictions
     from smartclip_det.metrics import lvis
 
     truth = load_ground_truth(shared / "lvis_val100/lvis_val_100.json")

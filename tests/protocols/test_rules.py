@@ -11,16 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import (
-    check_predictions,
-    load_ground_truth,
-    read_predictions,
-    write_columnar,
-)
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.formats.expressions.predictions import load_grounding_predictions
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 from smartclip_det.formats.expressions.refs import image_file_of
+from smartclip_det.formats.predictions import check_predictions, read_predictions, write_columnar
 from smartclip_det.metrics import bootstrap
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocabulary_metrics
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_detections
@@ -84,12 +80,12 @@ def test_classes_are_matched_by_name_in_any_order(backend):
 def test_ids_that_evaluators_cannot_use_are_counted_and_missing_ones_made():
     truth = small_truth()
     data = {**truth.data, "annotations": [{**a, "id": n} for n, a in enumerate(truth.data["annotations"])]}
-    assert check_predictions([], load_ground_truth(data))[1]["unusable_annotation_ids"] == 1
+    assert check_predictions([], load_ground_truth(data))[1]["renumbered_annotation_ids"] == 1
     data["annotations"] = [{**a, "id": 5} for a in data["annotations"]]
-    assert check_predictions([], load_ground_truth(data))[1]["unusable_annotation_ids"] == 11
+    assert check_predictions([], load_ground_truth(data))[1]["renumbered_annotation_ids"] == 11
     data["annotations"] = [{k: v for k, v in a.items() if k != "id"} for a in data["annotations"]]
     made = load_ground_truth(data)
-    assert "unusable_annotation_ids" not in check_predictions([], made)[1]
+    assert "renumbered_annotation_ids" not in check_predictions([], made)[1]
     for backend in ("fast", "reference"):
         assert evaluate_tables(made, perfect(made), backend=backend).ap() == pytest.approx(1.0)
 
@@ -130,7 +126,8 @@ def test_lvis_masks_as_polygons_with_and_without_boxes(backend):
         ("images", {"width": 5}, "images lacks id"),
         ("categories", {"id": 1}, "categories lacks name"),
         ("annotations", {"id": 1, "image_id": 1, "category_id": 1}, "annotations lacks bbox"),
-        ("annotations", {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3]}, r"bbox=\[1, 2, 3\]"),
+        ("annotations", {"image_id": 1, "category_id": 10, "bbox": [1, 2, 3]}, r"bbox=\[1, 2, 3\]"),
+        ("annotations", {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "category 1, which the file lacks"),
         ("annotations", {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4]}, "image 99, which the file lacks"),
         ("annotations", {"image_id": [1], "category_id": 1, "bbox": [1, 2, 3, 4]}, "ids are numbers or texts"),
         ("annotations", 5, "annotations lacks image_id"),

@@ -12,7 +12,7 @@ from mmengine.logging import MessageHub
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.engine.region_guard import RegionProbeHook
-from smartclip_det.formats.detections import load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import build_bank

@@ -181,7 +181,7 @@ def test_other_runtime_errors_keep_their_traceback():
 
 
 def test_large_result_lists_are_read_in_pieces_with_the_same_answer(tmp_path, monkeypatch):
-    from smartclip_det.formats import detections as files
+    from smartclip_det.formats import predictions as files
     from smartclip_det.formats.columns import DetectionColumns
     from tests.protocols.test_rules import perfect, small_truth
 

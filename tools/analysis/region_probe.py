@@ -19,7 +19,7 @@ from pathlib import Path
 
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
-from smartclip_det.formats.detections import load_ground_truth
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES
 from smartclip_det.models.towers.source import load_encoder

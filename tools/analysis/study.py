@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.steps import Step, StepRunner, settings

@@ -18,7 +18,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from smartclip_det.core.errors import UserError, unknown_names
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.files import write_whole

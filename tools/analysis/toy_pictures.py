@@ -10,8 +10,9 @@ from PIL import Image
 
 from smartclip_det.apis import SmartCLIPPredictor
 from smartclip_det.apis.predictor import Detections
-from smartclip_det.formats.detections import load_ground_truth, read_json
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.metrics.referring import box_overlap
 from smartclip_det.utils.images import open_rgb
 from smartclip_det.visualization.draw import draw_boxes, draw_heatmap, draw_mask_strip

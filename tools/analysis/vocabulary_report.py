@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.formats.detections import check_predictions, load_ground_truth, read_json, read_predictions
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.json_files import read_json
+from smartclip_det.formats.predictions import check_predictions, read_predictions
 from smartclip_det.probing.vocabulary_report import vocabulary_report
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool

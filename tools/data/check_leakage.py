@@ -19,8 +19,8 @@ from pathlib import Path
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, training_images, without
 from smartclip_det.formats.captions import detect_layout
-from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.files import write_whole

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.record import Expression, of_annotations
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.json_lines import read_json_lines
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.check import check_expression, check_fit
 from smartclip_det.formats.expressions.dcube import read_dcube
 from smartclip_det.formats.expressions.fgovd import read_fgovd
@@ -19,6 +18,7 @@ from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.formats.expressions.ref_l4 import read_ref_l4
 from smartclip_det.formats.expressions.refs import read_refs
 from smartclip_det.formats.expressions.transvg import read_transvg
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.json_lines import first_json_line
 from smartclip_det.utils.safe_load import load_plain_pickle
 

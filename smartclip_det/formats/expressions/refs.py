@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.detections import read_json
 from smartclip_det.formats.expressions.record import Expression, category_of, masks_of
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.utils.boxes import to_xywh, to_xyxy
 
 
