@@ -7,6 +7,7 @@ over the token limit is the tokenizer's error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from smartclip_det.core.errors import UserError, check_choice
 
 TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
 _FILES = Path(__file__).parent / "templates"
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])/(?=[^\W\d_])")
+_MARKS = re.compile(r"_|" + _BETWEEN_LETTERS.pattern)
 
 
 @cache
@@ -28,6 +31,17 @@ def templates(name: str) -> tuple[str, ...]:
     return tuple((_FILES / f"{name}.txt").read_text(encoding="utf-8").split("\n")[: int(name.rsplit("_", 1)[1])])
 
 
+def words(name: str) -> str:
+    """A class name as words: ``aerosol_can`` is "aerosol can", ``bottle/cup`` is "bottle or cup".
+
+    LVIS, Objects365 and others write names with marks that no caption has; Detic, RegionCLIP and CLIPSelf take them out
+    as well. A slash counts between two letters only (``w/ hat`` and ``1/2`` stay), and brackets stay.
+    """
+    if not _MARKS.search(name):
+        return name
+    return _BETWEEN_LETTERS.sub(" or ", " ".join(w for w in name.split("_") if w)).strip() or name
+
+
 def article(name: str) -> str:
     """``an`` before a vowel letter, else ``a``: ViLD's rule, which looks at letters and not at sounds."""
     return "an" if name[:1].lower() in tuple("aeiou") else "a"
@@ -39,9 +53,10 @@ def clean_name(name: str) -> str:
 
 
 def fill(template: str, name: str) -> str:
-    """Put a name into one template."""
+    """Put a name, as :func:`words`, into one template."""
     if "{}" not in template:
         raise UserError(f"The template {template!r} has no '{{}}' for the class name.")
+    name = words(name)
     return template.replace("{article}", article(name)).replace("{}", name)
 
 

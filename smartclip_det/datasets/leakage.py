@@ -7,15 +7,15 @@ them with boxes, a caption model trained on COCO captions with texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.formats.annotations import GroundTruth, load_ground_truth, with_images
 from smartclip_det.formats.captions import detect_layout, read_caption_records
 from smartclip_det.formats.expressions.record import Expression
-from smartclip_det.formats.json_files import read_json
+from smartclip_det.formats.pictures import picture_name
 from smartclip_det.formats.texts import read_text
 
 _COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")
@@ -42,7 +42,7 @@ def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: No
     if path.suffix == ".txt" and path.is_file():
         names: Iterable[str] = [n for line in read_text(path, "list of names").split("\n") for n in _names_in(line)]
     elif path.is_file() and path.suffix == ".json" and detect_layout(path) == "coco":
-        names = _names_of(read_json(path, "training set"), path)
+        names = _names_of(load_ground_truth(path, need_annotations=False))
     else:
         records, counts = read_caption_records(path)
         tell(counts.summary(path.name, len(records)))
@@ -60,15 +60,8 @@ def _names_in(line: str) -> list[str]:
     return words if all(Path(w).suffix for w in words) else [line.strip()]
 
 
-def _names_of(content: dict[str, Any], path: Path) -> list[str]:
-    if not isinstance(content.get("images"), list):
-        raise UserError(f"{path} has no images: it is no COCO or LVIS file.")
-    return [_name_of(i) for i in content["images"]]
-
-
-def _name_of(image: dict[str, Any]) -> str:
-    # LVIS names its images by coco_url.
-    return str(image.get("file_name") or image.get("coco_url") or image["id"])
+def _names_of(truth: GroundTruth) -> list[str]:
+    return [picture_name(i, truth.path).replace("\\", "/") for i in truth.data["images"]]
 
 
 @dataclass
@@ -103,9 +96,9 @@ def find_leaks(training: dict[str, list[str]], benchmark: str, expressions: Sequ
     return out
 
 
-def without(content: dict[str, Any], leaked: set[str]) -> dict[str, Any]:
-    """COCO or LVIS annotations without the leaked images and their annotations."""
-    kept = [i for i in content["images"] if image_key(_name_of(i)) not in leaked]
-    ids = {i["id"] for i in kept}
-    annotations = [a for a in content.get("annotations", []) if a["image_id"] in ids]
-    return {**content, "images": kept, "annotations": annotations}
+def without(source: str | Path | Mapping[str, Any], leaked: set[str]) -> dict[str, Any]:
+    """COCO or LVIS annotations, checked, without the leaked images and their annotations."""
+    truth = load_ground_truth(source, need_annotations=False)
+    names = _names_of(truth)
+    kept = {i["id"] for i, n in zip(truth.data["images"], names, strict=True) if image_key(n) not in leaked}
+    return with_images(truth, kept).data

@@ -16,9 +16,11 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from smartclip_det.core.errors import UserError, unknown_names
-from smartclip_det.formats.annotations import GroundTruth, annotated_only, load_ground_truth
+from smartclip_det.datasets.training_boxes import boxes_to_learn, refuse_nothing
+from smartclip_det.formats.annotations import GroundTruth, annotated_only, id_order, load_ground_truth
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.lvis import check_lvis
+from smartclip_det.formats.pictures import mend_sizes, picture_fault, picture_path
 from smartclip_det.formats.segmentations import segmentation_problem
 from smartclip_det.models.vocabulary import resolve_names
 
@@ -68,7 +70,7 @@ class OpenVocabCocoDataset(BaseDetDataset):
 
     def _name_classes(self, truth: GroundTruth) -> None:
         """Fill ``metainfo`` with what the annotation file may have a say in."""
-        names = self.metainfo["classes"] or tuple(n for _, n in sorted(truth.categories.items()))
+        names = self.metainfo["classes"] or tuple(truth.categories[i] for i in sorted(truth.categories, key=id_order))
         if self._seen == "lvis_base":
             check_lvis(truth)
             kept = {c["name"] for c in truth.data["categories"] if c["frequency"] in "cf"}
@@ -85,7 +87,8 @@ class OpenVocabCocoDataset(BaseDetDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record per image; boxes are xyxy pixels, labels index the vocabulary."""
-        truth = load_ground_truth(self.ann_file)
+        truth = load_ground_truth(self.ann_file, need_annotations=not self.test_mode)
+        mend_sizes(truth, self.image_path)
         self._name_classes(truth)
         names = self.metainfo["classes"]
         ids = truth.category_ids(names)
@@ -93,44 +96,50 @@ class OpenVocabCocoDataset(BaseDetDataset):
         self.cat_ids = ids
         self.cat2label = {i: label for label, i in enumerate(ids)}
         wanted = {i for i, n in zip(ids, names, strict=True) if n in kept}
-        boxes: dict[Any, list[dict[str, Any]]] = {}
-        for a in truth.data["annotations"]:
-            boxes.setdefault(a["image_id"], []).append(a)
+        boxes = boxes_to_learn(truth, wanted)
+        if not self.test_mode:
+            refuse_nothing(boxes, self.ann_file)
         if self.annotated_only:
             truth = annotated_only(truth, names)
-        records = [self._record(i, boxes.get(i["id"], []), wanted) for i in truth.data["images"]]
-        used = sum(len(r["instances"]) for r in records)
+        records = [self._record(i, boxes.kept.get(i["id"], [])) for i in truth.data["images"]]
         print_log(
-            f"{osp.basename(self.ann_file)}: {len(records)} images, {used} of {len(truth.data['annotations'])} boxes "
-            f"in {len(wanted)} of {len(names)} classes.", "current",
+            f"{osp.basename(self.ann_file)}: {len(records)} images, {len(wanted)} of {len(names)} classes\n"
+            f"{boxes.table()}", "current",
         )  # fmt: skip
         return records
 
-    def image_path(self, image: dict[str, Any]) -> str:
+    def image_path(self, image: Mapping[str, Any]) -> str:
         """Where an image of the annotation file lies."""
-        return osp.join(self.data_prefix.get("img", ""), image["file_name"])
+        return str(picture_path(self.data_prefix.get("img", ""), image, self.ann_file))
 
-    def _record(self, image: dict[str, Any], annotations: list[dict[str, Any]], wanted: set[Any]) -> dict[str, Any]:
+    def prepare_data(self, idx: int) -> Any:
+        """As in the base class; a picture that cannot be read is named."""
+        try:
+            return super().prepare_data(idx)
+        except Exception as error:
+            fault = picture_fault(self.get_data_info(idx)["img_path"])
+            if fault:
+                raise UserError(fault) from error
+            raise
+
+    def _record(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
         if "width" not in image or "height" not in image:
-            raise UserError(f"{self.ann_file}: image {image['id']} has no width and height.")
-        width, height = image["width"], image["height"]
+            raise UserError(
+                f"{self.ann_file}: image {image['id']!r} has no width and height, and its picture is not at hand."
+            )
         instances = []
         for a in annotations:
             x, y, w, h = a["bbox"]
-            inside = max(0, min(x + w, width) - max(x, 0)) * max(0, min(y + h, height) - max(y, 0))
-            # The rules of MMDetection's CocoDataset for boxes that cannot be learned.
-            if a["category_id"] not in wanted or a.get("ignore") or inside == 0 or a["area"] <= 0 or w < 1 or h < 1:
-                continue
             instance = {
                 "bbox": [x, y, x + w, y + h],
                 "bbox_label": self.cat2label[a["category_id"]],
                 "ignore_flag": int(bool(a.get("iscrowd"))),
             }
             if self.with_masks:
-                instance["mask"] = self._mask(a, height, width)
+                instance["mask"] = self._mask(a, image["height"], image["width"])
             instances.append(instance)
-        return {"img_path": self.image_path(image), "img_id": image["id"], "width": width, "height": height,
-                "seg_map_path": None, "instances": instances}  # fmt: skip
+        return {"img_path": self.image_path(image), "img_id": image["id"], "width": image["width"],
+                "height": image["height"], "seg_map_path": None, "instances": instances}  # fmt: skip
 
     def _mask(self, annotation: dict[str, Any], height: Any, width: Any) -> Any:
         """The segmentation of an annotation as it is; one that MMDetection cannot draw is refused before training."""
@@ -146,19 +155,19 @@ class OpenVocabCocoDataset(BaseDetDataset):
             return self.data_list
         smallest = self.filter_cfg.get("min_size", 0)
         need_box = self.filter_cfg.get("filter_empty_gt", False)
-        return [
+        kept = [
             r for r in self.data_list
             if min(r["width"], r["height"]) >= smallest
             and not (need_box and all(i["ignore_flag"] for i in r["instances"]))
         ]  # fmt: skip
+        if self.data_list and not kept:
+            raise UserError(
+                f"{self.ann_file}: none of {len(self.data_list)} images is left to learn from: filter_cfg asks for "
+                f"sides of {smallest} pixels and more{' and a box' if need_box else ''}."
+            )
+        return kept
 
 
 @DATASETS.register_module()
 class OpenVocabLVISDataset(OpenVocabCocoDataset):
-    """LVIS annotations: v1 names images by ``coco_url``, whose last two parts are their place on disk."""
-
-    def image_path(self, image: dict[str, Any]) -> str:
-        """``data_prefix/val2017/000000000139.jpg`` for v1, ``data_prefix/file_name`` for v0.5."""
-        if "file_name" in image or "coco_url" not in image:
-            return super().image_path(image)
-        return osp.join(self.data_prefix.get("img", ""), *image["coco_url"].split("/")[-2:])
+    """LVIS annotations; as COCO's, whose reader knows ``coco_url``. Configs keep the name that tells the data set."""

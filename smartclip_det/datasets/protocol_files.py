@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.vocabularies import COCO_CLASSES, OV_COCO_65, OV_COCO_BASE
-from smartclip_det.formats.json_files import read_json
+from smartclip_det.formats.annotation_check import AnnotationCheck
+from smartclip_det.formats.json_files import Utf8Reader, open_text, read_json
 from smartclip_det.utils.files import write_whole
+from smartclip_det.utils.notes import note
 
 MANIFEST = "protocol_files.json"
+#: Annotations that are checked at once.
+PIECE = 1_000
 #: Images of the official files, and categories of LVIS v1 by frequency.
 COCO_TRAIN, COCO_VAL = 118_287, 5_000
 LVIS_FREQUENCIES = {"f": 405, "c": 461, "r": 337}
@@ -122,17 +127,29 @@ class AnnotationStream:
     def _items(self, prefix: str, what: str) -> Iterator[Any]:
         import ijson
 
-        size = self.path.stat().st_size
-        with self.path.open("rb") as handle, tqdm(
-            total=size, desc=what, unit="B", unit_scale=True, disable=not self.progress, leave=False
-        ) as bar:  # fmt: skip
+        bar = tqdm(desc=what, unit=" entries", disable=not self.progress, leave=False)
+        with open_text(self.path) as handle, bar:
             try:
-                for item in ijson.items(handle, prefix, use_float=True):
-                    bar.n = handle.tell()
-                    bar.update(0)
+                for item in ijson.items(Utf8Reader(handle), prefix, use_float=True):
+                    bar.update()
                     yield item
             except ijson.JSONError as error:
                 raise UserError(f"{self.path} is not valid JSON ({error}); it may be cut short.") from error
+
+    def check(self) -> None:
+        """Refuse what no reader of annotations takes; what one mends is told and stays as it is.
+
+        Raises:
+            UserError: naming the entry.
+        """
+        check = AnnotationCheck(str(self.path))
+        check.categories(list(self.entries("categories")))
+        for part, look in (("images", check.images), ("annotations", check.annotations)):
+            entries = self.entries(part)
+            while piece := list(islice(entries, PIECE)):
+                look(piece)
+        for line in check.finish().lines():
+            note(f"{self.path}: {line}.")
 
     def digest(self) -> str:
         """SHA-256 of the file."""
@@ -155,11 +172,15 @@ def make_files(source: AnnotationStream, rules: Sequence[ProtocolFile], out: Pat
     digest = source.digest()
     manifest = read_json(out / MANIFEST, "manifest") if (out / MANIFEST).is_file() else {}
     done = []
+    checked = False
     for rule in rules:
         entry = manifest.get(rule.name)
         if entry and entry["source_sha256"] == digest and _is_intact(out / rule.name, entry):
             done.append({**entry, "made": False})
             continue
+        if not checked:
+            source.check()
+            checked = True
         entry = {"name": rule.name, "source": source.path.name, "source_sha256": digest}
         entry |= write_protocol_file(source, rule, out / rule.name)
         manifest[rule.name] = entry

@@ -14,6 +14,7 @@ import numpy as np
 from smartclip_det.core.errors import UserError, unknown_names
 from smartclip_det.core.prompts import fill
 from smartclip_det.datasets.sides import mirrored_sentence
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.captions import CaptionRecord
 from smartclip_det.utils.images import square_boxes
 

@@ -88,7 +88,7 @@ class AnnotationCheck:
         self._ids: set[int] = set()
         self._unnumbered: list[dict[str, Any]] = []
         self._seen = {"images": 0, "annotations": 0}
-        self._leaving, self._corners = 0, True
+        self._leaving, self._corners, self._lvis = 0, True, False
         #: Image ids that annotations name, where the images come after them.
         self.referred: dict[Any, str] = {}
 
@@ -112,6 +112,7 @@ class AnnotationCheck:
             if not isinstance(entry["name"], str) or not entry["name"].strip():
                 raise self.refuse("categories", n, f"has name={entry['name']!r}; a name is a text.")
             self._categories[number] = entry["name"]
+            self._lvis = self._lvis or "frequency" in entry
             out.append(entry if number is entry["id"] else {**entry, "id": number})
         return out
 
@@ -280,6 +281,9 @@ class AnnotationCheck:
         start = max(self._ids, default=0) + 1
         if start + len(self._unnumbered) >= 2**63:
             raise UserError(f"{self.where}: annotation ids reach {start - 1}, so none are left. Number them from 1.")
+        if self._lvis:
+            # LVIS has no crowds, so its files have no iscrowd.
+            del self.report.counts["filled_iscrowd"]
         for number, entry in enumerate(self._unnumbered, start):
             entry["id"] = number
         if look_like_corners(self._seen["annotations"], self._leaving, self._corners):

@@ -104,9 +104,6 @@ def load_ground_truth(
     data["annotations"] = check.annotations(data["annotations"])
     data["categories"] = check.without_root(categories, data["annotations"])
     report = check.finish()
-    if any("frequency" in c for c in categories):
-        # LVIS has no crowds, so its files have no iscrowd.
-        del report.counts["filled_iscrowd"]
     for line in report.lines():
         note(f"{where}: {line}.")
     return GroundTruth(data, where, check.sizes, report, annotated=annotated)
@@ -180,4 +177,9 @@ def _have_small_categories(results: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
-    return {i: n for n, i in enumerate(sorted(ids, key=lambda i: (isinstance(i, str), i)), 1)}
+    return {i: n for n, i in enumerate(sorted(ids, key=id_order), 1)}
+
+
+def id_order(value: Any) -> tuple[bool, Any]:
+    """Sorting key of ids: numbers before texts."""
+    return isinstance(value, str), value

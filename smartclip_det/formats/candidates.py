@@ -11,7 +11,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.predictions import check_known, load_grounding_predictions
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
-from smartclip_det.formats.predictions import read_predictions
+from smartclip_det.formats.predictions import check_predictions, read_predictions
 from smartclip_det.utils.boxes import to_xyxy
 
 GROUND_TRUTH = "ground-truth"
@@ -77,7 +77,9 @@ def _of_instances(
     if kind == GROUND_TRUTH:
         rows: Any = [a for a in truth.data["annotations"] if not a.get("iscrowd")]
     else:
-        rows = sorted(read_predictions(kind, truth), key=lambda r: -r["score"])
+        found = read_predictions(kind, truth)
+        check_predictions(found, truth)
+        rows = sorted(found, key=lambda r: -r["score"])
     out = {e.image_id: Candidates([], None if kind == GROUND_TRUTH else [], []) for e in expressions}
     for row in rows:
         mine = out.get(row["image_id"])

@@ -107,9 +107,10 @@ def open_text(path: str | Path) -> Iterator[IO[str]]:
 
 
 class Utf8Reader:
-    """UTF-8 bytes of a text handle, for parsers that know only them."""
+    """UTF-8 bytes of a file of any form that :func:`read_json` knows, for parsers that take only them."""
 
     def __init__(self, handle: IO[str]) -> None:
+        """Build; ``handle`` is of :func:`open_text`."""
         self._handle = handle
 
     def read(self, size: int = -1) -> bytes:

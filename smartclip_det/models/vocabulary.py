@@ -29,13 +29,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError, check_choice, unknown_names
-from smartclip_det.core.prompts import class_prompts
+from smartclip_det.core.prompts import class_prompts, words
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.vocabularies import VOCABULARIES
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.models.towers.mask_network import token_keep
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.utils.notes import note
 from smartclip_det.utils.parallel import on_rank_zero
 
 BACKGROUND = "background"
@@ -140,6 +141,13 @@ def build_bank(
     foreign = sorted(set(synonyms) - set(names))
     if foreign:
         raise UserError(f"Synonyms are given for names that are not in the vocabulary: {', '.join(foreign[:5])}.")
+
+    marked = [n for n in names if words(n) != n]
+    if marked:
+        note(
+            f"{len(marked)} class names hold marks; prompts say them as words: {words(marked[0])!r} for {marked[0]!r}. "
+            "The classes keep their names."
+        )
 
     def encode() -> TextBank:
         groups = [class_prompts([n, *synonyms.get(n, ())], templates) for n in [*names, BACKGROUND]]

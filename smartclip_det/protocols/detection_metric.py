@@ -27,6 +27,7 @@ from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.protocols.detection import chosen_images, score_detections
 from smartclip_det.protocols.request import settings_of
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.utils.notes import note
 
 PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed", "dcube", "fgovd")
 IOU_TYPES = ("bbox", "segm")
@@ -118,7 +119,7 @@ class OpenVocabMetric(BaseMetric):
 
     def compute_metrics(self, results: list[Found]) -> dict[str, float]:
         """Write and score the gathered detections."""
-        truth = load_ground_truth(self.ann_file)
+        truth = load_ground_truth(self.ann_file, need_annotations=False)
         vocabulary = list((self.dataset_meta or {}).get("classes", ())) or list(truth.categories.values())
         limit = self.max_dets or {"lvis": 300, "ov-lvis": 300, "lvis-fixed": -1}.get(self.protocol, 100)
         texts = MessageHub.get_current_instance().get_info("vocabulary", None)
@@ -130,6 +131,9 @@ class OpenVocabMetric(BaseMetric):
         found = _columns(results, vocabulary, truth)
         if self.out_file:
             self._write(found, results, vocabulary, stamp)
+        if not truth.annotated:
+            note(f"{self.ann_file} has no annotations: predictions{self._told_where()}, no metrics.")
+            return {}
         truth = chosen_images(truth, self.protocol, self.images, self._split())
         metrics: dict[str, float] = {}
         per_class: dict[str, Any] = {}
@@ -155,6 +159,9 @@ class OpenVocabMetric(BaseMetric):
         if self.partial_file:
             self.partial_file.unlink(missing_ok=True)
         return metrics
+
+    def _told_where(self) -> str:
+        return f" are in {self.out_file}" if self.out_file else " are written with --out alone"
 
     def _split(self) -> Path | None:
         return Path(self.split_file) if self.split_file else None

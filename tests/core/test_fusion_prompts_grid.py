@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.fusion import FUSIONS, fuse, fuse_named, owl_logits
 from smartclip_det.core.grid import padded_size, resize_image_positions, stretch_text_positions
-from smartclip_det.core.prompts import article, class_prompts, clean_name, templates
+from smartclip_det.core.prompts import article, class_prompts, clean_name, templates, words
 from smartclip_det.core.scoring_policy import ScoringPolicy
 
 # One region, a base and a novel class, then background: numbers below are worked out by hand.
@@ -124,7 +124,17 @@ def test_prompts_are_checked():
 @given(st.text(min_size=1).filter(lambda s: s.strip()))
 def test_filling_never_loses_the_name(name):
     for prompt in class_prompts([name], "clip_80")[0][:5]:
-        assert name in prompt
+        assert words(name) in prompt
+
+
+def test_names_with_marks_are_words_in_every_template_set():
+    said = {"aerosol_can": "aerosol can", "bow_(decorative_ribbons)": "bow (decorative ribbons)", "bottle/cup": "bottle or cup",
+            "T-shirt": "T-shirt", "w/ hat": "w/ hat", "1/2 pizza": "1/2 pizza", "_": "_", "__init__": "init"}  # fmt: skip
+    for name, prompt in said.items():
+        assert words(name) == words(words(name)) == prompt
+        for templates_of in ("none", "photo", ["{} here"]):
+            assert prompt in class_prompts([name], templates_of)[0][0]
+    assert class_prompts(["aerosol_can"], ["{article} {}"]) == [["an aerosol can"]]
 
 
 def test_stretch_follows_the_rule_by_hand():

@@ -20,7 +20,6 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.leakage import find_leaks, training_images, without
 from smartclip_det.formats.captions import detect_layout
 from smartclip_det.formats.expressions.loading import load_expressions
-from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.utils.files import write_whole
@@ -71,7 +70,7 @@ def write_clean(args: argparse.Namespace, training: dict[str, list[str]], leaked
     """The training set without them, in its own form; a list of names for captions and lists."""
     kept = [n for k, names in training.items() if k not in leaked for n in names]
     if args.train.suffix == ".json" and detect_layout(args.train) == "coco":
-        write_whole(args.clean, json.dumps(without(read_json(args.train, "training set"), leaked)))
+        write_whole(args.clean, json.dumps(without(args.train, leaked)))
     else:
         write_whole(args.clean, "".join(f"{n}\n" for n in kept))
     print(f"clean: {len(kept):,} images in {args.clean}")
