@@ -61,11 +61,12 @@ class OpenVocabCocoDataset(BaseDetDataset):
         """
         self.seen_only, self.annotated_only, self._seen = seen_only, annotated_only, seen
         names = None if vocabulary == "annotations" else tuple(resolve_names(vocabulary))
-        if isinstance(prompt_names, str):
-            prompt_names = read_json(prompt_names, "file of prompt names")
         pipeline = kwargs.get("pipeline", ())
         self.with_masks = any(isinstance(t, Mapping) and t.get("with_mask") for t in pipeline)
-        metainfo = {"classes": names, "templates": templates, "prompt_names": dict(prompt_names or {})}
+        said = read_json(prompt_names, "file of prompt names") if isinstance(prompt_names, str) else prompt_names or {}
+        if not isinstance(said, Mapping):
+            raise UserError(f"prompt_names must map class names to texts; given {said!r:.80}.")
+        metainfo = {"classes": names, "templates": templates, "prompt_names": dict(said)}
         super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
 
     def _name_classes(self, truth: GroundTruth) -> None:

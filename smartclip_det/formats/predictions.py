@@ -37,6 +37,7 @@ from smartclip_det.formats.boxes import (
 )
 from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.json_files import open_text, parse_json, read_json, read_text
+from smartclip_det.formats.segmentations import run_lengths
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.safe_load import safe_safetensors_load
 
@@ -133,14 +134,27 @@ def check_predictions(
     checked = None if iou_type == "segm" else _clean_columns(results, allowed)
     if checked is None:
         rows = [_read_result(n, r, allowed, iou_type) for n, r in enumerate(results)]
+        if iou_type == "segm":
+            rows = [_with_mask(n, r, truth) for n, r in enumerate(rows) if r["image_id"] in images]
         checked = DetectionColumns.from_results(rows) if iou_type == "bbox" else rows
     if truth.left_out:
+        # For masks they are left out before they are drawn.
         checked = _asked_for(checked, images)
         counts["left_out_images"] = len(results) - len(checked)
     boxed = checked if isinstance(checked, DetectionColumns) else [r for r in checked if "bbox" in r]
     counts["outside_image"] = _outside(DetectionColumns.from_results(boxed), truth)
     counts["unknown_category"] = _unknown(checked, truth)
     return checked, counts
+
+
+def _with_mask(n: int, result: dict[str, Any], truth: GroundTruth) -> dict[str, Any]:
+    """The result with its segmentation as compressed run lengths."""
+    width, height = truth.image_sizes.get(result["image_id"], (None, None))
+    try:
+        return {**result, "segmentation": run_lengths(result["segmentation"], height, width)}
+    except UserError as error:
+        shown = json.dumps({k: v for k, v in result.items() if k != "segmentation"})
+        raise UserError(f"Prediction {n} {shown}: {error}") from error
 
 
 def _asked_for(
@@ -233,8 +247,6 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
         return f"the annotations have no image {result['image_id']!r}{'.' * hint.startswith(' ')}{hint}"
     if not is_number(result["score"]):
         return "the score is not a finite number."
-    if iou_type == "segm" and not (isinstance(result["segmentation"], list | dict) and result["segmentation"]):
-        return "segmentation must be polygons or an RLE."
     if "bbox" in result and (problem := box_problem(result["bbox"])):
         return f"bbox: {problem}."
     return ""
