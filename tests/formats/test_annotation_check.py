@@ -348,7 +348,7 @@ class TestPredictions:
         data = content(images=3)
         data["annotations"] = data["annotations"][:4]
         truth = annotated_only(load_ground_truth(data))
-        mask = {"segmentation": {"size": [96, 128], "counts": "0"}}
+        mask = {"segmentation": {"size": [96, 128], "counts": [96 * 128 - 5, 5]}}
         results = [{**r, **mask} for r in perfect(content(images=3))]
         checked, counts = check_predictions(results, truth, iou_type)
         assert (len(checked), counts["left_out_images"], counts["predictions"]) == (4, 2, 6)
