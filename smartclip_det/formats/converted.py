@@ -61,6 +61,8 @@ def categories_of(names: Sequence[str]) -> list[dict[str, Any]]:
 def slashed(name: str) -> str:
     r"""A path as labels hold it, with slashes; of an absolute one (``C:\data\a.jpg``) the file's name alone."""
     path = PurePosixPath(name.strip().replace("\\", "/"))
+    if not name.strip():
+        return ""
     return path.name if path.is_absolute() or (path.parts and path.parts[0].endswith(":")) else path.as_posix()
 
 

@@ -80,7 +80,7 @@ def read_yolo_yaml(path: str | Path, split: str, images: Path | None = None) -> 
     path = Path(path)
     text = read_text(path, "YOLO data file")
     try:
-        data = yaml.load(text, Loader=_TextLoader)  # noqa: S506 - builds texts, lists and maps only
+        data = yaml.load(text, Loader=_TextLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict):
@@ -89,7 +89,7 @@ def read_yolo_yaml(path: str | Path, split: str, images: Path | None = None) -> 
     found = YoloData(names, [images] if images else [], _key_points(path, data))
     if images is None:
         entry = data.get(split) or data.get(_OTHER_NAME.get(split, "")) or None
-        entries = entry if isinstance(entry, list) else [entry]
+        entries: list[Any] = entry if isinstance(entry, list) else [entry]
         if entry in (None, "null", "~") or not all(isinstance(e, str) and e for e in entries):
             known = [k for k in ("train", "val", "valid", "test") if data.get(k) not in (None, "", "null", "~")]
             raise UserError(f"{path} has no folder for the split {split!r}. It has: {', '.join(known) or 'none'}.")
@@ -133,7 +133,9 @@ def _place(path: Path, data: dict[str, Any], split: str, entry: str, told: Count
     """
     entry = entry.replace("\\", "/")
     given = data.get("path")
-    roots = [path.parent / given.replace("\\", "/")] if isinstance(given, str) and given not in ("", "null", "~") else []
+    roots = (
+        [path.parent / given.replace("\\", "/")] if isinstance(given, str) and given not in ("", "null", "~") else []
+    )
     tried = []
     for root in [*roots, path.parent]:
         beside = root / entry.removeprefix("../")
@@ -189,7 +191,8 @@ def yolo_to_coco(
         data["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for line in lines:
             record = line.record(next(kinds), width, height)
-            if min(record["bbox"][2:]) <= 0 or record["area"] <= 0:
+            # Points on a line have an area by rounding.
+            if record["area"] <= 1e-9 * record["bbox"][2] * record["bbox"][3]:
                 told["boxes without area left out"] += 1
                 continue
             data["annotations"].append(
@@ -352,7 +355,8 @@ def _decided(lines: Sequence[_Line], kinds: Sequence[str]) -> list[str]:
     boxes = any(kind == "box" and len(line.values) > 4 for line, kind in zip(lines, kinds, strict=True))
     doubtful = [line for line, kind in zip(lines, kinds, strict=True) if kind == "doubt"]
     # Track ids are whole numbers; triangles alone, all of whose last corners lie on the border, are no data set.
-    boxes = boxes or any(all(line.values[k] == int(line.values[k]) for line in doubtful) for k in (4, 5))
+    if not outlines:
+        boxes = boxes or any(all(line.values[k] == int(line.values[k]) for line in doubtful) for k in (4, 5))
     if doubtful and outlines == boxes:
         raise UserError(f"{doubtful[0].where} has 6 numbers after the class: the 3 points of an outline, or a box with "
                         "a confidence and a track id. Say --rows outlines or --rows boxes.")  # fmt: skip
