@@ -1,8 +1,4 @@
-"""What converters of labels share: the result, class lists, and pictures that labels name.
-
-Sizes are those of the picture as readers show it, turned by its EXIF orientation, which is what MMDetection loads and
-what people label.
-"""
+"""What converters of labels share: the result, class lists, and pictures that labels name."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ from typing import Any
 from smartclip_det.core.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -31,18 +26,6 @@ class Converted:
     data: dict[str, Any]
     root: Path | None = None
     told: Counter[str] = field(default_factory=Counter)
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height as shown, from the file's head."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"The image {path} cannot be read ({error}).") from error
 
 
 def pictures_in(folder: Path) -> list[Path]:

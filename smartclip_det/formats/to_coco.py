@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.converted import Converted
-from smartclip_det.formats.detections import read_json
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.voc import voc_to_coco
 from smartclip_det.formats.yolo import read_yolo_yaml, yolo_to_coco
 from smartclip_det.utils.files import write_whole

@@ -19,14 +19,8 @@ from typing import Any
 import yaml
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.converted import (
-    IMAGE_SUFFIXES,
-    Converted,
-    categories_of,
-    picture_size,
-    pictures_in,
-    refuse_lost,
-)
+from smartclip_det.formats.converted import IMAGE_SUFFIXES, Converted, categories_of, pictures_in, refuse_lost
+from smartclip_det.formats.pictures import picture_size
 from smartclip_det.formats.texts import read_text
 
 #: What the numbers after a class are: found out, boxes whatever follows them, or outlines from six numbers on.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.converted import picture_size
+from smartclip_det.formats.pictures import picture_size
 from smartclip_det.formats.to_coco import ToCocoOptions, convert, summary
 from smartclip_det.formats.voc import voc_to_coco
 from smartclip_det.formats.yolo import _decided, _kind, _Line, read_yolo_yaml, yolo_to_coco
