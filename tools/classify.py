@@ -11,12 +11,12 @@ Scored plain (as published) and, for towers with a mask network, with masks and 
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smartclip_det.core.mask_modes import SCORINGS
@@ -71,11 +71,12 @@ def main() -> None:
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
     openers = [partial(data.open, n) for n in range(len(data.labels))]
     squares = SquareImages(openers, towers.config.image_size, args.fit)
-    loader = DataLoader(squares, args.batch_size, num_workers=args.workers)
+    loader = squares.batches(args.batch_size, args.workers)
+    count = math.ceil(len(squares) / args.batch_size)
     scorings = dict(SCORINGS) if towers.mask_network is not None and len(bank) > 1 else {"plain": "off"}
     chosen = {name: resolve_masks(masks, mode, bank.texts) for name, mode in scorings.items()}
     scores: dict[str, list[Tensor]] = {name: [] for name in scorings}
-    for batch in tqdm(loader, desc="images", unit="batch"):
+    for batch in tqdm(loader, desc="images", unit="batch", total=count):
         vectors = towers.encode_image((batch.to(args.device).float() / 255 - mean) / std)
         for name, gates in chosen.items():
             scores[name].append(masked_cosine(vectors, embeds, gates).cpu())

@@ -16,12 +16,12 @@ evaluations; the stamp counts them.
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
@@ -87,9 +87,10 @@ def encode(towers: SmartCLIP, images: list[CaptionedImage], args: argparse.Names
         raise UserError(f"{len(absent)} of {len(images)} images are not there, e.g. {absent[0]}.")
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in towers.image_statistics())
     squares = SquareImages([partial(open_source, i.path) for i in images], towers.config.image_size, args.fit)
-    loader = DataLoader(squares, args.batch_size, num_workers=args.workers)
+    loader = squares.batches(args.batch_size, args.workers)
+    count = math.ceil(len(squares) / args.batch_size)
     seen = [towers.encode_image((batch.to(args.device).float() / 255 - mean) / std).float().cpu()
-            for batch in tqdm(loader, desc="images", unit="batch")]  # fmt: skip
+            for batch in tqdm(loader, desc="images", unit="batch", total=count)]  # fmt: skip
     sentences = [t for i in images for t in i.texts]
     embeds, logits, cut = [], [], 0
     for n in tqdm(range(0, len(sentences), args.batch_size), desc="texts", unit="batch"):

@@ -26,7 +26,7 @@ from smartclip_det.formats.captions import read_caption_records
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.shards import member_at
 from smartclip_det.models.towers.tokenizer import encode, with_ends
-from smartclip_det.utils.images import FITS, decode_rgb, fit_square, open_rgb, pixels
+from smartclip_det.utils.images import FITS, pixels, read_square
 
 #: Images tried in place of one that cannot be read.
 _TRIES = 100
@@ -51,6 +51,7 @@ class CaptionDataset(BaseDataset):
         left_pad: float = 0.0, context_length: int = 0, presence: Mapping[str, str] | None = None,
         presence_file: str | None = None, phrases: Mapping[str, Any] | None = None,
         regions: Mapping[str, Any] | None = None, flip: float = 0.0,
+        exact_decode: bool = False,
         keep_images: bool = False, cache: str | None = None, skip: int = 0, seed: int = 0, test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
     ) -> None:  # fmt: skip
@@ -75,6 +76,7 @@ class CaptionDataset(BaseDataset):
                 ``dict(held_out=("world.json", "held_out"))`` is the list under that key.
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
             flip: chance in training that an image is mirrored, and left and right exchanged in its texts.
+            exact_decode: decode whole images in training, too, as tests always do; see ``utils.images.read_square``.
             keep_images: keep prepared images in memory (3 S^2 bytes each).
             cache: folder of prepared images that ``tools/data/cache_images.py`` made.
             skip: first records to leave out (the release trains on what follows the first 1,000).
@@ -83,7 +85,7 @@ class CaptionDataset(BaseDataset):
             indices: use only the first n, or these, records.
         """
         self.image_size, self.fit, self.layout = image_size, check_choice("fit", fit, FITS), layout
-        self.image_folder = image_folder
+        self.image_folder, self.exact = image_folder, test_mode or exact_decode
         self.policies = policies_of(captions, captions_per_image)
         for name, chance in (("flip", flip), ("left_pad", left_pad)):
             if not 0 <= chance <= 1:
@@ -100,7 +102,7 @@ class CaptionDataset(BaseDataset):
         super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, serialize_data=True)
         self._cache_rows: np.ndarray | None = None
         if cache is not None:
-            self._cache = ImageCache(cache, self.names(), image_size, fit)
+            self._cache = ImageCache(cache, self.names(), image_size, fit, exact=self.exact)
         if indices is not None:
             # Rows of the cache are those of the whole file.
             self._cache_rows = np.arange(indices) if isinstance(indices, int) else np.asarray(indices)
@@ -135,11 +137,11 @@ class CaptionDataset(BaseDataset):
     def read_image(self, index: int) -> Tensor:
         """``[3, S, S]`` uint8 RGB from its file, by the transform; a broken file is a :class:`UserError`."""
         name = self.get_data_info(index)["image"]
-        if "#" in name and ".tar#" in name:
-            image = decode_rgb(member_at(name).read(), name)
-        else:
-            image = open_rgb(osp.join(self._folder(), name))
-        return pixels(fit_square(image, self.image_size, self.fit))
+        path = osp.join(self._folder(), name)
+        source = member_at(name).read() if ".tar#" in name else path
+        return pixels(
+            read_square(source, name if ".tar#" in name else path, self.image_size, self.fit, exact=self.exact)
+        )
 
     def _folder(self) -> str:
         """Where relative image names are: the data root; for pairs without one, their folder."""

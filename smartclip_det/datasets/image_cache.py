@@ -34,7 +34,10 @@ def names_digest(names: Sequence[str]) -> str:
 class ImageCache:
     """A folder with ``images.u8`` ``[N, 3, S, S]``, ``rows.u8`` ``[N]`` and ``cache.json``."""
 
-    def __init__(self, folder: str | Path, names: Sequence[str], image_size: int, fit: str, *, create: bool = False):
+    def __init__(
+        self, folder: str | Path, names: Sequence[str], image_size: int, fit: str, *, create: bool = False,
+        exact: bool = True,
+    ) -> None:  # fmt: skip
         """Open, or create.
 
         Args:
@@ -43,6 +46,8 @@ class ImageCache:
             image_size: S.
             fit: how images become squares.
             create: make the files where there are none.
+            exact: only images that were decoded whole will do; of a cache that is made, that they are. Its attribute
+                ``exact`` says what it holds.
 
         Raises:
             UserError: no cache there, or one that was made for other images or another transform.
@@ -60,9 +65,13 @@ class ImageCache:
                 # Sparse: what is not filled takes no place on disk.
                 with (self.folder / name).open("wb") as handle:
                     handle.truncate(int(np.prod(shape, dtype=np.int64)))
-            write_whole(described, json.dumps(facts, indent=2))
+            write_whole(described, json.dumps({**facts, "decode": "exact" if exact else "reduced"}, indent=2))
         found = read_json(described, "cache description")
         other = [f"{k} {found.get(k)} (asked for: {v})" for k, v in facts.items() if found.get(k) != v]
+        # Caches of before reduced decoding do not say it.
+        self.exact = found.get("decode", "exact") == "exact"
+        if exact and not self.exact:
+            other.append("decode reduced, for training (asked for: exact)")
         if other:
             raise UserError(f"The image cache in {self.folder} is another one: {'; '.join(other)}.")
         mode = "r+" if create else "r"

@@ -71,7 +71,9 @@ def main() -> None:
         raise UserError(f"{args.config} has no {args.dataloader}.")
     options = {k: v for k, v in config[args.dataloader].dataset.items() if k not in ("cache", "indices", "keep_images")}
     source = DATASETS.build(options)
-    cache = ImageCache(args.out, source.names(), source.image_size, source.fit, create=True)
+    cache = ImageCache(args.out, source.names(), source.image_size, source.fit, create=True, exact=source.exact)
+    # What a cache has begun with, it goes on with.
+    source.exact = cache.exact
     if args.verify:
         verify(source, cache, args.verify, args.out)
         return
