@@ -15,6 +15,7 @@ from typing import Any
 from smartclip_det.formats.annotations import GroundTruth, load_ground_truth, with_images
 from smartclip_det.formats.captions import detect_layout, read_caption_records
 from smartclip_det.formats.expressions.record import Expression
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.pictures import picture_name
 from smartclip_det.formats.texts import read_text
 
@@ -42,7 +43,11 @@ def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: No
     if path.suffix == ".txt" and path.is_file():
         names: Iterable[str] = [n for line in read_text(path, "list of names").split("\n") for n in _names_in(line)]
     elif path.is_file() and path.suffix == ".json" and detect_layout(path) == "coco":
-        names = _names_of(load_ground_truth(path, need_annotations=False))
+        content = read_json(path, "training set")
+        # Captions have neither categories nor boxes to check.
+        captions = isinstance(content, dict) and "categories" not in content
+        source = {**content, "annotations": [], "categories": []} if captions else path
+        names = _names_of(load_ground_truth(source, need_annotations=False, where=str(path)))
     else:
         records, counts = read_caption_records(path)
         tell(counts.summary(path.name, len(records)))

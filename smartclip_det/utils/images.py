@@ -100,7 +100,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits as 8 bits."""
-    values = np.asarray(image, dtype=np.float64 if image.mode == "F" else np.int64)
+    values: np.ndarray = np.asarray(image, dtype=np.float64 if image.mode == "F" else np.int64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and not (low >= 0 and 1 < high <= 255):
         raise UserError(f"floating point pixels in {low:g}..{high:g} have no agreed range; save it with 8 bits")
@@ -145,10 +145,9 @@ def _resize_part(image: Image.Image, whole: tuple[int, int], corner: tuple[int, 
     of resizing and cropping: only images that would grow beyond measure are cut so, others stay equal to CLIP's own
     transform bit by bit.
     """
-    scale = [n / w for n, w in zip(image.size, whole, strict=True)]
-    start = [c * s for c, s in zip(corner, scale, strict=True)]
-    end = [min((c + side) * s, n) for c, s, n in zip(corner, scale, image.size, strict=True)]
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(*start, *end))
+    (left, top), (x, y) = corner, (image.width / whole[0], image.height / whole[1])
+    box = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _resized(size: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
