@@ -92,14 +92,13 @@ class RegionTexts:
             raise unknown_names(
                 "regions.classes", sorted(self.classes - known), known, f"They are looked up in {self.file}."
             )
-        sizes = {i["id"]: (i["width"], i["height"]) for i in truth.data["images"]}
         found: dict[Any, list[Any]] = {}
         for a, category, text in described_annotations(self.file, self.pattern):
             if self.classes is None or category in self.classes:
                 x, y, w, h = a["bbox"]
                 found.setdefault(a["image_id"], []).append(((x, y, x + w, y + h), fill(self.template, text)))
         for r in records:
-            r.regions, r.size = found.get(r.id, []), sizes.get(r.id, r.size)
+            r.regions, r.size = found.get(r.id, []), truth.image_sizes.get(r.id, r.size)
         if not any(r.regions for r in records):
             raise UserError(f"No box of {self.file} belongs to a captioned image (they are matched by image id).")
 

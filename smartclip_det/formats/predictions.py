@@ -324,8 +324,8 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     for n, line in enumerate(lines, 1):
         try:
             row = parse_json(line, f"{path}, line {n}")
-        except UserError:
-            if n == len(lines):
+        except UserError as error:
+            if n == len(lines) and isinstance(error.__cause__, json.JSONDecodeError):
                 break
             raise
         if not isinstance(row, dict) or not {"image_id", "boxes", "scores", "names"} <= set(row):

@@ -22,6 +22,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.formats.annotations import GroundTruth
+from smartclip_det.formats.pictures import picture_path
 from smartclip_det.formats.segmentations import segmentation_problem, whole_mask
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.utils.images import open_rgb
@@ -51,7 +52,7 @@ def probe_regions(
     Args:
         encoder: the towers with their input sizes.
         truth: COCO annotations; crowds are left out.
-        image_folder: where ``file_name`` is.
+        image_folder: where their pictures are, see :func:`picture_path`.
         names: the vocabulary; boxes of other classes are left out.
         views: ``crop``, ``dense``, ``mask``; the last where the annotations have segmentations.
         dense_modes: for ``dense`` and ``mask``.
@@ -76,7 +77,7 @@ def probe_regions(
     kept = [i for i in truth.data["images"] if i["id"] in boxes]
     for info in tqdm(kept, desc="region probe", unit="image", disable=not progress):
         mine = boxes[info["id"]]
-        image = open_rgb(Path(image_folder) / info["file_name"])
+        image = open_rgb(picture_path(image_folder, info, truth.path))
         labels += [label_of[a["category_id"]] for a in mine]
         for name, rows in _views_of(encoder, image, mine, views, dense_modes):
             vectors.setdefault(name, []).append(rows)

@@ -364,7 +364,7 @@ class TestPredictions:
                            np.zeros(2), ["cat"], {})  # fmt: skip
         assert not (tmp_path / "p.safetensors").exists()
         row = {"image_id": 1, "boxes": [box], "scores": [0.5], "names": ["cat"]}
-        (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+        (tmp_path / "p.jsonl").write_text(json.dumps(row))
         with pytest.raises(UserError, match=r"box 0 is|NaN"):
             read_predictions(tmp_path / "p.jsonl", truth)
 
@@ -383,3 +383,16 @@ def test_ids_differ_and_pieces_change_nothing(ids, piece):
     assert len({a["id"] for a in out}) == len(out)
     assert all(type(a["id"]) is int and a["id"] > 0 for a in out)
     assert [a["id"] for a in entries] == ids
+
+
+def test_lines_of_a_run_that_died_are_read_up_to_the_cut(tmp_path):
+    truth = load_ground_truth(content())
+    row = {"image_id": 1, "boxes": [[0, 0, 5, 5]], "scores": [0.5], "names": ["cat"]}
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
+    assert len(read_predictions(path, truth)) == 1
+    for wrong, said in (({"scores": []}, "lists of one length"), ({"scores": ["0.5"]}, "scores are numbers"),
+                        ({"boxes": [[0, 0, 5]]}, "four finite numbers")):  # fmt: skip
+        path.write_text(json.dumps({**row, **wrong}))
+        with pytest.raises(UserError, match=f"line 1: .*{said}"):
+            read_predictions(path, truth)
