@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.formats.annotations import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
+from smartclip_det.formats.pictures import check_pictures
+from smartclip_det.utils.notes import note
 
 CROWD = "crowd"
 #: Why a box is left out, and what brings it back where it should not be.
@@ -86,6 +89,37 @@ def boxes_to_learn(truth: GroundTruth, wanted: Any) -> TrainingBoxes:
         if reason in ("", CROWD):
             out.kept.setdefault(a["image_id"], []).append(a)
     return out
+
+
+def check_before_training(train: str | Path, train_images: Path, val: str | Path, val_images: Path) -> GroundTruth:
+    """Read everything that a training will need, so that nothing fails when hours are spent.
+
+    Args:
+        train: annotations to learn from.
+        train_images: folder of their pictures, each of which is decoded.
+        val: annotations to test on.
+        val_images: folder of their pictures.
+
+    Returns:
+        What is learned from.
+
+    Raises:
+        UserError: for files that the check of annotations refuses, pictures that cannot be read, and when no box is
+            left to learn from.
+    """
+    truth, other = load_ground_truth(train), load_ground_truth(val)
+    if not truth.data["annotations"]:
+        raise UserError(f"{train} has no boxes to learn from.")
+    foreign = sorted(set(other.categories.values()) - set(truth.categories.values()))
+    if foreign:
+        note(f"classes of {val} that {train} does not have: {', '.join(foreign[:10])}.")
+    check_pictures(truth, train_images)
+    check_pictures(other, val_images)
+    boxes = boxes_to_learn(truth, truth.categories)
+    refuse_nothing(boxes, str(train))
+    if boxes.left_out:
+        note(f"{train}:\n{boxes.table()}")
+    return truth
 
 
 def refuse_nothing(boxes: TrainingBoxes, where: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.converted import Converted
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.voc import voc_to_coco
@@ -78,6 +79,8 @@ def convert(options: ToCocoOptions) -> Converted:
         found = yolo_to_coco(options.images, options.names, options.labels, rows=options.rows)
     else:
         raise UserError("yolo needs --data data.yaml, or --images and class names.")
+    # What is written is what every reader takes.
+    load_ground_truth(found.data, where=str(options.out))
     write_whole(options.out, json.dumps(found.data))
     return found
 

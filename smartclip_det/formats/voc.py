@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, unknown_names
-from smartclip_det.formats.annotations import GroundTruth
+from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
 from smartclip_det.formats.converted import Converted, PictureFolder, categories_of, refuse_lost, slashed
 from smartclip_det.formats.pictures import picture_size
 from smartclip_det.formats.texts import decode_text, is_text
@@ -161,8 +161,7 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
                                 "iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
                                 "difficult": int(difficult)})  # fmt: skip
     data = {"images": images, "annotations": annotations, "categories": categories_of(names)}
-    sizes: dict[Any, tuple[float, float]] = {i["id"]: (i["width"], i["height"]) for i in images if "width" in i}
-    return GroundTruth(data, str(folder), sizes)
+    return load_ground_truth(data, where=str(folder))
 
 
 def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.datasets.training_boxes import REASONS, boxes_to_learn, refuse_nothing
+from smartclip_det.datasets.training_boxes import REASONS, boxes_to_learn, check_before_training, refuse_nothing
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.pictures import check_pictures, mend_sizes, picture_name, picture_path
 from tests.formats.test_annotation_check import content, fresh_notes  # noqa: F401
@@ -120,3 +122,30 @@ def test_boxes_of_other_classes_are_left_out():
     assert (boxes.used, boxes.left_out) == (2, {"class": 2})
     with pytest.raises(UserError, match=r"has no box to learn from\.$"):
         refuse_nothing(boxes_to_learn(load_ground_truth({**content(), "annotations": []}), {2}), "x.json")
+
+
+def test_all_that_a_training_needs_is_read_first(folder, capsys):
+    train, val = folder / "train.json", folder / "val.json"
+    half = content()
+    for a in half["annotations"][:2]:
+        a["iscrowd"] = 1
+    train.write_text(json.dumps(half))
+    val.write_text(json.dumps({**content(), "categories": [*content()["categories"], {"id": 3, "name": "bus"}]}))
+    assert check_before_training(train, folder, val, folder).path == str(train)
+    told = capsys.readouterr().out
+    assert "classes of" in told
+    assert "bus" in told
+    assert "2  crowd (iscrowd 1)" in told
+    train.write_text(json.dumps(content(area=0)))
+    with pytest.raises(UserError, match=r"no box to learn from; left out: 4 of area 0 \(drop the field"):
+        check_before_training(train, folder, val, folder)
+    train.write_text(json.dumps({**content(), "annotations": []}))
+    with pytest.raises(UserError, match="has no boxes to learn from"):
+        check_before_training(train, folder, val, folder)
+    train.write_text(json.dumps(content()))
+    elsewhere = folder / "val"
+    elsewhere.mkdir()
+    photograph(elsewhere / "1.jpg")
+    (elsewhere / "2.jpg").touch()
+    with pytest.raises(UserError, match=r"val/2\.jpg"):
+        check_before_training(train, folder, val, elsewhere)
