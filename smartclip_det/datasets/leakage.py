@@ -43,11 +43,7 @@ def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: No
     if path.suffix == ".txt" and path.is_file():
         names: Iterable[str] = [n for line in read_text(path, "list of names").split("\n") for n in _names_in(line)]
     elif path.is_file() and path.suffix == ".json" and detect_layout(path) == "coco":
-        content = read_json(path, "training set")
-        # Captions have neither categories nor boxes to check.
-        captions = isinstance(content, dict) and "categories" not in content
-        source = {**content, "annotations": [], "categories": []} if captions else path
-        names = _names_of(load_ground_truth(source, need_annotations=False, where=str(path)))
+        names = _names_of(_images_of(path))
     else:
         records, counts = read_caption_records(path)
         tell(counts.summary(path.name, len(records)))
@@ -101,9 +97,23 @@ def find_leaks(training: dict[str, list[str]], benchmark: str, expressions: Sequ
     return out
 
 
+def _images_of(source: str | Path | Mapping[str, Any]) -> GroundTruth:
+    """A COCO file as annotations; one of captions has neither categories nor boxes to check."""
+    content = source if isinstance(source, Mapping) else read_json(source, "training set")
+    where = "the training set" if isinstance(source, Mapping) else str(source)
+    if isinstance(content, Mapping) and "categories" not in content:
+        content = {**content, "annotations": [], "categories": []}
+    return load_ground_truth(content, need_annotations=False, where=where)
+
+
 def without(source: str | Path | Mapping[str, Any], leaked: set[str]) -> dict[str, Any]:
-    """COCO or LVIS annotations, checked, without the leaked images and their annotations."""
-    truth = load_ground_truth(source, need_annotations=False)
+    """COCO or LVIS annotations, or COCO captions, without the leaked images and what is said of them."""
+    content = source if isinstance(source, Mapping) else read_json(source, "training set")
+    truth = _images_of(content)
     names = _names_of(truth)
     kept = {i["id"] for i, n in zip(truth.data["images"], names, strict=True) if image_key(n) not in leaked}
-    return with_images(truth, kept).data
+    left = with_images(truth, kept).data
+    if "categories" in content:
+        return left
+    said = [a for a in content.get("annotations", []) if a["image_id"] in kept]
+    return {**content, "images": left["images"], "annotations": said}

@@ -203,6 +203,8 @@ def test_leaks_are_found_and_removed(tmp_path):
     assert (leak.split, leak.images, leak.seen, leak.sentences) == ("val", 2, {"coco:7", "coco:8"}, 3)
     clean = without(coco, leak.seen)
     assert [i["id"] for i in clean["images"]] == [a["image_id"] for a in clean["annotations"]] == [9]
+    captions = {"images": coco["images"], "annotations": [{"id": n, "image_id": n, "caption": "a"} for n in (7, 8, 9)]}
+    assert without(captions, leak.seen) == {k: v[2:] for k, v in captions.items()}
     write_layout(tmp_path / "e.jsonl", some(), "jsonl")
     done = run("tools/data/check_leakage.py", "--train", tmp_path / "train.json", "--bench", f"refcoco={tmp_path}/e.jsonl",
                "--clean", tmp_path / "clean.json", "--leaked", tmp_path / "leaked.txt", "--out", tmp_path / "out.json")  # fmt: skip
