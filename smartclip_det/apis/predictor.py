@@ -5,89 +5,42 @@ Shape letters: R regions, C classes, D joint embedding, h w grid cells, H W imag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from smartclip_det.apis.answers import Detections, Explanation
 from smartclip_det.apis.building import array_pipeline, build_detector
-from smartclip_det.core.errors import UserError
+from smartclip_det.apis.inputs import HeldImage, ImageLike, check_count, check_texts, check_threshold, load_image
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.fusion import FUSIONS
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.grounding.dependency import reader_of
+from smartclip_det.models.grounding.parsing import Entity
+from smartclip_det.models.grounding.zero_shot import READINGS, rank_by_tree
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.vocabulary import build_bank, default_cache_dir
-from smartclip_det.utils.devices import resolve_device
-from smartclip_det.utils.images import as_rgb, open_rgb
-
-ImageLike = str | Path | Image.Image | np.ndarray
+from smartclip_det.utils.devices import autocast, check_precision, full_precision, resolve_device
 
 
-@dataclass
-class Detections:
-    """Detections of one image, best first.
-
-    Attributes:
-        boxes: ``[N, 4]`` xyxy pixels of the original image.
-        scores: ``[N]`` in [0, 1].
-        labels: ``[N]`` indices into ``names``.
-        names: the vocabulary.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @property
-    def label_names(self) -> list[str]:
-        """N names."""
-        return [self.names[i] for i in self.labels]
-
-    def above(self, threshold: float) -> Detections:
-        """Those that score at least ``threshold``."""
-        keep = self.scores >= threshold
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.names)
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """Plain values for JSON: ``box`` (xyxy), ``score``, ``name``."""
-        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.label_names, strict=True)
-        return [{"box": b, "score": s, "name": n} for b, s, n in rows]
-
-
-@dataclass
-class Explanation:
-    """Where and by which dimensions a text matches an image.
-
-    Attributes:
-        similarity: ``[h, w]`` masked cosine of each grid cell, -1..1.
-        mask: ``[D]`` the text's mask.
-        text: the text.
-    """
-
-    similarity: np.ndarray
-    mask: np.ndarray
-    text: str
-
-
-@dataclass
-class _EncodedImage:
-    """What an image is encoded to, once.
+@dataclass(frozen=True)
+class EncodedImage:
+    """What an image is encoded to, once; nothing changes it.
 
     Attributes:
         vectors: ``[R, D]`` of the box head.
         dense_vectors: ``[R, D]`` pooled from the dense map.
         objectness: ``[R]``.
         boxes: ``[R, 4]`` decoded xyxy boxes in original pixels.
-        dense: ``[1, D, h, w]`` dense map.
+        dense: ``[D, h, w]`` dense map.
         image_cells: (rows, columns) of the grid that show the image and not padding.
     """
 
@@ -109,7 +62,8 @@ class SmartCLIPPredictor:
 
     def __init__(
         self, detector: Any, encoder: SmartCLIP, pipeline: Any, *, templates: str | Sequence[str] = "photo",
-        policy: ScoringPolicy | None = None, cache_dir: str | Path | None = None,
+        policy: ScoringPolicy | None = None, cache_dir: str | Path | None = None, parser: str = "auto",
+        precision: str = "fp32",
     ) -> None:  # fmt: skip
         """Build from parts; :meth:`from_config` is the usual way.
 
@@ -121,6 +75,9 @@ class SmartCLIPPredictor:
             policy: scoring policy; default: the detector's with a sigmoid against background, so that a class's
                 score does not depend on the other classes asked for.
             cache_dir: folder of encoded texts, None for none.
+            parser: who reads expressions: ``auto`` (spaCy where a pipeline is installed), ``rules``, or the name of a
+                spaCy pipeline.
+            precision: of the tower and neck: ``fp32``, ``bf16`` or ``fp16``; all else is computed in fp32.
         """
         self.detector = detector.eval()
         self.encoder = encoder.eval()
@@ -128,13 +85,15 @@ class SmartCLIPPredictor:
         self.templates = templates
         self.cache_dir = cache_dir
         self.policy = policy or detector.policy.with_(activation="sigmoid", sigmoid_reference="background")
-        self._image: _EncodedImage | None = None
+        self.parser, self.precision = parser, check_precision(precision)
+        self._reader: Callable[[str], Entity] | None = None
+        self._held: HeldImage[EncodedImage] = HeldImage()
 
     @staticmethod
     def from_config(
         config: str | Path, checkpoint: str | Path | None = None, *, device: str = "auto",
         cfg_options: Mapping[str, Any] | None = None, templates: str | Sequence[str] = "photo",
-        policy: Mapping[str, Any] | None = None, use_cache: bool = True,
+        policy: Mapping[str, Any] | None = None, use_cache: bool = True, parser: str = "auto", precision: str = "fp32",
     ) -> SmartCLIPPredictor:  # fmt: skip
         """Build from a config of an :class:`OpenVocabRCNN` and its checkpoint.
 
@@ -146,6 +105,8 @@ class SmartCLIPPredictor:
             templates: prompts of :meth:`set_vocabulary`.
             policy: changes to the default policy of the constructor.
             use_cache: keep encoded texts in the user's cache folder.
+            parser: see the constructor.
+            precision: see the constructor.
 
         Raises:
             UserError: for missing files, configs of other detectors, or a device that is not there.
@@ -157,6 +118,7 @@ class SmartCLIPPredictor:
         return SmartCLIPPredictor(
             detector.to(place), load_towers(cfg.towers).to(place), pipeline, templates=templates,
             policy=detector.policy.with_(**changes), cache_dir=default_cache_dir() if use_cache else None,
+            parser=parser, precision=precision,
         )  # fmt: skip
 
     @property
@@ -166,8 +128,8 @@ class SmartCLIPPredictor:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What belongs into the stamp of its answers."""
-        return {"policy": self.policy.to_dict(), "towers": self.encoder.checkpoint_hash}
+        """How answers are made, for their stamp."""
+        return {"policy": self.policy.to_dict(), "towers": self.encoder.checkpoint_hash, "precision": self.precision}
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -192,14 +154,14 @@ class SmartCLIPPredictor:
         return bank
 
     def _encode(self, names: Sequence[str], templates: str | Sequence[str]) -> TextBank:
-        return build_bank(
-            self.encoder, names, templates=templates, template_order=self.policy.template_order,
-            cache_dir=self.cache_dir,
-        ).to(self.device)  # fmt: skip
+        with full_precision(self.device):
+            return build_bank(
+                self.encoder, names, templates=templates, template_order=self.policy.template_order,
+                cache_dir=self.cache_dir,
+            ).to(self.device)  # fmt: skip
 
-    @torch.no_grad()
-    def set_image(self, image: ImageLike) -> None:
-        """Encode an image: tower, pyramid, proposals and region vectors, none of which depend on texts.
+    def set_image(self, image: ImageLike) -> EncodedImage:
+        """Encode an image and hold it for the queries of this thread; a call that fails leaves none.
 
         Args:
             image: path, PIL image (its EXIF orientation is applied) or ``[H, W, 3]`` uint8 RGB array.
@@ -207,126 +169,208 @@ class SmartCLIPPredictor:
         Raises:
             UserError: for a missing or unreadable file or an array of another shape.
         """
+        self._held.set(None)
+        encoded = self.encode_image(image)
+        self._held.set(encoded)
+        return encoded
+
+    def encode_image(self, image: ImageLike) -> EncodedImage:
+        """Encode an image: tower, pyramid, proposals and region vectors, none of which depend on texts."""
+        return self.encode_images([image])[0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 8) -> list[EncodedImage]:
+        """Encode images, those of one input shape together, so that no image sees the padding of another.
+
+        Args:
+            images: see :meth:`set_image`.
+            batch_size: images in one forward pass at most.
+        """
+        check_count("batch_size", batch_size)
+        data = [self.pipeline({"img": np.ascontiguousarray(load_image(i)[..., ::-1]), "img_id": 0}) for i in images]
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for n, entry in enumerate(data):
+            by_shape.setdefault(tuple(entry["inputs"].shape), []).append(n)
+        out: dict[int, EncodedImage] = {}
+        for same in by_shape.values():
+            for start in range(0, len(same), batch_size):
+                chosen = same[start : start + batch_size]
+                out |= dict(zip(chosen, self._encode_batch([data[n] for n in chosen]), strict=True))
+        return [out[n] for n in range(len(data))]
+
+    def _encode_batch(self, data: Sequence[Mapping[str, Any]]) -> Iterator[EncodedImage]:
         from mmdet.structures.bbox import bbox2roi
 
-        array = load_image(image)
-        data = self.pipeline({"img": np.ascontiguousarray(array[..., ::-1]), "img_id": 0})
         batch = self.detector.data_preprocessor(
-            {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}, False
+            {"inputs": [d["inputs"] for d in data], "data_samples": [d["data_samples"] for d in data]}, False
         )
         images, samples = batch["inputs"], batch["data_samples"]
-        head = self.detector.roi_head
-        features = self.detector.backbone.features(images, dense=True)
-        pyramid = tuple(self.detector.neck(features.taps))
-        proposals = self.detector.rpn_head.predict(pyramid, samples, rescale=False)[0]
-        rois = bbox2roi([proposals.bboxes])
-        vectors, deltas = head.bbox_head(head.pool(pyramid, rois))
-        sample = samples[0]
-        boxes = head.bbox_head.bbox_coder.decode(proposals.bboxes, deltas, max_shape=sample.img_shape)
-        scale = boxes.new_tensor([*sample.scale_factor, *sample.scale_factor])
-        patch = self.detector.backbone.image_tower.patch_size
-        cells = (-(-sample.img_shape[0] // patch), -(-sample.img_shape[1] // patch))
-        self._image = _EncodedImage(
-            vectors, head.dense_vectors(features.dense, rois, self.policy), proposals.scores, boxes / scale,
-            features.dense, cells,
-        )  # fmt: skip
+        with autocast(self.device, self.precision):
+            features = self.detector.backbone.features(images, dense=True)
+            pyramid = self.detector.neck(features.taps)
+        with full_precision(self.device):
+            dense, pyramid = features.dense.float(), tuple(p.float() for p in pyramid)
+            proposals = self.detector.rpn_head.predict(pyramid, samples, rescale=False)
+            rois = bbox2roi([p.bboxes for p in proposals])
+            head = self.detector.roi_head
+            vectors, deltas = head.bbox_head(head.pool(pyramid, rois))
+            pooled = head.dense_vectors(dense, rois, self.policy)
+            counts = [len(p.bboxes) for p in proposals]
+            patch = self.detector.backbone.image_tower.patch_size
+            for n, (v, d, p) in enumerate(
+                zip(vectors.split(counts), deltas.split(counts), pooled.split(counts), strict=True)
+            ):
+                shape = samples[n].img_shape
+                boxes = head.bbox_head.bbox_coder.decode(proposals[n].bboxes, d, max_shape=shape)
+                scale = boxes.new_tensor([*samples[n].scale_factor] * 2)
+                cells = (-(-shape[0] // patch), -(-shape[1] // patch))
+                yield EncodedImage(v, p, proposals[n].scores, boxes / scale, dense[n], cells)
 
-    def proposals(self, top_k: int = 100) -> tuple[np.ndarray, np.ndarray]:
-        """The ``top_k`` class-agnostic boxes of the image set before, and their objectness.
+    def proposals(self, top_k: int = 100, *, image: EncodedImage | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The ``top_k`` class-agnostic boxes and their objectness.
 
         Returns:
             ``[N, 4]`` xyxy pixels of the original image, after the box head's regression, and ``[N]`` in [0, 1].
         """
-        image = self._encoded()
-        order = image.objectness.argsort(descending=True)[:top_k]
+        image = self._held.get(image)
+        order = image.objectness.argsort(descending=True)[: check_count("top_k", top_k)]
         return image.boxes[order].cpu().numpy(), image.objectness[order].cpu().numpy()
-
-    def _encoded(self) -> _EncodedImage:
-        if self._image is None:
-            raise UserError("No image is set. Call set_image(image) before detect, ground or explain.")
-        return self._image
 
     @torch.no_grad()
     def detect(
-        self, texts: Sequence[str] | None = None, *, threshold: float = 0.0, max_detections: int | None = None
-    ) -> Detections:
-        """Boxes of each text in the image set before.
+        self, texts: Sequence[str] | None = None, *, threshold: float = 0.0, max_detections: int | None = None,
+        image: EncodedImage | None = None,
+    ) -> Detections:  # fmt: skip
+        """Boxes of each text.
 
         Args:
             texts: phrases to look for; None for the vocabulary in force. Given texts do not replace it.
             threshold: lowest score kept.
             max_detections: boxes at most; default: the detector's.
+            image: what :meth:`encode_image` gave; default: the image that this thread set.
+
+        Raises:
+            UserError: without an image or texts, for blank texts, and for limits outside their range.
         """
-        bank = self.detector.text_bank if texts is None else self._encode(texts, self.templates).with_seen([])
+        image, bank = self._held.get(image), self.detector.text_bank
+        if texts is not None:
+            bank = self._encode(check_texts(texts, "phrase"), self.templates).with_seen([])
         if bank is None:
             raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
-        return self._score(bank, threshold, max_detections or self.detector.roi_head.max_per_img)
+        return self._detect(image, bank, threshold, max_detections)
 
-    def _score(self, bank: TextBank, threshold: float, limit: int) -> Detections:
-        image, head = self._encoded(), self.detector.roi_head
+    def _detect(self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None) -> Detections:
+        head = self.detector.roi_head
         dense = image.dense_vectors if self.policy.fuses else None
-        rows, classes, values = head.select(
-            image.boxes, image.vectors, dense, image.objectness, bank, self.policy,
-            score_threshold=max(threshold, 0.0) - 1e-9, max_detections=limit,
-        )  # fmt: skip
+        with full_precision(self.device):
+            rows, classes, values = head.select(
+                image.boxes, image.vectors, dense, image.objectness, bank, self.policy,
+                score_threshold=check_threshold(threshold) - 1e-9,
+                max_detections=check_count("max_detections", head.max_per_img if limit is None else limit),
+            )  # fmt: skip
         return Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), classes.cpu().numpy(), bank.names)
 
-    @overload
-    def ground(self, expression: str, *, top_k: int = 1, threshold: float = 0.0) -> Detections: ...
+    def tree(self, expression: str) -> Entity:
+        """The entities, places and relations that :meth:`ground` reads in an expression."""
+        if self._reader is None:
+            self._reader = reader_of(self.parser)
+        return self._reader(expression)
 
     @overload
-    def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0) -> list[Detections]: ...
+    def ground(
+        self, expression: str, *, top_k: int = 1, threshold: float = 0.0, reading: str = "chunks",
+        image: EncodedImage | None = None,
+    ) -> Detections: ...  # fmt: skip
+
+    @overload
+    def ground(
+        self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0, reading: str = "chunks",
+        image: EncodedImage | None = None,
+    ) -> list[Detections]: ...  # fmt: skip
 
     @torch.no_grad()
     def ground(
-        self, expression: str | Sequence[str], *, top_k: int = 1, threshold: float = 0.0
-    ) -> Detections | list[Detections]:
+        self, expression: str | Sequence[str], *, top_k: int = 1, threshold: float = 0.0, reading: str = "chunks",
+        image: EncodedImage | None = None,
+    ) -> Detections | list[Detections]:  # fmt: skip
         """The boxes that referring expressions fit best: zero-shot, proposals ranked by masked cosine.
 
-        Expressions are encoded as they stand, without a template, and all in one pass; the image is not encoded again.
+        Texts are encoded as they stand, without a template, and all in one pass; the image is not encoded again.
 
         Args:
             expression: one text, or several.
             top_k: boxes of each expression at most.
             threshold: lowest score; an expression that no box reaches has no boxes: "none".
+            reading: ``chunks``: the entities of :meth:`tree`, each under its own mask, joined by places and relations;
+                ``expression``: the whole text under its mask; ``both``: their geometric mean.
+            image: what :meth:`encode_image` gave; default: the image that this thread set.
 
         Returns:
             Detections best first, or a list of them for several expressions.
+
+        Raises:
+            UserError: without an image, for blank texts, and for limits outside their range.
         """
-        texts = [expression] if isinstance(expression, str) else list(expression)
-        if not texts or not all(t.strip() for t in texts):
-            raise UserError("The expression is empty.")
-        bank = self._encode(list(dict.fromkeys(texts)), "none").with_seen([])
-        found = [self._score(bank.select([t]), threshold, top_k) for t in texts]
+        image, texts = self._held.get(image), check_texts(expression, "expression")
+        check_choice("reading", reading, READINGS)
+        top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
+        trees = {t: Entity(t) if reading == "expression" else self.tree(t) for t in texts}
+        parts = {t: [*([t] if reading == "both" else []), *trees[t].texts()] for t in texts}
+        bank = self._encode(list(dict.fromkeys(p for t in texts for p in parts[t])), "none").with_seen([])
+        scores = self._scores(image, bank)
+        column = {n: k for k, n in enumerate(bank.names)}
+        answers = {}
+        for t in trees:
+            chosen = {p: scores[:, column[p]] for p in parts[t]}
+            rows, values = rank_by_tree(
+                trees[t], chosen, image.boxes, whole=t if reading == "both" else None,
+                iou_threshold=self.detector.roi_head.nms_iou, top_k=top_k, threshold=threshold,
+            )  # fmt: skip
+            labels = np.zeros(len(rows), dtype=np.int64)
+            answers[t] = Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), labels, (t,))
+        found = [answers[t] for t in texts]
         return found[0] if isinstance(expression, str) else found
 
+    def _scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
+        """``[R, K]`` score of every box for every text by itself."""
+        head, policy = self.detector.roi_head, self.policy
+        dense = image.dense_vectors if policy.fuses else None
+        alone = policy.activation == "sigmoid" and not FUSIONS[policy.fusion].renorm
+        banks = [bank] if alone else [bank.select([n]) for n in bank.names]
+        with full_precision(self.device):
+            return torch.cat([head.scores(image.vectors, dense, image.objectness, b, policy) for b in banks], dim=1)
+
     @torch.no_grad()
-    def explain(self, text: str) -> Explanation:
+    def explain(self, text: str, *, image: EncodedImage | None = None) -> Explanation:
         """Masked cosine of each grid cell with a text, and the text's mask."""
-        image = self._encoded()
-        bank = self._encode([text], "none")
-        d, h, w = image.dense.shape[1:]
-        cosine = bank.cosine(image.dense[0].reshape(d, h * w).t(), self.policy, mask_mode=self.policy.dense_mode)
+        image = self._held.get(image)
+        bank = self._encode(check_texts(text, "text"), "none")
+        d, h, w = image.dense.shape
+        with full_precision(self.device):
+            cosine = bank.cosine(image.dense.reshape(d, h * w).t(), self.policy, mask_mode=self.policy.dense_mode)
         rows, columns = image.image_cells
         mask = bank.resolved_masks(self.policy.dense_mode)
         kept = torch.ones(d) if mask is None else mask[0]
         return Explanation(cosine.view(h, w)[:rows, :columns].cpu().numpy(), kept.cpu().numpy(), text)
 
+    @torch.no_grad()
     def detect_images(
-        self, images: Iterable[ImageLike], texts: Sequence[str] | None = None, **options: Any
+        self, images: Iterable[ImageLike], texts: Sequence[str] | None = None, *, batch_size: int = 1, **options: Any
     ) -> Iterator[Detections]:
-        """:meth:`detect` image by image; the texts are encoded once."""
+        """:meth:`detect` of each image; the texts are encoded once and do not replace the vocabulary in force.
+
+        Args:
+            images: see :meth:`set_image`.
+            texts: phrases to look for; None for the vocabulary in force.
+            batch_size: images that are read, and go through the tower, together.
+            options: ``threshold`` and ``max_detections`` of :meth:`detect`.
+        """
+        bank = self.detector.text_bank
         if texts is not None:
-            self.set_vocabulary(texts)
-        for image in images:
-            self.set_image(image)
-            yield self.detect(**options)
-
-
-def load_image(image: ImageLike) -> np.ndarray:
-    """``[H, W, 3]`` uint8 RGB of a path, PIL image or array."""
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise UserError(f"An image array must be [H, W, 3] uint8 RGB; given {list(image.shape)} {image.dtype}.")
-        return image
-    return np.asarray(as_rgb(image) if isinstance(image, Image.Image) else open_rgb(image))
+            bank = self._encode(check_texts(texts, "phrase"), self.templates).with_seen([])
+        if bank is None:
+            raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
+        waiting = iter(images)
+        while batch := list(islice(waiting, check_count("batch_size", batch_size))):
+            for encoded in self.encode_images(batch, batch_size=batch_size):
+                yield self._detect(encoded, bank, options.get("threshold", 0.0), options.get("max_detections"))

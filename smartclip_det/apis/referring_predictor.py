@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from smartclip_det.apis.answers import Detections, Explanation
 from smartclip_det.apis.building import build_detector
-from smartclip_det.apis.predictor import Detections, Explanation, ImageLike, load_image
+from smartclip_det.apis.inputs import HeldImage, ImageLike, check_count, check_texts, check_threshold, load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
-from smartclip_det.utils.devices import resolve_device
+from smartclip_det.utils.devices import full_precision, resolve_device
 from smartclip_det.utils.images import fit_square, pixels, square_scale
 
 if TYPE_CHECKING:
@@ -23,6 +25,21 @@ if TYPE_CHECKING:
 
 #: Sentences in one pass of the head: each has its own copy of the image's tokens.
 CHUNK = 64
+
+
+@dataclass(frozen=True)
+class EncodedSquare:
+    """What an image is encoded to, once; nothing changes it.
+
+    Attributes:
+        tokens: of the towers.
+        scale: pixels of the square over pixels of the image, x and y.
+        size: width and height of the image.
+    """
+
+    tokens: ImageTokens
+    scale: tuple[float, float]
+    size: tuple[int, int]
 
 
 class ReferringPredictor:
@@ -41,7 +58,7 @@ class ReferringPredictor:
             fit: how images become squares: ``pad`` or ``squash``, as in training.
         """
         self.model, self.fit = model.eval(), fit
-        self._image: tuple[ImageTokens, tuple[float, float], tuple[int, int]] | None = None
+        self._held: HeldImage[EncodedSquare] = HeldImage()
 
     @staticmethod
     def from_config(
@@ -69,12 +86,11 @@ class ReferringPredictor:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What belongs into the stamp of its answers."""
+        """How answers are made, for their stamp."""
         return {"mask_mode": self.model.mask_mode, "towers": self.model.towers.checkpoint_hash}
 
-    @torch.no_grad()
-    def set_image(self, image: ImageLike) -> None:
-        """Encode an image, once for all expressions.
+    def set_image(self, image: ImageLike) -> EncodedSquare:
+        """Encode an image and hold it for the queries of this thread; a call that fails leaves none.
 
         Args:
             image: path, PIL image (its EXIF orientation is applied) or ``[H, W, 3]`` uint8 RGB array.
@@ -82,34 +98,47 @@ class ReferringPredictor:
         Raises:
             UserError: for a missing or unreadable file or an array of another shape.
         """
+        self._held.set(None)
+        encoded = self.encode_image(image)
+        self._held.set(encoded)
+        return encoded
+
+    @torch.no_grad()
+    def encode_image(self, image: ImageLike) -> EncodedSquare:
+        """Encode an image, once for all expressions."""
         picture, side = Image.fromarray(load_image(image)), self.model.image_size
         square = pixels(fit_square(picture, side, self.fit)).to(self.device)
-        self._image = self.model.image_tokens(square[None]), square_scale(picture.size, side, self.fit), picture.size
+        with full_precision(self.device):
+            tokens = self.model.image_tokens(square[None])
+        return EncodedSquare(tokens, square_scale(picture.size, side, self.fit), picture.size)
 
-    def _encoded(self) -> tuple[ImageTokens, tuple[float, float], tuple[int, int]]:
-        if self._image is None:
-            raise UserError("No image is set. Call set_image(image) before ground, segment or explain.")
-        return self._image
-
-    def _outputs(self, texts: Sequence[str]) -> list[tuple[GroundingOutput, int]]:
+    def _outputs(self, image: EncodedSquare, texts: Sequence[str]) -> list[tuple[GroundingOutput, int]]:
         """For each text, the output that holds it, and its row."""
-        tokens, out = self._encoded()[0], []
+        out = []
         for start in range(0, len(texts), CHUNK):
             part = texts[start : start + CHUNK]
             index = torch.zeros(len(part), dtype=torch.long, device=self.device)
-            found = self.model.head(tokens, self.model.text_tokens(part), index)
+            with full_precision(self.device):
+                found = self.model.head(image.tokens, self.model.text_tokens(part), index)
             out += [(found, k) for k in range(len(part))]
         return out
 
     @overload
-    def ground(self, expression: str, *, top_k: int = 1, threshold: float = 0.0) -> Detections: ...
+    def ground(self, expression: str, *, top_k: int = 1, threshold: float = 0.0,
+               image: EncodedSquare | None = None) -> Detections: ...  # fmt: skip
 
     @overload
-    def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0) -> list[Detections]: ...
+    def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0,
+               image: EncodedSquare | None = None) -> list[Detections]: ...  # fmt: skip
 
     @torch.no_grad()
     def ground(
-        self, expression: str | Sequence[str], *, top_k: int = 1, threshold: float = 0.0
+        self,
+        expression: str | Sequence[str],
+        *,
+        top_k: int = 1,
+        threshold: float = 0.0,
+        image: EncodedSquare | None = None,
     ) -> Detections | list[Detections]:
         """The boxes that referring expressions mean, all in one go; the image is not encoded again.
 
@@ -117,6 +146,7 @@ class ReferringPredictor:
             expression: one text, or several.
             top_k: boxes of each expression at most; heads of one query have one.
             threshold: lowest probability that a box is meant; an expression that no box reaches has none.
+            image: what :meth:`encode_image` gave; default: the image that this thread set.
 
         Returns:
             Detections best first, or a list of them for several expressions.
@@ -124,37 +154,39 @@ class ReferringPredictor:
         Raises:
             UserError: for an empty expression, one over the token limit, or without an image.
         """
-        _, scale, (width, height) = self._encoded()
-        texts = [expression] if isinstance(expression, str) else list(expression)
-        if not texts:
-            raise UserError("No expression is given.")
+        image, texts = self._held.get(image), check_texts(expression, "expression")
+        top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
+        width, height = image.size
         found = []
-        for text, (output, k) in zip(texts, self._outputs(texts), strict=True):
-            boxes, scores = self.model.boxes_of(output, k, scale, (height, width))
+        for text, (output, k) in zip(texts, self._outputs(image, texts), strict=True):
+            boxes, scores = self.model.boxes_of(output, k, image.scale, (height, width))
             kept = (scores >= threshold).nonzero().flatten()[:top_k]
             labels = np.zeros(len(kept), dtype=np.int64)
             found.append(Detections(boxes[kept].cpu().numpy(), scores[kept].cpu().numpy(), labels, (text,)))
         return found[0] if isinstance(expression, str) else found
 
     @torch.no_grad()
-    def segment(self, expression: str) -> np.ndarray:
+    def segment(self, expression: str, *, image: EncodedSquare | None = None) -> np.ndarray:
         """``[H, W]`` bool: what an expression means, by heads with a mask branch.
 
         Raises:
             UserError: for a head without one.
         """
-        _, scale, (width, height) = self._encoded()
-        ((output, k),) = self._outputs([expression])
+        image = self._held.get(image)
+        width, height = image.size
+        ((output, k),) = self._outputs(image, check_texts(expression, "expression"))
         if output.pixels is None:
             raise UserError("This head has no mask branch: train one by a config with model.head.mask_branch=True.")
-        return self.model.mask_of(output.pixels[k], scale, (height, width))
+        return self.model.mask_of(output.pixels[k], image.scale, (height, width))
 
     @torch.no_grad()
-    def explain(self, text: str) -> Explanation:
+    def explain(self, text: str, *, image: EncodedSquare | None = None) -> Explanation:
         """Masked cosine of each grid cell with a text under the towers, before the head, and the text's mask."""
-        tokens, scale, (width, height) = self._encoded()
-        told = self.model.text_tokens([text])
-        cosine = paired_masked_cosine(tokens.dense.flatten(2).transpose(1, 2), told.embeds, told.masks)
+        image = self._held.get(image)
+        tokens, scale, (width, height) = image.tokens, image.scale, image.size
+        with full_precision(self.device):
+            told = self.model.text_tokens(check_texts(text, "text"))
+            cosine = paired_masked_cosine(tokens.dense.flatten(2).transpose(1, 2), told.embeds, told.masks)
         h, w = tokens.dense.shape[-2:]
         patch = self.model.towers.config.patch_size
         rows, columns = (max(1, round(n * s / patch)) for n, s in zip((height, width), scale[::-1], strict=True))

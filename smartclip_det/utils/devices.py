@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
 
 logger = logging.getLogger(__name__)
 #: Flags of /proc/cpuinfo that stand for bfloat16 products: x86, then Arm.
@@ -73,3 +75,27 @@ def _product_seconds(dtype: torch.dtype, size: int, times: int) -> float:
         torch.mm(a, a)
         best = min(best, time.perf_counter() - started)
     return best
+
+
+#: Precisions of towers at run time.
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_precision(precision: str) -> str:
+    """A name in :data:`PRECISIONS`.
+
+    Raises:
+        UserError: for another name.
+    """
+    return check_choice("precision", precision, PRECISIONS)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to a precision; with ``fp32`` whatever the caller set stays in force."""
+    dtype = PRECISIONS[check_precision(precision)]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast, whatever the caller set: scores and boxes need fp32."""
+    return torch.autocast(device.type, enabled=False)

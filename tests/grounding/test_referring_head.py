@@ -185,7 +185,7 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
     with torch.no_grad():
         run = model([one["inputs"]], [one["data_samples"]], mode="predict")[0].grounded
     predictor = ReferringPredictor(model, fit)
-    predictor.set_image(photo)
+    encoded = predictor.set_image(photo)
     model.towers.image_tower.features = None  # any further encoding would fail
     found = predictor.ground(texts, top_k=10)
     for mine, theirs in zip(found, run, strict=True):
@@ -195,7 +195,7 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
     best = predictor.ground(texts[3])
     assert (len(best), best.label_names) == (1, [texts[3]])
     assert len(predictor.ground(texts[3], threshold=float(best.scores[0]) + 1e-4)) == 0
-    tokens, told = predictor._encoded()[0], model.text_tokens(texts[:1])
+    tokens, told = encoded.tokens, model.text_tokens(texts[:1])
     cell = masked_cosine(tokens.dense[0, :, 1, 2][None], told.embeds, told.masks)
     explained = predictor.explain(texts[0])
     assert explained.similarity[1, 2] == pytest.approx(cell.item(), abs=1e-6)

@@ -320,7 +320,7 @@ class TestPredictor:
         assert predictor.explain("a red mug").similarity.shape[1] == 16  # 128 pixels in patches of 8
 
     def test_boxes_are_in_original_pixels_and_arrays_equal_files(self, predictor, small):
-        from smartclip_det.apis.predictor import load_image
+        from smartclip_det.apis.inputs import load_image
 
         _, source, _ = small
         photo = source / "images/000000037666.jpg"
@@ -337,12 +337,15 @@ class TestPredictor:
         _, source, _ = small
         predictor.set_vocabulary(["bear", "tv"])
         first = next(predictor.detect_images([source / "images/000000037666.jpg"], ["cat", "dog"])).scores
-        assert predictor.vocabulary == ("cat", "dog")
+        assert predictor.vocabulary == ("bear", "tv")
+        predictor.set_image(source / "images/000000037666.jpg")
         assert np.allclose(first, predictor.detect(["cat", "dog"]).scores)
+        predictor.set_vocabulary(["cat", "dog"])
+        assert np.allclose(first, predictor.detect().scores)
 
     def test_errors_name_the_missing_call(self, small, tmp_path):
         from smartclip_det.apis import SmartCLIPPredictor
-        from smartclip_det.apis.predictor import load_image
+        from smartclip_det.apis.inputs import load_image
         from smartclip_det.core.errors import UserError
 
         root, _, _ = small

@@ -214,6 +214,13 @@ def default_reader() -> Callable[[str], Entity]:
     return SpacyReader() if spacy_models() else parse_expression
 
 
+def reader_of(parser: str) -> Callable[[str], Entity]:
+    """A reader by name: ``auto`` (:func:`default_reader`), ``rules``, or a spaCy pipeline."""
+    if parser == "rules":
+        return parse_expression
+    return default_reader() if parser == "auto" else SpacyReader(parser)
+
+
 def _load(model: str) -> Callable[[str], Any]:
     way_out = "pip install 'smartclip_det[parse]' brings both; --parser rules needs neither."
     try:

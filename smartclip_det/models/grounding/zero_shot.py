@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import nms
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
@@ -262,3 +263,45 @@ def reason(entity: Entity, chances: Mapping[str, Tensor], boxes: Tensor) -> Tens
     for name in entity.superlatives:
         out = extreme(out, relation_matrix(boxes, name))
     return out
+
+
+def rank_by_tree(
+    tree: Entity, scores: Mapping[str, Tensor], boxes: Tensor, *, whole: str | None = None, iou_threshold: float = 0.5,
+    top_k: int = 1, threshold: float = 0.0, candidates: int = 50,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The boxes of an expression, by scores that mean something by themselves.
+
+    A box keeps the score of the tree's root, less what it lacks in the reasoned distribution: so a threshold can answer
+    "none", and an expression without places and relations is ranked by its own score.
+
+    Args:
+        tree: entities of the expression.
+        scores: ``[R]`` in [0, 1], of each text of the tree.
+        boxes: ``[R, 4]`` xyxy.
+        whole: text whose scores join the root's, as their geometric mean.
+        iou_threshold: overlap above which the worse box goes.
+        top_k: boxes at most.
+        threshold: lowest score.
+        candidates: best boxes of each text that take part.
+
+    Returns:
+        ``[N]`` rows and ``[N]`` scores, best first.
+    """
+    rows = torch.cat([_best_rows(boxes, s, iou_threshold, candidates) for s in scores.values()]).unique()
+    mine = {t: s[rows] for t, s in scores.items()}
+    values = mine[tree.text] if whole is None else (mine[tree.text] * mine[whole]).sqrt()
+    if tree.relations or tree.superlatives:
+        chances = {t: s.clamp(1e-6, 1 - 1e-6).logit().softmax(dim=0) for t, s in mine.items()}
+        reasoned = reason(tree, chances, boxes[rows].cpu())
+        values = values * (reasoned / chances[tree.text].clamp(min=1e-12)).clamp(max=1)
+    kept = _best_rows(boxes[rows], values, iou_threshold, top_k)
+    kept = kept[values[kept] >= threshold]
+    return rows[kept], values[kept]
+
+
+def _best_rows(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int) -> Tensor:
+    """Rows of the best boxes after NMS, best first; of equal scores the earlier row first."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[
+        nms(boxes[order].double(), -torch.arange(len(order), device=boxes.device).double(), iou_threshold)[:count]
+    ]
