@@ -26,7 +26,7 @@ from mmengine.config import DictAction
 from PIL import Image
 
 from smartclip_det.apis import Detections, ReferringPredictor, SmartCLIPPredictor
-from smartclip_det.apis.predictor import load_image
+from smartclip_det.apis.inputs import load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
 from smartclip_det.models.grounding.parsing import parse_expression

@@ -252,12 +252,20 @@ class SmartCLIPPredictor:
         Raises:
             UserError: without an image or texts, for blank texts, and for limits outside their range.
         """
-        image, bank = self._held.get(image), self.detector.text_bank
-        if texts is not None:
-            bank = self._encode(check_texts(texts, "phrase"), self.templates).with_seen([])
+        if texts is None:
+            bank = self._bank_in_force()
+            return self._detect(self._held.get(image), bank, threshold, max_detections)
+        image = self._held.get(image)
+        return self._detect(image, self._phrases(texts), threshold, max_detections)
+
+    def _bank_in_force(self) -> TextBank:
+        bank = self.detector.text_bank
         if bank is None:
             raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
-        return self._detect(image, bank, threshold, max_detections)
+        return bank
+
+    def _phrases(self, texts: Sequence[str]) -> TextBank:
+        return self._encode(check_texts(texts, "phrase"), self.templates).with_seen([])
 
     def _detect(self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None) -> Detections:
         head = self.detector.roi_head
@@ -365,11 +373,7 @@ class SmartCLIPPredictor:
             batch_size: images that are read, and go through the tower, together.
             options: ``threshold`` and ``max_detections`` of :meth:`detect`.
         """
-        bank = self.detector.text_bank
-        if texts is not None:
-            bank = self._encode(check_texts(texts, "phrase"), self.templates).with_seen([])
-        if bank is None:
-            raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
+        bank = self._bank_in_force() if texts is None else self._phrases(texts)
         waiting = iter(images)
         while batch := list(islice(waiting, check_count("batch_size", batch_size))):
             for encoded in self.encode_images(batch, batch_size=batch_size):

@@ -53,7 +53,7 @@ def test_eight_threads_get_their_own_answers(kind, pictures, request):
     alone = [ask(k) for k in range(len(pictures))]
     assert not same(alone[0], alone[1])
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, [n % 4 for n in range(32)]))
+        answers = list(pool.map(ask, [n % 4 for n in range(16)]))
     assert all(same(a, alone[n % 4]) for n, a in enumerate(answers))
 
 

@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from smartclip_det.apis import SmartCLIPPredictor
-from smartclip_det.apis.predictor import load_image
+from smartclip_det.apis.inputs import load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.engine.launch import refuse_foreign_checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from smartclip_det.apis import SmartCLIPPredictor
-from smartclip_det.apis.predictor import Detections
+from smartclip_det.apis.answers import Detections
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.formats.json_files import read_json
