@@ -21,6 +21,7 @@ import torch
 from mmengine.config import DictAction
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.training_boxes import check_before_training
 from smartclip_det.engine.config import load_config
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.json_files import read_json
@@ -102,16 +103,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"No checkpoint at {args.checkpoint}.")
     if args.epochs < 1 or not 0 <= args.blend < 1:
         raise UserError(f"--epochs must be at least 1 and --blend in [0, 1); given {args.epochs} and {args.blend}.")
-    train, val = load_ground_truth(args.ann), load_ground_truth(args.val_ann)
-    if not train.data["annotations"]:
-        raise UserError(f"{args.ann} has no boxes to learn from.")
-    foreign = sorted(set(val.categories.values()) - set(train.categories.values()))
-    if foreign:
-        print(f"note: classes of {args.val_ann} that {args.ann} does not have: {', '.join(foreign[:10])}.")
-    for truth, folder in ((train, args.images), (val, args.val_images)):
-        lost = [i["file_name"] for i in truth.data["images"] if not (folder / i["file_name"]).is_file()]
-        if lost:
-            raise UserError(f"{len(lost)} of {len(truth.data['images'])} images are not in {folder}, e.g. {lost[0]}.")
+    check_before_training(args.ann, args.images, args.val_ann, args.val_images)
 
 
 def own_config(args: argparse.Namespace) -> str:

@@ -27,6 +27,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ACTIVATIONS, BACKGROUNDS, ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
 from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
+from smartclip_det.formats.pictures import picture_path
 from smartclip_det.formats.predictions import check_predictions, read_predictions
 from smartclip_det.models.grounding.zero_shot import VIEWS
 from smartclip_det.models.regions import RegionEncoder
@@ -94,7 +95,7 @@ def main() -> None:
         dense_temperature=args.temperature,
         sigmoid_reference="bias" if args.background == "zero" else "background",
     )  # fmt: skip
-    truth = load_ground_truth(args.ann)
+    truth = load_ground_truth(args.ann, need_annotations=args.boxes == "ground-truth")
     names = resolve_names(args.vocabulary) if args.vocabulary else list(truth.categories.values())
     if args.keep_classes and args.boxes == "ground-truth":
         raise UserError("--keep-classes with --boxes ground-truth would give every box its true class.")
@@ -118,7 +119,7 @@ def main() -> None:
     place = {n: i for i, n in enumerate(names)}
     for info in tqdm(truth.data["images"], desc="rescoring", unit="image"):
         boxes, own, own_names = found.get(info["id"], (torch.zeros(0, 4), torch.zeros(0), []))
-        image = open_rgb(args.images / file_name(info))
+        image = open_rgb(picture_path(args.images, info, str(args.ann)))
         if args.keep_classes:
             rows = torch.tensor([i for i, n in enumerate(own_names) if n in place], dtype=torch.long)
         else:
@@ -145,11 +146,6 @@ def encoder_source(args: argparse.Namespace) -> dict[str, Any]:
         return {"open_clip": args.open_clip, "checkpoint": args.weights, "tokenizer": args.tokenizer,
                 "image_size": args.image_size}  # fmt: skip
     return {"checkpoint": args.checkpoint} if args.checkpoint else {"arch": args.arch}
-
-
-def file_name(info: dict[str, Any]) -> str:
-    """Of an image; LVIS v1 names it by the last two parts of its URL."""
-    return str(info.get("file_name") or "/".join(info["coco_url"].split("/")[-2:]))
 
 
 def candidates(args: argparse.Namespace, truth: GroundTruth) -> dict[Any, tuple[torch.Tensor, torch.Tensor, list[str]]]:
