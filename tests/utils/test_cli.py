@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.cli import run_tool
@@ -58,3 +59,17 @@ def test_the_process_group_is_left_with_all_that_hold_it(tmp_path, last, code):
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=REPO, timeout=120
     )
     assert (done.returncode, done.stdout) == (code, "left: True True\n"), done.stderr
+
+
+def test_bad_input_in_a_process_that_loads_data_is_one_line(capsys):
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, n):
+            raise UserError("The image a.jpg cannot be read.")
+
+    with pytest.raises(SystemExit) as left:
+        run_tool(lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1)) and 0)
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: The image a.jpg cannot be read.\n"
