@@ -51,6 +51,28 @@ def test_gradients_of_deformable_convolution(geometry):
     )
 
 
+def test_offsets_larger_than_the_output_are_read_in_order_of_memory():
+    """As dynamic heads pass them: mmcv does not look at their height and width."""
+    image, _, _, weight, bias = tensors(*GEOMETRY[0], count=1)
+    geometry = GEOMETRY[0]
+    both = torch.randn(1, 27, 8, 9, dtype=torch.float64)
+    offset, mask = both[:, :18], both[:, 18:]  # not contiguous
+    read = [t.reshape(1, -1)[:, : t.shape[1] * 30].reshape(1, t.shape[1], 6, 5) for t in (offset, mask)]
+    out = modulated_deform_conv2d(image, offset, mask, weight, bias, *geometry)
+    expected = reference.deform_conv(image, read[0], weight, *geometry, read[1], bias)
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
+    grads = []
+    for maps in ((offset, mask), read):
+        leaves = [t.detach().clone(memory_format=torch.channels_last).requires_grad_() for t in maps]
+        modulated_deform_conv2d(image, *leaves, weight, bias, *geometry).square().sum().backward()
+        grads.append([leaf.grad.reshape(1, -1) for leaf in leaves])
+    for large, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(large[:, : plain.shape[1]], plain)
+        assert not large[:, plain.shape[1] :].any()
+    with pytest.raises(RuntimeError, match="offset output dims"):
+        modulated_deform_conv2d(image, offset[:, :, :2], mask, weight, bias, *geometry)
+
+
 def test_the_gradient_of_the_weight_is_added_and_scaled(ours):
     geometry = GEOMETRY[0]
     image, offset, _, weight, _ = tensors(*geometry)
