@@ -28,9 +28,9 @@ def in_force(ours):
     importlib.import_module("mmcv.ops")
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
-            if name.startswith("mmcv.ops.") and hasattr(module, "ext_module"):
-                if finder.MARK not in vars(module.ext_module):
-                    patch.setattr(module, "ext_module", SimpleNamespace(**ours))
+            extension = getattr(module, "ext_module", None) if name.startswith("mmcv.ops.") else None
+            if extension is not None and finder.MARK not in vars(extension):
+                patch.setattr(module, "ext_module", SimpleNamespace(**ours))
         yield
 
 

@@ -38,9 +38,7 @@ def test_soft_nms_writes_scores_and_order_as_mmcv_does(rows, method, offset, min
     dets = torch.full((len(rows), 5), -7.0, dtype=torch.float64)
     before = boxes.clone(), scores.clone()
     kept = ops.softnms(boxes, scores, dets, 0.31, 0.5, min_score, method, offset)
-    expected, indices = reference.soft_nms(
-        boxes.tolist(), scores.tolist(), 0.31, 0.5, min_score, method, offset
-    )
+    expected, indices = reference.soft_nms(boxes.tolist(), scores.tolist(), 0.31, 0.5, min_score, method, offset)
     if any(np.isnan(r[4]) for r in expected):
         return  # two boxes of no area on one place: 0 / 0 in mmcv, too
     assert kept.tolist() == indices

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from mmcv.ops import MaskedConv2d, SyncBatchNorm, carafe, sigmoid_focal_loss, softmax_focal_loss
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+from torch.nn import functional as F  # noqa: N812
 
 from tests.operators import reference
 
@@ -34,10 +34,8 @@ def test_sigmoid_focal_loss(logits, gamma, alpha):
     weights = torch.tensor([0.5, 3, 1, 2, 1], **DOUBLE)[:, None]
     weighted = sigmoid_focal_loss(logits, TARGET, gamma, alpha, weight, "none")
     torch.testing.assert_close(weighted, expected * weights)
-    for reduction in ("mean", "sum"):
-        assert torch.autograd.gradcheck(
-            lambda x: sigmoid_focal_loss(x, TARGET, gamma, alpha, weight, reduction), logits  # noqa: B023
-        )
+    assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, TARGET, gamma, alpha, weight, "mean"), logits)
+    assert torch.autograd.gradcheck(lambda x: sigmoid_focal_loss(x, TARGET, gamma, alpha, weight, "sum"), logits)
     hot_target = F.one_hot(TARGET, 4)[:, :3]
     torch.testing.assert_close(
         sigmoid_focal_loss(logits, TARGET, gamma, alpha, None, "none"),
@@ -88,9 +86,7 @@ def test_carafe(kernel, groups, scale):
     out = carafe(features, masks, kernel, groups, scale)
     torch.testing.assert_close(out, reference.carafe(features, masks, kernel, groups, scale))
     features.requires_grad_(), masks.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, m: carafe(x, m, kernel, groups, scale), (features, masks), fast_mode=True
-    )
+    assert torch.autograd.gradcheck(lambda x, m: carafe(x, m, kernel, groups, scale), (features, masks), fast_mode=True)
     half = carafe(features.detach().bfloat16(), masks.detach().bfloat16(), kernel, groups, scale)
     torch.testing.assert_close(half.double(), out, atol=0.2, rtol=0.1)
 

@@ -31,7 +31,9 @@ def test_roi_align(image, mode, ratio, aligned):
     expected, _ = reference.roi_align(image, ROIS, (2, 3), SCALE, ratio, aligned, mode)
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
     image.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: roi_align(x, ROIS, (2, 3), SCALE, ratio, mode, aligned), image, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: roi_align(x, ROIS, (2, 3), SCALE, ratio, mode, aligned), image, fast_mode=True
+    )
 
 
 def test_the_highest_sample_is_told_with_its_place(image, ours):
