@@ -118,7 +118,9 @@ def shrink(node: Any, bert: str, key: str = "") -> Any:
     if not isinstance(node, dict):
         return node
     out = {name: shrink(value, bert, name) for name, value in node.items()}
-    out.update({name: None for name in ("init_cfg", "pretrained", "batch_augments", "teacher_ckpt") if name in out})
+    out.update({name: None for name in ("pretrained", "batch_augments", "teacher_ckpt") if name in out})
+    if "checkpoint" in str(out.get("init_cfg")):
+        out["init_cfg"] = None
     out.update({name: value for name, value in SMALL.items() if name in out})
     kind = str(out.get("type", ""))
     _shrink_kind(kind, out, bert)
@@ -202,6 +204,7 @@ def train_step(family: str, bert: str) -> tuple[float, float]:
     torch.manual_seed(0)
     MessageHub.get_current_instance().update_info("epoch", 0)  # read by TOOD
     model = revert_sync_batchnorm(MODELS.build(config))  # as MMEngine's runner does for one process
+    model.init_weights()  # some parameters hold whatever was in memory before
     model.train()
     classes = [c for c in find_all(config, "num_classes") if isinstance(c, int)]
     data = batch(model, SIDES.get(family, 64), min([*classes, len(WORDS)]))
