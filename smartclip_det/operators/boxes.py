@@ -80,7 +80,7 @@ def softnms(
         rows[[i, best]], indices[[i, best]] = rows[[best, i]], indices[[best, i]]
         rest = rows[i + 1 : count]
         rest[:, 4] *= _decay(_iou_with_rest(rows[i, :4], rest[:, :4], offset), iou_threshold, sigma, method)
-        # mmcv fills the place of a box that leaves with the last one; which of two equal scores comes first hangs on it.
+        # mmcv fills the place of a box that leaves with the last one, which decides between equal scores later.
         gone = rest[:, 4] < rows.dtype.type(min_score)
         if gone.any():
             kept = len(rest) - int(gone.sum())
@@ -95,7 +95,7 @@ def softnms(
 
 
 def nms_match(dets: torch.Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of rows of ``dets`` [R, 5] (box, score): the one kept first, then those it suppresses (IoU >= threshold)."""
+    """Groups of rows of ``dets`` [R, 5] (box, score): the one kept, then those whose IoU reaches the threshold."""
     rows = _as_numpy(dets)
     order = torch.from_numpy(rows[:, 4].copy()).sort(descending=True, stable=True).indices.numpy()
     groups = []

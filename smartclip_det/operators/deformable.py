@@ -155,11 +155,37 @@ def deform_conv_backward_parameters(
     grad_weight.add_(grads[1].to(grad_weight.dtype), alpha=scale)
 
 
+def _reread(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``maps`` [B, C, h, w] whose numbers, in order of memory, fill maps of ``size``; what is left over is unused.
+
+    mmcv takes offsets and masks larger than its output in this way. Dynamic heads pass such, and weights were trained
+    with it.
+    """
+    if maps.shape[2:] == size or maps.shape[2] * maps.shape[3] < size[0] * size[1]:
+        return maps
+    return maps.flatten(1)[:, : maps.shape[1] * size[0] * size[1]].unflatten(1, (maps.shape[1], *size))
+
+
+def _output_size(input: torch.Tensor, weight: torch.Tensor, options: dict[str, Any]) -> tuple[int, int]:
+    sizes = []
+    for axis, side in ((2, "h"), (3, "w")):
+        reach = options[f"dilation_{side}"] * (weight.shape[axis] - 1) + 1
+        sizes.append((input.shape[axis] + 2 * options[f"pad_{side}"] - reach) // options[f"stride_{side}"] + 1)
+    return sizes[0], sizes[1]
+
+
 def _modulated(
-    input: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor | None
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    bias: torch.Tensor | None,
+    options: dict[str, Any],
 ) -> list[torch.Tensor]:
-    # mmcv passes a tensor of one element where there is no bias.
-    return at_least_single(input, weight, offset, mask, weight.new_zeros(len(weight)) if bias is None else bias)
+    size = _output_size(input, weight, options)
+    # mmcv passes an empty tensor where there is no bias.
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return at_least_single(input, weight, _reread(offset, size), _reread(mask, size), bias)
 
 
 def modulated_deform_conv_forward(
@@ -175,7 +201,7 @@ def modulated_deform_conv_forward(
     **options: Any,
 ) -> None:
     """Deformable convolution v2: as v1, each sample times ``mask`` [B, groups * kh * kw, h, w]."""
-    tensors = _modulated(input, weight, offset, mask, bias if with_bias else None)
+    tensors = _modulated(input, weight, offset, mask, bias if with_bias else None, options)
     output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *_arguments(options, True)))
 
 
@@ -197,10 +223,14 @@ def modulated_deform_conv_backward(
     **options: Any,
 ) -> None:
     """Gradients of :func:`modulated_deform_conv_forward`."""
-    tensors = _modulated(input, weight, offset, mask, bias if with_bias else None)
+    tensors = _modulated(input, weight, offset, mask, bias if with_bias else None, options)
     grads = torch.ops.torchvision._deform_conv2d_backward(
         grad_output.to(tensors[0].dtype), *tensors, *_arguments(options, True)
     )
-    targets = [grad_input, grad_weight, grad_offset, grad_mask, *([grad_bias] if with_bias else [])]
-    for target, grad in zip(targets, grads, strict=False):
-        target.copy_(grad)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    for target, grad in ((grad_offset, grads[2]), (grad_mask, grads[3])):
+        flat = grad.flatten(1)
+        target.copy_(F.pad(flat, (0, target.shape[1:].numel() - flat.shape[1])).view_as(target))
+    if with_bias:
+        grad_bias.copy_(grads[4])

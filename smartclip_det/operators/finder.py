@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from smartclip_det.core.errors import UserError
-
 EXTENSION = "mmcv._ext"
 COMPILED_COMMAND = "make setup OPS=compiled"
 #: What stands here tells our module from a compiled one.
@@ -32,6 +30,8 @@ def missing(name: str) -> Callable[..., Any]:
     """Stands in for an operator that we do not have: importing ``mmcv.ops`` works, calling it tells the way out."""
 
     def absent(*args: Any, **options: Any) -> Any:
+        from smartclip_det.core.errors import UserError
+
         raise UserError(
             f"The operator {name} of mmcv has no form by torchvision and torch in smartclip_det. "
             f"Run `{COMPILED_COMMAND}` to compile mmcv's own operators (needs g++ and Python's headers)."

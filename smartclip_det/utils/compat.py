@@ -1,4 +1,4 @@
-"""Versions and compiled operators: the one file that knows where libraries disagree.
+"""Versions of libraries: the one file that knows where libraries disagree.
 
 Each problem gives one readable error with the command that mends it.
 """
@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.operators import finder
 
 logger = logging.getLogger(__name__)
 SETUP_COMMAND = "make setup"
@@ -39,6 +40,26 @@ def check_stack() -> None:
                 f"{module} cannot be used ({error}). Detectors and trained grounding heads need it. Tested: "
                 f"{distribution}=={TESTED[distribution]}. Run `{INSTALL_COMMAND}`, or in a checkout `{SETUP_COMMAND}`."
             ) from error
+    operators_in_force()
+
+
+def operators_in_force() -> str:
+    """Where the operators come from that MMDetection calls: our own by torchvision and torch, or compiled ones.
+
+    Raises:
+        UserError: when compiled ones are installed and cannot be loaded, with the commands that mend it.
+    """
+    try:
+        extension = importlib.import_module(finder.EXTENSION)
+    except ImportError as error:
+        raise UserError(
+            f"mmcv's compiled operators cannot be loaded ({error}); they were compiled for another torch or Python. "
+            f"Compile them again by `{finder.COMPILED_COMMAND}`, or run `{SETUP_COMMAND}`: nothing is compiled then."
+        ) from error
+    if finder.MARK in vars(extension):
+        return "by torchvision and torch"
+    cuda = extension.get_compiling_cuda_version()
+    return "compiled, CPU only" if cuda in ("not available", "") else f"compiled, CUDA {cuda}"
 
 
 class _SafeTorch(ModuleType):

@@ -39,7 +39,17 @@ def environment() -> dict[str, str]:
         "gpu": gpu,
         "torch CUDA": str(torch.version.cuda),
         "threads": str(torch.get_num_threads()),
+        "operators": _operators(),
     }
+
+
+def _operators() -> str:
+    if compat.version_of("mmdet") is None:
+        return "none (no mmdet)"
+    try:
+        return compat.operators_in_force()
+    except UserError:
+        return "compiled, not loadable"
 
 
 def check_operators(device: str) -> list[str]:

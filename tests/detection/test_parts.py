@@ -485,6 +485,7 @@ def test_environment_table_runs_the_operators():
         "RoIAlign on cpu: ok",
         "NMS on cpu: ok",
         "MultiScaleDeformableAttention on cpu: ok",
+        "operators              ",
         "mmdet                  3.3.0",
     ):
         assert line in done.stdout
