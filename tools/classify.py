@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.core.mask_modes import RETRIEVAL_MODES
 from smartclip_det.core.prompts import TEMPLATE_SETS
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.formats.class_names import distinct_names
@@ -73,9 +73,9 @@ def main() -> None:
     squares = SquareImages(openers, towers.config.image_size, args.fit)
     loader = squares.batches(args.batch_size, args.workers)
     count = math.ceil(len(squares) / args.batch_size)
-    scorings = dict(SCORINGS) if towers.mask_network is not None and len(bank) > 1 else {"plain": "off"}
-    chosen = {name: resolve_masks(masks, mode, bank.texts) for name, mode in scorings.items()}
-    scores: dict[str, list[Tensor]] = {name: [] for name in scorings}
+    modes = RETRIEVAL_MODES if towers.mask_network is not None and len(bank) > 1 else ("off",)
+    chosen = {mode: resolve_masks(masks, mode, bank.texts) for mode in modes}
+    scores: dict[str, list[Tensor]] = {mode: [] for mode in modes}
     for batch in tqdm(loader, desc="images", unit="batch", total=count):
         vectors = towers.encode_image((batch.to(args.device).float() / 255 - mean) / std)
         for name, gates in chosen.items():

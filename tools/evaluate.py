@@ -20,10 +20,8 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.mask_modes import SCORINGS
-from smartclip_det.metrics.described_objects import SCENARIOS
-from smartclip_det.metrics.generalized_referring import BOX_RULES
-from smartclip_det.protocols.detection import PROTOCOLS, EvaluationRequest, compare, run_protocol
+from smartclip_det.protocols.options import Options, add_protocol_options, given_options
+from smartclip_det.protocols.registry import PROTOCOLS
 from smartclip_det.protocols.stamp import write_results
 from smartclip_det.utils.cli import format_metrics, run_tool
 
@@ -37,26 +35,8 @@ def parse_args() -> argparse.Namespace:
     what.add_argument("--pred", type=Path, help="prediction file (tools/test.py --out writes it)")
     what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="paired bootstrap of two files")
     parser.add_argument("--out", type=Path, help="JSON to write; default: beside the predictions")
-    parser.add_argument("--split-file", type=Path, help="ov-coco: json with base and novel names")
-    parser.add_argument("--backend", choices=["fast", "reference"], default="fast")
-    parser.add_argument("--iou-type", choices=["bbox", "segm"], default="bbox")
-    parser.add_argument("--max-dets", type=int, default=0, help="default: 100, LVIS 300; -1: no limit (LVIS)")
-    parser.add_argument("--images", choices=["all", "annotated", "predicted"], default="all",
-                        help="annotated: those with a box of the protocol's classes; predicted: those of a run that "
-                        "died")  # fmt: skip
-    parser.add_argument("--setting", choices=["joint", "target-only"], default="joint",
-                        help="ov-coco; target-only: the detector was given the novel names alone")  # fmt: skip
     parser.add_argument("--per-class", action="store_true", help="print a table by class (always in the JSON)")
-    parser.add_argument("--split", default="", help="refcoco: train, val, testA, testB or test")
-    parser.add_argument("--instances", default="", help="refcoco: instances.json of a refs file")
-    parser.add_argument("--overlap", choices=["iou", "giou"], default="", help="default: refcoco iou, grefcoco giou")
-    parser.add_argument("--score-threshold", type=float, default=0.7, help="grefcoco: boxes below are not predicted")
-    parser.add_argument("--box-rule", choices=BOX_RULES, default="any", help="flickr: any box of a phrase, or merged")
-    parser.add_argument("--scenario", choices=SCENARIOS, default="intra", help="dcube: sentences asked of an image")
-    parser.add_argument("--strict", action="store_true", help="refcoco: hits need overlap > threshold")
-    parser.add_argument("--box-format", choices=["xyxy", "xywh"], default="xyxy", help="refcoco predictions")
-    parser.add_argument("--difficult", choices=["count", "ignore"], default="count", help="voc")
-    parser.add_argument("--scoring", choices=SCORINGS, default="plain", help="retrieval: what --compare compares")
+    add_protocol_options(parser)
     parser.add_argument("--resamples", type=int, default=1000, help="compare: bootstrap draws")
     parser.add_argument("--seed", type=int, default=0, help="compare: seed of the draws")
     return parser.parse_args()
@@ -65,18 +45,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Score one file, or compare two."""
     args = parse_args()
-    options = {k: v for k, v in vars(args).items() if k not in ("compare", "out", "resamples", "seed", "per_class")}
+    options = given_options(args.protocol, args)
     if args.compare:
         compare_files(args, options)
         return
-    result = run_protocol(EvaluationRequest(**options))
+    result = PROTOCOLS[args.protocol].evaluate(args.ann, args.pred, options)
     print(f"{args.protocol} ({', '.join(f'{k} {v}' for k, v in result.counts.items())})")
     print(format_metrics(result.metrics))
     if args.per_class:
         print_classes(result.per_class)
     if result.counts.get("unknown_category"):
         print(f"note: {result.counts['unknown_category']} predictions are of unknown categories.")
-    if result.counts.get("difficult") and args.difficult == "count":
+    if result.counts.get("difficult") and options.difficult == "count":
         print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
     write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
@@ -93,14 +73,12 @@ def print_classes(per_class: dict[str, float | None]) -> None:
         print(f"no ground truth: {', '.join(lacking)}")
 
 
-def compare_files(args: argparse.Namespace, options: dict) -> None:
+def compare_files(args: argparse.Namespace, options: Options) -> None:
     """Print and write the paired bootstrap."""
     a, b = args.compare
     if args.resamples < 1:
         raise UserError("--resamples must be at least 1.")
-    stamp, outcome = compare(
-        EvaluationRequest(**{**options, "pred": a}), a, b, resamples=args.resamples, seed=args.seed
-    )
+    stamp, outcome = PROTOCOLS[args.protocol].compare(args.ann, a, b, options, resamples=args.resamples, seed=args.seed)
     print(f"A = {a}\nB = {b}\n{'metric':12s} {'A':>9s} {'B':>9s} {'B - A':>9s}  95 % interval        p")
     for name, r in outcome.items():
         interval = f"[{r['low']:+.4f}, {r['high']:+.4f}]"

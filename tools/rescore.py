@@ -40,7 +40,8 @@ from smartclip_det.models.rescoring import (
 )
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
-from smartclip_det.protocols.detection_metric import PROTOCOL_NAMES, OpenVocabMetric
+from smartclip_det.protocols.detection_metric import OpenVocabMetric
+from smartclip_det.protocols.registry import OF_DETECTIONS
 from smartclip_det.protocols.stamp import file_hash
 from smartclip_det.utils.cli import format_metrics, run_tool
 from smartclip_det.utils.images import open_rgb
@@ -53,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="folder of file_name")
     parser.add_argument("--boxes", default="ground-truth", help='"ground-truth", or saved detections')
     parser.add_argument("--vocabulary", help="names; default: those of the annotations")
-    parser.add_argument("--protocol", choices=PROTOCOL_NAMES, default="coco")
+    parser.add_argument("--protocol", choices=OF_DETECTIONS, default="coco")
     parser.add_argument("--split-file", help="own base and novel names for ov-coco")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="towers, any readable layout")

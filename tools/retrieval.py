@@ -28,7 +28,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.formats.caption_groups import TEXTS, open_source
 from smartclip_det.formats.caption_sets import PROTOCOLS, CaptionedImage, load_captions, load_protocol
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
-from smartclip_det.metrics.retrieval import recall_metrics, scorings_of
+from smartclip_det.metrics.retrieval import modes_of, recall_metrics
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
@@ -64,7 +64,7 @@ def main() -> None:
     towers = load_towers({"checkpoint": args.checkpoint, "arch": args.arch, "stretch": args.stretch}).to(args.device)
     vectors = encode(towers, images, args)
     vectors.stamp = {**facts, **vectors.stamp}
-    metrics = recall_metrics(vectors, scorings_of(vectors), progress=True)
+    metrics = recall_metrics(vectors, modes_of(vectors), progress=True)
     print(format_metrics(metrics))
     if args.vectors:
         print(f"written: {vectors.save(args.vectors)}")

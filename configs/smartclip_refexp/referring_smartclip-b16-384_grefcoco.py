@@ -7,6 +7,6 @@ model = dict(head=dict(queries=10), loss_weights=dict(_delete_=True, exists=1.0,
 train_dataloader = dict(dataset=annotations)
 val_dataloader = dict(dataset=annotations)
 test_dataloader = val_dataloader
-# The released evaluator asks for 0.7; calibrate on val: tools/analysis/calibrate_grounding.py
-val_evaluator = dict(**annotations, protocols=["grefcoco"], score_threshold=0.7)
+# score_threshold is the released evaluator's; calibrate on val: tools/analysis/calibrate_grounding.py
+val_evaluator = dict(**annotations, protocols=["grefcoco"])
 test_evaluator = val_evaluator

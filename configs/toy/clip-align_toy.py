@@ -3,6 +3,6 @@ _base_ = "./smartclip-align_toy.py"
 
 towers = dict(_delete_=True, checkpoint=None, arch="CLIP-toy", seed=0)
 model = dict(towers=towers, loss=dict(mask_mode="off", alignment_weight=0.5))
-val_evaluator = dict(scoring="plain")
+val_evaluator = dict(scoring="off")
 test_evaluator = val_evaluator
 optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -11,7 +11,7 @@ model = dict(
     # Patches are trained to match texts as well: a frozen detector rests on them (README: what was tried).
     dense_weight=1.0,
 )
-val_evaluator = dict(scoring="plain")
+val_evaluator = dict(scoring="off")
 test_evaluator = val_evaluator
 optim_wrapper = dict(
     type="BFloat16OptimWrapper",

@@ -30,8 +30,13 @@ val_dataloader = dict(
     dataset=dict(**dataset, ann_file="refs/finetune_toy_val.json", images="images", test_mode=True),
 )
 test_dataloader = val_dataloader
+# The score of an answer is a probability here, and no box is the likelier answer below one half.
 val_evaluator = dict(
-    type="ReferringMetric", data_root=data_root, ann_file="refs/finetune_toy_val.json", protocols=["grefcoco"]
+    type="ReferringMetric",
+    data_root=data_root,
+    ann_file="refs/finetune_toy_val.json",
+    protocols=["grefcoco"],
+    score_threshold=0.5,
 )
 test_evaluator = val_evaluator
 max_epochs = 8

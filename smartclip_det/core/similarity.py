@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.mask_modes import MASK_MODES
 
-MASK_MODES = ("hard", "soft", "off", "random", "shuffled")
 #: Those that a batch of any sentences can have: ``shuffled`` would depend on which texts share it.
 OWN_MASK_MODES = tuple(m for m in MASK_MODES if m != "shuffled")
 TEXT_NORMS = ("full", "masked")

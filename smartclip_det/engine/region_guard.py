@@ -58,7 +58,7 @@ class RegionProbeHook(Hook):
         """Accuracies by name, the same on every process."""
         # Here, so that runs without this hook need no pycocotools.
         from smartclip_det.formats.annotations import load_ground_truth
-        from smartclip_det.protocols.detection import ov_coco_split
+        from smartclip_det.formats.class_splits import ov_coco_split
 
         towers = unwrapped(runner.model).towers
         truth = load_ground_truth(self.ann_file)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from smartclip_det.core.rules import COCO_LIMITS, IOU_TYPES, LVIS_LIMIT
 from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.metrics.coco import build_evaluator
 from smartclip_det.metrics.lvis import limit_detections, reference_evaluator
@@ -64,8 +65,8 @@ class ClassMatches:
 
 
 def coco_matches(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], names: Sequence[str], *, iou_type: str = "bbox",
-    max_dets: int = 100,
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], names: Sequence[str], *, iou_type: str = IOU_TYPES[0],
+    max_dets: int = COCO_LIMITS[-1],
 ) -> list[ClassMatches]:  # fmt: skip
     """Match by pycocotools, per class (area: all)."""
     truth, results = with_numbers(truth, results)
@@ -88,7 +89,11 @@ def coco_matches(
 
 
 def lvis_matches(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, iou_type: str = "bbox", max_dets: int = 300
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: str = IOU_TYPES[0],
+    max_dets: int = LVIS_LIMIT,
 ) -> list[ClassMatches]:
     """Match by lvis-api, per class in id order (area: all), after the limit per image."""
     truth, results = with_numbers(truth, results)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import check_choice
+from smartclip_det.core.rules import BACKENDS, COCO_LIMITS, IOU_TYPES
 from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.formats.segmentations import run_lengths, with_run_lengths
 
-BACKENDS = ("fast", "reference")
 _SIZES = {"": 0, "_s": 1, "_m": 2, "_l": 3}
 
 
@@ -69,9 +69,9 @@ def evaluate_tables(
     truth: GroundTruth,
     results: Sequence[Mapping[str, Any]],
     *,
-    backend: str = "fast",
-    iou_type: str = "bbox",
-    max_dets: Sequence[int] = (1, 10, 100),
+    backend: str = BACKENDS[0],
+    iou_type: str = IOU_TYPES[0],
+    max_dets: Sequence[int] = COCO_LIMITS,
     names: Sequence[str] | None = None,
     use_categories: bool = True,
 ) -> CocoTables:
@@ -87,7 +87,7 @@ def evaluate_tables(
         use_categories: False to ignore classes (class-agnostic AP).
     """
     check_choice("backend", backend, BACKENDS)
-    check_choice("iou_type", iou_type, ("bbox", "segm"))
+    check_choice("iou_type", iou_type, IOU_TYPES)
     truth, results = with_numbers(truth, results)
     chosen = list(truth.categories.values()) if names is None else list(names)
     ids = truth.category_ids(chosen)
@@ -160,7 +160,7 @@ def mask_results(results: Sequence[Mapping[str, Any]], annotations: Mapping[str,
     return out
 
 
-def coco_metrics(tables: CocoTables, iou_type: str = "bbox") -> dict[str, float]:
+def coco_metrics(tables: CocoTables, iou_type: str = IOU_TYPES[0]) -> dict[str, float]:
     """The twelve COCO numbers under MMDetection's names, unrounded."""
     out = {
         f"{iou_type}_mAP": tables.ap(),

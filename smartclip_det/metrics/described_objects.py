@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.rules import BACKENDS, SCENARIOS
 from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.utils.boxes import to_xyxy
 
-#: Which sentences are asked of an image: those of its scenario, or all of them.
-SCENARIOS = ("intra", "inter")
 #: Words of a sentence, as D-cube's tables group them.
 LENGTHS = {"short": (1, 3), "middle": (4, 6), "long": (7, 9), "very_long": (10, 10**6)}
 
 
 def dcube_metrics(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], scenario: str = "intra", backend: str = "fast"
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], scenario: str = SCENARIOS[0], backend: str = BACKENDS[0]
 ) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:
     """COCO mAP whose classes are sentences (D-cube, arXiv 2307.12813).
 
@@ -99,7 +98,7 @@ def fgovd_metrics(
 
 def fgovd_map(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], negatives: int = 0, nms: float = 0.5,
-    backend: str = "fast",
+    backend: str = BACKENDS[0],
 ) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:  # fmt: skip
     """COCO mAP over true captions, after NMS across the captions that are asked of an object.
 

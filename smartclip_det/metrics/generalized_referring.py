@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.rules import BOX_RULES, GREC_OVERLAP, GREC_SCORE, OVERLAPS
 from smartclip_det.formats.expressions.predictions import check_known
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 from smartclip_det.formats.segmentations import whole_mask
-from smartclip_det.metrics.referring import OVERLAPS, box_overlap
+from smartclip_det.metrics.referring import box_overlap
 
 Box = Sequence[float]
-#: Which box of a phrase counts: any one of its boxes, or the smallest box around all of them.
-BOX_RULES = ("any", "merged")
 PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -53,8 +52,8 @@ def _mean(values: Any) -> float:
 
 
 def grec_metrics(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, score: float = 0.7,
-    threshold: float = 0.5, overlap: str = "giou",
+    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, score: float = GREC_SCORE,
+    threshold: float = 0.5, overlap: str = GREC_OVERLAP,
 ) -> tuple[dict[str, float], dict[str, int]]:  # fmt: skip
     """GREC (gRefCOCO, arXiv 2308.16182): how many sentences are answered exactly.
 
@@ -83,7 +82,7 @@ def grec_metrics(
 
 def calibrate_threshold(
     truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, threshold: float = 0.5,
-    overlap: str = "giou", measure: str = "f1",
+    overlap: str = GREC_OVERLAP, measure: str = "f1",
 ) -> tuple[float, dict[str, float]]:  # fmt: skip
     """The score threshold with the best GREC on these sentences; to be found on train or val and used elsewhere.
 
@@ -114,7 +113,7 @@ def calibrate_threshold(
 
 
 def phrase_recall(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, boxes: str = "any",
+    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, boxes: str = BOX_RULES[0],
     threshold: float = 0.5, tops: Sequence[int] = (1, 5, 10),
 ) -> tuple[dict[str, float], dict[str, int]]:  # fmt: skip
     """Flickr30k Entities: share of phrases that one of the best k boxes hits.

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.rules import BACKENDS, IOU_TYPES, LVIS_LIMIT
 from smartclip_det.formats.annotations import GroundTruth, with_numbers
 from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.lvis import FREQUENCIES, check_lvis
 from smartclip_det.formats.segmentations import mask_areas, with_run_lengths
-from smartclip_det.metrics.coco import BACKENDS, CocoTables, mask_results
+from smartclip_det.metrics.coco import CocoTables, mask_results
 from smartclip_det.utils.collector import without_collector
 from smartclip_det.utils.compat import allow_numpy_float
 from smartclip_det.utils.parallel import available_cores, map_in_processes
@@ -62,8 +63,8 @@ def limit_per_class(results: Sequence[Mapping[str, Any]], limit: int = FIXED_PER
 
 
 def evaluate_lvis(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast", iou_type: str = "bbox",
-    max_dets: int = 300, fixed: bool = False,
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = BACKENDS[0],
+    iou_type: str = IOU_TYPES[0], max_dets: int = LVIS_LIMIT, fixed: bool = False,
 ) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
     """LVIS metrics and AP of each class.
 
@@ -85,7 +86,8 @@ def evaluate_lvis(
     if fixed and (max_dets >= 0 or iou_type != "bbox"):
         raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
     kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)
-    tables = _reference_tables(truth, kept, iou_type) if backend == "reference" else _fast_tables(truth, kept, iou_type)
+    tables_of = _reference_tables if backend == "reference" else _fast_tables
+    tables = tables_of(truth, kept, iou_type, max_dets)
     groups = {f: [k for k, c in enumerate(_sorted_categories(truth)) if c["frequency"] == f] for f in FREQUENCIES}
     prefix = f"{iou_type}_"
     metrics = {f"{prefix}AP": tables.ap(), f"{prefix}AP50": tables.ap(0.5), f"{prefix}AP75": tables.ap(0.75)}
@@ -93,7 +95,6 @@ def evaluate_lvis(
     metrics.update({f"{prefix}AP{f}": tables.ap(classes=groups[f]) for f in FREQUENCIES})
     metrics[f"{prefix}AR@{max_dets}"] = tables.ar(max_dets)
     metrics.update({f"{prefix}AR{s[1]}@{max_dets}": tables.ar(max_dets, s) for s in ("_s", "_m", "_l")})
-    tables.max_dets = [max_dets]
     return metrics, tables.class_ap()
 
 
@@ -198,23 +199,19 @@ def _asked(columns: DetectionColumns, pairs: set[tuple[Any, Any]]) -> np.ndarray
     return wanted[columns.images, classes]
 
 
-def _reference_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
+def _reference_tables(
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str, limit: int
+) -> CocoTables:
     evaluator = reference_evaluator(truth, results, iou_type)
     evaluator.accumulate()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    return _tables(truth, precision[..., None], recall[..., None], np.asarray(evaluator.params.iou_thrs))
+    return _tables(truth, precision[..., None], recall[..., None], np.asarray(evaluator.params.iou_thrs), limit)
 
 
-def _tables(truth: GroundTruth, precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray) -> CocoTables:
-    names = [c["name"] for c in _sorted_categories(truth)]
-    return CocoTables(precision, recall, thresholds, names, _AnyLimit())
-
-
-class _AnyLimit(list):
-    """LVIS has one detection limit, whatever its number: index 0 for any."""
-
-    def index(self, *_: Any) -> int:
-        return 0
+def _tables(
+    truth: GroundTruth, precision: np.ndarray, recall: np.ndarray, thresholds: np.ndarray, limit: int
+) -> CocoTables:
+    return CocoTables(precision, recall, thresholds, [c["name"] for c in _sorted_categories(truth)], [limit])
 
 
 @dataclass
@@ -229,7 +226,7 @@ class _Group:
     iou_type: str
 
 
-def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoTables:
+def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str, limit: int) -> CocoTables:
     from tqdm import tqdm
 
     truth, results = _with_masks(truth, results, iou_type)
@@ -258,7 +255,11 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
     parts = map_in_processes(_evaluate_group, groups, None if large else 1, items_each=1)
     done = list(tqdm(parts, total=len(groups), desc="LVIS classes", unit="group", disable=not large))
     return _tables(
-        truth, np.concatenate([d[0] for d in done], axis=2), np.concatenate([d[1] for d in done], axis=1), done[0][2]
+        truth,
+        np.concatenate([d[0] for d in done], axis=2),
+        np.concatenate([d[1] for d in done], axis=1),
+        done[0][2],
+        limit,
     )
 
 

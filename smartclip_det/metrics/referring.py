@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.rules import OVERLAPS
 from smartclip_det.formats.expressions.predictions import check_known
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 
-OVERLAPS = ("iou", "giou")
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 
@@ -34,7 +34,7 @@ class ReferringScores:
     counts: dict[str, int]
 
 
-def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = "iou") -> float:
+def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = OVERLAPS[0]) -> float:
     """IoU or GIoU of two xyxy boxes in continuous coordinates; two boxes without area have IoU 0."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
@@ -48,7 +48,7 @@ def box_overlap(a: Sequence[float], b: Sequence[float], kind: str = "iou") -> fl
 
 
 def score_referring(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], overlap: str = "iou"
+    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], overlap: str = OVERLAPS[0]
 ) -> ReferringScores:
     """Compare the best-scored box of each sentence with its target.
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.mask_modes import RETRIEVAL_MODES, mask_mode
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 
@@ -138,32 +138,32 @@ def presence_map(present: np.ndarray, scores: np.ndarray) -> float:
     return float(np.mean(known)) if known else -1.0
 
 
-def scorings_of(vectors: RetrievalVectors) -> list[str]:
-    """The names of ``SCORINGS`` by which vectors can be scored: those of masks need masks."""
-    return ["plain"] if vectors.masks is None else list(SCORINGS)
+def modes_of(vectors: RetrievalVectors) -> list[str]:
+    """The mask modes by which vectors can be scored: all but ``off`` need masks."""
+    return ["off"] if vectors.masks is None else list(RETRIEVAL_MODES)
 
 
-def ranks_of(vectors: RetrievalVectors, scoring: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
-    """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a name of ``SCORINGS``."""
-    mode = SCORINGS[check_choice("scoring", scoring, SCORINGS)]
+def ranks_of(vectors: RetrievalVectors, mode: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
+    """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a mask mode."""
+    mode = mask_mode(mode, RETRIEVAL_MODES, "scoring")
     if vectors.masks is None and mode != "off":
-        raise UserError(f"scoring {scoring!r} needs masks; these vectors have none (towers without a mask network).")
+        raise UserError(f"scoring {mode!r} needs masks; these vectors have none (towers without a mask network).")
     masks = None if vectors.masks is None else resolve_masks(vectors.masks, mode, vectors.sentences)
     return retrieval_ranks(vectors.images, vectors.texts, masks, vectors.owner, progress=progress)
 
 
-def recall_metrics(vectors: RetrievalVectors, scorings: list[str], *, progress: bool = False) -> dict[str, float]:
-    """``t2i_r1_plain``, ``i2t_r5_masked``, ... as shares in [0, 1]."""
+def recall_metrics(vectors: RetrievalVectors, modes: Sequence[str], *, progress: bool = False) -> dict[str, float]:
+    """``t2i_r1_off``, ``i2t_r5_hard``, ... as shares in [0, 1]."""
     out: dict[str, float] = {}
-    for scoring in scorings:
-        for direction, ranks in zip(("t2i", "i2t"), ranks_of(vectors, scoring, progress=progress), strict=True):
-            out.update({f"{direction}_r{k}_{scoring}": float((ranks < k).double().mean()) for k in RECALLS})
+    for mode in modes:
+        for direction, ranks in zip(("t2i", "i2t"), ranks_of(vectors, mode, progress=progress), strict=True):
+            out.update({f"{direction}_r{k}_{mode}": float((ranks < k).double().mean()) for k in RECALLS})
     return out
 
 
-def retrieval_metric(vectors: RetrievalVectors, scoring: str) -> tuple[Any, int]:
+def retrieval_metric(vectors: RetrievalVectors, mode: str) -> tuple[Any, int]:
     """What the paired bootstrap asks for: recalls under weights of images, and the number of images."""
-    t2i, i2t = (r.numpy() for r in ranks_of(vectors, scoring))
+    t2i, i2t = (r.numpy() for r in ranks_of(vectors, mode))
     owner = vectors.owner.numpy()
     having = np.unique(owner)
 

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import check_choice
+from smartclip_det.core.rules import BACKENDS, DIFFICULT
 from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.utils.boxes import Box, to_xyxy
-
-DIFFICULT = ("count", "ignore")
 
 
 @dataclass
@@ -102,8 +101,8 @@ def average_precision(hits: np.ndarray, misses: np.ndarray, truths: float, point
 
 
 def evaluate_voc(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = "fast", threshold: float = 0.5,
-    difficult: str = "count",
+    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = BACKENDS[0],
+    threshold: float = 0.5, difficult: str = DIFFICULT[0],
 ) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
     """VOC metrics.
 
@@ -112,7 +111,7 @@ def evaluate_voc(
         with ground truth; and all-point AP of each class, None without ground truth.
     """
     check_choice("difficult", difficult, DIFFICULT)
-    check_choice("backend", backend, ("fast", "reference"))
+    check_choice("backend", backend, BACKENDS)
     classes = truth.categories
     per_class: dict[str, dict[str, float]] = {"all": {}, "11": {}}
     if backend == "reference":

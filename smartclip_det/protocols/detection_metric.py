@@ -1,8 +1,9 @@
-"""MMEngine metrics: collect detections during a run, write them, and score them by the functions of this package.
+"""The MMEngine metric of detection runs: detections are collected, written, and scored by an entry of the registry.
 
 What is written with ``out_file`` and what is scored are the same numbers, so ``tools/evaluate.py`` on the saved
-file gives the same digits. Predictions go to a ``.partial.jsonl`` file as they come, one for each process, which is
-removed once the whole file is there: ``tools/evaluate.py --images predicted`` scores what a run that died has left.
+file gives the same digits and the same stamp. Predictions go to a ``.partial.jsonl`` file as they come, one for each
+process, which is removed once the whole file is there: ``tools/evaluate.py --images predicted`` scores what a run that
+died has left.
 """
 
 from __future__ import annotations
@@ -20,72 +21,66 @@ from mmengine.logging import MessageHub
 from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.formats.annotations import IMAGES, GroundTruth, load_ground_truth
+from smartclip_det.core.rules import IOU_TYPES
+from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.formats.columns import DetectionColumns
-from smartclip_det.formats.predictions import check_predictions, write_columnar
+from smartclip_det.formats.predictions import write_columnar
 from smartclip_det.formats.segmentations import encode_mask
-from smartclip_det.protocols.detection import chosen_images, score_detections
-from smartclip_det.protocols.request import settings_of
-from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.protocols.base import Material, Scores
+from smartclip_det.protocols.detection import iou_type_of
+from smartclip_det.protocols.options import names_of, options_of
+from smartclip_det.protocols.registry import OF_DETECTIONS
+from smartclip_det.protocols.stamp import write_results
+from smartclip_det.utils.boxes import sides_of
 from smartclip_det.utils.notes import note
 
-PROTOCOL_NAMES = ("coco", "ov-coco", "lvis", "ov-lvis", "lvis-fixed", "dcube", "fgovd")
-IOU_TYPES = ("bbox", "segm")
 #: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` positions in the vocabulary, N masks (RLE) or None.
 Found = tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]
 
 
 @METRICS.register_module()
 class OpenVocabMetric(BaseMetric):
-    """Average precision of boxes and masks by COCO, OV-COCO, LVIS or OV-LVIS rules; classes are matched by name."""
+    """Average precision of boxes and masks by any protocol of detections; classes are matched by name."""
 
     def __init__(
-        self,
-        ann_file: str,
-        data_root: str = "",
-        protocol: str = "coco",
-        split_file: str | None = None,
-        backend: str = "fast",
-        max_dets: int = 0,
-        images: str = "all",
-        setting: str | None = None,
-        iou_types: Sequence[str] = ("bbox",),
-        out_file: str | None = None,
-        metrics_file: str | None = None,
-        stamp: Mapping[str, Any] | None = None,
-        collect_device: str = "cpu",
-        prefix: str | None = None,
-    ) -> None:
+        self, ann_file: str, data_root: str = "", protocol: str = "coco", iou_types: Sequence[str] = IOU_TYPES[:1],
+        out_file: str | None = None, metrics_file: str | None = None, stamp: Mapping[str, Any] | None = None,
+        collect_device: str = "cpu", prefix: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         """Build.
 
         Args:
             ann_file: COCO or LVIS annotations.
-            data_root: folder that a relative ``ann_file`` is in.
-            protocol: one of :data:`PROTOCOL_NAMES`; the classes of the last two are sentences.
-            split_file: base and novel names for ``ov-coco``, in ``data_root``; None for the published 48/17.
-            backend: ``fast`` or ``reference``.
-            max_dets: detections per image, 0 for the protocol's own.
-            images: ``all`` images of the file, or ``annotated``: those with a box of the protocol's classes.
-            setting: of ``ov-coco`` and ``dcube``, see ``request.settings_of``; default: its first.
+            data_root: folder that a relative ``ann_file`` or ``split_file`` is in.
+            protocol: in ``registry.OF_DETECTIONS``.
             iou_types: ``bbox``, or ``bbox`` and ``segm`` for detectors with masks.
             out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns, boxes only).
             metrics_file: stamped metrics JSON to write.
             stamp: further facts for the protocol stamp (checkpoint hash, policy, ...).
             collect_device: where ranks gather.
             prefix: prefix of the metric names.
+            options: of the protocol, see ``protocols.options``: ``images``, ``max_dets``, ``scenario``, ...
+
+        Raises:
+            UserError: for options that the protocol does not take, and wrong values.
         """
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.protocol = check_choice("protocol", protocol, PROTOCOL_NAMES)
+        self.protocol = OF_DETECTIONS[check_choice("protocol", protocol, OF_DETECTIONS)]
         self.ann_file = os.path.join(data_root, ann_file)
-        self.split_file = os.path.join(data_root, split_file) if split_file else None
-        self.backend, self.max_dets = backend, max_dets
+        if options.get("split_file"):
+            options["split_file"] = os.path.join(data_root, options["split_file"])
+        self.iou_types = [check_choice("iou_types", t, IOU_TYPES) for t in iou_types]
+        if "iou_type" in names_of(protocol):
+            self.options = [options_of(protocol, {**options, "iou_type": t}) for t in self.iou_types]
+        elif self.iou_types == ["bbox"]:
+            self.options = [options_of(protocol, options)]
+        else:
+            raise UserError(f"{protocol} is of boxes; given iou_types={self.iou_types}.")
+        if self.options[0].images == "predicted":
+            raise UserError("images=predicted is for files of runs that died; a run scores all or the annotated ones.")
         self.stamp = dict(stamp or {})
-        self.images = check_choice("images", images, IMAGES[:2])
-        allowed = settings_of(self.protocol)
-        self.setting = check_choice("setting", setting or allowed[0], allowed)
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):
             raise UserError(f"Predictions are written as .json or .safetensors; given {out_file}.")
-        self.iou_types = [check_choice("iou_types", t, IOU_TYPES) for t in iou_types]
         if "segm" in self.iou_types and out_file and Path(out_file).suffix != ".json":
             raise UserError(f"Masks are written as .json (a COCO result list); given {out_file}.")
         self.out_file, self.metrics_file = out_file, metrics_file
@@ -118,40 +113,42 @@ class OpenVocabMetric(BaseMetric):
                 handle.writelines(json.dumps(line) + "\n" for line in lines)
 
     def compute_metrics(self, results: list[Found]) -> dict[str, float]:
-        """Write and score the gathered detections."""
-        truth = load_ground_truth(self.ann_file, need_annotations=False)
+        """Write and score the gathered detections; an annotation file of images alone gives no metrics."""
+        truth = self.protocol.read_truth(Path(self.ann_file), need_annotations=False)
         vocabulary = list((self.dataset_meta or {}).get("classes", ())) or list(truth.categories.values())
-        limit = self.max_dets or {"lvis": 300, "ov-lvis": 300, "lvis-fixed": -1}.get(self.protocol, 100)
-        texts = MessageHub.get_current_instance().get_info("vocabulary", None)
-        stamp = protocol_stamp(
-            self.protocol, classes=len(vocabulary), texts=texts, backend=self.backend,
-            iou_type=" and ".join(self.iou_types), max_dets=limit, setting=self.setting, images=self.images,
-            split=self.split_file or "published", ann_sha256=file_hash(self.ann_file), **self.stamp,
-        )  # fmt: skip
         found = _columns(results, vocabulary, truth)
+        rows = _masked(found, results) if "segm" in self.iou_types else found
         if self.out_file:
-            self._write(found, results, vocabulary, stamp)
+            # The columns hold the stamp, which the hash of their file cannot be part of.
+            self._write(rows, results, vocabulary, self._stamp(Material(truth, rows), None))
         if not truth.annotated:
-            note(f"{self.ann_file} has no annotations: predictions{self._told_where()}, no metrics.")
+            where = f" are in {self.out_file}" if self.out_file else " are written with --out alone"
+            note(f"{self.ann_file} has no annotations: predictions{where}, no metrics.")
             return {}
-        truth = chosen_images(truth, self.protocol, self.images, self._split())
+        scored: list[tuple[Material, Scores]] = []
+        for options in self.options:
+            material = self.protocol.material(truth, rows if iou_type_of(options) == "segm" else found, options)
+            scored.append((material, self.protocol.score(material, options)))
         metrics: dict[str, float] = {}
-        per_class: dict[str, Any] = {}
-        for iou_type in self.iou_types:
-            checked, counts = check_predictions(
-                _masked(found, results) if iou_type == "segm" else found, truth, iou_type
-            )
-            scores = score_detections(
-                self.protocol, truth, checked, backend=self.backend, max_dets=self.max_dets, iou_type=iou_type,
-                split_file=self._split(), setting=self.setting,
-            )  # fmt: skip
-            per_class[iou_type] = scores.per_class
+        for iou_type, (_, scores) in zip(self.iou_types, scored, strict=True):
             # OV-COCO's names say nothing of boxes or masks.
             metrics.update({k if k not in metrics else f"{iou_type}_{k}": v for k, v in scores.metrics.items()})
         if self.metrics_file:
-            classes = per_class["bbox"] if self.iou_types == ["bbox"] else per_class
-            write_results(self.metrics_file, stamp, metrics, counts=counts, per_class=classes)
+            classes: dict[str, Any] = {t: s.per_class for t, (_, s) in zip(self.iou_types, scored, strict=True)}
+            write_results(
+                self.metrics_file, self._stamp(scored[0][0], self.out_file), metrics,
+                counts={**scored[-1][0].counts, **scored[-1][1].counts},
+                per_class=classes if len(classes) > 1 else scored[0][1].per_class,
+            )  # fmt: skip
         return metrics
+
+    def _stamp(self, material: Material, pred: str | None) -> dict[str, Any]:
+        """What a saved file would be stamped with, and what only a run knows."""
+        texts = MessageHub.get_current_instance().get_info("vocabulary", None)
+        more = self.stamp | ({} if texts is None else {"texts": texts})
+        if len(self.iou_types) > 1:
+            more["iou_type"] = " and ".join(self.iou_types)
+        return self.protocol.stamp(material, self.options[0], self.ann_file, pred, **more)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """Gather, score, and remove what was written on the way."""
@@ -160,14 +157,8 @@ class OpenVocabMetric(BaseMetric):
             self.partial_file.unlink(missing_ok=True)
         return metrics
 
-    def _told_where(self) -> str:
-        return f" are in {self.out_file}" if self.out_file else " are written with --out alone"
-
-    def _split(self) -> Path | None:
-        return Path(self.split_file) if self.split_file else None
-
     def _write(
-        self, found: DetectionColumns, results: list[Found], vocabulary: list[str], stamp: Mapping[str, Any]
+        self, rows: Sequence[Mapping[str, Any]], results: list[Found], vocabulary: list[str], stamp: Mapping[str, Any]
     ) -> None:
         assert self.out_file is not None
         path = Path(self.out_file)
@@ -176,7 +167,7 @@ class OpenVocabMetric(BaseMetric):
         if path.suffix == ".json":
             with part.open("w", encoding="utf-8") as handle:
                 handle.write("[")
-                for n, row in enumerate(_masked(found, results) if "segm" in self.iou_types else found):
+                for n, row in enumerate(rows):
                     handle.write((", " if n else "") + json.dumps(row))
                 handle.write("]")
         else:
@@ -213,6 +204,4 @@ def _columns(results: list[Found], vocabulary: list[str], truth: GroundTruth) ->
     """Detections under the ids of an annotation file; names that it lacks get an id that it lacks."""
     ids = truth.ids_of(vocabulary)
     boxes, scores, places = _joined(results)
-    xywh = boxes.astype(np.float64)
-    xywh[:, 2:] -= xywh[:, :2]
-    return DetectionColumns.from_arrays(_image_ids(results), ids[places], xywh, scores.astype(np.float64))
+    return DetectionColumns.from_arrays(_image_ids(results), ids[places], sides_of(boxes), scores.astype(np.float64))

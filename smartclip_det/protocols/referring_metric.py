@@ -13,18 +13,15 @@ from mmengine.registry import METRICS
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.segmentations import encode_mask
-from smartclip_det.protocols.grounding import GROUNDING
-from smartclip_det.protocols.request import EvaluationRequest
-from smartclip_det.protocols.stamp import file_hash, write_results
+from smartclip_det.protocols.options import names_of, options_of
+from smartclip_det.protocols.registry import OF_MASKS, OF_SENTENCES, protocol_of
+from smartclip_det.protocols.stamp import write_results
 from smartclip_det.utils.files import write_whole
-
-PROTOCOLS = ("refcoco", "grefcoco", "flickr", "refseg", "grefseg")
-_OF_MASKS = ("refseg", "grefseg")
 
 
 @METRICS.register_module()
 class ReferringMetric(BaseMetric):
-    """Boxes and masks of sentences, by any of :data:`PROTOCOLS`; names are prefixed where there are several.
+    """Boxes and masks of sentences, by any protocol of sentences; names are prefixed where there are several.
 
     Data samples carry ``grounded``: for each sentence ``id``, ``boxes`` (xyxy pixels of the image, best first),
     ``scores``, and ``mask`` (``[H, W]`` bool) for the protocols of masks. Neither batches nor their order matter.
@@ -32,38 +29,42 @@ class ReferringMetric(BaseMetric):
 
     def __init__(
         self, ann_file: str, data_root: str = "", split: str | None = None, instances: str | None = None,
-        protocols: Sequence[str] = ("refcoco",), overlap: str = "", strict: bool = False, score_threshold: float = 0.5,
-        out_file: str | None = None, metrics_file: str | None = None, stamp: Mapping[str, Any] | None = None,
-        collect_device: str = "cpu", prefix: str | None = None,
+        protocols: Sequence[str] = ("refcoco",), out_file: str | None = None, metrics_file: str | None = None,
+        stamp: Mapping[str, Any] | None = None, collect_device: str = "cpu", prefix: str | None = None, **options: Any,
     ) -> None:  # fmt: skip
         """Build.
 
         Args:
             ann_file: expression file that the data set reads.
             data_root: folder that relative paths are in.
-            split: split of the file.
+            split: split of the file; None for all sentences.
             instances: ``instances.json`` of a refs file; default: beside it.
-            protocols: of :data:`PROTOCOLS`.
-            overlap: ``iou`` or ``giou``; empty for the protocol's own.
-            strict: hits need overlap > threshold.
-            score_threshold: boxes of grefcoco below it are not predicted.
+            protocols: of ``registry.OF_SENTENCES``.
             out_file: JSON lines of boxes to write; masks go beside it, as ``NAME.masks.jsonl``.
             metrics_file: stamped metrics JSON to write.
             stamp: further facts for the stamp.
             collect_device: where ranks gather.
             prefix: prefix of the metric names.
+            options: of the protocols, see ``protocols.options``: ``overlap``, ``score_threshold``, ...; each goes to
+                those that take it.
+
+        Raises:
+            UserError: for options that none of the protocols takes, and wrong values.
         """
         super().__init__(collect_device=collect_device, prefix=prefix)
-        self.protocols = [check_choice("protocol", p, PROTOCOLS) for p in protocols]
+        self.protocols = [check_choice("protocol", p, OF_SENTENCES) for p in protocols]
         self.ann_file = Path(data_root) / ann_file
-        self.split, self.overlap, self.strict = split or "", overlap, strict
-        self.instances = str(Path(data_root) / instances) if instances else ""
-        self.score_threshold, self.stamp = score_threshold, dict(stamp or {})
-        self.out_file, self.metrics_file = out_file, metrics_file
+        common = {"split": split or "", "instances": Path(data_root) / instances if instances else None}
+        self.options = {}
+        for p in self.protocols:
+            others = {n for q in self.protocols for n in names_of(q)} - set(names_of(p))
+            mine = {k: v for k, v in options.items() if k not in others}
+            self.options[p] = options_of(p, {**common, **mine})
+        self.stamp, self.out_file, self.metrics_file = dict(stamp or {}), out_file, metrics_file
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep the sentences of each image, masks as run lengths."""
-        wanted = any(p in _OF_MASKS for p in self.protocols)
+        wanted = any(p in OF_MASKS for p in self.protocols)
         for sample in data_samples:
             rows = []
             for found in sample["grounded"]:
@@ -83,21 +84,18 @@ class ReferringMetric(BaseMetric):
             masks = boxes.with_suffix(".masks.jsonl")
             lines = (json.dumps({k: r[k] for k in ("id", "boxes", "scores")}) for r in rows)
             write_whole(boxes, "".join(f"{line}\n" for line in lines))
-            if any(p in _OF_MASKS for p in self.protocols):
+            if any(p in OF_MASKS for p in self.protocols):
                 lines = (json.dumps({k: r[k] for k in ("id", "segmentation")}) for r in rows)
                 write_whole(masks, "".join(f"{line}\n" for line in lines))
-            found = {p: GROUNDING[p](self._request(p, masks if p in _OF_MASKS else boxes)) for p in self.protocols}
+            found = {
+                p: protocol_of(p).evaluate(self.ann_file, masks if p in OF_MASKS else boxes, options)
+                for p, options in self.options.items()
+            }
         several = len(found) > 1
         metrics = {f"{p}_{k}" if several else k: v for p, f in found.items() for k, v in f.metrics.items()}
         if self.metrics_file:
-            stamp = {**next(iter(found.values())).protocol, **self.stamp, "ann_sha256": file_hash(self.ann_file)}
+            stamp = {**next(iter(found.values())).protocol, **self.stamp}
             if several:
                 stamp["protocols"] = {p: f.protocol for p, f in found.items()}
             write_results(self.metrics_file, stamp, metrics, counts={p: f.counts for p, f in found.items()})
         return metrics
-
-    def _request(self, protocol: str, pred: Path) -> EvaluationRequest:
-        return EvaluationRequest(
-            protocol, self.ann_file, pred, split=self.split, instances=self.instances, overlap=self.overlap,
-            strict=self.strict, score_threshold=self.score_threshold,
-        )  # fmt: skip

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.vocabulary_hook import VocabularyHook
 from smartclip_det.models.vocabulary import build_bank
-from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 from smartclip_det.protocols.detection_metric import OpenVocabMetric
+from smartclip_det.protocols.registry import evaluate
 from tests.detection.test_gates import dataset_of
 from tests.detection.tiny import TOWERS, build, encoder, smoke_config
 
@@ -108,15 +108,11 @@ def test_true_masks_reach_the_ceiling_and_the_file_gives_the_same_digits(masked,
                              labels=torch.tensor([ids.index(a["category_id"]) for a in mine], dtype=torch.long),
                              masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, 1, 1), dtype=bool)))  # fmt: skip
         metric.process(None, [{"img_id": image["id"], "pred_instances": found}])
-    lines = run_protocol(
-        EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=metric.partial_file, iou_type="segm")
-    )
+    lines = evaluate("coco", ann=tmp_path / "ann.json", pred=metric.partial_file, iou_type="segm")
     metrics = metric.evaluate(len(part["images"]))
     assert metrics["bbox_mAP"] > 0.999
     assert metrics["segm_mAP"] > 0.999
-    again = run_protocol(
-        EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json", iou_type="segm")
-    )
+    again = evaluate("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json", iou_type="segm")
     assert again.metrics["segm_mAP"] == lines.metrics["segm_mAP"] == metrics["segm_mAP"]
     assert set(json.loads((tmp_path / "m.json").read_text())["per_class"]) == {"bbox", "segm"}
 

@@ -26,7 +26,7 @@ from smartclip_det.formats.segmentations import (
 )
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.metrics.lvis import evaluate_lvis
-from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
+from smartclip_det.protocols.registry import evaluate
 
 H, W = 12, 20
 SQUARE = [[2, 2, 10, 2, 10, 8, 2, 8]]
@@ -199,4 +199,4 @@ def test_sentences_with_broken_masks_are_named(tmp_path, protocol, side, bad):
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": 9, "segmentation": masks["predictions"]}))
     with pytest.raises(UserError, match="sentence 9: "):
-        run_protocol(EvaluationRequest(protocol, tmp_path / "t.jsonl", tmp_path / "p.jsonl"))
+        evaluate(protocol, tmp_path / "t.jsonl", tmp_path / "p.jsonl")

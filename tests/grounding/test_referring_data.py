@@ -17,6 +17,7 @@ from smartclip_det.datasets.referring_augment import POSITION_WORDS, mirror, nam
 from smartclip_det.formats.expressions.jsonl import write_expressions
 from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.protocols.referring_metric import ReferringMetric
+from smartclip_det.protocols.registry import evaluate
 
 
 def test_sides_are_exchanged_by_whole_words():
@@ -161,9 +162,6 @@ def grounded(*rows):
 
 
 def test_a_run_is_scored_as_its_file_would_be_whatever_the_batches(sentences, tmp_path):
-    from smartclip_det.protocols.grounding import GROUNDING
-    from smartclip_det.protocols.request import EvaluationRequest
-
     mask = np.zeros((60, 120), dtype=bool)
     mask[:30, :30] = True
     tall = np.zeros((80, 40), dtype=bool)
@@ -184,9 +182,7 @@ def test_a_run_is_scored_as_its_file_would_be_whatever_the_batches(sentences, tm
     assert values[0]["grefcoco_f1"] == pytest.approx(3 / 5)
     assert values[0]["grefcoco_n_acc"] == values[0]["grefseg_n_acc"] == 1
     for protocol, file in (("grefcoco", "found.jsonl"), ("grefseg", "found.masks.jsonl")):
-        again = GROUNDING[protocol](
-            EvaluationRequest(protocol, sentences / "e.jsonl", tmp_path / file, score_threshold=0.5)
-        )
+        again = evaluate(protocol, sentences / "e.jsonl", tmp_path / file)
         assert {f"{protocol}_{k}": v for k, v in again.metrics.items()}.items() <= values[0].items()
     stamp = json.loads((tmp_path / "m.json").read_text())["protocol"]
     assert set(stamp["protocols"]) == {"grefcoco", "grefseg"}

@@ -25,7 +25,7 @@ from smartclip_det.metrics.generalized_referring import (
     phrase_recall,
     ris_metrics,
 )
-from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
+from smartclip_det.protocols.registry import evaluate
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (40.0, 0.0, 50.0, 10.0)
 
@@ -146,18 +146,18 @@ def test_grefcoco_files_keep_none_and_many(tmp_path):
     (tmp_path / "pred.jsonl").write_text(
         "\n".join(json.dumps({"id": e.id, "boxes": e.boxes, "scores": [1.0] * len(e.boxes)}) for e in read)
     )
-    result = run_protocol(EvaluationRequest("grefcoco", tmp_path / "grefs.json", tmp_path / "pred.jsonl"))
+    result = evaluate("grefcoco", tmp_path / "grefs.json", tmp_path / "pred.jsonl")
     assert result.metrics == {"f1": 1.0, "f1_mean": 1.0, "n_acc": 1.0, "t_acc": 1.0}
     assert result.protocol["overlap"] == "giou"
     (tmp_path / "masks.jsonl").write_text(json.dumps({"id": 2, "segmentation": read[2].masks[0]}))
-    result = run_protocol(EvaluationRequest("grefseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl"))
+    result = evaluate("grefseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl")
     assert result.metrics["giou"] == pytest.approx(2 / 3)
     assert result.counts["missing"] == 2
     with pytest.raises(UserError, match="the protocol is grefseg"):
-        run_protocol(EvaluationRequest("refseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl"))
+        evaluate("refseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl")
     (tmp_path / "masks.jsonl").write_text(json.dumps({"id": 9, "segmentation": None}))
     with pytest.raises(UserError, match="id 9"):
-        run_protocol(EvaluationRequest("grefseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl"))
+        evaluate("grefseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl")
 
 
 def described(tmp_path):
@@ -188,7 +188,7 @@ def test_dcube_asks_each_image_for_its_sentences(tmp_path):
     assert inter["pres"] < 1
     assert set(per_class) == {"dog with a hat", "dog without a hat", "cat"}
     (tmp_path / "pred.json").write_text(json.dumps(right))
-    result = run_protocol(EvaluationRequest("dcube", path, tmp_path / "pred.json"))
+    result = evaluate("dcube", path, tmp_path / "pred.json")
     assert result.metrics["full"] == pytest.approx(1)
     del data["images"][0]["sent_ids"]
     path.write_text(json.dumps(data))
@@ -215,7 +215,7 @@ def test_fgovd_ranks_on_the_real_slices(shared, tmp_path):
         assert fgovd_metrics(data, tied)[0]["top1"] == 0.0
         lines = "\n".join(json.dumps({"id": a, "scores": s}) for a, s in best.items())
         (tmp_path / "scores.jsonl").write_text(lines)
-        assert run_protocol(EvaluationRequest("fgovd", path, tmp_path / "scores.jsonl")).metrics == metrics
+        assert evaluate("fgovd", path, tmp_path / "scores.jsonl").metrics == metrics
         del best[data["annotations"][0]["id"]]
         with pytest.raises(UserError, match="has no scores"):
             fgovd_metrics(data, best)
@@ -242,10 +242,7 @@ def test_fgovd_map_on_a_real_slice_loses_what_a_negative_wins(shared, tmp_path):
 
     def score(rows):
         (tmp_path / "found.json").write_text(json.dumps(rows))
-        results = [
-            run_protocol(EvaluationRequest("fgovd", path, tmp_path / "found.json", backend=b))
-            for b in ("fast", "reference")
-        ]
+        results = [evaluate("fgovd", path, tmp_path / "found.json", backend=b) for b in ("fast", "reference")]
         assert results[0].metrics["map"] == pytest.approx(results[1].metrics["map"], abs=1e-9)
         return results[0]
 

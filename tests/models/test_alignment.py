@@ -375,7 +375,7 @@ def test_predict_gives_vectors_masks_and_scores_of_each_image():
     assert torch.equal(mask, own.masks[0])
     masked = vector * bank.masks[2]
     assert torch.allclose(
-        out[1].presence_scores["shape"]["masked"][2],
+        out[1].presence_scores["shape"]["hard"][2],
         functional.cosine_similarity(masked, bank.embeds[2], dim=0),
         atol=1e-6,
     )

@@ -18,9 +18,9 @@ from smartclip_det.formats.caption_sets import PROTOCOLS, load_protocol
 from smartclip_det.formats.labelled_images import read_labelled
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 from smartclip_det.metrics.classification import accuracies
-from smartclip_det.metrics.retrieval import ranks_of, recall_metrics, scorings_of
-from smartclip_det.protocols.detection import EvaluationRequest, compare, run_protocol
+from smartclip_det.metrics.retrieval import modes_of, ranks_of, recall_metrics
 from smartclip_det.protocols.published import ANCHORS, anchors_of, verdict
+from smartclip_det.protocols.registry import compare, evaluate
 from tests.tools.test_runs import run
 
 
@@ -133,13 +133,13 @@ def test_saved_vectors_score_the_same_and_compare(tmp_path):
     own = vectors()
     own.save(tmp_path / "a.safetensors")
     vectors(1).save(tmp_path / "b.safetensors")
-    result = run_protocol(EvaluationRequest("retrieval", ann, tmp_path / "a.safetensors"))
-    assert result.metrics == recall_metrics(own, scorings_of(own))
-    assert set(scorings_of(own)) == {"masked", "plain", "random", "shuffled"}
+    result = evaluate("retrieval", ann, tmp_path / "a.safetensors")
+    assert result.metrics == recall_metrics(own, modes_of(own))
+    assert set(modes_of(own)) == {"hard", "off", "random", "shuffled"}
     assert result.protocol["set"] == "made"
-    request = EvaluationRequest("retrieval", ann, tmp_path / "b.safetensors", scoring="masked")
-    _, outcome = compare(request, tmp_path / "a.safetensors", tmp_path / "b.safetensors", resamples=20, progress=False)
-    assert outcome["t2i_r1"]["a"] == result.metrics["t2i_r1_masked"]
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    _, outcome = compare("retrieval", ann, *files, resamples=20, progress=False, scoring="hard")
+    assert outcome["t2i_r1"]["a"] == result.metrics["t2i_r1_hard"]
     assert outcome["i2t_r5"]["difference"] == outcome["i2t_r5"]["b"] - outcome["i2t_r5"]["a"]
 
 
@@ -151,7 +151,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     part.image_ids[2] = "other"
     part.save(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="not in .*, e.g. other"):
-        run_protocol(EvaluationRequest("retrieval", ann, tmp_path / "foreign.safetensors"))
+        evaluate("retrieval", ann, tmp_path / "foreign.safetensors")
     save_file({"image_embeds": torch.zeros(2, 3)}, str(tmp_path / "half.safetensors"))
     with pytest.raises(UserError, match="lacks image_of_text, text_embeds"):
         RetrievalVectors.load(tmp_path / "half.safetensors")
@@ -164,7 +164,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="outside of the 2 images"):
         RetrievalVectors.load(tmp_path / "rows.safetensors")
     with pytest.raises(UserError, match="needs masks"):
-        ranks_of(vectors(masks=False), "masked")
+        ranks_of(vectors(masks=False), "hard")
 
 
 def test_accuracies_by_hand_with_ties_against_us():
@@ -249,7 +249,7 @@ def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test,
 def test_anchors_pass_at_their_tolerance_and_fail_beyond():
     found = anchors_of("smartclip-b16", ["coco-5k", "sharegpt4v-1k"])
     assert [(a.metric, a.percent) for a in found] == [
-        ("i2t_r1_plain", 62.0), ("t2i_r1_plain", 42.6), ("i2t_r1_plain", 98.3), ("t2i_r1_plain", 97.8)]  # fmt: skip
+        ("i2t_r1_off", 62.0), ("t2i_r1_off", 42.6), ("i2t_r1_off", 98.3), ("t2i_r1_off", 97.8)]  # fmt: skip
     assert verdict(found[0], 0.623)["passed"]
     assert not verdict(found[0], 0.6231)["passed"]
     with pytest.raises(UserError, match="smartclip-b16"):
@@ -268,7 +268,7 @@ def test_the_tools_end_to_end(shared, tmp_path):
                "--arch", "SmartCLIP-tiny", "--workers", "0", "--vectors", saved, "--out", out)  # fmt: skip
     found = json.loads(out.read_text())
     assert (found["protocol"]["images"], found["protocol"]["texts"]) == (80, 400)
-    assert "t2i_r1_masked" in done.stdout
+    assert "t2i_r1_hard" in done.stdout
     run("tools/evaluate.py", "retrieval", "--ann", source / "captions_train2017.json", "--pred", saved, "--out",
         tmp_path / "again.json")  # fmt: skip
     assert json.loads((tmp_path / "again.json").read_text())["metrics"] == found["metrics"]
@@ -292,4 +292,4 @@ def test_the_tools_end_to_end(shared, tmp_path):
     assert "coco-5k is 5,000 images" in done.stderr
     done = run("tools/classify.py", shared / "coco_mini_train", "--arch", "SmartCLIP-tiny", "--templates", "photo",
                "--workers", "0", "--out", tmp_path / "classes.json")  # fmt: skip
-    assert "top1_plain" in done.stdout
+    assert "top1_off" in done.stdout

@@ -16,8 +16,8 @@ from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_per_class
-from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
 from smartclip_det.protocols.detection_metric import OpenVocabMetric
+from smartclip_det.protocols.registry import evaluate
 from tests.protocols.test_rules import perfect, small_truth
 
 scores = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), max_size=30)
@@ -83,14 +83,14 @@ def ov_files(tmp_path, results):
 
 def test_target_only_is_scored_over_the_novel_names_and_refuses_a_joint_run(tmp_path):
     files = ov_files(tmp_path, lambda t: [r for r in perfect(t) if r["category_id"] == 8])
-    result = run_protocol(EvaluationRequest("ov-coco", **files, setting="target-only"))
+    result = evaluate("ov-coco", **files, setting="target-only")
     assert result.metrics == {"target_only_novel_ap50": pytest.approx(1.0)}
     assert set(result.per_class) == {"bus"}
     assert result.protocol["setting"] == "target-only"
     assert result.protocol["vocabulary"] == 1
     files = ov_files(tmp_path, perfect)
     with pytest.raises(UserError, match="hold base classes"):
-        run_protocol(EvaluationRequest("ov-coco", **files, setting="target-only"))
+        evaluate("ov-coco", **files, setting="target-only")
 
 
 def sample(image_id, boxes, names_at):
@@ -113,8 +113,7 @@ def test_a_run_that_died_is_scored_from_what_it_saved(tmp_path):
     partial = metric.partial_file
     with partial.open("a") as handle:
         handle.write('{"image_id": 3, "boxes": [[1')  # the disk was full here
-    request = EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=partial, images="predicted")
-    result = run_protocol(request)
+    result = evaluate("coco", tmp_path / "ann.json", partial, images="predicted")
     assert result.counts["predictions"] == 2
     assert result.per_class["cat"] == pytest.approx(1.0)
     assert result.per_class["dog"] == 0
@@ -123,15 +122,13 @@ def test_a_run_that_died_is_scored_from_what_it_saved(tmp_path):
     # A run that ends leaves the whole file alone.
     metrics = metric.evaluate(2)
     assert not partial.exists()
-    whole = run_protocol(EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json"))
+    whole = evaluate("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json")
     assert whole.metrics["bbox_mAP"] == metrics["bbox_mAP"]
     with pytest.raises(UserError, match="unfinished run"):
-        run_protocol(
-            EvaluationRequest("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json", images="predicted")
-        )
+        evaluate("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json", images="predicted")
     partial.write_text('{"image_id": 3}\n{"image_id": 4}\n')
     with pytest.raises(UserError, match="line 1 lacks"):
-        run_protocol(request)
+        evaluate("coco", tmp_path / "ann.json", partial, images="predicted")
 
 
 def test_a_second_test_of_one_run_starts_the_partial_file_anew(tmp_path):
@@ -201,7 +198,7 @@ def test_a_run_on_sentences_has_the_digits_of_its_file(tmp_path, setting):
     }
     (tmp_path / "d3.json").write_text(json.dumps(data))
     metric = OpenVocabMetric(
-        str(tmp_path / "d3.json"), protocol="dcube", setting=setting, out_file=str(tmp_path / "out.json")
+        str(tmp_path / "d3.json"), protocol="dcube", scenario=setting, out_file=str(tmp_path / "out.json")
     )
     metric.dataset_meta = {"classes": tuple(names.values())}
     boxes = torch.tensor([[1.0, 1, 9, 9], [1.0, 1, 9, 9], [10.0, 10, 12, 12]])
@@ -209,10 +206,13 @@ def test_a_run_on_sentences_has_the_digits_of_its_file(tmp_path, setting):
         found = {"bboxes": boxes, "scores": torch.tensor([0.5, 0.9, 0.2]), "labels": torch.tensor([1, 2, 0])}
         metric.process({}, [{"img_id": image_id, "pred_instances": found}])
     metrics = metric.compute_metrics(metric.results)
-    request = EvaluationRequest("dcube", tmp_path / "d3.json", tmp_path / "out.json", scenario=setting)
-    again = run_protocol(request).metrics
+    again = evaluate("dcube", tmp_path / "d3.json", tmp_path / "out.json", scenario=setting).metrics
     assert metrics == again
     # On image 1 "two red cups" is a false alarm that the intra scenario does not ask for.
     assert (metrics["full"] == 1.0) == (setting == "intra")
-    with pytest.raises(UserError, match="setting"):
+    with pytest.raises(
+        UserError, match="dcube has no option setting. It is an option of ov-coco. dcube takes: .*scenario"
+    ):
         OpenVocabMetric(str(tmp_path / "d3.json"), protocol="dcube", setting="joint")
+    with pytest.raises(UserError, match="scenario='both'"):
+        OpenVocabMetric(str(tmp_path / "d3.json"), protocol="dcube", scenario="both")

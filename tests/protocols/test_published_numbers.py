@@ -9,7 +9,7 @@ import pytest
 from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
 from smartclip_det.formats.predictions import check_predictions
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables
-from smartclip_det.protocols.detection import EvaluationRequest, run_protocol
+from smartclip_det.protocols.registry import evaluate
 
 BACKENDS = ["fast", "reference"]
 ORDER = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@1", "AR@10", "AR@100", "AR_s@100", "AR_m@100",
@@ -18,7 +18,7 @@ PEER = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs"
 
 
 def request(protocol, ann, pred, **options):
-    return run_protocol(EvaluationRequest(protocol, ann, pred, **options))
+    return evaluate(protocol, ann, pred, **options)
 
 
 def assert_twelve(metrics, expected, iou_type="bbox"):
@@ -224,7 +224,7 @@ def test_refcocog_google_sample_predictions(shared, tmp_path):
     truth, pred = [], []
     for row in sample:
         x, y, w, h = boxes[row["annotation_id"]]["bbox"]
-        truth.append(json.dumps({"id": row["refexp_id"], "boxes": [[x, y, x + w, y + h]], "sentence": "",
+        truth.append(json.dumps({"id": row["refexp_id"], "boxes": [[x, y, x + w, y + h]], "sentence": "the object",
                                  "image_id": boxes[row["annotation_id"]]["image_id"], "file_name": ""}))  # fmt: skip
         ranked = row["predicted_bounding_boxes"]
         pred.append(json.dumps({"id": row["refexp_id"], "boxes": ranked, "scores": [-i for i in range(len(ranked))]}))

@@ -22,7 +22,7 @@ from smartclip_det.metrics.coco import coco_metrics, evaluate_tables, open_vocab
 from smartclip_det.metrics.lvis import evaluate_lvis, limit_detections
 from smartclip_det.metrics.referring import box_overlap, referring_metrics, score_referring
 from smartclip_det.metrics.voc import average_precision, evaluate_voc
-from smartclip_det.protocols.detection import EvaluationRequest, compare, run_protocol
+from smartclip_det.protocols.registry import compare, evaluate
 
 
 def small_truth(classes=("cat", "dog", "bus"), per_image=2, images=6, **extra):
@@ -96,9 +96,7 @@ def test_no_predictions_score_zero(backend, protocol, tmp_path):
     truth = TestLvis().truth() if protocol == "lvis" else small_truth()
     (tmp_path / "ann.json").write_text(json.dumps(truth.data))
     (tmp_path / "pred.json").write_text("[]")
-    metrics = run_protocol(
-        EvaluationRequest(protocol, tmp_path / "ann.json", tmp_path / "pred.json", backend=backend)
-    ).metrics
+    metrics = evaluate(protocol, tmp_path / "ann.json", tmp_path / "pred.json", backend=backend).metrics
     assert metrics[{"coco": "bbox_mAP", "lvis": "bbox_AP", "voc": "mAP"}[protocol]] == 0
 
 
@@ -156,20 +154,17 @@ def test_limits_and_splits_are_checked(tmp_path):
     truth = small_truth()
     (tmp_path / "ann.json").write_text(json.dumps(truth.data))
     (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)))
-    request = EvaluationRequest(
-        "ov-coco", tmp_path / "ann.json", tmp_path / "pred.json", split_file=tmp_path / "split.json"
-    )
+    files = ("ov-coco", tmp_path / "ann.json", tmp_path / "pred.json")
+    split = tmp_path / "split.json"
     for content, message in (({"base": 5, "novel": ["dog"]}, "list of names"), ({"base": "cat", "novel": ["dog"]}, "list of names"),
                              ({"base": ["cat", "cat"], "novel": ["dog"]}, "twice: cat"), ({"base": ["dog"], "novel": ["dog"]}, "at once: dog")):  # fmt: skip
         (tmp_path / "split.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
-            run_protocol(request)
+            evaluate(*files, split_file=split)
     (tmp_path / "split.json").write_text(json.dumps({"base": ["cat", "bus"], "novel": ["dog"]}))
-    assert run_protocol(request).metrics["novel_ap50"] == pytest.approx(1.0)
-    from dataclasses import replace
-
+    assert evaluate(*files, split_file=split).metrics["novel_ap50"] == pytest.approx(1.0)
     with pytest.raises(UserError, match="need a positive limit"):
-        run_protocol(replace(request, max_dets=-1))
+        evaluate(*files, split_file=split, max_dets=-1)
 
 
 class TestBadPredictions:
@@ -467,13 +462,13 @@ class TestBootstrap:
         for name, seed, drop in (("good", 0, 0.05), ("bad", 1, 0.6), ("same", 0, 0.05)):
             files[name] = tmp_path / f"{name}.json"
             files[name].write_text(json.dumps(self.noisy(truth, seed, drop)))
-        request = EvaluationRequest("coco", tmp_path / "ann.json", files["good"])
-        stamp, outcome = compare(request, files["bad"], files["good"], resamples=200, progress=False)
+        ann = tmp_path / "ann.json"
+        stamp, outcome = compare("coco", ann, files["bad"], files["good"], resamples=200, progress=False)
         assert outcome["mAP"]["low"] > 0
         assert outcome["mAP"]["p"] < 0.05
-        assert outcome["mAP"]["b"] == pytest.approx(run_protocol(request).metrics["bbox_mAP"], abs=1e-9)
+        assert outcome["mAP"]["b"] == pytest.approx(evaluate("coco", ann, files["good"]).metrics["bbox_mAP"], abs=1e-9)
         assert stamp["resamples"] == 200
-        _, outcome = compare(request, files["same"], files["good"], resamples=50, progress=False)
+        _, outcome = compare("coco", ann, files["same"], files["good"], resamples=50, progress=False)
         assert outcome["mAP"]["difference"] == 0
         assert outcome["mAP"]["p"] == 1.0
 
@@ -503,9 +498,9 @@ class TestBootstrap:
     def test_every_protocol_starts_from_its_own_metric(self, shared, tmp_path, protocol, ann, pred, names):
         rows = json.loads((shared / pred).read_text())
         (tmp_path / "half.json").write_text(json.dumps(rows[: len(rows) // 2]))
-        request = EvaluationRequest(protocol, shared / ann, shared / pred)
-        _, outcome = compare(request, tmp_path / "half.json", shared / pred, resamples=20, progress=False)
-        metrics = run_protocol(request).metrics
+        half = tmp_path / "half.json"
+        _, outcome = compare(protocol, shared / ann, half, shared / pred, resamples=20, progress=False)
+        metrics = evaluate(protocol, shared / ann, shared / pred).metrics
         for ours, theirs in names.items():
             assert outcome[ours]["b"] == pytest.approx(metrics[theirs], abs=1e-9)
             assert outcome[ours]["difference"] >= 0
@@ -520,16 +515,18 @@ class TestBootstrap:
             {**r, "image_id": stems[r["image_id"]]} for r in json.loads((folder / "detections_coco.json").read_text())
         ]
         (tmp_path / "stems.json").write_text(json.dumps(rows))
-        by_number = run_protocol(EvaluationRequest("voc", folder / "Annotations", folder / "detections_coco.json"))
-        by_stem = run_protocol(EvaluationRequest("voc", folder / "Annotations", tmp_path / "stems.json"))
+        by_number = evaluate("voc", folder / "Annotations", folder / "detections_coco.json")
+        by_stem = evaluate("voc", folder / "Annotations", tmp_path / "stems.json")
         assert by_stem.metrics == by_number.metrics
 
     def test_strict_hits_are_compared_strictly(self, tmp_path):
-        (tmp_path / "t.jsonl").write_text(json.dumps({"id": 1, "boxes": [[10, 10, 30, 30]], "image_id": 1}))
+        (tmp_path / "t.jsonl").write_text(
+            json.dumps({"id": 1, "boxes": [[10, 10, 30, 30]], "image_id": 1, "sentence": "a"})
+        )
         (tmp_path / "p.jsonl").write_text(json.dumps({"id": 1, "boxes": [[10, 10, 30, 20]], "scores": [1]}))
-        request = EvaluationRequest("refcoco", tmp_path / "t.jsonl", tmp_path / "p.jsonl", strict=True)
-        stamp, outcome = compare(request, tmp_path / "p.jsonl", tmp_path / "p.jsonl", resamples=5, progress=False)
-        assert outcome["acc50"]["a"] == run_protocol(request).metrics["acc50"] == 0.0
+        ann, pred = tmp_path / "t.jsonl", tmp_path / "p.jsonl"
+        stamp, outcome = compare("refcoco", ann, pred, pred, resamples=5, progress=False, strict=True)
+        assert outcome["acc50"]["a"] == evaluate("refcoco", ann, pred, strict=True).metrics["acc50"] == 0.0
         assert stamp["strict"] is True
 
     def test_sentences_of_one_image_move_together(self):

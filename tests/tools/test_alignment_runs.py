@@ -13,11 +13,11 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
 from smartclip_det.engine.region_guard import RegionProbeHook
 from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.class_splits import ov_coco_split
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
-from smartclip_det.protocols.detection import ov_coco_split
 from tests.processes import run_processes
 from tests.tools.test_runs import run
 
@@ -39,8 +39,8 @@ def test_a_run_writes_stamped_metrics_and_says_how_to_test(aligned):
     root, _, done = aligned
     found = json.loads((root / "metrics.json").read_text())
     assert found["protocol"]["name"] == "alignment"
-    assert found["protocol"]["scoring"] == "masked"
-    for key in ("t2i_r1_long", "i2t_r5_short_plain", "t2i_r1_partial_masked", "map_shape", "map_colour_shape_plain"):
+    assert found["protocol"]["scoring"] == "hard"
+    for key in ("t2i_r1_long", "i2t_r5_short_off", "t2i_r1_partial_hard", "map_shape", "map_colour_shape_off"):
         assert 0 <= found["metrics"][key] <= 1
     assert f"tools/test.py {CONFIG} {root}/run/epoch_1.pth" in done.stdout + done.stderr
 

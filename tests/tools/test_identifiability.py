@@ -47,8 +47,8 @@ def test_worlds_have_the_support_and_the_dependence_that_they_say():
     assert torch.corrcoef(z[:, :2, 0].t())[0, 1].item() == pytest.approx(0.7, abs=0.02)
     assert z.var().item() == pytest.approx(1, abs=0.02)
     found = mean_of([{"own_block_r2": v, "other_block_r2": 0.0, "jaccard": 1.0, "dimensions_on": 3.0,
-                      "partial": {"masked": v, "plain": 0.0, "clip": 0.0}} for v in (0.4, 0.6)])  # fmt: skip
-    assert found["own_block_r2"] == found["partial"]["masked"] == 0.5
+                      "partial": {"hard": v, "off": 0.0, "clip": 0.0}} for v in (0.4, 0.6)])  # fmt: skip
+    assert found["own_block_r2"] == found["partial"]["hard"] == 0.5
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_masks_find_the_concepts_and_score_partial_captions_best(tmp_path):
     assert found["own_block_r2"] > 0.95
     assert found["other_block_r2"] < 0.2
     assert found["jaccard"] >= 0.9
-    assert found["partial"]["masked"] > found["partial"]["plain"]
-    assert found["partial"]["masked"] > found["partial"]["clip"]
+    assert found["partial"]["hard"] > found["partial"]["off"]
+    assert found["partial"]["hard"] > found["partial"]["clip"]
     assert found["metrics"]["own_block_r2"] == found["own_block_r2"]
     assert (tmp_path / "found.png").is_file()

@@ -12,7 +12,7 @@ training did not see:
   other_block_r2   how well the other concepts are read off them (0: not at all)
   jaccard          masks of {a, b} and {a, c} share exactly the mask of {a} (arXiv 2507.22264, Theorem 4.3)
   partial          text-to-image recall@1 among 512 for captions that leave things out: SmartCLIP scored with masks
-                   (masked) and without (plain), and CLIP (clip)
+                   (hard) and without (off), and CLIP (clip)
 
 A table, a picture beside the JSON, some minutes on a CPU.
 """
@@ -38,7 +38,7 @@ from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 
 KEYS = ("own_block_r2", "other_block_r2", "jaccard", "dimensions_on")
-PARTIAL = ("masked", "plain", "clip")
+PARTIAL = ("hard", "off", "clip")
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def measure(world: World, seed: int, args: argparse.Namespace, label: str) -> di
     nature = Nature(world, seed)
     ours = train(nature, args, True, seed, f"{label}, SmartCLIP")
     theirs = train(nature, args, False, seed, f"{label}, CLIP")
-    partial = {"masked": partial_retrieval(nature, ours, True), "plain": partial_retrieval(nature, ours, False),
+    partial = {"hard": partial_retrieval(nature, ours, True), "off": partial_retrieval(nature, ours, False),
                "clip": partial_retrieval(nature, theirs, False)}  # fmt: skip
     return {**identification(nature, ours, args.rows), "partial": partial}
 
@@ -309,7 +309,7 @@ def main() -> None:
     asked = list(STRESS) if args.stress == [] else args.stress or []
     worlds = {n: STRESS[check_choice("world", n, STRESS)] for n in dict.fromkeys(["base", *asked])}
     found: dict[str, list[dict[str, Any]]] = {}
-    print(f"{'world':26s} {'own R2':>7s} {'other':>7s} {'jaccard':>8s} {'dims':>5s}   masked  plain   CLIP")
+    print(f"{'world':26s} {'own R2':>7s} {'other':>7s} {'jaccard':>8s} {'dims':>5s}   hard    off     CLIP")
     for name, world in worlds.items():
         found[name] = [measure(world, seed, args, f"{name}, seed {seed}") for seed in range(args.seeds)]
         m = mean_of(found[name])

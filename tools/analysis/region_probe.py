@@ -20,12 +20,12 @@ from pathlib import Path
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import MASK_MODES
 from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.class_splits import ov_coco_split
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import DENSE_MODES
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
 from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
-from smartclip_det.protocols.detection import ov_coco_split
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 

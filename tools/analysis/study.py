@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from smartclip_det.core.mask_modes import RETRIEVAL_MODES, current_names
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
@@ -22,13 +23,13 @@ from smartclip_det.utils.steps import Step, StepRunner, settings
 
 #: Alignments: config, and how their texts are scored.
 VARIANTS = {
-    "clip": ("clip-align_toy", ("plain",)),
-    "longclip": ("longclip-align_toy", ("plain",)),
-    "smartclip": ("smartclip-align_toy", ("masked", "plain", "random", "shuffled")),
-    "non_modular": ("smartclip-align_non-modular_toy", ("masked", "plain", "random", "shuffled")),
-    "keep_crops": ("smartclip-align_keep-crops_toy", ("masked", "plain")),
-    "keep_regions": ("smartclip-align_keep-regions_toy", ("masked", "plain")),
-    "keep_both": ("smartclip-align_keep-both_toy", ("masked", "plain")),
+    "clip": ("clip-align_toy", ("off",)),
+    "longclip": ("longclip-align_toy", ("off",)),
+    "smartclip": ("smartclip-align_toy", RETRIEVAL_MODES),
+    "non_modular": ("smartclip-align_non-modular_toy", RETRIEVAL_MODES),
+    "keep_crops": ("smartclip-align_keep-crops_toy", ("hard", "off")),
+    "keep_regions": ("smartclip-align_keep-regions_toy", ("hard", "off")),
+    "keep_both": ("smartclip-align_keep-both_toy", ("hard", "off")),
 }
 #: Detector heads: towers, and mask mode in training.
 HEADS = {
@@ -39,7 +40,7 @@ HEADS = {
     "keep_regions_hard": ("keep_regions", "hard"),
     "keep_both_hard": ("keep_both", "hard"),
 }
-TEST_MODES = ("hard", "off", "random", "shuffled")
+TEST_MODES = RETRIEVAL_MODES
 #: What else is varied in testing, on heads that were trained with masks: by name, the policy's changes.
 POLICIES: dict[str, dict[str, str]] = {
     "head hard, dense off": {"dense_mask_mode": "off"},
@@ -175,15 +176,14 @@ def numbers_of(args: argparse.Namespace, seed: int) -> dict[str, dict[str, float
     for name, (_, scorings) in VARIANTS.items():
         if name not in args.variants:
             continue
-        found = read_json(folder / f"{name}.metrics.json", "result file")["metrics"]
+        found = current_names(read_json(folder / f"{name}.metrics.json", "result file")["metrics"])
         probe = read_json(folder / f"probe_{name}.json", "result file")["metrics"]
         for scoring in scorings:
             row = {k: found[f"{k}_{scoring}"] for k in ALIGNMENT}
-            mode = {"masked": "hard", "plain": "off"}.get(scoring)
-            if mode is None:
+            if scoring not in ("hard", "off"):
                 rows[f"{name}, {scoring}"] = row
                 continue
-            row.update({f"{g}_{v}": probe[g][view][mode] for g in ("base", "novel")
+            row.update({f"{g}_{v}": probe[g][view][scoring] for g in ("base", "novel")
                         for v, view in (("crop", "crop"), ("dense", "dense_value"))})  # fmt: skip
             rows[f"{name}, {scoring}"] = row
     if args.detector:

@@ -18,15 +18,16 @@ from typing import Any
 from toy_pictures import ToyPictures
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.mask_modes import MASK_MODES, current_names
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.cli import run_tool
 from smartclip_det.visualization.report import ReportPage
 
-MODES = ("hard", "soft", "off", "random", "shuffled")
-ALIGNMENT = ("t2i_r1_long", "t2i_r1_short", "t2i_r1_partial", "t2i_r1_long_masked", "t2i_r1_long_plain",
-             "t2i_r1_partial_masked", "t2i_r1_partial_plain", "map_shape", "map_colour_shape", "map_shape_masked",
-             "map_shape_plain", "map_colour_shape_masked", "map_colour_shape_plain", "mask_density_long",
+MODES = MASK_MODES
+ALIGNMENT = ("t2i_r1_long", "t2i_r1_short", "t2i_r1_partial", "t2i_r1_long_hard", "t2i_r1_long_off",
+             "t2i_r1_partial_hard", "t2i_r1_partial_off", "map_shape", "map_colour_shape", "map_shape_hard",
+             "map_shape_off", "map_colour_shape_hard", "map_colour_shape_off", "mask_density_long",
              "mask_density_short")  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def metrics_of(path: Path) -> dict[str, Any]:
     found = read_json(path, "result file").get("metrics")
     if not isinstance(found, dict):
         raise UserError(f"{path} has no metrics.")
-    return found
+    return current_names(found)
 
 
 def build_summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def build_summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PROMISED = ("t2i_r1_long", "t2i_r1_partial_masked", "t2i_r1_partial_plain", "map_shape", "map_colour_shape")
+PROMISED = ("t2i_r1_long", "t2i_r1_partial_hard", "t2i_r1_partial_off", "map_shape", "map_colour_shape")
 REQUIRED = {
     "alignment": dict.fromkeys(("clip", "smartclip"), PROMISED),
     "region_probe": dict.fromkeys(("base", "novel"), dict.fromkeys(("dense", "crop"), ("hard", "off"))),
@@ -193,8 +194,8 @@ def alignment_section(page: ReportPage, folder: Path, summary: dict[str, Any]) -
                 "Cross-entropies of one step, both directions added; smoothed by the logger.")  # fmt: skip
     rows = []
     for name, values in summary["alignment"].items():
-        for scoring in ("masked", "plain"):
-            if scoring == "masked" and name != "smartclip":
+        for scoring in ("hard", "off"):
+            if scoring == "hard" and name != "smartclip":
                 continue
             rows.append([f"{name}, {scoring}", values[f"map_shape_{scoring}"], values[f"map_colour_shape_{scoring}"],
                          values[f"t2i_r1_long_{scoring}"], values[f"t2i_r1_partial_{scoring}"]])  # fmt: skip

@@ -27,5 +27,5 @@ val_dataloader = dict(
     dataset=dict(type="CaptionDataset", data_root=data_root, ann_file=ann_file, indices=1000, test_mode=True),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="AlignmentMetric", scoring="plain")
+val_evaluator = dict(type="AlignmentMetric", scoring="off")
 test_evaluator = val_evaluator

@@ -39,5 +39,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="AlignmentMetric", scorings=["masked", "plain", "random", "shuffled"])
+val_evaluator = dict(type="AlignmentMetric", scorings=["hard", "off", "random", "shuffled"])
 test_evaluator = val_evaluator

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.rules import BOX_FORMATS
 from smartclip_det.formats.expressions.record import Expression, GroundedBoxes
 from smartclip_det.formats.json_lines import read_json_lines
 from smartclip_det.utils.boxes import to_xyxy
 
-#: Of predicted boxes.
-BOX_FORMATS = ("xyxy", "xywh")
 
-
-def load_grounding_predictions(path: str | Path, box_format: str = "xyxy") -> dict[int | str, GroundedBoxes]:
+def load_grounding_predictions(path: str | Path, box_format: str = BOX_FORMATS[0]) -> dict[int | str, GroundedBoxes]:
     """Read ``{"id", "boxes", "scores"}`` JSON lines; boxes are sorted by score, ties keep file order.
 
     Raises:

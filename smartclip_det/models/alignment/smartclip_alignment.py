@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.contrastive import principal_part
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.mask_modes import SCORINGS
+from smartclip_det.core.mask_modes import RETRIEVAL_MODES
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.alignment.distillation import RegionDistillation
@@ -257,17 +257,17 @@ class SmartCLIPAlignment(BaseModel):
 
         Returns:
             The samples with ``image_embed [D]``; ``text_features``: for each kind of caption a list of (vector ``[D]``,
-            mask ``[D]``); ``presence_scores``: for each vocabulary in force cosines ``[C]`` by scoring (``SCORINGS``).
+            mask ``[D]``); ``presence_scores``: for each vocabulary in force cosines ``[C]`` by mask mode.
         """
         images = self.towers.encode_image(self.normalised(inputs))
         scores = {}
         for name, bank in self._banks.items():
             bank = bank.to(images.device)
             # A control needs another text to take a mask from.
-            modes = {k: m for k, m in SCORINGS.items() if m != "shuffled" or len(bank) > 1}
             scores[name] = {
-                k: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, m, bank.texts)).cpu()
-                for k, m in modes.items()
+                mode: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts)).cpu()
+                for mode in RETRIEVAL_MODES
+                if mode != "shuffled" or len(bank) > 1
             }
         texts = [t for s in data_samples for kind in s.captions.values() for t in kind]
         found = self._encode_unique(texts)

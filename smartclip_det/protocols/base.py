@@ -1,0 +1,138 @@
+"""What a protocol is: it reads annotations and predictions, scores them, says what the numbers are, and compares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.metrics.bootstrap import Metric, paired_bootstrap
+from smartclip_det.protocols.options import Options
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp
+from smartclip_det.utils.collector import without_collector
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+@dataclass
+class Material:
+    """Annotations and predictions that passed the checks.
+
+    Attributes:
+        truth: annotations.
+        found: predictions.
+        counts: what was counted on the way.
+    """
+
+    truth: Any
+    found: Any
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Scores:
+    """Metrics by their public names.
+
+    Attributes:
+        metrics: unrounded; -1 where there was nothing to measure.
+        counts: what was counted.
+        per_class: of each class, None where it has no ground truth.
+    """
+
+    metrics: dict[str, float]
+    counts: dict[str, int] = field(default_factory=dict)
+    per_class: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation(Scores):
+    """Scores with the stamp that says what they are.
+
+    Attributes:
+        protocol: the stamp.
+    """
+
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+class Protocol(ABC, Generic[O]):
+    """One protocol. Saved files and runs both come here, so that they cannot differ."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def read(self, ann: Path, pred: Path, options: O) -> Material:
+        """Read and check saved files."""
+
+    @abstractmethod
+    def score(self, material: Material, options: O) -> Scores:
+        """The metrics."""
+
+    @abstractmethod
+    def facts(self, material: Material, options: O) -> dict[str, Any]:
+        """What belongs into the stamp beside the options."""
+
+    def resampled(self, material: Material, options: O) -> tuple[Metric, int]:
+        """Metrics as a function of image weights, and the number of images.
+
+        Raises:
+            UserError: where the protocol cannot be compared.
+        """
+        raise UserError(f"{self.name} cannot be compared; --compare knows coco, ov-coco (joint), lvis, ov-lvis, voc, "
+                        "refcoco and retrieval.")  # fmt: skip
+
+    def stamp(
+        self, material: Material, options: O, ann: str | Path, pred: str | Path | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """The stamp of scores: the protocol's facts, its options, and hashes of the files.
+
+        Args:
+            material: what was scored.
+            options: how.
+            ann: annotation file or folder.
+            pred: prediction file, where there is one.
+            more: further facts.
+        """
+        hashes = {"ann_sha256": file_hash(ann)} | ({} if pred is None else {"pred_sha256": file_hash(pred)})
+        return protocol_stamp(self.name, **{**options.facts(), **self.facts(material, options), **hashes, **more})
+
+    def evaluate(self, ann: str | Path, pred: str | Path, options: O) -> Evaluation:
+        """Score one prediction file."""
+        ann, pred = Path(ann), Path(pred)
+        with without_collector():
+            material = self.read(ann, pred, options)
+            scores = self.score(material, options)
+        stamp = self.stamp(material, options, ann, pred)
+        return Evaluation(scores.metrics, {**material.counts, **scores.counts}, scores.per_class, stamp)
+
+    def compare(
+        self, ann: str | Path, first: str | Path, second: str | Path, options: O, *, resamples: int = 1000,
+        seed: int = 0, progress: bool = True,
+    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:  # fmt: skip
+        """Paired bootstrap between two prediction files.
+
+        Returns:
+            The stamp and, for each metric, what :func:`bootstrap.paired_bootstrap` tells.
+        """
+        ann, files = Path(ann), (Path(first), Path(second))
+        metrics: list[Metric] = []
+        images = 0
+        for pred in files:
+            with without_collector():
+                metric, images = self.resampled(self.read(ann, pred, options), options)
+            metrics.append(metric)
+        outcome = paired_bootstrap(metrics[0], metrics[1], images, resamples=resamples, seed=seed, progress=progress)
+        stamp = protocol_stamp(
+            self.name, test="paired bootstrap over images", **self.compared(options), resamples=resamples, seed=seed,
+            ann_sha256=file_hash(ann), a=str(first), b=str(second), a_sha256=file_hash(files[0]),
+            b_sha256=file_hash(files[1]),
+        )  # fmt: skip
+        return stamp, outcome
+
+    def compared(self, options: O) -> Mapping[str, Any]:
+        """What the stamp of a comparison tells of the options."""
+        return options.facts()

@@ -1,0 +1,48 @@
+"""Image-text retrieval from saved vectors. They are torch's, which takes seconds to import: only where it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.metrics.bootstrap import Metric
+from smartclip_det.protocols.base import Material, Protocol, Scores
+from smartclip_det.protocols.options import RetrievalOptions
+
+
+class Retrieval(Protocol[RetrievalOptions]):
+    """``retrieval``: recall in both directions, by every mask mode that the vectors allow."""
+
+    def read(self, ann: Path, pred: Path, options: RetrievalOptions) -> Material:
+        """Vectors of the images of a caption file."""
+        from smartclip_det.formats.retrieval_vectors import RetrievalVectors
+
+        vectors = RetrievalVectors.load(pred)
+        vectors.check_against(ann)
+        return Material(None, vectors, {"images": len(vectors.images), "texts": len(vectors.texts)})
+
+    def score(
+        self, material: Material, options: RetrievalOptions, modes: Sequence[str] | None = None,
+        progress: bool = False,
+    ) -> Scores:  # fmt: skip
+        """Recalls; ``modes`` leaves out the other mask modes."""
+        from smartclip_det.metrics.retrieval import modes_of, recall_metrics
+
+        vectors = material.found
+        return Scores(recall_metrics(vectors, modes or modes_of(vectors), progress=progress))
+
+    def facts(self, material: Material, options: RetrievalOptions) -> dict[str, Any]:
+        """What the numbers are, and what the vectors say of themselves."""
+        return {"ties": "against", **material.found.stamp}
+
+    def resampled(self, material: Material, options: RetrievalOptions) -> tuple[Metric, int]:
+        """Recalls by one mask mode."""
+        from smartclip_det.metrics.retrieval import retrieval_metric
+
+        metric: tuple[Metric, int] = retrieval_metric(material.found, options.scoring)
+        return metric
+
+    def compared(self, options: RetrievalOptions) -> Mapping[str, Any]:
+        """The mask mode."""
+        return {"scoring": options.scoring}
