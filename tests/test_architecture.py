@@ -17,36 +17,32 @@ PACKAGE = REPO / "smartclip_det"
 LAYERS = [
     ("version",),
     ("core", "operators"),
-    ("utils.safe_load", "utils.compat", "utils.cli", "utils.env", "utils"),
-    ("models.towers",),
+    ("utils",),
+    ("models.towers", "formats"),
+    ("models.vocabulary", "models.regions", "models.region_cache", "models.selection", "models.losses", "metrics"),
     (
-        "models.vocabulary",
-        "models.regions",
-        "models.region_cache",
-        "models.selection",
-        "models.losses",
-        "formats",
-        "metrics",
-    ),
-    (
+        "datasets",
         "protocols",
-        "probing",
         "visualization",
         "models.backbones",
         "models.dense_heads",
         "models.necks",
         "models.roi_heads",
     ),
-    ("datasets", "engine"),
     ("models.rescoring",),
-    ("models.detectors", "models.alignment", "models.grounding"),
+    ("models.detectors", "models.alignment", "models.grounding", "probing"),
+    ("engine",),
     ("parts", "alignment_parts"),
     ("apis",),
+    ("studies", "cli"),
 ]
-SIBLINGS = {
-    # The optimizer and hook side may know the detector's attributes, not its module; data sets read annotations.
-    ("datasets", "formats"),
-}
+#: Rooms of one layer that do not know each other's insides; what two of them need lies lower.
+SISTERS = [
+    ("datasets",),
+    ("protocols",),
+    ("visualization",),
+    ("models.backbones", "models.dense_heads", "models.necks", "models.roi_heads"),
+]
 
 
 def modules():
@@ -65,6 +61,15 @@ def layer_of(name: str) -> int | None:
             if (name == entry or name.startswith(entry + ".")) and (best is None or len(entry) > best[1]):
                 best = (rank, len(entry))
     return None if best is None else best[0]
+
+
+def sister_of(name: str) -> int | None:
+    return next((n for n, s in enumerate(SISTERS) if any(name == e or name.startswith(e + ".") for e in s)), None)
+
+
+def are_strange_sisters(importer: str, imported: str) -> bool:
+    mine, other = sister_of(importer), sister_of(imported)
+    return mine is not None and other is not None and mine != other
 
 
 def imports_of(path: Path, top_level_only: bool = False):
@@ -102,6 +107,34 @@ def test_lower_layers_never_import_higher_ones(path):
             other = layer_of(name.removeprefix("smartclip_det."))
             # Building towers of a config is offered beside them and used lazily by the predictor's floor only.
             assert other is None or other <= mine, f"{dotted(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=dotted)
+def test_sisters_do_not_import_each_other_s_insides(path):
+    for name in imports_of(path):
+        inside = name.removeprefix("smartclip_det.")
+        assert inside == name or not are_strange_sisters(dotted(path), inside), f"{dotted(path)} imports {name}"
+
+
+def test_the_rules_bite():
+    assert are_strange_sisters("datasets.captions", "protocols.stamp")
+    assert are_strange_sisters("models.roi_heads.x", "visualization.draw")
+    assert not are_strange_sisters("models.dense_heads.x", "models.roi_heads.y")
+    assert not are_strange_sisters("protocols.base", "metrics.coco")
+    for lower, higher in (("formats.voc", "metrics.voc"), ("metrics.coco", "protocols.base"),
+                          ("protocols.base", "probing.region_probe"), ("models.regions", "models.detectors"),
+                          ("probing.region_probe", "apis.predictor")):  # fmt: skip
+        assert layer_of(lower) < layer_of(higher), (lower, higher)
+
+
+def test_models_know_nothing_of_files_and_scores():
+    """What a run is measured by stands beside the models, never inside of them."""
+    for path in (PACKAGE / "models").rglob("*.py"):
+        for name in imports_of(path):
+            room = name.removeprefix("smartclip_det.").split(".")[0]
+            assert room not in ("metrics", "protocols", "probing") or room == name.split(".")[0], (
+                f"{path} imports {name}"
+            )
 
 
 def test_core_is_torch_only():
