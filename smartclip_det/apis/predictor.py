@@ -319,7 +319,7 @@ class SmartCLIPPredictor:
         Raises:
             UserError: without an image, for blank texts, and for limits outside their range.
         """
-        image, texts = self._held.get(image), check_texts(expression, "expression")
+        texts, image = check_texts(expression, "expression"), self._held.get(image)
         check_choice("reading", reading, READINGS)
         top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
         trees = {t: Entity(t) if reading == "expression" else self.tree(t) for t in texts}

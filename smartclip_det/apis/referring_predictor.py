@@ -154,7 +154,7 @@ class ReferringPredictor:
         Raises:
             UserError: for an empty expression, one over the token limit, or without an image.
         """
-        image, texts = self._held.get(image), check_texts(expression, "expression")
+        texts, image = check_texts(expression, "expression"), self._held.get(image)
         top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
         width, height = image.size
         found = []
