@@ -35,7 +35,7 @@ _HIT = 0.5
 def expressions_of(ann: Path, options: SentenceOptions) -> list[Expression]:
     """The sentences of the split."""
     split = None if options.split == "all" else options.split
-    return load_expressions(ann, split=split, instances=options.instances)
+    return load_expressions(ann, split=split, instances=options.instances, needs_sentences=False)
 
 
 class _Boxes(Protocol[B]):

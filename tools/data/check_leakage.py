@@ -47,7 +47,7 @@ def main() -> None:
         name, equals, file = item.partition("=")
         if not equals:
             raise UserError(f"Give NAME=FILE; {item!r} has no '='.")
-        leaks += find_leaks(training, name, load_expressions(file))
+        leaks += find_leaks(training, name, load_expressions(file, needs_sentences=False))
     print(f"{len(training):,} training images")
     print(f"{'benchmark':16s} {'split':8s} {'images':>8s} {'in training':>12s} sentences")
     for leak in leaks:

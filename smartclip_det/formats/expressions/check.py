@@ -16,18 +16,19 @@ logger = logging.getLogger(__name__)
 _LAYOUTS = "JSON lines hold [x1, y1, x2, y2], MDETR and COCO files [x, y, width, height], all in pixels of the image"
 
 
-def check_expression(record: Expression, where: str) -> None:
+def check_expression(record: Expression, where: str, needs_sentence: bool = True) -> None:
     """Refuse a record that says nothing or points at nothing.
 
     Args:
         record: what was read.
         where: file and line or entry, for messages.
+        needs_sentence: whether an empty sentence is refused, too; scoring boxes needs none.
 
     Raises:
         UserError: for an id that is neither a whole number nor a text, a sentence that is no text or empty, and boxes
             that are not finite or have no extent.
     """
-    problem = _id_problem(record.id) or _sentence_problem(record.sentence)
+    problem = _id_problem(record.id) or _sentence_problem(record.sentence, needs_sentence)
     for number, box in enumerate(record.boxes):
         problem = problem or _box_problem(box, number)
     if problem:
@@ -40,10 +41,12 @@ def _id_problem(key: Any) -> str:
     return ""
 
 
-def _sentence_problem(sentence: Any) -> str:
+def _sentence_problem(sentence: Any, needed: bool) -> str:
     if not isinstance(sentence, str):
         return f"the sentence is no text; given {sentence!r}. Write one record a sentence."
-    return "" if sentence.strip() else "the sentence is empty. Leave the record out, or give it a sentence."
+    return (
+        "" if sentence.strip() or not needed else "the sentence is empty. Leave the record out, or give it a sentence."
+    )
 
 
 def _box_problem(box: Sequence[float], number: int) -> str:

@@ -14,6 +14,21 @@ from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.formats.json_lines import read_json_lines
 from smartclip_det.utils.files import write_whole
 
+#: What other layouts call the sentence.
+_OTHER_NAMES = (
+    "caption",
+    "captions",
+    "sentences",
+    "sent",
+    "raw",
+    "text",
+    "phrase",
+    "expression",
+    "refexp",
+    "query",
+    "description",
+)
+
 
 def read_expression_lines(path: Path) -> list[Expression]:
     """Expressions of a file of ours.
@@ -24,21 +39,19 @@ def read_expression_lines(path: Path) -> list[Expression]:
     known = set(Expression.__dataclass_fields__)
     records = []
     for where, row in read_json_lines(path, "expression file"):
-        if isinstance(row, dict) and "sentence" not in row:
-            raise UserError(
-                f'{where} (id {row.get("id")!r}): no "sentence"; the record has {", ".join(map(repr, row)) or "none"}. '
-                'Call the text of a record "sentence".'
-            )
+        other = [k for k in _OTHER_NAMES if isinstance(row, dict) and k in row]
+        if other and "sentence" not in row:
+            raise UserError(f'{where} (id {row.get("id")!r}): the text is called {other[0]!r}; call it "sentence".')
         try:
             boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in row["boxes"])
             extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids", "masks")}
-            extra = {"image_id": row.get("file_name", ""), "file_name": "", **extra}
+            extra = {"image_id": row.get("file_name", ""), "file_name": "", "sentence": "", **extra}
             lists: dict[str, Any] = {k: tuple(row.get(k, ())) for k in ("ann_ids", "masks")}
             records.append(Expression(boxes=boxes, **lists, **extra))
             hash(records[-1].id)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where}: not an expression with id and xyxy boxes ({error!r}).") from error
-        check_expression(records[-1], where)
+        check_expression(records[-1], where, needs_sentence=False)
     return records
 
 

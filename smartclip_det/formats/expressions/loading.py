@@ -30,7 +30,7 @@ KNOWN = (
 
 
 def load_expressions(
-    path: str | Path, *, split: str | None = None, instances: str | Path | None = None
+    path: str | Path, *, split: str | None = None, instances: str | Path | None = None, needs_sentences: bool = True
 ) -> list[Expression]:
     """Read referring expressions; boxes are xyxy pixels.
 
@@ -38,6 +38,7 @@ def load_expressions(
         path: a file or folder of any layout of :data:`KNOWN`.
         split: keep one split; an absent one is an error that lists what there is.
         instances: ``instances.json`` of a refs file; default: beside it.
+        needs_sentences: refuse records without a sentence; scoring boxes needs none.
 
     Raises:
         UserError: for files that are missing, broken or of another layout, for repeated ids of sentences, and for what
@@ -55,7 +56,7 @@ def load_expressions(
             f"{path}: a record does not have the layout's fields ({type(error).__name__}: {error})."
         ) from error
     for record in records:
-        check_expression(record, str(path))
+        check_expression(record, str(path), needs_sentences)
     repeated = len(records) - len({str(r.id) for r in records})
     if repeated:
         raise UserError(f"{path} repeats {repeated} sentence ids; predictions could not be matched.")
