@@ -7,6 +7,8 @@ they are asked for.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -63,6 +65,22 @@ def is_torchscript(path: Path) -> bool:
         raise UserError(f"{path} is a broken archive; it may be cut short. ({error})") from error
 
 
+#: Torch stores weights as they are and packs source text only; a zip that claims more than so many times its size is
+#: made to fill memory.
+_MOST_INFLATED = 20
+
+
+def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse a zip whose records claim far more than the file has.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    claimed, there = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if claimed > _MOST_INFLATED * there + 2**20:
+        raise UserError(f"{path} has {there} bytes and claims to hold {claimed}: it was not unpacked.")
+
+
 def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> Any:
     """What a ``torch.save`` file or stream holds, with no pickled code executed.
 
@@ -76,8 +94,13 @@ def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> 
         if not path.is_file():
             raise UserError(f"No file at {path}. Check the path; weights are never downloaded.")
     try:
+        if isinstance(path, Path) and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_zip(archive, path)
         with torch.serialization.safe_globals(_mmengine_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise _holds_objects(path, error) from error
     except Exception as error:  # a broken file fails in any way the unpickler or zip reader happens to
@@ -125,27 +148,64 @@ def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], di
         raise UserError(f"{path} is not a readable safetensors file; it may be cut short. ({error})") from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, strings and numbers; any class or function is refused, but for those of ``allowed``."""
+class DataUnpickler(pickle._Unpickler):
+    """Lists, dicts, strings and numbers; any class or function is refused, but for those of ``allowed``.
+
+    Python's own implementation, not the one in C: there a damaged length or memo index takes gigabytes before it is
+    found to be wrong.
+    """
 
     allowed: ClassVar[dict[tuple[str, str], Any]] = {}
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    # Makes room before it looks whether the bytes are there; nothing that is read here has it.
+    dispatch.pop(pickle.BYTEARRAY8[0])
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a global of the pickle stands for."""
         if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
         return self.allowed[module, name]
 
+    def set_state(self, owner: Any, state: Any) -> None:
+        """What a pickle says of an object after it is made; classes and functions must stay as they are."""
+        raise pickle.UnpicklingError(f"the pickle sets the state of a {type(owner).__name__}")
 
-class _ArrayUnpickler(_PlainUnpickler):
+    def _load_build(self) -> None:
+        state = self.stack.pop()
+        self.set_state(self.stack[-1], state)
+
+    dispatch[pickle.BUILD[0]] = _load_build
+
+
+class _ArrayMark:
+    """Stands for ``numpy.ndarray`` in pickles: named, never called."""
+
+
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """What numpy's ``_reconstruct`` makes before the state is set; a pickle by numpy always asks for no elements."""
+    if kind is not _ArrayMark or tuple(shape) != (0,):
+        raise pickle.UnpicklingError("an array that numpy did not write")
+    return np.empty(0, np.int8)
+
+
+class _ArrayUnpickler(DataUnpickler):
     """Numpy arrays as well, as numpy of any age pickles them."""
 
     allowed: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "ndarray"): _ArrayMark,
         ("numpy", "dtype"): np.dtype,
         # numpy renamed its core package: files of both ages name the same function differently.
-        ("numpy.core.multiarray", "_reconstruct"): np.array([]).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.array([]).__reduce__()[0],
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     }
+
+    def set_state(self, owner: Any, state: Any) -> None:
+        """Arrays and their types check what they are given against the bytes that are there."""
+        if not isinstance(owner, np.ndarray | np.dtype):
+            super().set_state(owner, state)
+        if isinstance(owner, np.ndarray) and state[2].hasobject:
+            raise pickle.UnpicklingError("an array of objects")
+        owner.__setstate__(state)
 
 
 def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
@@ -161,15 +221,16 @@ def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No pickle file at {path}. Check the path.")
-    reader = _ArrayUnpickler if arrays else _PlainUnpickler
+    reader = _ArrayUnpickler if arrays else DataUnpickler
     try:
-        with path.open("rb") as handle:
-            if not arrays:
-                # Byte strings of Python 2 are UTF-8 as a rule; in Latin-1 their letters would fall apart.
-                try:
-                    return reader(handle, encoding="utf-8").load()
-                except UnicodeDecodeError:
-                    handle.seek(0)
-            return reader(handle, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no pickle of plain data ({error}); nothing in it was run.") from error
+        content = path.read_bytes()
+        if not arrays:
+            # Byte strings of Python 2 are UTF-8 as a rule; in Latin-1 their letters would fall apart.
+            with contextlib.suppress(UnicodeDecodeError):
+                return reader(io.BytesIO(content), encoding="utf-8").load()
+        return reader(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle fails in any way the unpickler happens to
+        raise UserError(
+            f"{path} is no pickle of plain data, or it is damaged ({type(error).__name__}: {str(error)[:200]}); "
+            "nothing in it was run."
+        ) from error
