@@ -148,6 +148,13 @@ def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], di
         raise UserError(f"{path} is not a readable safetensors file; it may be cut short. ({error})") from error
 
 
+def _old_bytes(text: str, encoding: str) -> bytes:
+    """Bytes as Python 3 writes them for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in {encoding!r}")
+    return text.encode("latin1")
+
+
 class DataUnpickler(pickle._Unpickler):
     """Lists, dicts, strings and numbers; any class or function is refused, but for those of ``allowed``.
 
@@ -155,7 +162,7 @@ class DataUnpickler(pickle._Unpickler):
     found to be wrong.
     """
 
-    allowed: ClassVar[dict[tuple[str, str], Any]] = {}
+    allowed: ClassVar[dict[tuple[str, str], Any]] = {("_codecs", "encode"): _old_bytes}
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     # Makes room before it looks whether the bytes are there; nothing that is read here has it.
     dispatch.pop(pickle.BYTEARRAY8[0])
@@ -192,6 +199,7 @@ class _ArrayUnpickler(DataUnpickler):
     """Numpy arrays as well, as numpy of any age pickles them."""
 
     allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        **DataUnpickler.allowed,
         ("numpy", "ndarray"): _ArrayMark,
         ("numpy", "dtype"): np.dtype,
         # numpy renamed its core package: files of both ages name the same function differently.

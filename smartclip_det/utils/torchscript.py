@@ -73,7 +73,7 @@ def read_torchscript(path: str | Path) -> ScriptArchive:
     except Exception as error:  # a broken archive fails in any way the unpickler or zip reader happens to
         raise UserError(
             f"{path} is no TorchScript archive that can be read without running it, or it is cut short "
-            f"({str(error)[:200]}). If you trust it: python -c \"import torch; "
+            f'({str(error)[:200]}). If you trust it: python -c "import torch; '
             f"torch.save(torch.jit.load('{path}', 'cpu').state_dict(), 'state.pt')\" and give state.pt."
         ) from error
 

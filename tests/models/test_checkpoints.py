@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers import SmartCLIP, TowerConfig, read_checkpoint
-from smartclip_det.models.towers.layouts import to_huggingface
+from smartclip_det.models.towers.layouts import to_huggingface, to_native
 from smartclip_det.utils.safe_load import safe_torch_load
 
 TINY = TowerConfig(embed_dim=64, image_size=32, patch_size=16, vision_width=64, vision_layers=2, vision_heads=1,
@@ -53,37 +53,6 @@ def test_released_layouts_have_their_published_number_of_tensors(tmp_path, arch,
     assert equal(read.state, model.openai_state())
 
 
-def test_torchscript_archive_is_read_and_its_sizes_are_no_noise(tmp_path):
-    model = towers()
-
-    class Archive(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("input_resolution", torch.tensor(32))
-            self.register_buffer("context_length", torch.tensor(77))
-            self.register_buffer("vocab_size", torch.tensor(49408))
-
-        def forward(self, x):
-            raise RuntimeError("must never be called")
-
-    archive = Archive()
-    for name, value in model.openai_state().items():
-        parent = archive
-        *path, leaf = name.split(".")
-        for part in path:
-            if not hasattr(parent, part):
-                parent.add_module(part, torch.nn.Module())
-            parent = getattr(parent, part)
-        parent.register_parameter(leaf, torch.nn.Parameter(value.half() if value.dim() > 1 else value))
-    torch.jit.save(torch.jit.script(archive), str(tmp_path / "jit.pt"))
-    read = read_checkpoint(tmp_path / "jit.pt")
-    assert read.layout == "openai_jit"
-    assert read.unmatched == []
-    assert read.config.activation == "quick_gelu"
-    assert all(v.dtype == torch.float32 for v in read.state.values())
-    assert torch.allclose(read.state["visual.conv1.weight"], model.image_tower.conv1.weight, atol=1e-3)
-
-
 def test_hugging_face_folder_and_file(tmp_path):
     model = towers(activation="gelu")
     tensors = to_huggingface(model.openai_state())
@@ -91,7 +60,7 @@ def test_hugging_face_folder_and_file(tmp_path):
     tensors["text_model.embeddings.position_ids"] = torch.arange(77)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu", "num_attention_heads": 1},
-                                                      "text_config": {"num_attention_heads": 1}}))  # fmt: skip
+                                                      "text_config": {"hidden_act": "gelu", "num_attention_heads": 1}}))  # fmt: skip
     folder = SmartCLIP.from_checkpoint(tmp_path)
     assert equal(folder.openai_state(), model.openai_state())
     assert folder.config.activation == "gelu"
@@ -193,10 +162,10 @@ class TestErrors:
     def test_a_prefix_is_found_and_foreign_keys_are_reported(self, tmp_path, caplog):
         state = {f"clip.{k}": v for k, v in towers().openai_state().items()}
         state["decoder.weight"] = torch.ones(1)
-        state["clip.visual.extra"] = torch.ones(1)
+        state["clip.head.weight"] = torch.ones(1)
         torch.save(state, tmp_path / "w.pt")
         read = read_checkpoint(tmp_path / "w.pt")
-        assert read.unmatched == ["decoder.weight", "visual.extra"]
+        assert read.unmatched == ["decoder.weight", "head.weight"]
         assert "decoder.weight" in caplog.text
 
     def test_mixed_layouts(self, tmp_path):
@@ -245,3 +214,123 @@ class TestErrors:
         path = towers(activation="gelu").save(tmp_path / "w.safetensors")
         with pytest.raises(UserError, match="activation='gelu'"):
             read_checkpoint(path, activation="quick_gelu")
+
+
+class TestReadings:
+    """A file that can be read in more than one way says so."""
+
+    @pytest.fixture
+    def two(self):
+        first, second = towers().openai_state(), towers().openai_state()
+        second["ln_final.weight"] = second["ln_final.weight"] + 1
+        return first, second
+
+    @pytest.mark.parametrize(
+        ("wrap", "names"),
+        [
+            (lambda a, b: {"model": a, "ema": b}, "model, ema"),
+            (lambda a, b: {"state_dict": a, "ema_state_dict": b, "epoch": 1, "name": "x"}, "state_dict, ema_state_dict"),
+            (lambda a, b: {"model": {"student": a, "teacher": b}}, "model.student, model.teacher"),
+            (lambda a, b: {**a, "ema": b}, "top, ema"),
+            (lambda a, b: {f"{p}.{k}": v for p, s in (("q", a), ("k", b)) for k, v in s.items()}, "q, k"),
+            (lambda a, b: {**a, **{f"ema.{k}": v for k, v in b.items()}}, "top, ema"),
+            (lambda a, b: {"m": {f"module.{k}": v for k, v in a.items()}, "ema": {f"module.{k}": v for k, v in b.items()}},
+             "m, ema"),
+            (lambda a, b: {"model": a, "ema": to_huggingface(b)}, "model, ema"),
+        ],
+    )  # fmt: skip
+    def test_each_is_named_and_read_when_asked_for(self, tmp_path, two, wrap, names):
+        torch.save(wrap(*two), tmp_path / "w.pt")
+        with pytest.raises(UserError, match=f"2 ways, with other weights each: {names}. Say which: reading="):
+            read_checkpoint(tmp_path / "w.pt")
+        for name, expected in zip(names.split(", "), two, strict=True):
+            found = read_checkpoint(tmp_path / "w.pt", reading=name)
+            assert equal(found.state, expected)
+            assert found.reading == name
+            short = SmartCLIP.from_checkpoint(tmp_path / "w.pt", reading=name.split(".")[-1])
+            assert equal(short.openai_state(), expected)
+        with pytest.raises(UserError, match=f"has no weights 'swa'.*{names}"):
+            read_checkpoint(tmp_path / "w.pt", reading="swa")
+
+    def test_the_same_weights_twice_are_one_reading(self, tmp_path, two):
+        torch.save({"model": two[0], "state_dict": dict(two[0]), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+                   tmp_path / "w.pt")  # fmt: skip
+        assert equal(read_checkpoint(tmp_path / "w.pt").state, two[0])
+
+    def test_an_image_tower_beside_a_whole_is_another_reading(self, tmp_path, two):
+        tower = {k.removeprefix("visual."): v for k, v in two[1].items() if k.startswith("visual.")}
+        torch.save({"model": two[0], "visual": tower}, tmp_path / "w.pt")
+        with pytest.raises(UserError, match="2 ways.*model, visual"):
+            read_checkpoint(tmp_path / "w.pt")
+        assert equal(read_checkpoint(tmp_path / "w.pt", reading="model").state, two[0])
+        with pytest.raises(UserError, match="not a whole CLIP checkpoint"):
+            read_checkpoint(tmp_path / "w.pt", reading="visual")
+
+
+class TestTensorsWithoutAPlace:
+    @pytest.mark.parametrize("key", [
+        "visual.transformer.resblocks.0.ls_1.gamma", "transformer.resblocks.1.attn.ln.weight", "visual.head.bias",
+        "visual.attn_pool.query", "text.cls_emb", "visual.ln_extra.weight", "text_projection.bias", "visual.conv1.bias",
+    ])  # fmt: skip
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_of_a_tower_are_refused(self, tmp_path, key, prefix):
+        state = {f"{prefix}{k}": v for k, v in {**towers().openai_state(), key: torch.ones(1)}.items()}
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=f"no place for.*{key}"):
+            read_checkpoint(tmp_path / "w.pt")
+
+    def test_of_a_tower_are_refused_in_other_layouts(self, tmp_path):
+        state = towers().openai_state()
+        torch.save({**to_huggingface(state), "visual_projection.bias": torch.ones(64)}, tmp_path / "hf.pt")
+        torch.save({**{to_native(k): v for k, v in state.items()}, "text_tower.extra": torch.ones(1)}, tmp_path / "n.pt")
+        for name, key in (("hf.pt", "visual_projection.bias"), ("n.pt", "text_tower.extra")):
+            with pytest.raises(UserError, match=f"no place for.*{key}"):
+                read_checkpoint(tmp_path / name)
+
+    def test_sizes_and_masks_that_tensors_tell_anyway_are_no_noise(self, tmp_path, caplog):
+        state = towers().openai_state()
+        custom = {k if k.startswith(("visual", "logit")) else f"text.{k}": v for k, v in state.items()}
+        torch.save({**custom, "text.attn_mask": torch.ones(2), "visual.input_resolution": torch.tensor(32)}, tmp_path / "w.pt")
+        read = read_checkpoint(tmp_path / "w.pt", activation="quick_gelu")
+        assert equal(read.state, state)
+        assert not caplog.text
+
+
+@pytest.mark.parametrize("scale", [torch.tensor([3.0]), torch.tensor([[3.0]]), torch.tensor(3.0), None])
+def test_the_scale_is_one_number_or_none(tmp_path, scale):
+    state = towers().openai_state()
+    del state["logit_scale"]
+    torch.save(state if scale is None else {**state, "logit_scale": scale}, tmp_path / "w.pt")
+    found = read_checkpoint(tmp_path / "w.pt").state["logit_scale"]
+    assert found.shape == ()
+    assert found.item() == pytest.approx(2.6592, abs=1e-4) if scale is None else found == 3
+    torch.save({**state, "logit_scale": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="logit_scale is \\[2\\]"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: "null", "config is null, not an object"), (lambda c: "[]", "not an object"), (lambda c: "{", "not valid JSON"),
+    (lambda c: "", "not valid JSON"), (lambda c: {k: v for k, v in c.items() if k != "activation"}, "lacks activation"),
+    (lambda c: {}, "lacks activation, vision_heads"), (lambda c: {**c, "activation": "relu"}, "activation='relu'"),
+    (lambda c: {**c, "embed_dim": "64"}, "embed_dim"), (lambda c: {**c, "vision_layers": 10**9}, "vision_layers 1000000000"),
+    (lambda c: {**c, "vision_heads": None}, "vision_heads must be"), (lambda c: {**c, "vision_heads": 0}, "0 heads"),
+    (lambda c: {**c, "new_key": 1}, "Unknown tower key 'new_key'"), (lambda c: {**c, "stretched": "no"}, "stretched"),
+])  # fmt: skip
+def test_broken_headers_of_our_own_files(tmp_path, change, message):
+    model = towers()
+    told = change(model.config.to_dict())
+    header = {"format": "smartclip_det.towers/1", "config": told if isinstance(told, str) else json.dumps(told)}
+    save_file(model.openai_state(), tmp_path / "w.safetensors", metadata=header)
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(tmp_path / "w.safetensors")
+    if not isinstance(told, str):
+        torch.save({"meta": {"tower_config": told}, "state_dict": model.openai_state()}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=message):
+            read_checkpoint(tmp_path / "w.pth")
+    torch.save({"meta": {"tower_config": None}, "state_dict": model.openai_state()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="tower_config"):
+        read_checkpoint(tmp_path / "w.pth")
+    save_file(model.openai_state(), tmp_path / "w.safetensors", metadata={"format": "smartclip_det.towers/1"})
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_checkpoint(tmp_path / "w.safetensors")

@@ -1,8 +1,8 @@
 """Readers and writers of tower checkpoints; the layout is recognised by content.
 
 Read: OpenAI TorchScript archives and state dicts (CLIP, MetaCLIP, CLIPSelf on OpenAI CLIP, DeBias-CLIP),
-Long-CLIP, SmartCLIP, open_clip training checkpoints, Hugging Face CLIP (file or folder), and our own files.
-No pickled code runs and no archive is called.
+Long-CLIP, SmartCLIP, open_clip (training checkpoints, folders), Hugging Face CLIP (file or folder, whole or in shards),
+and our own files. No code of a file runs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,10 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.towers import layouts
 from smartclip_det.models.towers.config import TowerConfig
+from smartclip_det.models.towers.containers import FORMAT, Container, open_container
 from smartclip_det.models.towers.low_rank import merge_low_rank
-from smartclip_det.utils.safe_load import is_torchscript, safe_safetensors_load, safe_torch_load
 
 logger = logging.getLogger(__name__)
-_FORMAT = "smartclip_det.towers/1"
 
 
 @dataclass
@@ -40,6 +39,7 @@ class Checkpoint:
         unmatched: keys of the file that belong to no tower tensor.
         activation_known: False when the activation was assumed.
         hash: the first 16 hex digits of :func:`state_hash`.
+        reading: which weights of the file these are.
     """
 
     state: dict[str, Tensor]
@@ -48,6 +48,7 @@ class Checkpoint:
     unmatched: list[str] = field(default_factory=list)
     activation_known: bool = True
     hash: str = ""
+    reading: str = "top"
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
@@ -60,111 +61,119 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_checkpoint(path: str | Path, *, activation: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, *, activation: str | None = None, reading: str | None = None
+) -> Checkpoint:  # fmt: skip
     """Read towers from any known file.
 
     Args:
-        path: a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file, or a Hugging Face folder.
+        path: a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file, or a folder of Hugging Face or open_clip (whole
+            or in shards).
         activation: ``quick_gelu`` or ``gelu`` where the file does not carry it; overrides nothing that it does.
+        reading: which weights, for files that hold several (``ema`` beside ``state_dict``): a name of the error that
+            is raised without it.
 
     Raises:
-        UserError: missing, broken or foreign files, pickled objects, mixed layouts, missing tensors.
+        UserError: missing, broken or foreign files, pickled objects, mixed layouts, several readings, tensors that
+            are missing, broken, or have no place in the towers.
     """
     path = Path(path)
-    raw, facts, layout = _open(path)
-    raw = merge_low_rank(_strip_module(raw))
-    found, prefix = layouts.detect(raw, str(path))
-    inside = {k[len(prefix) :]: v for k, v in raw.items() if k.startswith(prefix)}
-    state = layouts.to_openai({k: v for k, v in inside.items() if not layouts.IGNORABLE.match(k)}, found)
-    outside = [k for k in raw if not k.startswith(prefix)]
-    config = layouts.infer_config(state, str(path))
-    known = "activation" in facts
-    if activation is not None and known and facts["activation"] != activation:
-        raise UserError(f"{path} says activation={facts['activation']!r}; {activation!r} was asked for.")
-    if found == "native" and not facts and config.mask_layers:
-        logger.warning("%s does not say how its mask network treats padding; mask_pad='ignore' is assumed.", path)
-        facts["mask_pad"] = "ignore"
-    facts = {k: v for k, v in facts.items() if k in config.to_dict()}
-    if not known:
-        facts["activation"] = activation or ("gelu" if layout == "open_clip" else "quick_gelu")
-    config = config.with_(**facts)
+    opened = open_container(path)
+    states = {k: merge_low_rank(v) for k, v in opened.states.items()}
+    chosen = _choose(layouts.readings(states, str(path)), reading, str(path))
+    state = layouts.to_openai(chosen.state, chosen.layout)
+    config, known = _config(state, opened, chosen, activation, str(path))
     expected = expected_shapes(config)
-    _check_tensors(state, expected, str(path))
-    unmatched = sorted([k for k in state if k not in expected] + outside)
+    state = _with_plain_scale(state)
+    foreign, others = layouts.without_place(state, expected)
+    if foreign:
+        raise UserError(
+            f"{path} holds {len(foreign)} tensors that these towers have no place for and that change what they "
+            f"compute: {_some(foreign)}. They are of another architecture; reading the rest would give wrong vectors."
+        )
+    _check_tensors(state, expected, f"{path}{opened.notes and f' ({opened.notes.strip()})'}")
+    unmatched = sorted(others + chosen.outside)
     if unmatched:
-        shown = ", ".join(unmatched[:20]) + (f" and {len(unmatched) - 20} more" if len(unmatched) > 20 else "")
-        logger.warning("%s: %d keys belong to no tower and were left out: %s", path, len(unmatched), shown)
-    if not known and activation is None:
+        logger.warning(
+            "%s: %d keys belong to no tower and were left out: %s", path, len(unmatched), _some(unmatched, 20)
+        )
+    if not known:
         logger.warning("%s does not carry its activation; %s is assumed.", path, config.activation)
     state = {k: state[k].float() for k in expected}
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
-        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
-        raise UserError(f"{path} holds NaN or infinite values in {len(broken)} of {len(state)} tensors ({shown}).")
-    return Checkpoint(state, config, layout or found, unmatched, known or activation is not None, state_hash(state))
+        raise UserError(
+            f"{path} holds NaN or infinite values in {len(broken)} of {len(state)} tensors ({_some(broken)})."
+        )
+    layout = opened.layout or chosen.layout
+    return Checkpoint(state, config, layout, unmatched, known, state_hash(state), chosen.name)
 
 
-def _open(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Tensors, facts that tensors do not tell, and the container's own layout name."""
-    if path.is_dir():
-        return _open_folder(path)
-    if not path.is_file():
-        raise UserError(f"No checkpoint at {path}. Check the path; weights are never downloaded.")
-    if path.suffix == ".safetensors":
-        tensors, header = safe_safetensors_load(path)
-        if header.get("format") == _FORMAT:
-            return tensors, json.loads(header["config"]), "native"
-        return tensors, {}, ""
-    if is_torchscript(path):
-        try:
-            archive = torch.jit.load(str(path), map_location="cpu")
-        except RuntimeError as error:
-            raise UserError(f"{path} is a broken TorchScript archive; it may be cut short.") from error
-        return dict(archive.state_dict()), {"activation": "quick_gelu"}, "openai_jit"
-    content = safe_torch_load(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    facts: dict[str, Any] = {}
-    layout = ""
-    meta = content.get("meta")
-    if isinstance(meta, Mapping) and isinstance(meta.get("tower_config"), Mapping):
-        facts = dict(meta["tower_config"])
-        layout = "native"
-    elif isinstance(content.get("state_dict"), Mapping) and "epoch" in content and "name" in content:
-        layout = "open_clip"
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no tensors under any known key ({', '.join(map(str, list(content)[:8]))}).")
-    return tensors, facts, layout
+def _some(names: Sequence[str], count: int = 5) -> str:
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
-def _open_folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    config_file = path / "config.json"
-    weights = next((path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()), None)
-    if weights is None or not config_file.is_file():
-        raise UserError(f"{path} is a folder without config.json and model.safetensors or pytorch_model.bin.")
-    tensors, _, _ = _open(weights)
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config_file} is not valid JSON ({error}).") from error
-    vision, text = config.get("vision_config", {}), config.get("text_config", {})
-    facts = {"activation": vision.get("hidden_act", "quick_gelu")}
-    if "num_attention_heads" in vision:
-        facts["vision_heads"] = vision["num_attention_heads"]
-    if "num_attention_heads" in text:
-        facts["text_heads"] = text["num_attention_heads"]
-    return tensors, facts, "huggingface"
+def _choose(found: Sequence[layouts.Reading], asked: str | None, where: str) -> layouts.Reading:
+    """The reading that was asked for, or the only one."""
+    names = [r.name for r in found]
+    if asked is not None:
+        hits = [r for r in found if r.name == asked] or [r for r in found if r.name.split(".")[-1] == asked]
+        if len(hits) != 1:
+            raise UserError(f"{where} has no weights {asked!r} (reading); it holds: {', '.join(names)}.")
+        return hits[0]
+    first = found[0]
+    if any(_differ(first.state, r.state) for r in found[1:]):
+        raise UserError(
+            f"{where} can be read in {len(found)} ways, with other weights each: {', '.join(names)}. Say which: "
+            f"reading={names[-1]!r} (towers.reading in configs, --reading of convert)."
+        )
+    return first
 
 
-def _strip_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if state and all(k.startswith("module.") for k in state):
-        return {k.removeprefix("module."): v for k, v in state.items()}
-    return dict(state)
+def _differ(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() != b.keys() or any(v.shape != b[k].shape or not torch.equal(v, b[k]) for k, v in a.items())
+
+
+def _config(
+    state: Mapping[str, Tensor], opened: Container, chosen: layouts.Reading, activation: str | None, where: str
+) -> tuple[TowerConfig, bool]:
+    """Sizes by the tensors, the rest by what is written beside them; and whether the activation was told."""
+    told = layouts.infer_config(state, where)
+    facts = dict(opened.facts)
+    if opened.own:
+        TowerConfig.from_dict({**told.to_dict(), **facts})
+        lost = [k for k in ("activation", "vision_heads", "text_heads", "mask_pad") if k not in facts]
+        if lost:
+            raise UserError(
+                f"The header of {where} lacks {', '.join(lost)}, which tensors do not tell. Write it again."
+            )
+    sizes = told.to_dict()
+    wrong = [k for k in layouts.SHAPED if k in facts and facts[k] != sizes[k]]
+    if wrong:
+        shown = "; ".join(f"{k} {facts[k]!r}, by the tensors {sizes[k]!r}" for k in wrong)
+        raise UserError(f"What is written beside the tensors of {where} does not fit them: {shown}.")
+    if chosen.layout == "native" and not facts and told.mask_layers:
+        logger.warning("%s does not say how its mask network treats padding; mask_pad='ignore' is assumed.", where)
+        facts["mask_pad"] = "ignore"
+    known = "activation" in facts
+    if activation is not None:
+        said = {facts.get("activation", activation), facts.get("text_activation") or activation}
+        if said != {activation}:
+            raise UserError(
+                f"{where} says activation={said.difference({activation}).pop()!r}; {activation!r} was asked for."
+            )
+    if not known:
+        facts["activation"] = activation or ("gelu" if opened.layout == "open_clip" else "quick_gelu")
+    return told.with_(**facts), known or activation is not None
+
+
+def _with_plain_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One number is one number, whatever its axes; without any the start of CLIP, which no score here uses."""
+    scale = state.get("logit_scale")
+    if scale is None:
+        return {**state, "logit_scale": torch.tensor(math.log(1 / 0.07))}
+    return {**state, "logit_scale": scale.reshape(())} if scale.numel() == 1 else dict(state)
 
 
 def expected_shapes(config: TowerConfig) -> dict[str, tuple[int, ...]]:
@@ -227,7 +236,7 @@ def write_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if path.suffix == ".safetensors":
-        save_file(named, str(part), metadata={"format": _FORMAT, "config": json.dumps(config.to_dict())})
+        save_file(named, str(part), metadata={"format": FORMAT, "config": json.dumps(config.to_dict())})
     elif layout == "openai":
         torch.save(named, part)
     else:

@@ -8,6 +8,8 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, nearest
 
+_KINDS = {int: "a whole number from 0", str: "a word", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -29,6 +31,8 @@ class TowerConfig:
         stretched: whether Long-CLIP's second position table exists.
         mask_layers: blocks of the mask network; 0 for towers without one (masks are then ones).
         mask_pad: whether the mask network sees padding, ``include`` (released) or ``ignore``.
+        mask_top_k: dimensions that a mask keeps; 0 for as many as it chooses.
+        text_activation: of the text tower, where it is another; empty for the same.
     """
 
     embed_dim: int = 512
@@ -47,9 +51,14 @@ class TowerConfig:
     mask_layers: int = 0
     mask_pad: str = "ignore"
     mask_top_k: int = 0
+    text_activation: str = ""
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_choice("activation", self.activation, ("quick_gelu", "gelu"))
+        check_choice("text_activation", self.text_activation, ("", "quick_gelu", "gelu"))
+        if self.text_activation == self.activation:
+            object.__setattr__(self, "text_activation", "")
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
@@ -57,6 +66,13 @@ class TowerConfig:
                                    ("text", self.text_width, self.text_heads)):  # fmt: skip
             if heads < 1 or width % heads:
                 raise UserError(f"{side}_width {width} cannot be divided into {heads} heads.")
+
+    def _check_types(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            kind = type(f.default)
+            if type(value) is not kind or (kind is int and value < 0):
+                raise UserError(f"Tower key {f.name} must be {_KINDS[kind]}; given {value!r}.")
 
     def with_(self, **changes: Any) -> TowerConfig:
         """A checked copy; unknown keys raise with the nearest ones."""

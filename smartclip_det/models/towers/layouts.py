@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,9 +27,15 @@ ANCHORS = {
 }
 #: Buffers and sizes that some writers add; they hold nothing that shapes do not tell.
 IGNORABLE = re.compile(
-    r"^(input_resolution|context_length|vocab_size|attn_mask|text\.attn_mask"
-    r"|(vision|text)_model\.embeddings\.position_ids)$"
+    r"^((visual|text)\.)?(input_resolution|image_size|context_length|vocab_size|attn_mask)$"
+    r"|^(vision|text)_model\.embeddings\.position_ids$"
 )
+#: Names of tensors of the towers; one of them that has no place changes what the towers compute.
+_OF_TOWERS = re.compile(
+    r"^(visual|transformer|text|token_embedding|positional_embedding\w*|ln_final|text_projection|mask_net"
+    r"|vision_model|text_model|visual_projection|image_tower|text_tower|mask_network)(\.|$)"
+)
+_TEXT = re.compile(r"^(transformer|token_embedding|positional_embedding\w*|ln_final|text_projection)(\.|$)")
 _NATIVE = (("visual.", "image_tower."), ("mask_net.", "mask_network."), ("logit_scale", "logit_scale"))
 
 
@@ -48,44 +55,90 @@ def from_native(name: str) -> str:
     return name.removeprefix("text_tower.")
 
 
-def detect(state: Mapping[str, Tensor], where: str) -> tuple[str, str]:
-    """Layout and common prefix of a state dict, recognised by content.
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a file.
+
+    Attributes:
+        name: what to ask for it by.
+        layout: of the names.
+        state: tensors under their names in that layout.
+        outside: names of tensors beside the towers.
+    """
+
+    name: str
+    layout: str
+    state: State
+    outside: list[str]
+
+
+def readings(states: Mapping[str, State], where: str) -> list[Reading]:
+    """Every way to read state dicts as towers, recognised by content.
 
     Raises:
-        UserError: no known layout, several at once, or an architecture that is not read here.
+        UserError: no known layout, several with one prefix, or an architecture that is not read here.
     """
-    found = {}
+    found = [r for name, state in states.items() for r in _readings_of(state, name, where)]
+    if not found:
+        raise _foreign([k for state in states.values() for k in state], where)
+    return found
+
+
+def _readings_of(state: State, name: str, where: str) -> list[Reading]:
+    layouts: dict[str, str] = {}
     for layout, anchor in ANCHORS.items():
-        ends = [k for k in state if k == anchor or k.endswith(f".{anchor}")]
-        prefixes = [k[: -len(anchor)] for k in ends]
-        if prefixes:
-            found[layout] = min(prefixes, key=len)
-    if len(found) > 1:
-        raise UserError(f"{where} mixes the layouts {', '.join(sorted(found))}: it is no single checkpoint.")
-    if found:
-        return next(iter(found.items()))
-    keys = list(state)
+        for key in state:
+            if key == anchor or key.endswith(f".{anchor}"):
+                prefix = key[: -len(anchor)]
+                if prefix in layouts:
+                    both = ", ".join(sorted((layout, layouts[prefix])))
+                    raise UserError(f"{where} mixes the layouts {both}: it is no single checkpoint.")
+                layouts[prefix] = layout
+    if not layouts and "conv1.weight" in state and "class_embedding" in state:
+        # An image tower alone; under another key than whole towers it is a second reading.
+        return [Reading(name or "visual", "openai", {f"visual.{k}": v for k, v in state.items()}, [])]
+    out = []
+    for prefix, layout in layouts.items():
+        words = [w for w in (name, prefix.rstrip(".") if len(layouts) > 1 else "") if w]
+        inner = tuple(p for p in layouts if p != prefix and p.startswith(prefix))
+        own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix) and not k.startswith(inner)}
+        out.append(Reading(".".join(words) or "top", layout, own, [k for k in state if not k.startswith(prefix)]))
+    return out
+
+
+def _foreign(keys: list[str], where: str) -> UserError:
     if any("visual.attnpool." in k or "visual.layer1." in k for k in keys):
-        raise UserError(f"{where} is a ResNet CLIP; only ViT towers of the OpenAI layout are read.")
+        return UserError(f"{where} is a ResNet CLIP; only ViT towers of the OpenAI layout are read.")
     if any("visual.trunk." in k for k in keys):
-        raise UserError(
+        return UserError(
             f"{where} is an open_clip model with a timm tower; only ViT towers of the OpenAI layout are read."
         )
     if any(k.endswith("tower.conv1.weight") for k in keys):
-        raise UserError(
+        return UserError(
             f"{where} is a detector checkpoint (image tower only). Give the CLIP checkpoint it was made from."
         )
     shown = ", ".join(keys[:5]) or "no tensors"
-    raise UserError(f"{where} matches no known CLIP layout (0 keys matched). It holds: {shown}...")
+    return UserError(f"{where} matches no known CLIP layout (0 keys matched). It holds: {shown}...")
 
 
 def to_openai(state: State, layout: str) -> State:
-    """Rename (and for Hugging Face re-pack) tensors into the OpenAI layout."""
+    """Rename (and for Hugging Face re-pack) tensors into the OpenAI layout; what has no name there keeps its own."""
+    state = {k: v for k, v in state.items() if not IGNORABLE.match(k)}
     if layout == "native":
-        return {from_native(k): v for k, v in state.items()}
+        return {
+            from_native(k) if not k.startswith("text_tower.") or _TEXT.match(k[11:]) else k: v
+            for k, v in state.items()
+        }  # fmt: skip
     if layout == "huggingface":
         return _from_huggingface(state)
-    return {k.removeprefix("text.") if k.startswith("text.") else k: v for k, v in state.items()}
+    return {k[5:] if k.startswith("text.") and _TEXT.match(k[5:]) else k: v for k, v in state.items()}
+
+
+def without_place(state: Mapping[str, Tensor], expected: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Tensors that towers do not have: those of the towers themselves, and others (heads, queues)."""
+    known = set(expected)
+    strange = sorted(k for k in state if k not in known)
+    return [k for k in strange if _OF_TOWERS.match(k)], [k for k in strange if not _OF_TOWERS.match(k)]
 
 
 _HF_TOP = {
@@ -196,6 +249,10 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
         mask_pad="include" if masks else "ignore",
     )
 
+
+#: Keys of ``TowerConfig`` that shapes tell.
+SHAPED = ("embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length", "vocab_size",
+          "text_width", "text_layers", "stretched", "mask_layers")  # fmt: skip
 
 #: Towers whose heads are not 64 wide: ViT-H/14, ViT-g/14 and ViT-bigG/14 (text 1280 with 20 heads is 64 wide).
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers import layouts
 from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint, state_hash, write_checkpoint
 from smartclip_det.models.towers.config import TowerConfig, architecture
+from smartclip_det.models.towers.exports import FOLDERS, write_folder
 from smartclip_det.models.towers.low_rank import merge_low_rank
 from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
 from smartclip_det.models.towers.text_transformer import TextTransformer
@@ -67,7 +68,8 @@ class SmartCLIP(nn.Module):
         )  # fmt: skip
         self.text_tower = TextTransformer(
             context_length=c.context_length, vocab_size=c.vocab_size, width=c.text_width, layers=c.text_layers,
-            heads=c.text_heads, embed_dim=c.embed_dim, activation=c.activation, stretched=c.stretched,
+            heads=c.text_heads, embed_dim=c.embed_dim, activation=c.text_activation or c.activation,
+            stretched=c.stretched,
         )  # fmt: skip
         self.mask_network = (
             MaskNetwork(
@@ -81,17 +83,24 @@ class SmartCLIP(nn.Module):
 
     @staticmethod
     def from_checkpoint(
-        path: str | Path, *, activation: str | None = None, stretch: bool = False, **vision_options: Any
-    ) -> SmartCLIP:
+        path: str | Path, *, activation: str | None = None, reading: str | None = None, stretch: bool = False,
+        **vision_options: Any,
+    ) -> SmartCLIP:  # fmt: skip
         """Towers from any file that ``checkpoints.read_checkpoint`` knows, in eval mode.
 
         Args:
-            path: checkpoint file or Hugging Face folder.
+            path: checkpoint file, or a folder of Hugging Face or open_clip.
             activation: for files that do not carry it.
+            reading: which weights of a file that holds several (``ema``).
             stretch: stretch 77 text positions to 248 by Long-CLIP's rule.
             vision_options: see the constructor.
         """
-        checkpoint = read_checkpoint(path, activation=activation)
+        found = read_checkpoint(path, activation=activation, reading=reading)
+        return SmartCLIP.from_read(found, stretch=stretch, **vision_options)
+
+    @staticmethod
+    def from_read(checkpoint: Checkpoint, *, stretch: bool = False, **vision_options: Any) -> SmartCLIP:
+        """Towers of a checkpoint that was read, in eval mode; arguments as in :meth:`from_checkpoint`."""
         if stretch:
             checkpoint = _stretch(checkpoint)
         model = SmartCLIP(checkpoint.config, **vision_options)
@@ -113,8 +122,10 @@ class SmartCLIP(nn.Module):
         """Load tensors under OpenAI names; every one must match."""
         self.load_state_dict({layouts.to_native(k): v for k, v in state.items()}, strict=True)
 
-    def save(self, path: str | Path, *, layout: str = "openai") -> Path:
-        """Write a checkpoint (see ``checkpoints.write_checkpoint``)."""
+    def save(self, path: str | Path, *, layout: str = "openai", drop_masks: bool = False) -> Path:
+        """Write a checkpoint (see ``checkpoints.write_checkpoint`` and, for other houses' folders, ``exports``)."""
+        if layout in FOLDERS:
+            return write_folder(self.openai_state(), self.config, path, layout=layout, drop_masks=drop_masks)
         return write_checkpoint(self.openai_state(), self.config, path, layout=layout)
 
     @property
@@ -194,7 +205,7 @@ class SmartCLIP(nn.Module):
             "mask_pad": self.config.mask_pad if self.mask_network is not None else "none",
             "context_length": str(self.config.context_length),
             # Not seen in the weights, and they change what the weights compute.
-            "activation": self.config.activation,
+            "activation": self.config.text_activation or self.config.activation,
             "text_heads": str(self.config.text_heads),
         }
 
@@ -236,6 +247,4 @@ def _stretch(checkpoint: Checkpoint) -> Checkpoint:
     logger.info("Text positions stretched from %d to %d; rows 0-%d kept.", len(table), len(long), KEPT_POSITIONS - 1)
     state = {**checkpoint.state, "positional_embedding": long, "positional_embedding_res": long.clone()}
     config = checkpoint.config.with_(context_length=len(long), stretched=True)
-    return Checkpoint(
-        state, config, checkpoint.layout, checkpoint.unmatched, checkpoint.activation_known, state_hash(state)
-    )
+    return replace(checkpoint, state=state, config=config, hash=state_hash(state))

@@ -13,7 +13,7 @@ from smartclip_det.models.towers.smartclip import SmartCLIP
 
 logger = logging.getLogger(__name__)
 _KEYS = {
-    "checkpoint": ("checkpoint", "activation", "stretch", "mask_layers", "mask_pad", "mask_top_k"),
+    "checkpoint": ("checkpoint", "activation", "reading", "stretch", "mask_layers", "mask_pad", "mask_top_k"),
     "arch": ("arch", "seed"),
 }
 
@@ -22,8 +22,9 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
     """Build towers.
 
     Args:
-        source: ``dict(checkpoint=PATH, activation=None, stretch=False)`` or ``dict(arch=NAME, seed=0)``. A
-            checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
+        source: ``dict(checkpoint=PATH, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
+            seed=0)``. A checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None,
+            arch=NAME)``.
             With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
             randomly started by the seed: how SmartCLIP starts from CLIP.
         vision_options: see :class:`SmartCLIP`.
@@ -37,8 +38,8 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
             raise UserError(f"Unknown towers key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}.")
     if source.get("checkpoint"):
         model = SmartCLIP.from_checkpoint(
-            source["checkpoint"], activation=source.get("activation"), stretch=source.get("stretch", False),
-            **vision_options,
+            source["checkpoint"], activation=source.get("activation"), reading=source.get("reading"),
+            stretch=source.get("stretch", False), **vision_options,
         )  # fmt: skip
         return _with_masks_of(_with_mask_network(model, source, vision_options), source)
     if source.get("arch"):
