@@ -162,6 +162,7 @@ class DataUnpickler(pickle._Unpickler):
     found to be wrong.
     """
 
+    stack: list[Any]
     allowed: ClassVar[dict[tuple[str, str], Any]] = {("_codecs", "encode"): _old_bytes}
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     # Makes room before it looks whether the bytes are there; nothing that is read here has it.

@@ -282,7 +282,9 @@ class TestTensorsWithoutAPlace:
     def test_of_a_tower_are_refused_in_other_layouts(self, tmp_path):
         state = towers().openai_state()
         torch.save({**to_huggingface(state), "visual_projection.bias": torch.ones(64)}, tmp_path / "hf.pt")
-        torch.save({**{to_native(k): v for k, v in state.items()}, "text_tower.extra": torch.ones(1)}, tmp_path / "n.pt")
+        torch.save(
+            {**{to_native(k): v for k, v in state.items()}, "text_tower.extra": torch.ones(1)}, tmp_path / "n.pt"
+        )
         for name, key in (("hf.pt", "visual_projection.bias"), ("n.pt", "text_tower.extra")):
             with pytest.raises(UserError, match=f"no place for.*{key}"):
                 read_checkpoint(tmp_path / name)
@@ -290,7 +292,9 @@ class TestTensorsWithoutAPlace:
     def test_sizes_and_masks_that_tensors_tell_anyway_are_no_noise(self, tmp_path, caplog):
         state = towers().openai_state()
         custom = {k if k.startswith(("visual", "logit")) else f"text.{k}": v for k, v in state.items()}
-        torch.save({**custom, "text.attn_mask": torch.ones(2), "visual.input_resolution": torch.tensor(32)}, tmp_path / "w.pt")
+        torch.save(
+            {**custom, "text.attn_mask": torch.ones(2), "visual.input_resolution": torch.tensor(32)}, tmp_path / "w.pt"
+        )
         read = read_checkpoint(tmp_path / "w.pt", activation="quick_gelu")
         assert equal(read.state, state)
         assert not caplog.text

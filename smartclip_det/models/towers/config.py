@@ -70,8 +70,8 @@ class TowerConfig:
     def _check_types(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            kind = type(f.default)
-            if type(value) is not kind or (kind is int and value < 0):
+            kind: type = type(f.default)
+            if type(value) is not kind or (isinstance(value, int) and value < 0):
                 raise UserError(f"Tower key {f.name} must be {_KINDS[kind]}; given {value!r}.")
 
     def with_(self, **changes: Any) -> TowerConfig:

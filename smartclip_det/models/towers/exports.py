@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
@@ -44,6 +43,8 @@ def write_folder(
     Raises:
         UserError: for towers that the layout cannot carry.
     """
+    from safetensors.torch import save_file
+
     check_choice("layout", layout, FOLDERS)
     if config.mask_layers and not drop_masks:
         raise UserError(

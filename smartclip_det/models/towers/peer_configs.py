@@ -146,9 +146,9 @@ def open_clip_facts(config: Mapping[str, Any], where: Path) -> Facts:
         raise UserError(
             f"{where} describes towers that compute otherwise than those of this package: {', '.join(foreign)}."
         )
-    side = facts.get("image_size")
-    if isinstance(side, list) and len(set(side)) == 1:
-        facts["image_size"] = side[0]
+    image = facts.get("image_size")
+    if isinstance(image, list) and len(set(map(str, image))) == 1:
+        facts["image_size"] = image[0]
     width, head = facts.get("vision_width"), section(model, "vision_cfg", where).get("head_width", 64)
     if isinstance(width, int) and isinstance(head, int) and head > 0:
         facts["vision_heads"] = width // head
