@@ -32,7 +32,7 @@ LAYERS = [
     ("models.rescoring",),
     ("models.detectors", "models.alignment", "models.grounding", "probing"),
     ("engine",),
-    ("parts", "alignment_parts"),
+    ("parts", "alignment_parts", "evaluation"),
     ("apis",),
     ("studies", "cli"),
 ]

@@ -1,0 +1,30 @@
+"""Old import paths work for one version, and say where things are."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import smartclip_det.evaluation as old
+
+
+def test_old_names_are_the_new_ones():
+    with pytest.warns(DeprecationWarning, match=r"formats.captions.read_caption_records now"):
+        from smartclip_det.evaluation.caption_files import read_caption_records
+    from smartclip_det.formats import captions
+
+    assert read_caption_records is captions.read_caption_records
+    with pytest.warns(DeprecationWarning):
+        from smartclip_det.evaluation.detection_files import GroundTruth, read_json
+    assert (GroundTruth.__module__, read_json.__module__) == (
+        "smartclip_det.formats.annotations",
+        "smartclip_det.formats.json_files",
+    )
+    with pytest.raises(ImportError, match="no_such"):
+        from smartclip_det.evaluation.coco import no_such  # noqa: F401
+
+
+@pytest.mark.parametrize("room", sorted({r for rooms in old._MOVED.values() for r in rooms}))
+def test_the_rooms_are_there(room):
+    assert importlib.util.find_spec(f"smartclip_det.{room}") is not None
