@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_old_names_are_the_new_ones():
     from smartclip_det.formats import captions
 
     assert read_caption_records is captions.read_caption_records
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="now"):
         from smartclip_det.evaluation.detection_files import GroundTruth, read_json
     assert (GroundTruth.__module__, read_json.__module__) == (
         "smartclip_det.formats.annotations",
