@@ -1,51 +1,7 @@
 #!/usr/bin/env python
-"""Convert tower checkpoints between layouts; the source's layout is recognised by content.
+"""``smartclip-det convert``, under the name of its file."""
 
-python tools/convert_checkpoint.py ViT-B-16.pt clip_b16.safetensors
-python tools/convert_checkpoint.py clip_b16.safetensors longclip_init.pt --stretch
-python tools/convert_checkpoint.py openclip_epoch_9.pt towers.safetensors --activation gelu
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-from smartclip_det.core.errors import UserError
-from smartclip_det.models.towers import SmartCLIP, read_checkpoint
-from smartclip_det.utils.cli import run_tool
-
-
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("src", type=Path, help="checkpoint file or Hugging Face folder")
-    parser.add_argument("dst", type=Path, help="file to write: .safetensors, .pt or .pth")
-    parser.add_argument("--layout", choices=["openai", "native"], default="openai")
-    parser.add_argument("--activation", choices=["quick_gelu", "gelu"], help="where the source does not carry it")
-    parser.add_argument("--stretch", action="store_true", help="stretch 77 text positions to 248 (Long-CLIP)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Read, report, write, and read back."""
-    args = parse_args()
-    if args.dst.suffix not in (".safetensors", ".pt", ".pth"):
-        raise UserError(f"{args.dst}: the ending must be .safetensors, .pt or .pth.")
-    found = read_checkpoint(args.src, activation=args.activation)
-    print(f"{args.src}: layout {found.layout}, {len(found.state)} tensors, hash {found.hash}")
-    print(f"  {found.config}")
-    print(f"  left out: {', '.join(found.unmatched) or 'nothing'}")
-    model = SmartCLIP.from_checkpoint(args.src, activation=args.activation, stretch=args.stretch)
-    model.save(args.dst, layout=args.layout)
-    again = read_checkpoint(args.dst, activation=None if args.dst.suffix == ".safetensors" else model.config.activation)
-    expected = SmartCLIP.from_checkpoint(args.dst, activation=again.config.activation).checkpoint_hash
-    if again.hash != expected:
-        raise UserError(f"{args.dst} does not read back to the same weights.")
-    print(f"written: {args.dst}, {len(again.state)} tensors, hash {again.hash}")
-    if args.dst.suffix != ".safetensors" and args.layout == "openai":
-        print("note: bare .pt files have no place for activation, heads and mask_pad; .safetensors carries them.")
-
+from smartclip_det.cli import run_verb
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_verb("convert")

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import TEMPLATE_SETS
 
-TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
 _FILES = Path(__file__).parent / "templates"
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])/(?=[^\W\d_])")
 _MARKS = re.compile(r"_|" + _BETWEEN_LETTERS.pattern)

@@ -12,11 +12,9 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.core.similarity import MASK_MODES, TEXT_NORMS
+from smartclip_det.core.words import ACTIVATIONS, BACKGROUNDS, TEMPLATE_ORDERS
 
-ACTIVATIONS = ("softmax", "sigmoid")
 SIGMOID_REFERENCES = ("bias", "background")
-TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
-BACKGROUNDS = ("zero", "text", "text_ones", "learned")
 DENSE_NORMS = ("pixel", "none")
 CALIBRATIONS = ("none", "ceiling")
 

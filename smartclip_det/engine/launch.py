@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shlex
@@ -12,35 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import fit_norm_layers
+from smartclip_det.utils.cfg_options import format_options
 from smartclip_det.utils.config_files import find_config
 from smartclip_det.utils.env import versions
 from smartclip_det.utils.safe_load import safe_torch_load
-
-
-def run_parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that training and testing share: MMDetection's habits, nothing more."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder of logs and checkpoints; default work_dirs/CONFIG_NAME")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="overrides, key=value, dots for nesting")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    # Launchers spell it either way.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
-
-
-def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, and hand the rank to MMEngine."""
-    args = parser.parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    return args
 
 
 def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
@@ -175,7 +156,5 @@ def log_closing(runner: Runner, config_path: str, options: Mapping[str, Any] | N
     """Where the weights are and how to test them: the last lines of a run."""
     pointer = Path(runner.work_dir) / "last_checkpoint"
     last = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else "CHECKPOINT"
-    command = f"python tools/test.py {config_path} {last}"
-    if options:
-        command += " --cfg-options " + " ".join(shlex.quote(f"{k}={v}") for k, v in options.items())
+    command = shlex.join(["smartclip-det", "test", config_path, last, *format_options(options or {})])
     print_log(f"Weights: {last}\nTest:    {command}", "current", logging.INFO)

@@ -13,12 +13,10 @@ from typing import Any
 from PIL import Image
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import CAPTION_TEXTS as TEXTS
 from smartclip_det.formats.captions import CaptionRecord
 from smartclip_det.formats.shards import Member, member_at
 from smartclip_det.utils.images import decode_rgb, open_rgb
-
-#: Which texts of an image are taken.
-TEXTS = ("all", "long", "short")
 
 
 @dataclass

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import LABEL_LAYOUTS as LAYOUTS
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.converted import Converted
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.voc import voc_to_coco
 from smartclip_det.formats.yolo import read_yolo_yaml, yolo_to_coco
 from smartclip_det.utils.files import write_whole
-
-LAYOUTS = ("yolo", "voc")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, unknown_names
+from smartclip_det.core.words import DIFFICULT_RULES
 from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
 from smartclip_det.formats.converted import Converted, PictureFolder, categories_of, refuse_lost, slashed
 from smartclip_det.formats.pictures import picture_size
@@ -25,7 +26,6 @@ VOC_CLASSES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 #: What becomes of difficult objects in a conversion.
-DIFFICULT_RULES = ("ignore", "keep", "drop")
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)[\"']")
 #: Chinese files name the oldest of three encodings that contain each other.
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030"}

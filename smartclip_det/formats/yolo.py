@@ -19,12 +19,12 @@ from typing import Any
 import yaml
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import YOLO_ROWS as ROWS
 from smartclip_det.formats.converted import IMAGE_SUFFIXES, Converted, categories_of, pictures_in, refuse_lost
 from smartclip_det.formats.pictures import picture_size
 from smartclip_det.formats.texts import read_text
 
 #: What the numbers after a class are: found out, boxes whatever follows them, or outlines from six numbers on.
-ROWS = ("auto", "boxes", "outlines")
 #: Shares by which labels may leave the image, by rounding.
 _SLACK = 0.01
 #: No box reaches this far out of its image.

@@ -21,10 +21,10 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import VIEWS
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
-VIEWS = ("crop", "blur", "circle", "dense", "mask")
 #: Blur outside the box, as a share of the longer side.
 BLUR = 0.1
 

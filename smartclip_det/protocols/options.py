@@ -230,6 +230,8 @@ OPTIONS: dict[str, type[Options]] = {
     "fgovd": FgovdOptions,
     "retrieval": RetrievalOptions,
 }
+#: The protocols of detections.
+OF_DETECTIONS = tuple(n for n, kind in OPTIONS.items() if issubclass(kind, DetectionOptions))
 
 
 def names_of(protocol: str) -> list[str]:
@@ -267,8 +269,8 @@ def options_of(protocol: str, given: Mapping[str, Any] | Options, *, flags: bool
 
 
 def flag_of(name: str) -> str:
-    """``--max-dets`` of ``max_dets``."""
-    return f"--{name.replace('_', '-')}"
+    """``--max-dets`` of ``max_dets``; a lowest score is ``--threshold`` in every verb."""
+    return "--threshold" if name == "score_threshold" else f"--{name.replace('_', '-')}"
 
 
 def add_protocol_options(parser: argparse.ArgumentParser) -> None:
@@ -281,11 +283,11 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         meta = f.metadata
         about = f"{meta['about']} ({', '.join(users)})"
         if meta["kind"] is bool:
-            parser.add_argument(flag_of(name), action="store_true", default=argparse.SUPPRESS, help=about)
+            parser.add_argument(flag_of(name), dest=name, action="store_true", default=argparse.SUPPRESS, help=about)
         else:
             choices = [*meta["choices"], *OLD_WORDS] if name == "scoring" else meta["choices"] or None
-            parser.add_argument(flag_of(name), type=meta["kind"], choices=choices, default=argparse.SUPPRESS,
-                                help=about)  # fmt: skip
+            parser.add_argument(flag_of(name), dest=name, type=meta["kind"], choices=choices,
+                                default=argparse.SUPPRESS, help=about)  # fmt: skip
 
 
 def given_options(protocol: str, args: argparse.Namespace) -> Any:

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import FITS
 
-#: ``crop``: shorter side to S, centre crop (CLIP). ``pad``: longer side to S, the rest (right, bottom) in the mean
-#: colour, as detectors see it. ``squash``: both sides to S.
-FITS = ("crop", "pad", "squash")
 #: CLIP's mean colour, which becomes (almost) zero when pixels are normalised.
 MEAN_COLOUR = (123, 117, 104)
 #: Pixels on each side that a reduced decoding leaves, for each that is needed; see :func:`read_square`.

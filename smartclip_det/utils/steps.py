@@ -10,17 +10,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.utils.config_files import config_root, find_config
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.parallel import available_cores
 
-REPO = Path(__file__).resolve().parents[2]
+#: Where this package was imported from.
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def verb(name: str, *arguments: str) -> list[str]:
+    """Arguments of Python for a verb of ``smartclip-det``, wherever the package is."""
+    return ["-m", "smartclip_det", *name.split(), *arguments]
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Step:
 
     Attributes:
         name: also the name of its log.
-        command: tool and options, from the root of the repository.
+        command: arguments of Python, see :func:`verb`; paths are those of the folder that this process runs in.
         outputs: files that exist when it is done.
     """
 
@@ -39,11 +46,20 @@ class Step:
 
     def config_hash(self) -> str:
         """Of the configs that the command names, with their bases; empty without configs."""
+        paths = [find_config(a) for a in self.command if _is_config(a)]
+        if not paths:
+            return ""
         from mmengine.config import Config
 
-        paths = [REPO / a for a in self.command if a.startswith("configs/") and a.endswith(".py")]
         texts = [Config.fromfile(p, import_custom_modules=False).pretty_text for p in paths]
-        return hashlib.sha256("".join(texts).encode()).hexdigest()[:16] if texts else ""
+        return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
+
+
+def _is_config(argument: str) -> bool:
+    """A ``.py`` file that is there, or one of the package's configs."""
+    if not argument.endswith(".py"):
+        return False
+    return Path(argument).is_file() or (config_root() / argument.removeprefix("configs/")).is_file()
 
 
 class StepRunner:
@@ -113,12 +129,12 @@ class StepRunner:
         """
         print(f"{label} {step.name}: python {shlex.join(step.command)}", flush=True)
         log = self.folder / "logs" / f"{step.name}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(REPO)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path()}
         configs = step.config_hash()
         begin = time.perf_counter()
         with log.open("w", encoding="utf-8") as handle:
             child = subprocess.Popen([sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT,
-                                     cwd=REPO, env=environment)  # fmt: skip
+                                     env=environment)  # fmt: skip
             shown = begin
             while child.poll() is None:
                 time.sleep(0.2)
@@ -142,9 +158,12 @@ class StepRunner:
         return seconds
 
 
-def settings(options: Mapping[str, object]) -> list[str]:
-    """``--cfg-options`` with its values."""
-    return ["--cfg-options", *(f"{k}={v}" for k, v in options.items())]
+def python_path() -> str:
+    """``PYTHONPATH`` of a child that imports this very package; an installed one is found without help."""
+    given = os.environ.get("PYTHONPATH", "")
+    if ROOT.name in ("site-packages", "dist-packages"):
+        return given
+    return os.pathsep.join([str(ROOT), *([given] if given else [])])
 
 
 def last_progress(log: Path) -> str:

@@ -73,7 +73,7 @@ def test_pieces_select_like_the_whole_with_ties(seed, classes, size, levels, lim
 
 def test_a_hundred_thousand_names_in_bounded_memory(head):
     """1,000 regions x 100,000 names are 381 MiB a matrix; in pieces of 2,048 they never exist at once."""
-    from tools.analysis.benchmarks.measuring import PeakMemory
+    from smartclip_det.studies.benchmarks.measuring import PeakMemory
 
     bank = bank_of(100_000)
     vectors, dense, objectness = regions(1000)

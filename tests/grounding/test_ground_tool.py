@@ -96,7 +96,7 @@ BAD = [
     ("e.jsonl", ["--proposals", "xywh.jsonl"], "--box-format xywh"),
     ("e.jsonl", ["--proposals", "foreign.jsonl"], "another split or data set"),
     ("e.jsonl", ["--proposals", "absent.json"], "No proposals at"),
-    ("e.jsonl", ["--proposals", "detector"], "needs --config and --detector"),
+    ("e.jsonl", ["--proposals", "detector"], "needs --config and --checkpoint"),
     ("e.jsonl", ["--detector-weight", "1"], "proposals with scores"),
     ("e.jsonl", ["--detector-weight", "1", "--answers", "all"], "no part in --answers all"),
     ("e.jsonl", ["--views", "mask"], "proposals with masks"),

@@ -179,7 +179,7 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
             ["tools/analysis/region_probe.py", "--checkpoint", "absent.pt", "--ann", "absent.json", "--images", "."],
             "absent",
         ),
-        (["tools/analysis/toy_report.py", "--folder", "absent"], "run tools/toy.py first"),
+        (["tools/analysis/toy_report.py", "--folder", "absent"], "run smartclip-det toy first"),
     ],
 )
 def test_missing_files_are_one_line(args, message):

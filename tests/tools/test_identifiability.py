@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import REPO
+from smartclip_det.studies.identifiability import Nature, World, kernel_r2, mean_of
 from tests.tools.test_runs import run
-
-sys.path.insert(0, str(REPO / "tools/analysis"))
-from identifiability import Nature, World, kernel_r2, mean_of
 
 
 def test_regression_finds_what_is_there_and_nothing_else():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 from PIL import Image
 
@@ -12,7 +9,6 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.utils.parallel import map_in_processes
 from smartclip_det.utils.steps import Step, StepRunner, last_progress
 from smartclip_det.visualization.report import ReportPage
-from tests.conftest import REPO
 
 
 def write(path, text="x"):
@@ -46,19 +42,39 @@ def test_steps_side_by_side_are_all_remembered(tmp_path):
 
 
 def test_a_changed_config_is_a_changed_step(monkeypatch, tmp_path):
-    from smartclip_det.utils import steps
+    from smartclip_det.utils import config_files, steps
 
-    monkeypatch.setattr(steps, "REPO", tmp_path)
+    for module in (steps, config_files):
+        monkeypatch.setattr(module, "config_root", lambda: tmp_path / "configs")
     for folder in ("configs/_base_", "configs/mine"):
         (tmp_path / folder).mkdir(parents=True)
     config, base = tmp_path / "configs/mine/a.py", tmp_path / "configs/_base_/b.py"
     config.write_text('_base_ = "../_base_/b.py"')
     base.write_text("y = 1")
-    step = Step("one", ["-c", "pass", "configs/mine/a.py"])
-    before = step.config_hash()
-    base.write_text("y = 2")
-    assert step.config_hash() != before
+    for name in ("configs/mine/a.py", str(config)):
+        step = Step("one", ["-c", "pass", name])
+        before = step.config_hash()
+        base.write_text(base.read_text() + "1")
+        assert step.config_hash() != before
     assert Step("two", ["-c", "pass"]).config_hash() == ""
+
+
+def test_a_step_starts_a_verb_from_any_folder_with_any_name(tmp_path, monkeypatch):
+    """Spaces, commas, brackets and digits reach the verb that a step starts, as they were written."""
+    from smartclip_det.utils.cfg_options import format_options
+    from smartclip_det.utils.steps import verb
+
+    odd = tmp_path / "my photos, [2024]"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    (odd / "c d.py").write_text("data_root = 'old/'\nmodel = dict(type='A', names=['a'])\n")
+    options = {"data_root": f"{odd}/", "model.names": ["a photo of a {}.", "12", "x, y", 12], "model.type": "2024"}
+    command = verb("print-config", "c d.py", *format_options(options))
+    StepRunner(odd / "run").run_stages([[Step("print", command)]])
+    printed: dict = {}
+    exec((odd / "run/logs/print.log").read_text(), printed)
+    assert printed["data_root"] == f"{odd}/"
+    assert printed["model"] == {"type": "2024", "names": ["a photo of a {}.", "12", "x, y", 12]}
 
 
 def test_a_failing_step_tells_the_end_of_its_log_and_keeps_what_is_done(tmp_path):
@@ -109,16 +125,9 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
         page.table(["a", "b"], [["x"]])
 
 
-@pytest.fixture(scope="module")
-def toy_report():
-    sys.path.insert(0, str(REPO / "tools/analysis"))
-    spec = importlib.util.spec_from_file_location("toy_report", REPO / "tools/analysis/toy_report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_a_summary_without_a_promised_number_is_refused():
+    from smartclip_det.studies import toy_report
 
-
-def test_a_summary_without_a_promised_number_is_refused(toy_report):
     wanted = {"a": ("x", "y"), "b": {"c": ("z",)}}
     toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": 2.0}}}, wanted)
     with pytest.raises(UserError, match=r"summary\.a\.y was not measured"):
@@ -127,10 +136,9 @@ def test_a_summary_without_a_promised_number_is_refused(toy_report):
         toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": float("nan")}}}, wanted)
 
 
-def test_the_study_tells_mean_and_spread(tmp_path):
-    spec = importlib.util.spec_from_file_location("study", REPO / "tools/analysis/study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    text = module.markdown({"a": {"x": {"mean": 0.5, "std": 0.1}}, "b": {"y": {"mean": 1.0, "std": 0.0}}})
+def test_the_study_tells_mean_and_spread():
+    from smartclip_det.studies.grid import markdown
+
+    text = markdown({"a": {"x": {"mean": 0.5, "std": 0.1}}, "b": {"y": {"mean": 1.0, "std": 0.0}}})
     assert "| a | 0.500 ± 0.100 |" in text
     assert text.count("|---|---|") == 2

@@ -1,62 +1,7 @@
 #!/usr/bin/env python
-"""Referring expressions from any layout to any other, counts told, nothing lost on the way.
+"""``smartclip-det data convert-grounding``, under the name of its file."""
 
-    python tools/data/convert_grounding.py "refcoco/refs(unc).p" refcoco.jsonl --check refcoco-unc
-    python tools/data/convert_grounding.py "grefcoco/grefs(unc).json" grefcoco_train.jsonl --split train
-    python tools/data/convert_grounding.py refcoco.jsonl finetune_refcoco_val.json --to mdetr --split val
-    python tools/data/convert_grounding.py unc+_testA.pth testA.jsonl
-    python tools/data/convert_grounding.py flickr30k_entities/ flickr.jsonl
-    python tools/data/convert_grounding.py Ref-L4/ ref_l4.jsonl --check ref-l4
-
-Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
-lines, D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
-Written: jsonl, mdetr, odvg, refs (a folder), transvg (.pth). The google splits share images of training with testing,
-which is said.
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
-from smartclip_det.formats.expressions.loading import load_expressions, of_split
-from smartclip_det.formats.expressions.writing import LAYOUTS, write_layout
-from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
-from smartclip_det.utils.cli import run_tool
-
-
-def parse_args() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path, help="file; for refs a folder")
-    parser.add_argument("--to", choices=LAYOUTS, default="jsonl")
-    parser.add_argument("--split", help="keep one split")
-    parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: beside it")
-    parser.add_argument("--check", choices=list(FULL_SETS), help="the full set that the source must be")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Read, check, write, tell."""
-    args = parse_args()
-    expressions = load_expressions(args.source, instances=args.instances)
-    if args.check:
-        print(f"{args.check}: {check_counts(args.check, expressions)}")
-        if FULL_SETS[args.check].shared_images:
-            print(
-                "warning: this partition is by object: images of training are in val and test. Say so beside numbers."
-            )
-    if args.split:
-        expressions = of_split(expressions, args.split, args.source)
-    counts = write_layout(args.target, expressions, args.to)
-    stamp = protocol_stamp("convert_grounding", source_sha256=file_hash(args.source), layout=args.to)
-    beside = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")
-    write_results(beside, stamp, counts)
-    print(f"{counts['sentences']:,} sentences, {counts['without_target']:,} without a target, "
-          f"{counts['many_targets']:,} with several: {args.target}")  # fmt: skip
-
+from smartclip_det.cli import run_verb
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_verb("data convert-grounding")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smartclip_det.core.errors import check_choice
+from smartclip_det.core.words import EXPRESSION_LAYOUTS as LAYOUTS
 from smartclip_det.formats.expressions.jsonl import write_expressions
 from smartclip_det.formats.expressions.mdetr import mdetr_of
 from smartclip_det.formats.expressions.odvg import odvg_of
@@ -15,8 +16,6 @@ from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.formats.expressions.refs import refs_of
 from smartclip_det.formats.expressions.transvg import transvg_name, transvg_of
 from smartclip_det.utils.files import write_whole
-
-LAYOUTS = ("jsonl", "mdetr", "odvg", "refs", "transvg")
 
 
 def write_layout(path: str | Path, expressions: Sequence[Expression], layout: str) -> dict[str, int]:

@@ -20,13 +20,12 @@ from torchvision.ops import nms
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.core.words import READINGS, VIEWS
 from smartclip_det.models.grounding.parsing import Entity, parse_expression
 from smartclip_det.models.regions import RegionEncoder
 
-VIEWS = ("crop", "blur", "circle", "dense", "mask")
 #: ``[R, D]`` region vectors by view, for each encoder.
 Regions = Sequence[Mapping[str, Tensor]]
-READINGS = ("expression", "chunks", "both")
 
 
 def relation_matrix(boxes: Tensor, relation: str) -> Tensor:

@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.grid import padded_size, resize_image_positions
+from smartclip_det.core.words import DENSE_MODES
 from smartclip_det.models.towers.transformer import ResidualBlock, Transformer
 
 #: What the last block does for the dense map. ``vanilla``: nothing special. ``value``: each token keeps its
 #: own value (MaskCLIP, arXiv 2112.01071; CLIPSelf). ``qq_kk``: self-correlation (SCLIP, 2312.01597).
 #: ``clearclip``: query-query attention without residual and MLP (ClearCLIP, 2407.12442).
-DENSE_MODES = ("vanilla", "value", "qq_kk", "clearclip")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The pictures of the toy report, drawn with the trained detector (imported by toy_report.py)."""
+"""The pictures of the toy report, drawn with the trained detector."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import seconds_of
 from smartclip_det.models.towers import SmartCLIP, architecture
 from smartclip_det.models.vocabulary import build_bank
+from smartclip_det.studies.benchmarks.measuring import seconds_of
 
 
 def run(sizes: list[int], arch: str) -> dict[str, Any]:

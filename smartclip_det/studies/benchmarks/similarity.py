@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measuring import generated_bank, in_turns, show
 from smartclip_det.core.similarity import masked_cosine
+from smartclip_det.studies.benchmarks.measuring import generated_bank, in_turns, show
 
 #: Regions, classes, dimensions.
 SHAPES = ((1000, 80, 512), (1000, 1203, 512), (3600, 1203, 768))

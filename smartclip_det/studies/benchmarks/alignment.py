@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measuring import in_turns, show
 from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.models.losses import AlignmentLoss
 from smartclip_det.models.towers.tokenizer import END, START
+from smartclip_det.studies.benchmarks.measuring import in_turns, show
 
 #: Mean tokens of a random prefix of ShareGPT4V, of 248 (pretrain reference 5.3).
 PREFIX_TOKENS = 105

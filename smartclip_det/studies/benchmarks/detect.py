@@ -11,10 +11,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.registry import init_default_scope
 
-from benchmarks import peers
-from benchmarks.measuring import PeakMemory, generated_bank, in_turns, show, synchronise
 from smartclip_det.engine.config import fit_norm_layers, load_config
 from smartclip_det.models.selection import select_detections
+from smartclip_det.studies.benchmarks import peers
+from smartclip_det.studies.benchmarks.measuring import PeakMemory, generated_bank, in_turns, show, synchronise
 
 RCNN = "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
 OWL = "configs/owl/open-vocab-owl_smartclip-b16_8xb4-12e_ov-coco.py"

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.measuring import in_turns, seconds_of
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.grounding.fusion_head import FusionHead, ImageTokens, TextTokens
 from smartclip_det.models.grounding.zero_shot import ZeroShotGrounder
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
+from smartclip_det.studies.benchmarks.measuring import in_turns, seconds_of
 
 #: Of a long RefCOCOg sentence.
 TOKENS = 20

@@ -1,0 +1,130 @@
+"""Prepared images of an alignment config, once and for all runs: exactly the pixels that training would see."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import DATASETS
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from smartclip_det import alignment_parts  # noqa: F401  (registers the data set)
+from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.captions import CaptionDataset
+from smartclip_det.datasets.image_cache import BROKEN, EMPTY, READY, ImageCache
+from smartclip_det.engine.config import load_config
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Whose images are prepared, and where they go.
+
+    Attributes:
+        config: alignment config.
+        out: folder of the cache.
+        dataloader: whose data set.
+        workers: processes that read images.
+        retry_broken: try again what could not be read.
+        cfg_options: overrides of the config.
+    """
+
+    config: str
+    out: Path
+    dataloader: str = "train_dataloader"
+    workers: int = 4
+    retry_broken: bool = False
+    cfg_options: Mapping[str, Any] | None = None
+
+
+class Missing(Dataset):
+    """Prepared images of the rows that a cache lacks."""
+
+    def __init__(self, source: CaptionDataset, rows: np.ndarray) -> None:
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        """Rows to fill."""
+        return len(self.rows)
+
+    def __getitem__(self, n: int) -> tuple[int, torch.Tensor | None, str]:
+        """Row, ``[3, S, S]`` uint8 or None, and why there is none."""
+        row = int(self.rows[n])
+        try:
+            return row, self.source.read_image(row), ""
+        except UserError as error:
+            return row, None, str(error)
+
+
+def _opened(options: CacheOptions) -> tuple[CaptionDataset, ImageCache]:
+    """The data set, and its cache."""
+    config = load_config(options.config, options.cfg_options)
+    if options.dataloader not in config:
+        raise UserError(f"{options.config} has no {options.dataloader}.")
+    given = config[options.dataloader].dataset.items()
+    source = DATASETS.build({k: v for k, v in given if k not in ("cache", "indices", "keep_images")})
+    cache = ImageCache(options.out, source.names(), source.image_size, source.fit, create=True, exact=source.exact)
+    # What a cache has begun with, it goes on with.
+    source.exact = cache.exact
+    return source, cache
+
+
+def cache_images(options: CacheOptions) -> dict[str, int]:
+    """Prepare the empty rows; pixels reach the disk before the marks that say they did.
+
+    Returns:
+        Counts: ``images``, ``ready``, ``broken``.
+
+    Raises:
+        UserError: for a config without that data set, or a disk that is too small.
+    """
+    source, cache = _opened(options)
+    if options.retry_broken:
+        cache.rows[cache.rows == BROKEN] = EMPTY
+    missing = np.flatnonzero(np.asarray(cache.rows) == EMPTY)
+    need = len(missing) * 3 * source.image_size**2
+    free = shutil.disk_usage(options.out).free
+    if need > free:
+        raise UserError(f"The cache needs {need / 1e9:.1f} GB more in {options.out}; {free / 1e9:.1f} GB are free.")
+    loader = DataLoader(Missing(source, missing), batch_size=None, num_workers=options.workers)
+    reasons: dict[int, str] = {}
+    for n, (row, image, reason) in enumerate(tqdm(loader, desc="caching", unit="image", total=len(missing)), 1):
+        cache.put(row, image)
+        if image is None:
+            reasons[row] = reason
+        if n % 5000 == 0:
+            cache.flush()
+    cache.flush()
+    rows = np.asarray(cache.rows)
+    counts = {"images": len(rows), "ready": int((rows == READY).sum()), "broken": int((rows == BROKEN).sum())}
+    stamp = protocol_stamp("image cache", image_size=source.image_size, fit=source.fit, config=options.config)
+    write_results(options.out / "report.json", stamp, counts, broken={str(k): v for k, v in reasons.items()})
+    return counts
+
+
+def verify_cache(options: CacheOptions, count: int) -> int:
+    """Compare rows spread over the cache with images prepared now.
+
+    Returns:
+        Rows that were compared.
+
+    Raises:
+        UserError: for an empty cache, or a row that differs.
+    """
+    source, cache = _opened(options)
+    ready = np.flatnonzero(np.asarray(cache.rows) == READY)
+    if not len(ready):
+        raise UserError(f"The cache in {options.out} has no image yet; fill it first.")
+    chosen = ready[np.linspace(0, len(ready) - 1, min(count, len(ready))).astype(int)]
+    for row in tqdm(chosen, desc="verifying", unit="image"):
+        stored = cache.get(int(row))
+        assert stored is not None
+        if not torch.equal(stored, source.read_image(int(row))):
+            raise UserError(f"Row {row} of the cache in {options.out} differs from its image {source.names()[row]}.")
+    return len(chosen)

@@ -1,0 +1,109 @@
+"""Checks before hours are spent: does a config build, does a checkpoint give its published numbers?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.protocols.published import anchors_of, verdict
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
+
+
+def check_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> str:
+    """Build the model of a config and, where it trains, the optimizer.
+
+    Returns:
+        What was built, in words.
+
+    Raises:
+        UserError: for a config that cannot be read, and keys that no class takes.
+    """
+    from smartclip_det import parts  # noqa: F401, I001 (registers everything, and tells what is not installed)
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, init_default_scope
+
+    from smartclip_det.engine.config import fit_norm_layers, load_config
+
+    config = load_config(path, cfg_options)
+    fit_norm_layers(config, distributed=False)
+    init_default_scope(config.get("default_scope", "mmdet"))
+    try:
+        model = MODELS.build(config.model)
+        if config.get("optim_wrapper"):
+            build_optim_wrapper(model, config.optim_wrapper)
+    except TypeError as error:
+        raise UserError(f"{path}: {error}") from error
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    told = f"{trained:,} of {total:,} parameters trained" if config.get("optim_wrapper") else "for testing only"
+    return f"{path}: builds {type(model).__name__}, {told}."
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What is verified, and on what.
+
+    Attributes:
+        model: name of the published model.
+        checkpoint: its weights.
+        sets: folder by name of the set.
+        partial: also parts of sets: shows that all runs, proves nothing.
+        names: of imagenet's folders.
+        workers: processes that read images.
+        device: see :func:`resolve_device`.
+        out: JSON; what each set gave is written beside.
+    """
+
+    model: str
+    checkpoint: str
+    sets: Mapping[str, Path]
+    partial: bool = False
+    names: str | None = None
+    workers: int = 4
+    device: str = "auto"
+    out: Path = Path("work_dirs/verify_checkpoint.json")
+
+
+def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[str, Any]]]:
+    """Measure every set, plain scoring, as published, and compare.
+
+    Returns:
+        Whether all is within tolerance, and a row for each published number.
+
+    Raises:
+        UserError: for a set that cannot be measured.
+    """
+    if not Path(options.checkpoint).exists():
+        raise UserError(f"No checkpoint at {options.checkpoint}.")
+    anchors = anchors_of(options.model, list(options.sets))
+    measured = {name: _measure(name, folder, options) for name, folder in options.sets.items()}
+    rows = [verdict(a, measured[a.set]["metrics"][a.metric]) for a in anchors]
+    passed = all(r["passed"] for r in rows) and not options.partial
+    stamp = protocol_stamp("verify_checkpoint", model=options.model, partial=options.partial,
+                           sets={n: m["protocol"] for n, m in measured.items()})  # fmt: skip
+    write_results(options.out, stamp, {"passed": passed}, anchors=rows)
+    return passed, rows
+
+
+def _measure(name: str, folder: Path, options: VerifyOptions) -> dict[str, Any]:
+    """The result file of one set, by what users have."""
+    from smartclip_det.apis.classification import ClassifyOptions, classify
+    from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
+    from smartclip_det.formats.json_files import read_json
+
+    out = options.out.parent / f"verify_{options.model}_{name}.json"
+    towers = {"checkpoint": options.checkpoint}
+    try:
+        if name == "imagenet":
+            classify(ClassifyOptions(folder, towers, names=options.names, workers=options.workers,
+                                     device=options.device, out=out))  # fmt: skip
+        else:
+            retrieve(RetrieveOptions(name, folder, towers, partial=options.partial, workers=options.workers,
+                                     device=options.device, out=out))  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{name} could not be measured: {error}") from error
+    found: dict[str, Any] = read_json(out, "result file")
+    return found

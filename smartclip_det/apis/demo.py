@@ -1,0 +1,237 @@
+"""Phrases found in photographs: for each image a picture and a JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.inputs import load_image
+from smartclip_det.apis.predictor import SmartCLIPPredictor
+from smartclip_det.apis.referring_predictor import ReferringPredictor
+from smartclip_det.core.errors import UserError
+from smartclip_det.engine.config import load_config
+from smartclip_det.models.grounding.parsing import parse_expression
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp
+from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
+
+Predictor = SmartCLIPPredictor | ReferringPredictor
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What is looked for, by what.
+
+    Attributes:
+        images: files and folders.
+        texts: phrases; with ``ground`` referring expressions.
+        config: of an open-vocabulary detector or a grounding head.
+        checkpoint: its weights; None: heads are random.
+        ground: phrases are referring expressions; a panel is drawn for each.
+        heatmap: also draw similarity maps and masks.
+        threshold: lowest score drawn and written.
+        top_k: boxes for each expression with ``ground``.
+        out: folder that is written to.
+        device: see :func:`resolve_device`.
+        cfg_options: overrides of the config.
+    """
+
+    images: Sequence[Path]
+    texts: Sequence[str]
+    config: str
+    checkpoint: str | None = None
+    ground: bool = False
+    heatmap: bool = False
+    threshold: float = 0.5
+    top_k: int = 1
+    out: Path = Path("work_dirs/demo")
+    device: str = "auto"
+    cfg_options: Mapping[str, Any] | None = None
+
+
+def demo(options: DemoOptions) -> list[str]:
+    """Run every image through one predictor; what is found is printed, and written to ``out``.
+
+    Returns:
+        Why images were left out, one reason for each.
+
+    Raises:
+        UserError: when there is nothing to look for or to look at, or outputs would overwrite something.
+    """
+    if not options.texts:
+        raise UserError("Nothing to look for: give --texts PHRASE... or --vocabulary NAMES.")
+    images, passed_over = find_images(options.images)
+    check_outputs(images, options.out)
+    predictor = load_predictor(options)
+    told = ", ".join(f"{k} {v}" for k, v in _told(predictor.protocol).items())
+    print(f"device: {predictor.device}; {told}")
+    if not options.checkpoint:
+        print("note: no --checkpoint: the heads are random and the boxes mean nothing.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    stamp = protocol_stamp("demo", config=str(options.config), **predictor.protocol,
+                           checkpoint_sha256=file_hash(options.checkpoint) if options.checkpoint else None)  # fmt: skip
+    bad: list[str] = []
+    for path in images:
+        try:
+            show_image(predictor, path, options, stamp)
+        except UserError as error:
+            # One bad file costs no other one its answer; a single image is no folder run.
+            bad.append(str(error))
+            print(f"{path}: left out: {error}", file=sys.stderr)
+    for line in passed_over:
+        print(f"note: {line}", file=sys.stderr)
+    if bad:
+        print(f"error: {len(bad)} of {len(images)} images could not be used.", file=sys.stderr)
+    return bad
+
+
+def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The few facts of a stamp that a reader wants at once; the whole one is in each JSON."""
+    policy = protocol.get("policy", {})
+    return {"towers": protocol.get("towers"), "masks": policy.get("mask_mode", protocol.get("mask_mode")),
+            **({"scores": policy["activation"]} if policy else {})}  # fmt: skip
+
+
+def load_predictor(options: DemoOptions) -> Predictor:
+    """The detector of the config, or its trained grounding head."""
+    given = {"device": options.device, "cfg_options": options.cfg_options}
+    if load_config(options.config, options.cfg_options).model.type != "SmartCLIPReferring":
+        return SmartCLIPPredictor.from_config(options.config, options.checkpoint, **given)
+    if not options.ground:
+        raise UserError(f"{options.config} is of a grounding head, which reads expressions: say --ground.")
+    return ReferringPredictor.from_config(options.config, options.checkpoint, **given)
+
+
+def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Files as given, and the images of folders in name order.
+
+    Returns:
+        The images, and what was passed over in folders, in words.
+
+    Raises:
+        UserError: for a path that is not there, or a folder without an image.
+    """
+    endings = image_endings()
+    out: list[Path] = []
+    told: list[str] = []
+    for path in paths:
+        if path.is_file():
+            out.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"No image or folder at {path}.")
+        inside = sorted(path.iterdir())
+        # macOS keeps a file's second part beside it on foreign disks: "._a.jpg" is no picture.
+        forks = [p.name for p in inside if p.name.startswith("._")]
+        files = [p for p in inside if p.is_file() and p.name not in forks]
+        found = [p for p in files if p.suffix.lower() in endings]
+        others = Counter(p.suffix.lower() or p.name for p in files if p not in found)
+        folders = sum(p.is_dir() for p in inside)
+        if forks:
+            told.append(f"{path}: left out, as no pictures but macOS's second parts of files: {', '.join(forks)}.")
+        if others:
+            told.append(f"{path}: left out, as no pictures by their endings: "
+                        + ", ".join(f"{n} of {e}" for e, n in others.items()) + ".")  # fmt: skip
+        if folders:
+            told.append(f"{path}: {folders} folders inside were not searched.")
+        if not found:
+            raise UserError(" ".join([f"No images in {path}.", *told]))
+        out += found
+    return out, told
+
+
+def image_endings() -> set[str]:
+    """Of the files that Pillow opens."""
+    Image.init()
+    return {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def check_outputs(images: Sequence[Path], out: Path) -> None:
+    """Refuse to write two answers to one file, or an answer over a photograph."""
+    for stem, count in Counter(p.stem for p in images).items():
+        if count > 1:
+            raise UserError(
+                f"{count} images are called {stem}: their outputs would overwrite each other. Run them apart."
+            )
+    for path in images:
+        if path.resolve() == (out / f"{path.stem}.png").resolve():
+            raise UserError(f"The picture of {path} would overwrite it. Give another --out.")
+
+
+def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Mapping[str, Any]) -> None:
+    """Encode one image, answer, write picture and JSON, and say where."""
+    texts = list(options.texts)
+    start = time.perf_counter()
+    predictor.set_image(path)
+    encoded = time.perf_counter()
+    everything = answer(predictor, texts, options)
+    seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
+    found = everything if options.ground else everything.above(options.threshold)
+    picture = Image.fromarray(load_image(path))
+    base = options.out / path.stem
+    out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
+    drawn = draw_boxes(picture, found.boxes, found.label_names, texts, found.scores)
+    drawn.save(out_picture)
+    written = [out_picture, out_json]
+    if options.heatmap:
+        written += heatmaps(predictor, picture, texts, base)
+    if options.ground:
+        written.append(base.with_name(f"{base.name}_ground.png"))
+        sheet([panel(predictor, picture, t, options.threshold) for t in texts]).save(written[-1])
+    content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
+    out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    frames = frames_of(path)
+    print(f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
+          + (f"; the first of its {frames} frames" if frames > 1 else ""))  # fmt: skip
+    if not len(found):
+        best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))
+        print(f"  nothing reaches --threshold {options.threshold}; the best: {best or 'none'}")
+    print(f"  written: {', '.join(map(str, written))}")
+
+
+def frames_of(path: Path) -> int:
+    """Pictures in a file: an animation or a document of pages has several."""
+    with Image.open(path) as opened:
+        return getattr(opened, "n_frames", 1)
+
+
+def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Detections:
+    """All detections, or the boxes of each expression."""
+    if not options.ground:
+        return predictor.detect(texts)
+    parts = predictor.ground(texts, top_k=options.top_k)
+    return Detections(
+        np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.labels + i for i, p in enumerate(parts)]), tuple(texts),
+    )  # fmt: skip
+
+
+def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
+    """Five boxes with score bars, the expression's tree, and a similarity map for each of its texts."""
+    found, tree = predictor.ground(expression, top_k=5), parse_expression(expression)
+    maps = {t: predictor.explain(t).similarity for t in dict.fromkeys([expression, *tree.texts()])}
+    none = not len(found) or found.scores[0] < threshold
+    return grounding_panel(picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=tree.outline(),
+                           maps=maps, title=f"none reaches {threshold}" if none else "")  # fmt: skip
+
+
+def heatmaps(predictor: Predictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:
+    """A similarity map per text, and all masks in one strip."""
+    paths, masks = [], []
+    for i, text in enumerate(texts):
+        explained = predictor.explain(text)
+        masks.append(explained.mask)
+        paths.append(out.with_name(f"{out.name}_map{i}.png"))
+        draw_heatmap(picture, explained.similarity).save(paths[-1])
+    paths.append(out.with_name(f"{out.name}_masks.png"))
+    draw_mask_strip(np.stack(masks), texts).save(paths[-1])
+    return paths

@@ -1,0 +1,204 @@
+"""Fine-tuning a detector on own boxes: tests before and after, a blend of weights, and a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.training_boxes import check_before_training
+from smartclip_det.engine.config import load_config
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.json_files import read_json
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.utils.cfg_options import format_options
+from smartclip_det.utils.config_files import find_config
+from smartclip_det.utils.files import write_whole
+from smartclip_det.utils.safe_load import safe_torch_load
+from smartclip_det.utils.steps import Step, StepRunner, verb
+
+CONFIG = """# Written by smartclip-det fine-tune: own boxes.
+_base_ = {base}
+load_from = {checkpoint}
+names = dict(vocabulary="annotations", seen=None, seen_only=False, annotated_only=False, data_root="", indices=None)
+train_dataloader = dict(
+    batch_size={batch_size},
+    dataset=dict(
+        type="OpenVocabCocoDataset", ann_file={ann}, data_prefix=dict(img={images}),
+        filter_cfg=dict(filter_empty_gt=True, min_size=1), **names,
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(type="OpenVocabCocoDataset", ann_file={val_ann}, data_prefix=dict(img={val_images}), **names)
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    _delete_=True, type="OpenVocabMetric", ann_file={val_ann}, protocol="coco"
+)
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs={epochs}, val_interval={epochs})
+optim_wrapper = dict(optimizer=dict(lr={lr}))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end={warmup}),
+    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end={epochs}, T_max={epochs}, convert_to_iter_based=True),
+]
+default_hooks = dict(logger=dict(interval=10))
+"""
+
+
+@dataclass(frozen=True)
+class FineTuneOptions:
+    """What is trained from, and on what.
+
+    Attributes:
+        config: of the detector to start from.
+        checkpoint: its weights.
+        ann: COCO json of the training boxes.
+        images: folder of their images.
+        val_ann: COCO json of the validation boxes.
+        val_images: folder of their images; None: ``images``.
+        epochs: of training.
+        lr: learning rate; None: a tenth of the config's own.
+        batch_size: images of a step.
+        blend: share of new weights in a blend that is tested too; 0: none.
+        old: also test on the config's own test set.
+        out: folder of everything that is written.
+        cfg_options: overrides for every step.
+    """
+
+    config: str | Path
+    checkpoint: str | Path
+    ann: Path
+    images: Path
+    val_ann: Path
+    val_images: Path | None = None
+    epochs: int = 12
+    lr: float | None = None
+    batch_size: int = 4
+    blend: float = 0.0
+    old: bool = True
+    out: Path = Path("work_dirs/fine_tune")
+    cfg_options: Mapping[str, Any] | None = None
+
+    @property
+    def val_folder(self) -> Path:
+        """Folder of the validation images."""
+        return self.val_images or self.images
+
+
+def fine_tune(options: FineTuneOptions) -> str:
+    """Test, train, test, report; what is done is not done again.
+
+    Returns:
+        The report, Markdown; it is also written as ``report.md`` and ``report.json`` in ``out``.
+
+    Raises:
+        UserError: for what would fail later, when hours are spent; or a step that failed, with the end of its log.
+    """
+    check(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = write_whole(options.out / "config.py", own_config(options))
+    weights = {"before": Path(options.checkpoint), "after": options.out / "run" / f"epoch_{options.epochs}.pth"}
+    runner = StepRunner(options.out)
+    runner.run_stages([tests(options, config, "before", weights["before"]),
+                       [training(options, config, weights["after"])],
+                       tests(options, config, "after", weights["after"])])  # fmt: skip
+    if options.blend:
+        weights["blended"] = options.out / f"blend_{options.blend:g}.pth"
+        blend(weights["before"], weights["after"], options.blend, weights["blended"])
+        runner.run_stages([tests(options, config, "blended", weights["blended"])])
+    return report(options, weights)
+
+
+def check(options: FineTuneOptions) -> None:
+    """Refuse what would fail later, when hours are spent."""
+    if not Path(options.checkpoint).is_file():
+        raise UserError(f"No checkpoint at {options.checkpoint}.")
+    if options.epochs < 1 or not 0 <= options.blend < 1:
+        raise UserError(
+            f"--epochs must be at least 1 and --blend in [0, 1); given {options.epochs} and {options.blend}."
+        )
+    check_before_training(options.ann, options.images, options.val_ann, options.val_folder)
+
+
+def own_config(options: FineTuneOptions) -> str:
+    """The text of the config."""
+    base = load_config(options.config)
+    if not base.get("optim_wrapper"):
+        raise UserError(f"{options.config} is for testing only: it has no optimizer. Give a config that trains.")
+    images = len(load_ground_truth(options.ann).data["images"])
+    return CONFIG.format(
+        base=repr(os.path.relpath(find_config(options.config), options.out)),
+        checkpoint=repr(str(Path(options.checkpoint).resolve())), ann=repr(str(options.ann.resolve())),
+        images=repr(f"{options.images.resolve()}/"), val_ann=repr(str(options.val_ann.resolve())),
+        val_images=repr(f"{options.val_folder.resolve()}/"), epochs=options.epochs, batch_size=options.batch_size,
+        lr=options.lr or base.optim_wrapper.optimizer.lr / 10, warmup=max(1, min(100, images // options.batch_size)),
+    )  # fmt: skip
+
+
+def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
+    """The fine-tuning."""
+    command = verb(
+        "train", str(config), "--work-dir", str(options.out / "run"), *format_options(options.cfg_options or {})
+    )
+    return Step("train", command, [weights])
+
+
+def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> list[Step]:
+    """Your classes and, where asked for, the old ones."""
+    steps = []
+    for what, path in [("own", config), *([] if not options.old else [("old", Path(options.config))])]:
+        out = options.out / f"{when}_{what}.json"
+        command = verb("test", str(path), str(weights), "--work-dir", str(options.out / "tests" / out.stem), "--out",
+                   str(out), *format_options(options.cfg_options or {}))  # fmt: skip
+        steps.append(Step(out.stem, command, [out.with_suffix(".metrics.json")]))
+    return steps
+
+
+def blend(before: Path, after: Path, share: float, out: Path) -> None:
+    """Write ``(1 - share) * before + share * after``."""
+    old, new = (safe_torch_load(p)["state_dict"] for p in (before, after))
+    mixed = {
+        k: torch.lerp(old[k].float(), v.float(), share).to(v.dtype) if v.is_floating_point() and k in old else v
+        for k, v in new.items()
+    }
+    torch.save({"state_dict": mixed, "meta": {"blend": share}}, out)
+
+
+def report(options: FineTuneOptions, weights: dict[str, Path]) -> str:
+    """The table of before, after and blended."""
+    subjects = ["own"] if not options.old else ["own", "old"]
+    found: dict[str, dict[str, Any]] = {
+        w: {n: read_json(options.out / f"{n}_{w}.metrics.json", "result file") for n in weights} for w in subjects
+    }
+    lines = ["# What was learned, and what was kept", ""]
+    titles = {"own": "Your validation images", "old": "The config's own test set (old classes)"}
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for what, by_weights in found.items():
+        metrics[what] = {n: r["metrics"] for n, r in by_weights.items()}
+        lines += [f"## {titles[what]}", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
+        rows = [k for k in metrics[what]["before"] if "AR@" not in k and "AR_" not in k]
+        lines += [f"| {k} | " + " | ".join(number(metrics[what][n].get(k)) for n in weights) + " |" for k in rows]
+        per_class = {n: r["per_class"] for n, r in by_weights.items()}
+        lines += ["", "AP by class:", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
+        lines += [f"| {c} | " + " | ".join(number(per_class[n].get(c)) for n in weights) + " |"
+                  for c in per_class["before"]] + [""]  # fmt: skip
+    text = "\n".join(lines)
+    write_whole(options.out / "report.md", text)
+    stamp = protocol_stamp(
+        "fine_tune", config=str(options.config), checkpoints={n: file_hash(p) for n, p in weights.items()},
+        ann=str(options.ann), val_ann=str(options.val_ann), epochs=options.epochs, blend=options.blend,
+    )  # fmt: skip
+    write_results(options.out / "report.json", stamp, metrics,
+                  per_class={w: {n: r["per_class"] for n, r in f.items()} for w, f in found.items()})  # fmt: skip
+    return text
+
+
+def number(value: float | None) -> str:
+    """Four digits, or n/a."""
+    return "n/a" if value is None or value < 0 else f"{value:.4f}"

@@ -1,0 +1,81 @@
+"""The region probe on files: ground-truth boxes classified by the towers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.formats.annotations import load_ground_truth
+from smartclip_det.formats.class_splits import ov_coco_split
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.models.towers.source import load_encoder
+from smartclip_det.models.vocabulary import build_bank, resolve_names
+from smartclip_det.probing.region_probe import probe_accuracy, probe_regions
+from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
+from smartclip_det.utils.devices import resolve_device
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What is probed, with what.
+
+    Attributes:
+        ann: COCO annotations.
+        images: folder of ``file_name``.
+        encoder: config of an encoder, see :func:`load_encoder`.
+        split_file: json with ``base`` and ``novel`` lists of names.
+        vocabulary: names to classify among, a file of them, or a known name; None: the split's, or the file's.
+        templates: a template set, or own templates.
+        views: ``crop``, ``dense``, ``mask``.
+        dense_modes: last block of the dense map; each is probed.
+        mask_modes: each is scored.
+        dense_size: side of the dense input in pixels; 0: the tower's.
+        fit: how an image becomes the dense input: ``pad`` or ``squash``.
+        crop_context: side of crops over the longer side of boxes.
+        device: see :func:`resolve_device`.
+        out: JSON; None writes nothing.
+    """
+
+    ann: str | Path
+    images: str | Path
+    encoder: Mapping[str, Any]
+    split_file: Path | None = None
+    vocabulary: str | Sequence[str] | None = None
+    templates: str | Sequence[str] = "photo"
+    views: Sequence[str] = ("crop", "dense")
+    dense_modes: Sequence[str] = ("value",)
+    mask_modes: Sequence[str] = ("hard", "off")
+    dense_size: int = 0
+    fit: str = "pad"
+    crop_context: float = 1.2
+    device: str = "auto"
+    out: Path | None = None
+
+
+def probe(options: ProbeOptions) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy by group of classes, view and mask mode.
+
+    Raises:
+        UserError: for files that are missing or wrong, and names that are not known.
+    """
+    o = options
+    truth = load_ground_truth(o.ann)
+    groups = dict(zip(("base", "novel"), ov_coco_split(o.split_file)[:2], strict=True)) if o.split_file else {}
+    names = resolve_names(o.vocabulary) if o.vocabulary else [n for g in groups.values() for n in g]
+    names = names or list(truth.categories.values())
+    towers = load_encoder(o.encoder, str(resolve_device(o.device)))
+    encoder = RegionEncoder(towers, dense_size=o.dense_size, fit=o.fit, crop_context=o.crop_context)
+    bank = build_bank(towers, names, templates=o.templates)
+    regions = probe_regions(encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes)
+    accuracy = probe_accuracy(regions, bank, groups, o.mask_modes)
+    if o.out is not None:
+        stamp = protocol_stamp(
+            "region_probe", ann_sha256=file_hash(o.ann), checkpoint_hash=towers.checkpoint_hash, classes=len(names),
+            boxes=len(regions.labels), templates=o.templates, dense_size=encoder.dense_size, fit=o.fit,
+            crop_context=o.crop_context, policy=ScoringPolicy().to_dict(), unit="box, best of all classes",
+        )  # fmt: skip
+        write_results(o.out, stamp, accuracy)
+    return accuracy

@@ -1,0 +1,173 @@
+"""Boxes of any origin for the images of an annotation file, classified by an encoder's region vectors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor
+from tqdm import tqdm
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.formats.annotations import GroundTruth, load_ground_truth
+from smartclip_det.formats.demo_answers import is_demo_answer, read_demo_answers
+from smartclip_det.formats.pictures import picture_path
+from smartclip_det.formats.predictions import check_predictions, read_predictions
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.models.rescoring import (
+    RescoreOptions,
+    best_boxes,
+    blend_own_scores,
+    class_scores,
+    detect_in_boxes,
+)
+from smartclip_det.models.towers.source import load_encoder
+from smartclip_det.models.vocabulary import build_bank, resolve_names
+from smartclip_det.protocols.detection_metric import OpenVocabMetric
+from smartclip_det.protocols.stamp import file_hash
+from smartclip_det.utils.devices import resolve_device
+from smartclip_det.utils.images import open_rgb
+
+GROUND_TRUTH = "ground-truth"
+Boxes = tuple[Tensor, Tensor, list[str]]
+
+
+@dataclass(frozen=True)
+class RescoreFileOptions:
+    """What is classified, with what, and how.
+
+    Attributes:
+        ann: COCO or LVIS annotations.
+        images: folder of ``file_name``.
+        encoder: config of an encoder, see :func:`load_encoder`.
+        boxes: ``ground-truth``, saved detections, or the demo's JSON (a file or a folder).
+        vocabulary: names, a file of them, or a known name; None: those of the annotations.
+        protocol: how the result is scored.
+        split_file: own base and novel names for ``ov-coco``.
+        views: region vectors; their cosines are averaged.
+        dense_mode: last block of the dense map.
+        dense_size: side of the dense input in pixels; 0: the tower's.
+        templates: a template set, or own templates.
+        policy: masks, activation, background, temperature.
+        scores: how class scores become detections.
+        keep_classes: detections keep their class.
+        proposal_nms: IoU of class-agnostic NMS among boxes.
+        max_proposals: boxes of an image at most.
+        device: see :func:`resolve_device`.
+        out: predictions, ``.json`` or ``.safetensors``, with ``.metrics.json`` beside.
+    """
+
+    ann: str | Path
+    images: str | Path
+    encoder: Mapping[str, Any]
+    boxes: str = GROUND_TRUTH
+    vocabulary: str | Sequence[str] | None = None
+    protocol: str = "coco"
+    split_file: str | None = None
+    views: Sequence[str] = ("dense",)
+    dense_mode: str = "value"
+    dense_size: int = 0
+    templates: str | Sequence[str] = "photo"
+    policy: ScoringPolicy = field(default_factory=ScoringPolicy)
+    scores: RescoreOptions = field(default_factory=RescoreOptions)
+    keep_classes: bool = False
+    proposal_nms: float = 0.7
+    max_proposals: int = 300
+    device: str = "auto"
+    out: Path = Path("work_dirs/rescored.json")
+
+    def __post_init__(self) -> None:
+        if self.keep_classes and self.boxes == GROUND_TRUTH:
+            raise UserError("--keep-classes with --boxes ground-truth would give every box its true class.")
+
+
+def rescore_file(options: RescoreFileOptions) -> dict[str, float]:
+    """Encode each image once, score its boxes, write predictions and metrics.
+
+    Returns:
+        The metrics of the protocol.
+
+    Raises:
+        UserError: for files that are missing or wrong, and options that do not go together.
+    """
+    truth = load_ground_truth(options.ann, need_annotations=options.boxes == GROUND_TRUTH)
+    names = resolve_names(options.vocabulary) if options.vocabulary else list(truth.categories.values())
+    found = saved_boxes(options.boxes, truth)
+    towers = load_encoder(options.encoder, str(resolve_device(options.device)))
+    encoder = RegionEncoder(towers, dense_size=options.dense_size, dense_mode=options.dense_mode)
+    bank = build_bank(towers, names, templates=options.templates)
+    metric = _metric(options, encoder, bank)
+    none: Boxes = (torch.zeros(0, 4), torch.zeros(0), [])
+    for info in tqdm(truth.data["images"], desc="rescoring", unit="image"):
+        path = picture_path(Path(options.images), info, str(options.ann))
+        boxes, scores, labels = _rescored(options, encoder, bank, path, found.get(info["id"], none))
+        instances = InstanceData(bboxes=boxes, scores=scores.float(), labels=labels)
+        metric.process(None, [{"img_id": info["id"], "pred_instances": instances}])
+    metrics = metric.evaluate(len(truth.data["images"]))
+    return {k: v for k, v in metrics.items() if isinstance(v, float)}
+
+
+def _rescored(
+    options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank, path: Path, found: Boxes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes ``[N, 4]``, scores ``[N]`` and classes ``[N]`` of one image."""
+    boxes, own, own_names = found
+    place = {n: i for i, n in enumerate(bank.names)}
+    image = open_rgb(path)
+    if options.keep_classes:
+        rows = torch.tensor([i for i, n in enumerate(own_names) if n in place], dtype=torch.long)
+    else:
+        rows = best_boxes(boxes, own, options.proposal_nms, options.max_proposals)
+    boxes, own = boxes[rows], own[rows]
+    scores = class_scores([encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.views], bank.to("cpu"),
+                          options.policy)  # fmt: skip
+    if options.keep_classes:
+        labels = torch.tensor([place[own_names[i]] for i in rows.tolist()], dtype=torch.long)
+        return boxes, blend_own_scores(own, labels, scores, options.scores), labels
+    rows, labels, values = detect_in_boxes(boxes, own, scores, options.scores)
+    return boxes[rows], values, labels
+
+
+def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank) -> OpenVocabMetric:
+    """What writes and scores, with its stamp."""
+    o = options
+    metric = OpenVocabMetric(
+        str(o.ann), protocol=o.protocol, split_file=o.split_file, out_file=str(o.out),
+        metrics_file=str(o.out.with_suffix(".metrics.json")),
+        stamp={
+            "family": "rescoring", "boxes": o.boxes, "keep_classes": o.keep_classes, "views": list(o.views),
+            "dense_mode": o.dense_mode, "dense_size": encoder.dense_size, "options": vars(o.scores),
+            "proposal_nms": o.proposal_nms, "max_proposals": o.max_proposals, "policy": o.policy.to_dict(),
+            "bank": bank.provenance,
+            "boxes_sha256": None if o.boxes == GROUND_TRUTH else file_hash(o.boxes),
+        },
+    )  # fmt: skip
+    metric.dataset_meta = {"classes": tuple(bank.names)}
+    return metric
+
+
+def saved_boxes(boxes: str, truth: GroundTruth) -> dict[Any, Boxes]:
+    """Boxes ``[R, 4]`` xyxy, scores ``[R]`` and class names of each image ("" for classes that are not known)."""
+    rows: Any
+    if boxes == GROUND_TRUTH:
+        rows = [{**a, "score": 1.0} for a in truth.data["annotations"] if not a.get("iscrowd")]
+    else:
+        found = read_demo_answers(boxes, truth) if is_demo_answer(boxes) else read_predictions(boxes, truth)
+        rows, _ = check_predictions(found, truth)
+    by_image: dict[Any, list[Any]] = defaultdict(list)
+    for r in rows:
+        by_image[r["image_id"]].append(r)
+    out = {}
+    for image_id, mine in by_image.items():
+        corners = torch.tensor([r["bbox"] for r in mine], dtype=torch.float32)
+        corners[:, 2:] += corners[:, :2]
+        names = [truth.categories.get(r["category_id"], "") for r in mine]
+        out[image_id] = corners, torch.tensor([r["score"] for r in mine], dtype=torch.float32), names
+    return out

@@ -1,0 +1,158 @@
+"""Training and testing by an MMEngine config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.engine.atomic_files import last_good_checkpoint
+from smartclip_det.engine.config import load_config
+from smartclip_det.engine.launch import (
+    enable_amp,
+    enable_auto_scale,
+    log_closing,
+    log_opening,
+    prepare,
+    refuse_foreign_checkpoint,
+    unwrapped,
+)
+from smartclip_det.protocols.stamp import file_hash
+
+#: Metrics that write predictions, and what of a model belongs into their stamp.
+OURS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "OpenVocabMetric": lambda model: {"policy": ScoringPolicy.from_dict(model.get("policy")).to_dict()},
+    "ReferringMetric": lambda model: {"mask_mode": model.mask_mode, "towers": dict(model.towers)},
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What training and testing share.
+
+    Attributes:
+        config: a file, or the name of one of the package.
+        work_dir: folder of logs and checkpoints; None: the config's, or ``work_dirs/CONFIG_NAME``.
+        cfg_options: overrides.
+        launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+        local_rank: of this process, where the launcher does not tell by its environment.
+    """
+
+    config: str
+    work_dir: str | None = None
+    cfg_options: Mapping[str, Any] | None = None
+    launcher: str = "none"
+    local_rank: int = 0
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """How to train.
+
+    Attributes:
+        resume: checkpoint to go on from; ``auto``: the last one of the work folder.
+        amp: mixed precision.
+        auto_scale_lr: scale the learning rate to the global batch size.
+    """
+
+    resume: str | None = None
+    amp: bool = False
+    auto_scale_lr: bool = False
+
+
+@dataclass(frozen=True)
+class TestOptions(RunOptions):
+    """What to test.
+
+    Attributes:
+        checkpoint: the weights.
+        out: predictions to write, with ``.metrics.json`` beside.
+        show_dir: folder for pictures with detections.
+    """
+
+    __test__ = False
+
+    checkpoint: str = ""
+    out: str | None = None
+    show_dir: str | None = None
+
+
+def train(options: TrainOptions) -> None:
+    """Build the runner and train.
+
+    Raises:
+        UserError: for configs, checkpoints and options that cannot work.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    config = load_config(options.config, options.cfg_options)
+    prepare(config, options.config, options.work_dir, options.launcher)
+    if options.amp:
+        enable_amp(config)
+    if options.auto_scale_lr:
+        enable_auto_scale(config)
+    resume = options.resume
+    if resume and resume != "auto" and not Path(resume).exists():
+        raise UserError(f"No checkpoint at {resume} to resume from.")
+    if resume:
+        config.resume = True
+        config.load_from = str(last_good_checkpoint(config.work_dir)) if resume == "auto" else resume
+    if "strategy" in config and config.strategy.type != "SingleDeviceStrategy" and not torch.cuda.is_available():
+        raise UserError(
+            f"strategy {config.strategy.type} needs CUDA devices; here are none. Leave it out (DDP runs on CPUs too)."
+        )
+    # FSDP and DeepSpeed are strategies, which MMEngine's plain runner does not take.
+    runner = (FlexibleRunner if config.get("strategy") else Runner).from_cfg(config)
+    if resume and isinstance(runner.model, torch.nn.Module):
+        refuse_foreign_checkpoint(unwrapped(runner.model), config.load_from)
+    log_opening(runner, options.config)
+    try:
+        runner.train()
+    except RuntimeError as error:
+        if options.amp and "not implemented for 'BFloat16'" in str(error):
+            raise UserError(
+                f"This model has an operator without bf16 on this device ({error}); train without --amp."
+            ) from error
+        raise
+    log_closing(runner, options.config, options.cfg_options)
+
+
+def test(options: TestOptions) -> None:
+    """Build the runner and test.
+
+    Raises:
+        UserError: for configs and checkpoints that cannot work, or predictions that the evaluator does not write.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
+    config = load_config(options.config, options.cfg_options)
+    prepare(config, options.config, options.work_dir, options.launcher)
+    if not Path(options.checkpoint).is_file():
+        raise UserError(f"No checkpoint at {options.checkpoint}. smartclip-det train prints where it wrote them.")
+    config.load_from = options.checkpoint
+    evaluator = config.test_evaluator
+    if options.out:
+        if evaluator.get("type") not in OURS:
+            raise UserError(f"--out needs a test_evaluator of {' or '.join(OURS)}.")
+        evaluator.out_file = options.out
+        evaluator.metrics_file = str(Path(options.out).with_suffix(".metrics.json"))
+    if evaluator.get("type") in OURS:
+        evaluator.stamp = {
+            "checkpoint_sha256": file_hash(options.checkpoint),
+            "config": options.config,
+            **OURS[evaluator.type](config.model),
+            "seed": config.get("randomness", {}).get("seed"),
+        }
+    if options.show_dir:
+        config.default_hooks.visualization.update(draw=True, test_out_dir=options.show_dir)
+    runner = Runner.from_cfg(config)
+    refuse_foreign_checkpoint(unwrapped(runner.model), options.checkpoint)
+    runner.test()
+    if options.out:
+        runner.logger.info(f"Predictions: {options.out}\nMetrics:     {evaluator.metrics_file}")

@@ -1,0 +1,57 @@
+"""Time and memory of what this project claims to do fast, beside its peers, in one run.
+
+    smartclip-det bench similarity
+    smartclip-det bench vocabulary --names 1 80 1203 20000
+    smartclip-det bench detect --names 1 80 1203 20000 --sizes 640
+    smartclip-det bench towers --sizes 640 1024
+    smartclip-det bench train --sizes 640 --rounds 2
+    smartclip-det bench one-stage --names 80 1203
+    smartclip-det bench grounding-dino --names 80 1203 --rounds 1
+    smartclip-det bench ground --sizes 640 384 --sentences 1 10 100 500 --proposals 10 100
+    smartclip-det bench evaluation --full
+    smartclip-det bench alignment --batch 16 --rounds 3
+    smartclip-det bench alignment --device cuda --bf16 --batch 256
+
+Weights are random, text banks and results generated. Peers of transformers (OWLv2, Grounding DINO's text side, CLIP)
+need that package (extra dev); without it they are left out, which is printed. Times are noisy: read ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smartclip_det.cli.options import add_device
+
+SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
+            "alignment", "ground")  # fmt: skip
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    parser.add_argument("subject", choices=SUBJECTS, help="what is measured")
+    parser.add_argument("--names", type=int, nargs="+", default=[1, 80, 1203, 20000], help="vocabulary sizes")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[640], help="input sides in pixels")
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant, in turns")
+    parser.add_argument("--max-gib", type=float, default=4.0, help="similarity: largest tensor of the broadcast form")
+    parser.add_argument("--arch", help="vocabulary, alignment: towers with random weights; default: tiny, B/16")
+    parser.add_argument("--batch", type=int, default=16, help="alignment: pairs of a step")
+    parser.add_argument("--head", type=int, default=512, help="alignment: batch of the head alone")
+    parser.add_argument("--dim", type=int, default=512, help="alignment: D of the head alone")
+    parser.add_argument("--chunks", type=int, default=4, help="alignment: chunks of captions of like length")
+    parser.add_argument("--bf16", action="store_true", help="alignment: autocast to bfloat16")
+    parser.add_argument("--images", type=Path, help="alignment: folder of images, to measure the loader")
+    parser.add_argument("--captions", type=Path, help="alignment: their captions; default: pairs in the folder")
+    parser.add_argument("--workers", type=int, default=2, help="alignment: of the loader")
+    parser.add_argument("--sentences", type=int, nargs="+", default=[1, 10, 100, 500], help="ground: per image")
+    parser.add_argument("--proposals", type=int, nargs="+", default=[10, 100], help="ground: boxes per image")
+    parser.add_argument("--full", action="store_true", help="evaluation: LVIS at 19,809 images too")
+    add_device(parser)
+    parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/benchmark_SUBJECT.json")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure one subject, and say what was written."""
+    from smartclip_det.studies.benchmarks.subjects import BenchOptions, measure
+
+    print(f"\nwritten: {measure(BenchOptions(**vars(args)))}")

@@ -1,0 +1,49 @@
+"""Does a checkpoint give its published numbers here? Pass or fail, as JSON and as the exit code.
+
+    smartclip-det check checkpoint smartclip-b16 smartclip_b16.pt coco-5k=data/coco sharegpt4v-1k=data/sharegpt4v
+    smartclip-det check checkpoint clip-b16 ViT-B-16.pt coco-5k=data/coco imagenet=data/imagenet/val --device cuda
+
+Each SET=FOLDER is measured as by smartclip-det retrieve or classify, plain scoring, as published. Exit code 0: all
+within tolerance; 1: some not; 2: it could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smartclip_det.cli.options import add_device, add_out
+from smartclip_det.core.errors import UserError
+from smartclip_det.protocols.published import ANCHORS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add = parser.add_argument
+    add("model", choices=ANCHORS, help="published model")
+    add("checkpoint", help="its weights")
+    add("sets", nargs="+", metavar="SET=FOLDER", help="what to measure, and where it is")
+    add("--partial", action="store_true", help="also parts of sets: shows that all runs, proves nothing")
+    add("--names", help="imagenet: names of its folders, see smartclip-det classify")
+    add("--workers", type=int, default=4, help="processes that read images")
+    add_device(parser)
+    add_out(parser, "work_dirs/verify_checkpoint.json", "JSON; what each set gave is written beside")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify, print a table, and answer by the exit code."""
+    folders: dict[str, Path] = {}
+    for item in args.sets:
+        name, equals, folder = item.partition("=")
+        if not equals:
+            raise UserError(f"Give SET=FOLDER; {item!r} has no '='.")
+        folders[name] = Path(folder)
+    from smartclip_det.apis.checking import VerifyOptions, verify_checkpoint
+
+    passed, rows = verify_checkpoint(VerifyOptions(**{**vars(args), "sets": folders}))
+    print(f"{'set':22s} {'metric':14s} {'published':>9s} {'measured':>9s} {'tolerance':>9s}")
+    for r in rows:
+        print(f"{r['set']:22s} {r['metric']:14s} {r['published']:9.2f} {r['measured']:9.2f} {r['tolerance']:9.2f}  "
+              f"{'pass' if r['passed'] else 'FAIL'}")  # fmt: skip
+    print(f"{'PASSED' if passed else 'NOT PASSED'}{' (parts prove nothing)' if args.partial else ''}: {args.out}")
+    return 0 if passed else 1

@@ -1,0 +1,44 @@
+r"""A sheet of grounding answers: by default the worst misses, those that were answered wrongly with the highest score.
+
+    smartclip-det study grounding-pictures --ann refs.jsonl --pred pred.jsonl --images train2014
+    smartclip-det study grounding-pictures --ann refs.jsonl --pred pred.jsonl --images train2014 --pick random \
+        --encoder smartclip_b16.pt --dense-size 640          # with a similarity map for each text of the tree
+
+Each panel: the five best boxes numbered, a bar for each score, the target in green, the tree of the expression.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smartclip_det.cli.options import Old, add_device, add_out
+from smartclip_det.core.mask_modes import MASK_MODES
+
+OLD = (Old("--checkpoint", "--encoder"),)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options."""
+    add = parser.add_argument
+    add("--ann", required=True, help="expressions")
+    add("--split", help="split of the expressions")
+    add("--pred", required=True, help="JSON lines of predictions")
+    add("--images", type=Path, required=True, help="folder of file_name")
+    add("--pick", choices=["worst", "best", "random"], default="worst", help="worst: wrong with the highest scores")
+    add("--count", type=int, default=12, help="panels")
+    add("--columns", type=int, default=4, help="of the sheet")
+    add("--encoder", help="towers, for similarity maps")
+    add("--dense-size", type=int, default=0, help="side of their input; 0: the tower's own")
+    add("--mask-mode", default="hard", choices=MASK_MODES, help="of the maps")
+    add("--seed", type=int, default=0, help="of --pick random")
+    add_device(parser)
+    add_out(parser, "work_dirs/grounding.png", "the sheet")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw, and say what was drawn."""
+    from smartclip_det.studies.grounding_pictures import GroundingPicturesOptions, draw_groundings
+
+    panels, sentences = draw_groundings(GroundingPicturesOptions(**vars(args)))
+    print(f"{panels} of {sentences} sentences ({args.pick}): {args.out}")

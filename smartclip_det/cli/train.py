@@ -1,0 +1,29 @@
+r"""Train by an MMEngine config.
+
+smartclip-det train ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco \
+        --cfg-options data_root=/data/coco/ towers.checkpoint=smartclip_b16.pt
+smartclip-det train CONFIG --resume            # go on from the last checkpoint of the work folder
+smartclip-det train CONFIG --amp               # fp16 on CUDA, bf16 on a CPU that has it
+bash tools/dist_train.sh CONFIG 8              # several processes on one machine
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from smartclip_det.cli.options import add_run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """MMDetection's habits, nothing more."""
+    add_run(parser)
+    parser.add_argument("--resume", nargs="?", const="auto", help="checkpoint to go on from; alone: the last one")
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the rate to the global batch size")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train."""
+    from smartclip_det.apis.running import TrainOptions, train
+
+    train(TrainOptions(**vars(args)))

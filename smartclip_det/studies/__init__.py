@@ -1,0 +1,1 @@
+"""Longer work that is made of runs: the toy story, variants by seeds, benchmarks, pages."""

@@ -1,0 +1,102 @@
+"""One entry for all subjects that are measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from smartclip_det.protocols.stamp import protocol_stamp, write_results
+from smartclip_det.utils.devices import resolve_device
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, and how much of it.
+
+    Attributes:
+        subject: what is measured.
+        names: vocabulary sizes.
+        sizes: input sides in pixels.
+        rounds: measured runs of each variant, in turns.
+        max_gib: similarity: largest tensor of the broadcast form.
+        arch: vocabulary, alignment: towers with random weights.
+        batch: alignment: pairs of a step.
+        head: alignment: batch of the head alone.
+        dim: alignment: D of the head alone.
+        chunks: alignment: chunks of captions of like length.
+        bf16: alignment: autocast to bfloat16.
+        images: alignment: folder of images, to measure the loader.
+        captions: alignment: their captions; None: pairs in the folder.
+        workers: alignment: of the loader.
+        sentences: ground: per image.
+        proposals: ground: boxes per image.
+        full: evaluation: LVIS at 19,809 images too.
+        device: see :func:`resolve_device`.
+        out: JSON; None: ``work_dirs/benchmark_SUBJECT.json``.
+    """
+
+    subject: str
+    names: Sequence[int] = (1, 80, 1203, 20000)
+    sizes: Sequence[int] = (640,)
+    rounds: int = 5
+    max_gib: float = 4.0
+    arch: str | None = None
+    batch: int = 16
+    head: int = 512
+    dim: int = 512
+    chunks: int = 4
+    bf16: bool = False
+    images: Path | None = None
+    captions: Path | None = None
+    workers: int = 2
+    sentences: Sequence[int] = (1, 10, 100, 500)
+    proposals: Sequence[int] = (10, 100)
+    full: bool = False
+    device: str = "auto"
+    out: Path | None = None
+
+
+def measure(task: BenchOptions) -> Path:
+    """Measure one subject.
+
+    Returns:
+        The JSON that was written.
+    """
+    task = replace(task, device=str(resolve_device(task.device)))
+    if task.subject == "similarity":
+        from smartclip_det.studies.benchmarks import similarity
+
+        found = similarity.run(task.rounds, task.max_gib, task.device)
+    elif task.subject == "vocabulary":
+        from smartclip_det.studies.benchmarks import vocabulary
+
+        found = vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
+    elif task.subject == "alignment":
+        from smartclip_det.studies.benchmarks import alignment
+
+        found = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16"))
+    elif task.subject == "ground":
+        from smartclip_det.studies.benchmarks import ground
+
+        found = ground.run(task)
+    elif task.subject == "evaluation":
+        from smartclip_det.studies.benchmarks import evaluation
+
+        found = evaluation.run(task.full)
+    else:
+        from smartclip_det.studies.benchmarks import detect
+
+        work = {"towers": lambda s: detect.towers(s, task.rounds, task.device),
+                "train": lambda s: detect.training(s, task.rounds, task.device),
+                "detect": lambda s: detect.by_vocabulary(s, task.names, task.rounds, task.device),
+                "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
+                "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device)}  # fmt: skip
+        found = {str(size): work[task.subject](size) for size in task.sizes}
+    stamp = protocol_stamp(f"benchmark {task.subject}", device=task.device, threads=torch.get_num_threads(),
+                           cores=os.cpu_count(), rounds=task.rounds)  # fmt: skip
+    out = task.out or Path(f"work_dirs/benchmark_{task.subject}.json")
+    return write_results(out, stamp, found)
