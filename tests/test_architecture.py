@@ -147,7 +147,8 @@ def test_core_is_torch_only():
 
 def test_one_file_imports_open_clip():
     users = [dotted(p) for p in modules() if any(n.split(".")[0] == "open_clip" for n in imports_of(p))]
-    assert users == ["models.towers.tokenizer"]
+    # Benchmarks measure it as a peer.
+    assert [u for u in users if not u.startswith("studies.benchmarks.")] == ["models.towers.tokenizer"]
 
 
 def test_only_the_safe_loader_calls_torch_load():
