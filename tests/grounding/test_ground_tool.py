@@ -89,7 +89,7 @@ def picture(tmp_path_factory):
 
 
 BAD = [
-    ("empty.jsonl", [], "expression is empty"),
+    ("empty.jsonl", [], "sentence is empty"),
     ("long.jsonl", [], "limit"),
     ("lost.jsonl", [], "No image at"),
     ("absent.jsonl", [], "No expression file"),
