@@ -4,5 +4,7 @@ custom_imports = dict(imports=["smartclip_det.alignment_parts"], allow_failed_im
 default_scope = "mmengine"
 
 # Two: a run that is killed while it writes one has the other.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=2, backend_args=dict(backend="atomic")))
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=2, backend_args=dict(backend="atomic")), learned_scale=dict(type="LearnedScaleHook")
+)
 visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer")

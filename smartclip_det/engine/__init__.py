@@ -1,7 +1,8 @@
 """Hooks and optimizer wrappers for MMEngine runs."""
 
 from smartclip_det.engine.checkpoint_hook import TrainableCheckpointHook
+from smartclip_det.engine.finite_guard import FiniteGuardHook
 from smartclip_det.engine.optim import BFloat16OptimWrapper
 from smartclip_det.engine.vocabulary_hook import VocabularyHook
 
-__all__ = ["BFloat16OptimWrapper", "TrainableCheckpointHook", "VocabularyHook"]
+__all__ = ["BFloat16OptimWrapper", "FiniteGuardHook", "TrainableCheckpointHook", "VocabularyHook"]

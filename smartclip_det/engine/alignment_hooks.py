@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from smartclip_det.engine.launch import unwrapped
+from smartclip_det.models.losses.alignment_loss import bound_scale
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
 from smartclip_det.models.vocabulary import build_bank
 
@@ -43,6 +44,19 @@ class WhitenPatchesHook(Hook):
         dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
         pixels = torch.stack([dataset.image(i) for i in range(min(self.images, len(dataset)))])
         whiten_patch_embedding(model.towers.image_tower, model.normalised(pixels))
+
+
+@HOOKS.register_module()
+class LearnedScaleHook(Hook):
+    """Keeps a learned scale from 1 to 100 after each step, as CLIP's training does."""
+
+    priority = "HIGH"
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Before anything is saved."""
+        model = unwrapped(runner.model)
+        if model.loss.learns_scale:
+            bound_scale(model.towers.logit_scale)
 
 
 @HOOKS.register_module()

@@ -428,16 +428,6 @@ def test_distillation_is_zero_when_dense_and_crops_agree_and_trains_the_dense_si
         RegionDistillation(min_side=0.8, max_side=0.4)
 
 
-def test_a_learned_scale_stops_at_100_and_comes_back():
-    given = [torch.randn(6, 16) for _ in range(2)]
-    for start in (4.60517, 5.0):
-        log = torch.tensor(start, requires_grad=True)
-        losses = AlignmentLoss("off", scale="learned")(*given, None, log)
-        assert losses["scale"].item() == pytest.approx(100.0, abs=1e-3)
-        losses["loss_sidm"].backward()
-        assert log.grad.abs() > 0
-
-
 def test_what_a_source_says_of_masks_holds_for_every_checkpoint(tmp_path):
     from smartclip_det.models.towers.source import load_towers
 

@@ -5,12 +5,14 @@ Shape letters: B images, D joint embedding, C classes, S side of the input in pi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
@@ -25,7 +27,7 @@ from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.alignment.distillation import RegionDistillation
 from smartclip_det.models.alignment.region_contrast import RegionContrast
-from smartclip_det.models.losses.alignment_loss import AlignmentLoss
+from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scale
 from smartclip_det.models.towers.low_rank import add_low_rank
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.vision_transformer import DENSE_MODES
@@ -113,6 +115,10 @@ class SmartCLIPAlignment(BaseModel):
         self.towers.image_tower.checkpointing = self.towers.text_tower.checkpointing = checkpointing
         if initial_scale > 0:
             self.towers.logit_scale.data.fill_(math.log(initial_scale))
+        if self.loss.learns_scale and (was := bound_scale(self.towers.logit_scale)) is not None:
+            now = float(self.towers.logit_scale)
+            print_log(f"logit_scale is a logarithm; {was:g} lies outside 0 to ln 100 and starts at {now:.4f}.",
+                      "current", logging.WARNING)  # fmt: skip
         self._banks: dict[str, TextBank] = {}
         self._choose_trained(towers)
 

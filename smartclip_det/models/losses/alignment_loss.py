@@ -5,6 +5,8 @@ Shape letters: B images of this process, Bg images of all processes, D joint emb
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +15,23 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import TEXT_NORMS, straight_through
 from smartclip_det.models.losses.gather import gather_rows, logsumexp_over_processes, world_size
 
+#: Of the logarithm of a learned scale, as in CLIP (arXiv 2103.00020): scales from 1 to 100.
+SCALE_BOUNDS = (0.0, math.log(100.0))
 TRAINED_MASKS = ("hard", "soft", "hard_concrete", "off")
 FORMS = ("softmax", "sigmoid")
+
+
+@torch.no_grad()
+def bound_scale(logit_scale: Tensor) -> float | None:
+    """Put the logarithm of a learned scale back into ``SCALE_BOUNDS``, in place.
+
+    Returns:
+        What it was where it lay outside; None where nothing changed.
+    """
+    was = float(logit_scale)
+    logit_scale.clamp_(*SCALE_BOUNDS)
+    # The upper bound itself is no float32.
+    return None if SCALE_BOUNDS[0] <= was <= SCALE_BOUNDS[1] + 1e-6 else was
 
 
 class AlignmentLoss(nn.Module):
@@ -94,9 +111,8 @@ class AlignmentLoss(nn.Module):
         texts, all_masks = gathered[0], gathered[1] if len(gathered) > 1 else None
         scale: float | Tensor = float(SCALE if self.learns_scale else self.scale)
         if self.learns_scale:
-            free = logit_scale.float().exp()
-            # The value stops at 100, its gradient does not: a clamp would never let a scale come back from there.
-            scale = free - (free - free.clamp(max=100.0)).detach()
+            # The parameter is kept in its bounds after each step (bound_scale); this is for what was never stepped.
+            scale = logit_scale.float().clamp(max=SCALE_BOUNDS[1]).exp()
         # Mean over the joint batch, times the processes that DDP will divide by.
         share = world_size() / len(texts)
         if self.form == "sigmoid":
