@@ -73,7 +73,7 @@ def test_the_step_is_not_taken_and_the_error_says_where(tmp_path, factor, other,
 def test_gradients_whose_norm_overflows_stop_a_run_too(tmp_path):
     run = Run(tmp_path, plain)
     with pytest.raises(UserError, match="the norm of finite gradients"):
-        run.step([3e38, 3e38])
+        run.step([3e38, -3e38])
 
 
 def test_finite_runs_are_left_alone_and_hooks_go_with_the_run(tmp_path):
