@@ -79,7 +79,8 @@ def _start(given: list[str]) -> int | None:
         return 0
     module = module_of(verb)
     args = parser_of(verb).parse_args(renewed(rest, getattr(module, "OLD", ())))
-    return module.run(args)
+    code: int | None = module.run(args)
+    return code
 
 
 def find_verb(given: Sequence[str]) -> tuple[str, list[str]]:

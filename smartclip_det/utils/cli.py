@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from smartclip_det.core.errors import UserError
 
@@ -19,7 +20,7 @@ _SMALLER = """What needs less, in the order of what it costs:
   evaluation  predictions as .safetensors (tools/test.py --out pred.safetensors)"""
 
 
-def run_tool(main: Callable[[], int | None]) -> None:
+def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a tool's main: bad input is one line on stderr and exit code 2, an interrupt 130."""
     code = _exit_code(main)
     _leave_process_group()
