@@ -4,7 +4,16 @@ Configs name it in ``custom_imports`` (``configs/_base_/alignment_runtime.py``).
 """
 
 from smartclip_det.datasets import captions
-from smartclip_det.engine import alignment_hooks, alignment_optim, atomic_files, finite_guard, optim, region_guard, streams
+from smartclip_det.engine import (
+    alignment_hooks,
+    alignment_optim,
+    atomic_files,
+    finite_guard,
+    optim,
+    region_guard,
+    resuming,
+    streams,
+)
 from smartclip_det.models import alignment
 from smartclip_det.protocols import alignment_metric
 from smartclip_det.utils import compat
@@ -21,5 +30,6 @@ __all__ = [
     "finite_guard",
     "optim",
     "region_guard",
+    "resuming",
     "streams",
 ]

@@ -6,6 +6,7 @@ default_hooks = dict(
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     finite=dict(type="FiniteGuardHook"),
+    resume=dict(type="ResumeHook"),
 )
 env_cfg = dict(
     cudnn_benchmark=False,

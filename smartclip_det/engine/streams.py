@@ -68,6 +68,8 @@ class StreamBatches:
         if len(sampler) < sampler.world_size:
             raise UserError(f"{len(sampler)} images cannot feed {sampler.world_size} processes: start fewer.")
         self.sampler, self.batch_size, self.start = sampler, batch_size, 0
+        #: Step, epoch and samples of a start that other batches than these came to.
+        self.shift: tuple[int, int, int] | None = None
         self.joint = batch_size * sampler.world_size
         self.left_out = len(sampler) % self.joint if 0 < len(sampler) % self.joint < sampler.world_size else 0
         if self.left_out:
@@ -78,6 +80,34 @@ class StreamBatches:
         """Steps of an epoch."""
         return -(-(len(self.sampler) - self.left_out) // self.joint)
 
+    def position(self, step: int) -> tuple[int, int]:
+        """Epoch, and samples of it that are used, before a step."""
+        if self.shift is not None and self.shift[0] <= step < (self.shift[1] + 1) * len(self):
+            first, epoch, samples = self.shift
+            return epoch, samples + (step - first) * self.joint
+        return step // len(self), step % len(self) * self.joint
+
+    def resume_at(self, epoch: int, samples: int) -> int:
+        """Go on behind so many samples of an epoch, whatever batches they came in: none comes twice or is left out.
+
+        Returns:
+            The step to count from; steps end with the epoch as always.
+        """
+        left = len(self.sampler) - samples
+        if left % self.joint < self.sampler.world_size:
+            left -= left % self.joint
+        if left <= 0:
+            epoch, samples, left = epoch + 1, 0, len(self.sampler) - self.left_out
+        step = (epoch + 1) * len(self) - -(-left // self.joint)
+        self.start, self.shift = step, (step, epoch, samples)
+        return step
+
+    def start_at(self, step: int) -> None:
+        """Go on with a step."""
+        self.start = step
+        if self.shift is not None and self.shift[0] != step:
+            self.shift = None
+
     def __iter__(self) -> Iterator[list[int]]:
         """Batches from step ``start`` on, without end."""
         step, epoch, order = self.start, -1, []
@@ -85,7 +115,7 @@ class StreamBatches:
             if step // len(self) != epoch:
                 epoch = step // len(self)
                 order = self.sampler.order(epoch)
-            joint = order[step % len(self) * self.joint :][: self.joint]
+            joint = order[self.position(step)[1] :][: self.joint]
             r, w = self.sampler.rank, self.sampler.world_size
             mine = joint[len(joint) * r // w : len(joint) * (r + 1) // w]
             yield [epoch * len(self.sampler) + i for i in mine]
@@ -99,7 +129,8 @@ class _Stream:
         self._loader, self._iterator = loader, None
 
     def start_at(self, step: int) -> None:
-        self._loader.batch_sampler.start, self._iterator = step, None
+        self._loader.batch_sampler.start_at(step)
+        self._iterator = None
 
     def __next__(self) -> Any:
         if self._iterator is None:

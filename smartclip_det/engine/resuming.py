@@ -1,0 +1,203 @@
+"""Going on from a checkpoint under other settings: position and schedule are computed anew for what is asked for now.
+
+MMEngine puts the old schedule and the old hyperparameters over the new config without a word, and takes steps for
+steps whatever their batches were. Needs neither mmdet nor mmcv.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.engine.streams import StreamBatches
+
+#: What a scheduler's state says of where it is; the rest says what it does.
+_MOVING = {"last_step", "_global_step", "_last_value", "verbose", "last_epoch"}
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Writes the position in samples into checkpoints, and fits a checkpoint to the run that goes on from it."""
+
+    priority = "VERY_HIGH"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Where the run is, in samples."""
+        meta = checkpoint["meta"]
+        meta["progress"] = {**_setting(runner), **_position(runner, meta["epoch"], meta["iter"])}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Before the runner reads position, optimizer and schedule out of the checkpoint."""
+        meta = checkpoint.get("meta")
+        if not isinstance(meta, dict):
+            return
+        # MMEngine runs this text as a config when a run goes on; nothing that is saved today has it.
+        meta.pop("config", None)
+        if getattr(runner, "_resume", False):
+            _adapt(runner, checkpoint, meta)
+
+
+def _setting(runner: Runner) -> dict[str, Any]:
+    loader, world = runner.train_dataloader, get_world_size()
+    size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
+    optimizer = getattr(runner.optim_wrapper, "optimizer", None)
+    return {"images": len(loader.dataset), "batch": size * world, "processes": world,
+            "optimizer": type(optimizer).__name__}  # fmt: skip
+
+
+def _position(runner: Runner, epoch: int, step: int) -> dict[str, int]:
+    """Epoch, and samples of it that were trained."""
+    sampler = runner.train_dataloader.batch_sampler
+    if isinstance(sampler, StreamBatches):
+        epoch, samples = sampler.position(step)
+        return {"epoch": epoch, "samples": samples}
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return {"epoch": epoch, "samples": 0}
+    return {"epoch": 0, "samples": step * _setting(runner)["batch"]}
+
+
+def _adapt(runner: Runner, checkpoint: dict[str, Any], meta: dict[str, Any]) -> None:
+    old, new = meta.get("progress"), _setting(runner)
+    old = old if isinstance(old, Mapping) else {}
+    changes = [f"{k} {old[k]} -> {new[k]}" for k in new if k in old and old[k] != new[k]]
+    step = _move(runner, meta, old, new)
+    changes += _seed(runner, meta)
+    schedulers = runner.param_schedulers
+    plain = isinstance(runner.optim_wrapper, OptimWrapper) and isinstance(schedulers, list)
+    if plain:
+        changes += _changed_schedule(schedulers, checkpoint.get("param_schedulers"))
+        changes += _changed_groups(runner.optim_wrapper.param_groups, checkpoint.get("optimizer"))
+    anew = bool(changes) or step != meta["iter"]
+    if plain and anew:
+        _reschedule(runner, checkpoint, step, meta["epoch"])
+        _renew_optimizer(runner, checkpoint, old.get("optimizer") not in (None, new["optimizer"]))
+    changes += _changed_sections(meta.get("cfg"), runner.cfg.pretty_text)
+    at = _position(runner, meta["epoch"], step)
+    where = f"epoch {at['epoch'] + 1}, sample {at['samples']} of {new['images']} (step {step})"
+    if anew or changes:
+        end = " Position and schedule are computed anew for what is asked for now." if anew else ""
+        what = "; ".join(changes) or "steps of an epoch"
+        runner.logger.warning(f"Resumed at {where}. Changed since the checkpoint: {what}.{end}")
+    meta["iter"] = step
+    loop = runner.train_loop
+    done = meta["epoch"] >= loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else step >= loop.max_iters
+    if done:
+        runner.logger.warning(f"Nothing is left to train: the checkpoint is at {where}, the end of what is asked for.")
+
+
+def _move(runner: Runner, meta: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
+    """The step of the same position under the new batches; the epoch is set in ``meta``."""
+    loader, step = runner.train_dataloader, meta["iter"]
+    if isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return meta["epoch"] * len(loader)
+    if not {"epoch", "samples", "images", "batch"} <= set(old):
+        return step
+    if isinstance(loader.batch_sampler, StreamBatches):
+        epoch, samples = old["epoch"], old["samples"]
+        if old["images"] != new["images"]:
+            epoch, samples = divmod(epoch * old["images"] + samples, new["images"])
+        return loader.batch_sampler.resume_at(epoch, samples)
+    # Neither a sample twice nor one left out can be had with other batches here; rather one twice.
+    return step * old["batch"] // new["batch"]
+
+
+def _seed(runner: Runner, meta: dict[str, Any]) -> list[str]:
+    """The config's seed holds, where it names one; MMEngine takes the old one with a warning."""
+    asked, was = getattr(runner, "_randomness_cfg", {}).get("seed"), meta.get("seed")
+    if asked is None or was is None or asked == was:
+        return []
+    meta["seed"] = asked
+    return [f"seed {was} -> {asked} (another order: images of this epoch may come twice)"]
+
+
+def _changed_schedule(schedulers: Sequence[Any], old: Any) -> list[str]:
+    if not isinstance(old, list):
+        return []
+    if len(old) != len(schedulers):
+        return [f"schedulers {len(old)} -> {len(schedulers)}"]
+    out = []
+    for scheduler, before in zip(schedulers, old, strict=True):
+        now = scheduler.state_dict()
+        keys = sorted((set(now) | set(before)) - _MOVING)
+        out += [
+            f"{type(scheduler).__name__}.{k} {before.get(k)} -> {now.get(k)}"
+            for k in keys
+            if before.get(k) != now.get(k)
+        ]
+    return out
+
+
+def _changed_groups(groups: Sequence[Mapping[str, Any]], old: Any) -> list[str]:
+    """Hyperparameters that the config names otherwise; what schedules move is told by their start."""
+    if not isinstance(old, Mapping) or not isinstance(old.get("param_groups"), list):
+        return []
+    out: dict[str, None] = {}
+    for now, before in zip(groups, old["param_groups"], strict=False):
+        moved = {k.removeprefix("initial_") for k in now if k.startswith("initial_")}
+        for key in now:
+            if key != "params" and key not in moved and key in before and before[key] != now[key]:
+                out[f"{key.removeprefix('initial_')} {before[key]} -> {now[key]}"] = None
+    return list(out)
+
+
+def _reschedule(runner: Runner, checkpoint: dict[str, Any], steps: int, epochs: int) -> None:
+    """Bring the new schedulers to the position, as training would have: most compute a value from the one before."""
+    schedulers = runner.param_schedulers
+    if any(getattr(s, "need_val_args", False) for s in schedulers):
+        runner.logger.warning("A schedule that follows a metric cannot be computed anew: its old state is kept.")
+        return
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    every = len(runner.train_dataloader) if by_epoch else 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # schedulers expect steps of the optimizer in between
+        for step in range(steps):
+            for scheduler in (s for s in schedulers if not s.by_epoch):
+                scheduler.step()
+            if by_epoch and (step + 1) % every == 0:
+                for scheduler in (s for s in schedulers if s.by_epoch):
+                    scheduler.step()
+    checkpoint["param_schedulers"] = [s.state_dict() for s in schedulers]
+
+
+def _renew_optimizer(runner: Runner, checkpoint: dict[str, Any], other_type: bool) -> None:
+    """Keep the moments; hyperparameters are the config's, at the schedule's position."""
+    own, old = runner.optim_wrapper.state_dict(), checkpoint.get("optimizer")
+    if not isinstance(old, Mapping):
+        return
+    if other_type:
+        checkpoint["optimizer"] = {**own, "state": {}}
+        runner.logger.warning("Another optimizer: its moments start anew.")
+        return
+    sizes = [[len(g["params"]) for g in groups["param_groups"]] for groups in (old, own)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"The checkpoint's optimizer has groups of {sizes[0]} parameters, this config's of {sizes[1]}: it cannot "
+            "go on. Start from the weights alone: --cfg-options load_from=CHECKPOINT, without --resume."
+        )
+    groups = [
+        {**now, "params": was["params"]} for was, now in zip(old["param_groups"], own["param_groups"], strict=True)
+    ]
+    checkpoint["optimizer"] = {**old, **{k: own[k] for k in own if k == "base_param_settings"}, "param_groups": groups}
+
+
+def _changed_sections(old: Any, new: str) -> list[str]:
+    """Names of the parts of a config that differ; the old text is parsed, never run."""
+    try:
+        before, now = (
+            {t.id: ast.dump(n.value) for n in ast.parse(text).body if isinstance(n, ast.Assign)
+             for t in n.targets if isinstance(t, ast.Name)} for text in (old, new)
+        )  # fmt: skip
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
+        return []
+    names = [k for k in dict.fromkeys([*now, *before]) if before.get(k) != now.get(k)]
+    names = [k for k in names if k not in ("work_dir", "resume", "load_from", "launcher", "experiment_name")]
+    return [f"config: {', '.join(names)}"] if names else []
