@@ -23,6 +23,9 @@ from smartclip_det.utils.config_files import find_config
 from smartclip_det.utils.env import versions
 from smartclip_det.utils.safe_load import safe_torch_load
 
+#: By their full names: a config need not import what registers them.
+_GUARDS = ("smartclip_det.engine.finite_guard.FiniteGuardHook", "smartclip_det.engine.resuming.ResumeHook")
+
 
 def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and what this machine needs, in place."""
@@ -30,6 +33,7 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / find_config(config_path).stem)
     fit_norm_layers(config, distributed=launcher != "none")
     fit_global_batch(config, launcher)
+    add_guards(config)
     if launcher != "none" and not torch.cuda.is_available():
         start_gloo(launcher)
         # MMEngine's wrapper wants a CUDA device id unless told otherwise.
@@ -39,6 +43,15 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
             "broadcast_buffers": False,
             "find_unused_parameters": config.get("find_unused_parameters", False),
         }
+
+
+def add_guards(config: Config) -> None:
+    """Give a training the hooks that every one must have, where it brings a runtime of its own."""
+    hooks = [*(config.get("default_hooks") or {}).values(), *(config.get("custom_hooks") or [])]
+    present = [h.get("type") for h in hooks if isinstance(h, Mapping)]
+    missing = [path for path in _GUARDS if path not in present and path.rsplit(".", 1)[1] not in present]
+    if missing and config.get("train_cfg"):
+        config.custom_hooks = [*(config.get("custom_hooks") or []), *({"type": path} for path in missing)]
 
 
 def fit_global_batch(config: Config, launcher: str) -> None:

@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS
 from mmengine.structures import BaseDataElement
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.alignment_hooks import LearnedScaleHook
 from smartclip_det.engine.finite_guard import FiniteGuardHook
+from smartclip_det.engine.launch import add_guards
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scale
 
 
@@ -148,3 +151,16 @@ def test_the_parameter_is_put_back_after_each_step(start, end, was):
         model = SimpleNamespace(loss=SimpleNamespace(learns_scale=learns), towers=SimpleNamespace(logit_scale=scale))
         LearnedScaleHook().after_train_iter(SimpleNamespace(model=model), 0)
         assert scale.item() == pytest.approx(expected)
+
+
+def test_a_config_with_a_runtime_of_its_own_gets_the_guards_once():
+    config = Config(
+        {"train_cfg": {"max_epochs": 1}, "custom_hooks": [{"type": "ResumeHook"}], "default_hooks": {"timer": None}}
+    )
+    for _ in range(2):
+        add_guards(config)
+    assert [h["type"].split(".")[-1] for h in config.custom_hooks] == ["ResumeHook", "FiniteGuardHook"]
+    assert isinstance(HOOKS.build(config.custom_hooks[1]), FiniteGuardHook)
+    tested = Config({"custom_hooks": []})
+    add_guards(tested)
+    assert tested.custom_hooks == []
