@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.grounding.parsing import parse_expression
-from smartclip_det.models.grounding.zero_shot import rank_by_tree
+from smartclip_det.models.grounding.zero_shot import READINGS, rank_by_tree
+from smartclip_det.models.vocabulary import build_bank
 from tests.conftest import REPO
 
 SHAPES = [(64, 96, 3), (96, 64, 3), (64, 96, 3), (80, 80, 3)]
@@ -138,6 +140,44 @@ def test_scores_of_an_expression_without_places_are_those_of_its_text(predictor,
                            predictor.ground("a red mug", reading="expression").scores)  # fmt: skip
 
 
+def test_expressions_are_encoded_as_they_stand_and_class_names_by_templates(predictor, pictures):
+    encoded, text = predictor.encode_image(pictures[0]), "a red mug"
+    banks = {t: build_bank(predictor.encoder, [text], templates=t, cache_dir=None, progress=False)
+             for t in ("none", predictor.templates)}  # fmt: skip
+    scores = {
+        t: predictor._scores(encoded, b.with_seen([]).to(predictor.device)).max().item() for t, b in banks.items()
+    }
+    plain, templated = scores["none"], scores[predictor.templates]
+    assert abs(plain - templated) > 1e-4
+    for reading in READINGS:
+        assert predictor.ground(text, reading=reading, image=encoded).scores[0] == pytest.approx(plain, abs=1e-6)
+    assert predictor.detect([text], image=encoded).scores[0] == pytest.approx(templated, abs=1e-6)
+    policy = predictor.policy
+    cell = encoded.dense[:, 1, 2][None]
+    said = {t: b.cosine(cell, policy, mask_mode=policy.dense_mode).item() for t, b in banks.items()}
+    assert predictor.explain(text, image=encoded).similarity[1, 2] == pytest.approx(said["none"], abs=1e-5)
+    assert abs(said["none"] - said[predictor.templates]) > 1e-4
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_box_beyond_its_picture_is_cut_at_the_border(predictor, pictures, monkeypatch, n):
+    """With a regressor that makes every box 54 times as wide and high."""
+    regressor = predictor.detector.roi_head.bbox_head.fc_reg
+    monkeypatch.setattr(regressor, "forward", lambda x: x.new_tensor([0.0, 0, 20, 20]).expand(len(x), 4))
+    boxes = predictor.encode_image(pictures[n]).boxes
+    assert boxes[:, :2].amin(0).tolist() == [0, 0]
+    assert boxes[:, 2:].amax(0).tolist() == pytest.approx(pictures[n].size, abs=1e-3)
+
+
+def test_boxes_in_one_place_are_one_answer_for_each_text(predictor, pictures):
+    encoded = predictor.encode_image(pictures[0])
+    near = encoded.boxes[:1] + torch.rand(len(encoded.boxes), 4, generator=torch.Generator().manual_seed(0))
+    one = replace(encoded, boxes=near + torch.tensor([0.0, 0, 30, 30]))
+    assert sorted(predictor.detect(["a cup", "a dog"], image=one).label_names) == ["a cup", "a dog"]
+    for text in ("a cup", "the leftmost cup"):
+        assert len(predictor.ground(text, top_k=50, image=one)) == 1
+
+
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
 
 
@@ -151,9 +191,7 @@ def test_ranks_by_a_tree_by_hand():
     assert values[0] == pytest.approx(0.6)
     # A good jar in the middle: only the box on its right keeps its score, however little it looks like a cup.
     jar = torch.tensor([0.01, 0.99, 0.01])
-    rows, values = rank_by_tree(
-        parse_expression("cup right of the jar"), {"cup": cup, "the jar": jar}, BOXES, top_k=3
-    )
+    rows, values = rank_by_tree(parse_expression("cup right of the jar"), {"cup": cup, "the jar": jar}, BOXES, top_k=3)
     assert rows[0] == 2
     assert values[0] == pytest.approx(0.1)
     assert values[1] < 0.01

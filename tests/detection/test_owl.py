@@ -142,6 +142,31 @@ def test_boxes_come_back_in_original_pixels_inside_the_image():
     assert out.bboxes[:, 3].max() <= 192 + 1e-4
 
 
+def test_boxes_are_cut_at_the_border_of_a_wide_or_a_tall_picture():
+    """To the pixel, at width in x and at height in y; the padded input is another rectangle still."""
+    bank, part = bank_of(), head(test_cfg={"max_per_img": 1})
+    boxes = torch.tensor([[[0.5, 0.5, 0.9, 1.2]]])
+    found = TokenPredictions(bank.embeds[1][None, None], torch.zeros(1, 1), torch.full((1, 1), 5.0), boxes)
+    for shape, padded, expected in (
+        ((48, 128), (64, 160), [8, 0, 128, 48]), ((128, 48), (160, 64), [3.2, 0, 48, 128]), ((64, 64), (64, 64), [3.2, 0, 60.8, 64]),
+    ):  # fmt: skip
+        for scale, rescale in (((1.0, 1.0), False), ((0.5, 0.25), True)):
+            out = part.predict(found, [sample([], [], shape=shape, scale=scale)], padded, bank, OFF, rescale)[0]
+            factor = [2, 4, 2, 4] if rescale else [1] * 4
+            assert out.bboxes[0].tolist() == pytest.approx([e * f for e, f in zip(expected, factor, strict=True)])
+
+
+def test_losses_vanish_for_a_perfect_head_on_a_wide_input():
+    bank, part = bank_of(), head()
+    grid = cell_logits((2, 4), torch.device("cpu")).sigmoid()[None]
+    vectors = bank.embeds[0].expand(1, 8, 8).clone()
+    vectors[0, 5] = bank.embeds[2]
+    found = TokenPredictions(vectors, torch.full((1, 8), -0.9), torch.full((1, 8), 200.0), grid)
+    losses = part.loss(found, [sample([[32, 16, 64, 32]], [2], shape=(32, 128))], (32, 128), bank, OFF)
+    assert losses["loss_bbox"] == pytest.approx(0, abs=1e-5)
+    assert losses["loss_giou"] == pytest.approx(0, abs=1e-5)
+
+
 def owl_config(**options):
     config = load_config(REPO / "configs/toy/open-vocab-owl_smartclip-toy_toy.py", {"towers": dict(TOWERS), **options})
     config.model.bbox_head.in_channels = 64
@@ -169,6 +194,12 @@ def test_an_image_query_finds_its_own_token():
     # Tiny towers have cells of 8 pixels and the head is untrained: its boxes are the cells.
     assert found.bboxes[0].tolist() == pytest.approx([16, 8, 24, 16], abs=1e-3)
     assert found.label_names[0] == "that"
+    wide = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cells = detector.predict(wide, [sample([], [], shape=(32, 64))])[0].pred_instances.bboxes
+    assert sorted(cells.round().long().tolist()) == sorted(
+        [x, y, x + 8, y + 8] for x in range(0, 64, 8) for y in range(0, 32, 8)
+    )
     with pytest.raises(UserError, match="No token's box overlaps the example of far"):
         detector.image_queries(image, torch.tensor([[500.0, 500, 600, 600]]), ["far"])
     with pytest.raises(UserError, match="would not share a space"):

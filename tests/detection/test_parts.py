@@ -200,6 +200,35 @@ class TestRoIHead:
         assert len(out.bboxes) == 0
         assert out.label_names == []
 
+    @pytest.mark.parametrize("rescale", [False, True])
+    def test_detections_are_cut_at_the_border_and_pass_nms_class_by_class(self, tmp_path, rescale):
+        """Proposals as they stand (the regressor says nothing): of pairs over an IoU of 0.5 one is left for a class."""
+        from mmdet.structures import DetDataSample
+
+        options = {"model.test_cfg.rcnn": {"score_thr": 0.0, "nms_iou": 0.5, "max_per_img": 50}}
+        detector = build(smoke_config(tmp_path, **options)).eval()
+        torch.nn.init.zeros_(detector.roi_head.bbox_head.fc_reg.weight)
+        bank = TextBank(("cat", "dog"), torch.randn(2, 64), torch.ones(2, 64),
+                        background=TextBank(("background",), torch.randn(1, 64), torch.ones(1, 64)))  # fmt: skip
+        detector.set_text_bank(bank)
+        sample = DetDataSample(metainfo={"img_shape": (48, 96), "scale_factor": (0.5, 0.25), "img_id": 1})
+        # One beyond each border; two of one place (IoU 0.6); two apart (IoU 0.43).
+        boxes = [
+            [-9.0, -9, 20, 10],
+            [70, 30, 150, 150],
+            [30, 0, 50, 20],
+            [35, 0, 55, 20],
+            [30, 24, 50, 44],
+            [38, 24, 58, 44],
+        ]
+        sample.proposals = InstanceData(bboxes=torch.tensor(boxes), scores=torch.ones(6))
+        with torch.no_grad():
+            out = detector.predict(torch.randn(1, 3, 64, 96), [sample], rescale=rescale)[0].pred_instances
+        assert {n: out.label_names.count(n) for n in bank.names} == {"cat": 5, "dog": 5}
+        factor = torch.tensor([2.0, 4, 2, 4] if rescale else [1.0] * 4)
+        found = (out.bboxes / factor)[out.labels == 0].round(decimals=3).tolist()
+        assert {tuple(b) for b in found} > {(0, 0, 20, 10), (70, 30, 96, 48), tuple(boxes[4]), tuple(boxes[5])}
+
 
 class TestDataset:
     def write(self, tmp_path):
@@ -497,5 +526,7 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
     from smartclip_det.utils import compat
 
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    with pytest.raises(UserError, match=r'mmcv cannot be used .* Run `pip install "smartclip_det\[det\]"`, or .* `make setup`'):
+    with pytest.raises(
+        UserError, match=r'mmcv cannot be used .* Run `pip install "smartclip_det\[det\]"`, or .* `make setup`'
+    ):
         compat.check_stack()

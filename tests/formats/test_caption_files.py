@@ -229,6 +229,38 @@ def test_boxes_of_the_square_lie_where_the_picture_does(width, height, fit):
     assert np.abs(found - box).max() <= 2
 
 
+@pytest.mark.parametrize(("fit", "far"), [("crop", (64, 64)), ("pad", (64, 32)), ("squash", (64, 64))])
+def test_a_box_over_the_whole_picture_reaches_its_last_pixel(fit, far):
+    assert square_boxes(np.array([[0, 0, 80, 40]]), (80, 40), 64, fit).tolist() == [[0, 0, *far]]
+    assert square_boxes(np.array([[-9, -9, 999, 999]]), (80, 40), 64, fit).tolist() == [[0, 0, 64, 64]]
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize(("fit", "side", "left"), [("crop", 40, 3), ("pad", 80, 23)])
+def test_boxes_of_regions_and_their_texts_are_mirrored_with_the_picture(tmp_path, flip, fit, side, left):
+    """A red patch is where its box is, pixel by pixel, mirrored or not."""
+    image = Image.new("RGB", (80, 40), (0, 0, 255))
+    image.paste((255, 0, 0), (23, 10, 35, 30))
+    image.save(tmp_path / "1.png")
+    images = [{"id": 1, "file_name": "1.png", "width": 80, "height": 40}]
+    said = [{"id": 1, "image_id": 1, "caption": "A cup."}]
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [23, 10, 12, 20], "area": 240}]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": said}))
+    (tmp_path / "instances.json").write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]})
+    )
+    data = CaptionDataset("captions.json", data_root=str(tmp_path), image_size=side, fit=fit, flip=flip, captions="full",
+                          regions={"file": "instances.json", "pattern": "{category} on the left", "template": "{}"})  # fmt: skip
+    sample = data[0]
+    facts = sample["data_samples"]
+    x = side - left - 12 if flip else left
+    assert facts.region_boxes == [[x, 10, x + 12, 30]]
+    assert facts.region_texts == ["cup on the right" if flip else "cup on the left"]
+    red = (sample["inputs"] == torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]).all(0)
+    assert red[10:30, x : x + 12].all()
+    assert red.sum() == 12 * 20
+
+
 def test_the_cache_gives_what_the_transform_gives(folder, tmp_path):
     (folder / "4.png").write_bytes(b"broken")
     data = CaptionDataset(str(folder), image_size=32)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mmengine.registry import init_default_scope
@@ -134,6 +135,27 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(sentences):
         facts = one[2 * epoch]["data_samples"]
         assert ("cup on the right" in facts.sentences) <= facts.flipped
         assert all((b >= 0).all() and (b <= 60).all() for b in facts.boxes)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+def test_masks_and_boxes_are_mirrored_with_the_picture(tmp_path, flip, fit):
+    """A red patch is where its mask and its box are, pixel by pixel, mirrored or not."""
+    image = Image.new("RGB", (64, 64 if fit == "squash" else 32), (0, 0, 255))
+    image.paste((255, 0, 0), (4, 6, 20, 14))
+    image.save(tmp_path / "0.png")
+    row = Expression(1, 0, "0.png", "cup on the left", ((4.0, 6, 20, 14),), *image.size,
+                     masks=([[4, 6, 20, 6, 20, 14, 4, 14]],))  # fmt: skip
+    write_expressions(tmp_path / "e.jsonl", [row])
+    data = ReferringDataset("e.jsonl", data_root=str(tmp_path), image_size=64, fit=fit, with_masks=True, flip=flip)
+    sample = data[0]
+    facts = sample["data_samples"]
+    x = 44 if flip else 4
+    assert (facts.flipped, facts.sentences) == ((True, ["cup on the right"]) if flip else (False, ["cup on the left"]))
+    assert facts.boxes[0].tolist() == [[x, 6, x + 16, 14]]
+    red = (sample["inputs"] == torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]).all(0)
+    assert red.sum() == 16 * 8
+    assert torch.equal(facts.masks[0], red)
 
 
 def test_leaked_images_are_left_out_and_bad_options_refused(sentences):

@@ -202,6 +202,36 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
     assert explained.similarity.shape == ((8, 8) if fit == "squash" else (round(8 * size[1] / size[0]), 8))
 
 
+@pytest.mark.parametrize(("fit", "on_square"), [("squash", [6.4, 32, 38.4, 64]), ("pad", [6.4, 12.5, 38.4, 25])])
+def test_boxes_and_masks_come_back_to_a_wide_picture(tmp_path, monkeypatch, fit, on_square):
+    """From the picture to the square, through a head that answers right, and back: by the data set and the predictor."""
+    Image.new("RGB", (100, 40)).save(tmp_path / "0.png")
+    outline = [10, 20, 60, 20, 60, 40, 10, 40]
+    write_expressions(
+        tmp_path / "e.jsonl", [Expression(1, 0, "0.png", "a cup", ((10.0, 20, 60, 40),), 100, 40, masks=([outline],))]
+    )
+    data = ReferringDataset("e.jsonl", data_root=str(tmp_path), image_size=64, fit=fit, with_masks=True, test_mode=True)
+    facts = data[0]["data_samples"]
+    assert facts.boxes[0][0].tolist() == pytest.approx(on_square)
+    x1, y1, x2, y2 = facts.boxes[0][0].tolist()
+    # The second query's box leaves the square on all sides.
+    boxes = torch.tensor([[[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], [32, 32, 128, 128]]]) / 64
+    answer = GroundingOutput(boxes, torch.tensor([[2.0, 1.0]]), torch.zeros(1, 8, 8), facts.masks.float() * 20 - 10)
+    model = build(head={"queries": 2, "mask_branch": True}).eval()
+    monkeypatch.setattr(model.head, "forward", lambda *_: answer)
+    with torch.no_grad():
+        told = model([data[0]["inputs"]], [facts], mode="predict")[0].grounded[0]
+    predictor = ReferringPredictor(model, fit)
+    predictor.set_image(tmp_path / "0.png")
+    mask = np.zeros((40, 100), dtype=bool)
+    mask[20:, 10:60] = True
+    for found in (told["boxes"], predictor.ground("a cup", top_k=2).boxes.tolist()):
+        assert found[0] == pytest.approx([10, 20, 60, 40], abs=1e-4)
+        assert found[1] == [0, 0, 100, 40]
+    for found in (told["mask"], predictor.segment("a cup")):
+        assert (found & mask).sum() / (found | mask).sum() > 0.9
+
+
 def test_a_predictor_without_image_masks_or_text_says_so(tmp_path):
     predictor = ReferringPredictor(build())
     with pytest.raises(UserError, match=r"Call set_image\(image\)"):
