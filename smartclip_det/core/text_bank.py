@@ -306,10 +306,17 @@ class TextBank:
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
         except SafetensorError as error:
             raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
-        background = None
-        if "background_embeds" in tensors:
-            background = TextBank._from_tensors(tensors, "background_", None)
-        return TextBank._from_tensors(tensors, "", background)
+        try:
+            background = None
+            if "background_embeds" in tensors:
+                background = TextBank._from_tensors(tensors, "background_", None)
+            return TextBank._from_tensors(tensors, "", background)
+        except UserError as error:
+            raise UserError(f"{path} is a damaged text bank: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path} is a damaged text bank ({type(error).__name__}: {error}); make it again with encode_texts."
+            ) from error
 
 
 def _check_index(index: Tensor, names: Sequence[str], embeds: Tensor) -> None:

@@ -141,3 +141,25 @@ def test_a_hundred_thousand_rows(tmp_path):
     assert torch.equal(part.embeds, bank.embeds[::1000])
     assert loaded.texts[99_999] == bank.texts[99_999]
     assert time.perf_counter() - start < 120  # linear in K: a quadratic step would take hours
+
+
+@pytest.mark.parametrize("words", [
+    b"null", b"[]", b"{", b"\xff", b'{"names": ["a"]}', b'{"names": null, "texts": [], "provenance": {}, "mask_dtype": "float32"}',
+    b'{"names": ["a", "b"], "texts": ["a", "b"], "provenance": {}, "mask_dtype": "nothing"}',
+    b'{"names": ["a"], "texts": ["a"], "provenance": {}, "mask_dtype": "float32"}',
+])  # fmt: skip
+def test_damaged_banks_are_one_error(tmp_path, words):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    embeds = torch.nn.functional.normalize(torch.ones(2, 4), dim=-1)
+    TextBank(names=("a", "b"), embeds=embeds, masks=torch.ones(2, 4), texts=("a", "b")).save(tmp_path / "bank.safetensors")
+    assert TextBank.load(tmp_path / "bank.safetensors").names == ("a", "b")
+    tensors = load_file(tmp_path / "bank.safetensors")
+    with safe_open(tmp_path / "bank.safetensors", framework="pt") as handle:
+        header = handle.metadata()
+    for change in ({"words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}, {"masks": None}):
+        broken = {k: v for k, v in {**tensors, **change}.items() if v is not None}
+        save_file(broken, tmp_path / "broken.safetensors", metadata=header)
+        with pytest.raises(UserError, match="damaged text bank"):
+            TextBank.load(tmp_path / "broken.safetensors")
