@@ -1,5 +1,5 @@
-# make toy | setup | test | lint | env | clean. Each target prepares what it needs.
-.PHONY: toy setup test lint env clean help
+# make toy | setup | test | lint | wheel | env | clean. Each target prepares what it needs.
+.PHONY: toy setup test lint wheel env clean help
 PYTEST_ARGS ?=
 TOY_ARGS ?=
 
@@ -8,6 +8,7 @@ help:
 	@echo "make setup   environment in .venv, nothing compiled; OPS=compiled compiles mmcv's operators (minutes)"
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
+	@echo "make wheel   setup, then the package built, installed in fresh environments and used there"
 	@echo "make env     versions and an operator check"
 
 setup:
@@ -25,8 +26,11 @@ lint: setup
 	.venv/bin/mypy
 	.venv/bin/codespell
 
+wheel: setup
+	.venv/bin/python tools/check_wheel.py
+
 env: setup
 	.venv/bin/python -m smartclip_det.utils.env
 
 clean:
-	rm -rf .venv .uv uv.lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv .uv uv.lock .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

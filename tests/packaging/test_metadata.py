@@ -1,0 +1,57 @@
+"""What the package imports is what it asks for."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+import tomllib
+
+import pytest
+
+from smartclip_det.utils import compat
+from tests.conftest import REPO
+
+#: Import names that are not those of their distributions.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch", "mmcv": "mmcv-lite",
+                 "faster_coco_eval": "faster-coco-eval", "cv2": "opencv-python"}  # fmt: skip
+#: MMEngine brings it, and uses it itself; setup.cfg tells why it is not asked for.
+BROUGHT = {"opencv-python"}
+
+
+def named(lines):
+    return {re.split(r"[<>=!~ ;\[]", line)[0] for line in lines.split("\n") if line}
+
+
+@pytest.fixture(scope="module")
+def setup_cfg():
+    parser = configparser.ConfigParser()
+    parser.read(REPO / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def test_every_import_is_asked_for_in_the_base_or_in_an_extra(setup_cfg):
+    asked = named(setup_cfg["options"]["install_requires"]) | BROUGHT
+    for extra in setup_cfg["options.extras_require"].values():
+        asked |= named(extra)
+    for path in (REPO / "smartclip_det").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module]
+            for top in {n.split(".")[0] for n in names} - {"smartclip_det", *sys.stdlib_module_names}:
+                assert DISTRIBUTIONS.get(top, top) in asked, f"{path} imports {top}"
+
+
+def test_what_was_tested_together_fits_what_is_asked_for(setup_cfg):
+    uv = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
+    pinned = dict(line.split("==") for line in uv["constraint-dependencies"])
+    for name in named(setup_cfg["options"]["install_requires"]) - {"lvis"}:
+        assert name in pinned, f"{name} has no tested version in pyproject.toml"
+    for name, version in compat.TESTED.items():
+        if name in pinned:
+            assert pinned[name] == version
+    extras = setup_cfg["options.extras_require"]
+    assert f"mmdet=={compat.TESTED['mmdet']}" in extras["det"]
+    assert f"mmcv-lite=={compat.TESTED['mmcv-lite']}" in extras["det"]
