@@ -2,17 +2,19 @@
 # Makes the environment in .venv; nothing is compiled. Safe to repeat.
 #
 # PYTHON=python3.13 picks an interpreter. OPS=compiled compiles mmcv's operators on this machine instead of using those
-# of smartclip_det/operators.py: it needs g++ and Python's headers, and takes minutes.
+# of smartclip_det/operators: it needs g++ and Python's headers, and takes minutes. Later calls keep that choice;
+# OPS=torch takes it back.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV_VERSION=0.13.9
 
 fail() { echo "setup: $1" >&2; exit 2; }
 
-case "${OPS:-}" in
-    "") operators=det ;;
+OPS=${OPS:-$(cat .venv/operators 2>/dev/null || echo torch)}
+case "$OPS" in
+    torch) operators=det ;;
     compiled) operators=det-compiled ;;
-    *) fail "OPS=$OPS is not known. Allowed: compiled, or nothing." ;;
+    *) fail "OPS=$OPS is not known. Allowed: torch, compiled." ;;
 esac
 
 python=""
@@ -49,5 +51,6 @@ fi
 
 "${hide_gpu[@]}" .uv/bin/uv sync --quiet --python "$python" --extra dev --extra "$operators" \
     || fail "the environment could not be made; the lines above say why."
+echo "$OPS" > .venv/operators
 .venv/bin/python -m smartclip_det.utils.env > .venv/environment.txt || { cat .venv/environment.txt; fail "operators do not run."; }
 tail -n 3 .venv/environment.txt
