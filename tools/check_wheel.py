@@ -81,7 +81,7 @@ ENCODER = ["--encoder", "tiny.safetensors", "--device", "cpu"]
 #: One of each family that needs no MMDetection, in order: later ones read what earlier ones wrote.
 BASE = [
     ["data", "make-toy", "--out", "toy", "--train", "16", "--val", "4", "--test", "2"],
-    ["print-config", "ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco"],
+    ["print-config", "toy/smartclip-align_toy"],
     ["encode-texts", "--vocabulary", "coco_80", *ENCODER, "--no-cache", "--out", "bank.safetensors"],
     ["convert", "tiny.safetensors", "tiny.pt"],
     ["classify", "classes", "--templates", "photo", *ENCODER, "--workers", "0"],
