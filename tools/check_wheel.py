@@ -83,7 +83,7 @@ BASE = [
     ["data", "make-toy", "--out", "toy", "--train", "16", "--val", "4", "--test", "2"],
     ["print-config", "toy/smartclip-align_toy"],
     ["encode-texts", "--vocabulary", "coco_80", *ENCODER, "--no-cache", "--out", "bank.safetensors"],
-    ["convert", "tiny.safetensors", "tiny.pt"],
+    ["convert", "tiny.safetensors", "copy.safetensors"],
     ["classify", "classes", "--templates", "photo", *ENCODER, "--workers", "0"],
     ["retrieve", "captions", "--data", "toy/annotations/captions_val.json", "--images", "toy/images/val", *ENCODER,
      "--workers", "0"],
