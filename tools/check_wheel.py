@@ -91,8 +91,8 @@ BASE = [
     ["rescore", *WORLD, "--boxes", "ground-truth", *ENCODER, "--out", "pred.json"],
     ["evaluate", "coco", *WORLD[:2], "--pred", "pred.json"],
     ["ground", "toy/refs/finetune_toy_val.json", "--images", "toy/images", *ENCODER, "--proposals", "ground-truth",
-     "--out", "boxes.jsonl"],
-    ["evaluate", "refcoco", "--ann", "toy/refs/finetune_toy_val.json", "--pred", "boxes.jsonl"],
+     "--answers", "all", "--out", "boxes.jsonl"],
+    ["evaluate", "grefcoco", "--ann", "toy/refs/finetune_toy_val.json", "--pred", "boxes.jsonl", "--threshold", "0.5"],
     ["train", "toy/smartclip-align_toy", "--cfg-options", "data_root=toy/", "towers.arch=SmartCLIP-tiny",
      "train_dataloader.batch_size=8", "train_cfg.max_epochs=1", "--work-dir", "aligned"],
 ]  # fmt: skip
