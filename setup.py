@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the configs of the repository's top folder travel inside the package."""
+"""What setup.cfg cannot say: configs travel inside the package, and one line beside it that Python runs at its start."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,10 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """Copies ``configs/`` to ``smartclip_det/configs``; an editable install finds them where they are."""
+    """Copies ``configs/`` into the package and ``smartclip_det.pth`` beside it (see docs/operators.md).
+
+    An editable install finds the configs where they are; tools/setup_env.sh copies the line.
+    """
 
     def run(self) -> None:
         """Build."""
@@ -18,6 +21,7 @@ class BuildWithConfigs(build_py):
         target = Path(self.build_lib) / "smartclip_det/configs"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree("configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy("smartclip_det/operators/smartclip_det.pth", self.build_lib)
 
 
 setup(cmdclass={"build_py": BuildWithConfigs})

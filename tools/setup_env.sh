@@ -52,5 +52,6 @@ fi
 "${hide_gpu[@]}" .uv/bin/uv sync --quiet --python "$python" --extra dev --extra "$operators" \
     || fail "the environment could not be made; the lines above say why."
 echo "$OPS" > .venv/operators
+cp smartclip_det/operators/smartclip_det.pth "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
 .venv/bin/python -m smartclip_det.utils.env > .venv/environment.txt || { cat .venv/environment.txt; fail "operators do not run."; }
 tail -n 3 .venv/environment.txt

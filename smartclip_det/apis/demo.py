@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 
 from smartclip_det.apis.answers import Detections
-from smartclip_det.apis.inputs import load_image
+from smartclip_det.apis.inputs import check_threshold, load_image
 from smartclip_det.apis.predictor import SmartCLIPPredictor
 from smartclip_det.apis.referring_predictor import ReferringPredictor
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
-from smartclip_det.models.grounding.parsing import parse_expression
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp
 from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
 
@@ -38,7 +37,7 @@ class DemoOptions:
         checkpoint: its weights; None: heads are random.
         ground: phrases are referring expressions; a panel is drawn for each.
         heatmap: also draw similarity maps and masks.
-        threshold: lowest score drawn and written.
+        threshold: lowest score drawn and written; None: 0.5, and 0 with ``ground``, whose best box is shown.
         top_k: boxes for each expression with ``ground``.
         out: folder that is written to.
         device: see :func:`resolve_device`.
@@ -51,7 +50,7 @@ class DemoOptions:
     checkpoint: str | None = None
     ground: bool = False
     heatmap: bool = False
-    threshold: float = 0.5
+    threshold: float | None = None
     top_k: int = 1
     out: Path = Path("work_dirs/demo")
     device: str = "auto"
@@ -175,7 +174,8 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     encoded = time.perf_counter()
     everything = answer(predictor, texts, options)
     seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
-    found = everything if options.ground else everything.above(options.threshold)
+    threshold = lowest_score(options)
+    found = everything.above(threshold)
     picture = Image.fromarray(load_image(path))
     base = options.out / path.stem
     out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
@@ -186,7 +186,7 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
         written += heatmaps(predictor, picture, texts, base)
     if options.ground:
         written.append(base.with_name(f"{base.name}_ground.png"))
-        sheet([panel(predictor, picture, t, options.threshold) for t in texts]).save(written[-1])
+        sheet([panel(predictor, picture, t, threshold) for t in texts]).save(written[-1])
     content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
     out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     frames = frames_of(path)
@@ -194,8 +194,15 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
           + (f"; the first of its {frames} frames" if frames > 1 else ""))  # fmt: skip
     if not len(found):
         best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))
-        print(f"  nothing reaches --threshold {options.threshold}; the best: {best or 'none'}")
+        print(f"  nothing reaches --threshold {threshold}; the best: {best or 'none'}")
     print(f"  written: {', '.join(map(str, written))}")
+
+
+def lowest_score(options: DemoOptions) -> float:
+    """The threshold in force."""
+    if options.threshold is None:
+        return 0.0 if options.ground else 0.5
+    return check_threshold(options.threshold)
 
 
 def frames_of(path: Path) -> int:
@@ -216,12 +223,18 @@ def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Dete
 
 
 def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
-    """Five boxes with score bars, the expression's tree, and a similarity map for each of its texts."""
-    found, tree = predictor.ground(expression, top_k=5), parse_expression(expression)
-    maps = {t: predictor.explain(t).similarity for t in dict.fromkeys([expression, *tree.texts()])}
+    """Five boxes with score bars, and what took part: the tree that was read and a similarity map for each of its texts.
+
+    A trained head reads the whole expression: no tree.
+    """
+    found = predictor.ground(expression, top_k=5)
+    tree = predictor.tree(expression) if isinstance(predictor, SmartCLIPPredictor) else None
+    maps = {t: predictor.explain(t).similarity for t in ([expression] if tree is None else tree.texts())}
     none = not len(found) or found.scores[0] < threshold
-    return grounding_panel(picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=tree.outline(),
-                           maps=maps, title=f"none reaches {threshold}" if none else "")  # fmt: skip
+    return grounding_panel(
+        picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=() if tree is None else tree.outline(),
+        maps=maps, title=f"none reaches {threshold}" if none else "",
+    )  # fmt: skip
 
 
 def heatmaps(predictor: Predictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:

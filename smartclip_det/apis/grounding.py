@@ -30,8 +30,7 @@ from smartclip_det.metrics.referring import (
     score_referring,
     single_targets,
 )
-from smartclip_det.models.grounding.dependency import SpacyReader
-from smartclip_det.models.grounding.parsing import parse_expression
+from smartclip_det.models.grounding.dependency import parser_name, reader_of
 from smartclip_det.models.grounding.zero_shot import ZeroShotGrounder, with_detector
 from smartclip_det.models.region_cache import CachedRegionEncoder
 from smartclip_det.models.regions import RegionEncoder
@@ -69,7 +68,7 @@ class GroundOptions:
         control: ``none``, or ``text_shuffled``: exchange the texts' vectors.
         temperature: of the scores.
         reading: how an expression is read.
-        parser: ``rules``, or the name of a spaCy model.
+        parser: ``auto`` (spaCy where an English pipeline is installed, else rules), ``rules``, or a spaCy pipeline.
         answers: ``one`` (sentences with one target), or ``all``: none and many too.
         margin: with ``all``: scores are over those of the background.
         nms: with ``all``: IoU over which the weaker box goes.
@@ -101,7 +100,7 @@ class GroundOptions:
     control: str = "none"
     temperature: float = 50.0
     reading: str = "expression"
-    parser: str = "rules"
+    parser: str = "auto"
     answers: str = "one"
     margin: bool = False
     nms: float = 0.7
@@ -183,7 +182,7 @@ def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroS
         for t in towers
     ]
     subtracted = subtracted_banks(options, towers)
-    reader = parse_expression if options.parser == "rules" else SpacyReader(options.parser)
+    reader = reader_of(options.parser)
     return {
         mode: ZeroShotGrounder(encoders, views=options.views, reading=options.reading, reader=reader,
                                subtracted=subtracted,
@@ -199,7 +198,8 @@ def stamp_of(options: GroundOptions, towers: Sequence[Any], grader: ZeroShotGrou
         "grounding_zero_shot", proposals=o.proposals, max_proposals=o.max_proposals, views=list(o.views),
         detector=o.checkpoint and {"config": o.config, "checkpoint_sha256": file_hash(o.checkpoint)},
         detector_weight=o.detector_weight, dense_mode=o.dense_mode, dense_size=grader.encoders[0].dense_size,
-        crop_context=o.crop_context, reading=o.reading, parser=o.parser, control=o.control, answers=o.answers,
+        crop_context=o.crop_context, reading=o.reading, parser=parser_name(o.parser), control=o.control,
+        answers=o.answers,
         margin=o.margin, nms=o.nms if every else None,
         subtract=o.subtract and {"captions": o.subtract, "count": o.subtract_count, "seed": o.seed},
         checkpoint_hash=[t.checkpoint_hash for t in towers], ann_sha256=file_hash(o.ann), split=o.split,

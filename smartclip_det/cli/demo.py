@@ -33,7 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--encoder", help="towers of the config: its towers.checkpoint")
     add("--ground", action="store_true", help="phrases are referring expressions; a panel for each")
     add("--heatmap", action="store_true", help="also draw similarity maps and masks")
-    add("--threshold", type=float, default=0.5, help="lowest score drawn and written (default 0.5)")
+    add(
+        "--threshold",
+        type=float,
+        help="lowest score drawn and written (default 0.5; with --ground 0: the best box is shown)",
+    )
     add("--top-k", type=int, default=1, help="boxes per expression with --ground")
     add_out(parser, "work_dirs/demo", "folder of pictures and JSON")
     add_device(parser)

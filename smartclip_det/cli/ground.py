@@ -57,7 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--control", choices=["none", "text_shuffled"], default="none", help="exchange texts' vectors")
     add("--temperature", type=float, default=50.0, help="of the scores")
     add("--reading", choices=READINGS, default="expression", help="how an expression is read")
-    add("--parser", default="rules", help='"rules", or the name of a spaCy model (extra "parse")')
+    add(
+        "--parser",
+        default="auto",
+        help='who reads expressions: "auto" (spaCy where a pipeline is installed: extra "parse"), "rules", or a pipeline',
+    )
     add("--answers", choices=["one", "all"], default="one", help="all: also sentences of none and many")
     add("--margin", action="store_true", help="--answers all: scores are over those of the background")
     add("--nms", type=float, default=0.7, help="--answers all: IoU over which the weaker box goes")

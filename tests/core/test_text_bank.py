@@ -153,7 +153,9 @@ def test_damaged_banks_are_one_error(tmp_path, words):
     from safetensors.torch import load_file, save_file
 
     embeds = torch.nn.functional.normalize(torch.ones(2, 4), dim=-1)
-    TextBank(names=("a", "b"), embeds=embeds, masks=torch.ones(2, 4), texts=("a", "b")).save(tmp_path / "bank.safetensors")
+    TextBank(names=("a", "b"), embeds=embeds, masks=torch.ones(2, 4), texts=("a", "b")).save(
+        tmp_path / "bank.safetensors"
+    )
     assert TextBank.load(tmp_path / "bank.safetensors").names == ("a", "b")
     tensors = load_file(tmp_path / "bank.safetensors")
     with safe_open(tmp_path / "bank.safetensors", framework="pt") as handle:

@@ -221,6 +221,11 @@ def reader_of(parser: str) -> Callable[[str], Entity]:
     return default_reader() if parser == "auto" else SpacyReader(parser)
 
 
+def parser_name(parser: str) -> str:
+    """What a name of :func:`reader_of` stands for here, for stamps: ``rules`` or a spaCy pipeline."""
+    return parser if parser != "auto" else next(iter(spacy_models()), "rules")
+
+
 def _load(model: str) -> Callable[[str], Any]:
     way_out = "pip install 'smartclip_det[parse]' brings both; --parser rules needs neither."
     try:
