@@ -232,7 +232,7 @@ def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold
     maps = {t: predictor.explain(t).similarity for t in ([expression] if tree is None else tree.texts())}
     none = not len(found) or found.scores[0] < threshold
     return grounding_panel(
-        picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=() if tree is None else tree.outline(),
+        picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=tree.outline() if tree else (),
         maps=maps, title=f"none reaches {threshold}" if none else "",
     )  # fmt: skip
 
