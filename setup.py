@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: configs travel inside the package, and one line beside it that Python runs at its start."""
+"""What setup.cfg cannot say: configs travel in the package, and beside it a line that Python runs at its start."""
 
 import shutil
 from pathlib import Path

@@ -223,7 +223,7 @@ def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Dete
 
 
 def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
-    """Five boxes with score bars, and what took part: the tree that was read and a similarity map for each of its texts.
+    """Five boxes with score bars, and what took part: the tree that was read, a similarity map of each of its texts.
 
     A trained head reads the whole expression: no tree.
     """

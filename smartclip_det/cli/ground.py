@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--parser",
         default="auto",
-        help='who reads expressions: "auto" (spaCy where a pipeline is installed: extra "parse"), "rules", or a pipeline',
+        help="auto (spaCy where the extra `parse` is installed, else rules), rules, or a spaCy pipeline",
     )
     add("--answers", choices=["one", "all"], default="one", help="all: also sentences of none and many")
     add("--margin", action="store_true", help="--answers all: scores are over those of the background")
