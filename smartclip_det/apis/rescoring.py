@@ -143,7 +143,7 @@ def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank)
         metrics_file=str(o.out.with_suffix(".metrics.json")),
         stamp={
             "family": "rescoring", "boxes": o.boxes, "keep_classes": o.keep_classes, "views": list(o.views),
-            "dense_mode": o.dense_mode, "dense_size": encoder.dense_size, "options": vars(o.scores),
+            "dense_mode": o.dense_mode, "dense_size": encoder.dense_size, "region_scores": vars(o.scores),
             "proposal_nms": o.proposal_nms, "max_proposals": o.max_proposals, "policy": o.policy.to_dict(),
             "bank": bank.provenance,
             "boxes_sha256": None if o.boxes == GROUND_TRUTH else file_hash(o.boxes),
