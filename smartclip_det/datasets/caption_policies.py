@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.datasets.sides import swap_sides as swap_sides  # its place for one version more
 
 
 def split_sentences(caption: str) -> list[str]:
