@@ -27,7 +27,7 @@ lint: setup
 	.venv/bin/codespell
 
 wheel: setup
-	.venv/bin/python tools/check_wheel.py
+	.venv/bin/python .ci/check_wheel.py
 
 env: setup
 	.venv/bin/python -m smartclip_det.utils.env

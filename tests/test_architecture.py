@@ -206,6 +206,7 @@ NEEDS_DET = {
     "models.detectors",
     "models.necks",
     "models.roi_heads",
+    "studies.benchmarks.detect",
 }
 
 

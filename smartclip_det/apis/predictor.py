@@ -256,6 +256,9 @@ class SmartCLIPPredictor:
             bank = self._bank_in_force()
             return self._detect(self._held.get(image), bank, threshold, max_detections)
         image = self._held.get(image)
+        if not isinstance(texts, str) and len(texts) == 0:
+            # A vocabulary that turned out empty finds nothing.
+            return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), ())
         return self._detect(image, self._phrases(texts), threshold, max_detections)
 
     def _bank_in_force(self) -> TextBank:

@@ -42,7 +42,7 @@ def test_a_run_writes_stamped_metrics_and_says_how_to_test(aligned):
     assert found["protocol"]["scoring"] == "hard"
     for key in ("t2i_r1_long", "i2t_r5_short_off", "t2i_r1_partial_hard", "map_shape", "map_colour_shape_off"):
         assert 0 <= found["metrics"][key] <= 1
-    assert f"tools/test.py {CONFIG} {root}/run/epoch_1.pth" in done.stdout + done.stderr
+    assert f"smartclip-det test {CONFIG} {root}/run/epoch_1.pth" in done.stdout + done.stderr
 
 
 def test_boxes_are_probed_before_training_and_in_validation(aligned):
@@ -155,6 +155,8 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
     for split in ("train", "val"):
         data = json.loads((refs / f"finetune_toy_{split}.json").read_text())
         data["images"] = data["images"][:60]
+        kept = {i["id"] for i in data["images"]}
+        data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
         (root / f"{split}_60.json").write_text(json.dumps(data))
     done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "train_60.json", "--pred", root / "train.jsonl",
                "--out", root / "threshold.json")  # fmt: skip

@@ -106,7 +106,7 @@ def test_training_opens_and_closes_with_what_one_needs(small):
     root, _, done = small
     log = done.stdout + done.stderr
     for line in ("smartclip_det run", "220,800 frozen", "work_dir", "versions", "Vocabulary: 65 classes (48 seen)", "eta:",
-                 "novel_ap50", f"tools/test.py {root}/config.py {root}/run/epoch_1.pth"):  # fmt: skip
+                 "novel_ap50", f"smartclip-det test {root}/config.py {root}/run/epoch_1.pth"):  # fmt: skip
         assert line in log, line
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Does the package install and work, away from the repository?
 
-    .venv/bin/python tools/check_wheel.py                 # builds the wheel, two fresh environments: base and [det]
-    .venv/bin/python tools/check_wheel.py --only base --keep /tmp/wheel
+    .venv/bin/python .ci/check_wheel.py                 # builds the wheel, two fresh environments: base and [det]
+    .venv/bin/python .ci/check_wheel.py --only base --keep /tmp/wheel
 
 From an empty folder: every module is imported, the README's first lines run, packaged configs build, and one command of
 each family runs on tiny random towers. The heavy packages come from uv's cache, which `make setup` has filled.
