@@ -161,7 +161,7 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
     done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "train_60.json", "--pred", root / "train.jsonl",
                "--out", root / "threshold.json")  # fmt: skip
     threshold = json.loads((root / "threshold.json").read_text())["metrics"]["score_threshold"]
-    assert f"--score-threshold {threshold:.6f}" in done.stdout
+    assert f"--threshold {threshold:.6f}" in done.stdout
     done = run("tools/evaluate.py", "grefcoco", "--ann", root / "val_60.json", "--pred", root / "val.jsonl",
                "--score-threshold", threshold)  # fmt: skip
     assert "n_acc" in done.stdout
