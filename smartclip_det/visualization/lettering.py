@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,8 +24,8 @@ def font(size: int, text: str = "") -> Font:
 def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, str]:
     """What is written for each text: one line, cut to ``length`` letters, and numbered where it would not be read.
 
-    A text becomes its number (``#2``) where no font on this machine has its letters, which is told; and gets the number
-    in front where it would look like another of the texts.
+    A text becomes its number with a short hash (``#2 a3f0``) where no font on this machine has its letters, which is
+    told; and gets the number in front where it would look like another of the texts.
     """
     distinct = list(dict.fromkeys(texts))
     lines = {t: _cut(" ".join(t.split()), length) for t in distinct}
@@ -36,7 +37,8 @@ def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, s
     for n, t in enumerate(distinct, 1):
         alike = [o for o in distinct if lines[o] == lines[t]]
         if t in unreadable:
-            out[t] = f"#{n}"
+            # Told apart from the phrases of other pictures, too.
+            out[t] = f"#{n} {zlib.crc32(t.encode()) & 0xFFFF:04x}"
         else:
             out[t] = lines[t] if len(alike) == 1 else _cut(f"#{n} {lines[t]}", length)
     return out
@@ -68,11 +70,17 @@ def _file_for(letters: frozenset[str]) -> str | None:
 
 @cache
 def _files() -> list[str]:
-    """Outline fonts of this machine, those that Matplotlib ships first; each file once, in a fixed order."""
+    """Outline fonts of this machine, Matplotlib's own first; each file once, in a fixed order.
+
+    Last Resort has a sign for every script and none for a letter.
+    """
     from matplotlib import font_manager, get_data_path
 
     shipped = str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
-    return [shipped, *sorted({f.fname for f in font_manager.fontManager.ttflist} - {shipped})]
+    return [
+        shipped,
+        *sorted({f.fname for f in font_manager.fontManager.ttflist if "LastResort" not in f.fname} - {shipped}),
+    ]
 
 
 @cache

@@ -93,12 +93,12 @@ def picture_of(phrase, names=None):
 
 def test_phrases_in_any_script_do_not_look_the_same(monkeypatch, caplog):
     """With the fonts of this machine, and where no font has the letters."""
-    assert picture_of(CHINESE[0], CHINESE) != picture_of(CHINESE[1], CHINESE)
+    assert picture_of(CHINESE[0]) != picture_of(CHINESE[1])
     lettering._file_for.cache_clear()
     monkeypatch.setattr(lettering, "_files", list)
     labels = lettering.shown_labels(CHINESE)
     lettering._file_for.cache_clear()
-    assert labels == {CHINESE[0]: "#1", CHINESE[1]: "#2"}
+    assert [s[:3] for s in labels.values()] == ["#1 ", "#2 "]
     assert "#2 is '左边的小狗'" in caplog.text
 
 
