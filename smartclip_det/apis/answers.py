@@ -2,45 +2,388 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from PIL import Image
+
+from smartclip_det.apis.inputs import ImageLike, as_picture, check_count, check_threshold
+from smartclip_det.core.errors import UserError, nearest, unknown_names
+from smartclip_det.formats import written_labels as written
+from smartclip_det.utils.files import write_whole
+from smartclip_det.utils.notes import note
+from smartclip_det.utils.optional import optional
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+
+#: Boxes that a picture shows unless more are asked for.
+SHOWN = 20
 
 
-@dataclass
+@dataclass(frozen=True)
+class Detection:
+    """One box.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the image.
+        score: in [0, 1].
+        label: index into the vocabulary.
+        name: of the label.
+        track: number of the object through a video; None elsewhere.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    name: str
+    track: int | None = None
+
+
+@dataclass(eq=False, repr=False)
 class Detections:
-    """Detections of one image, best first.
+    """Detections of one image, best first; what is taken from them keeps their order.
+
+    ``found[0]`` is a :class:`Detection`; ``found[:5]``, ``found[found.scores > 0.5]`` and ``found[[2, 0]]`` are
+    Detections.
 
     Attributes:
         boxes: ``[N, 4]`` xyxy pixels of the original image.
         scores: ``[N]`` in [0, 1].
         labels: ``[N]`` indices into ``names``.
         names: the vocabulary.
+        image: the image, as it was given; None where it is not known.
+        tracks: ``[N]`` numbers of objects through a video; None elsewhere.
+        masks: ``[N, H, W]`` of heads that have masks; None elsewhere.
+
+    Raises:
+        UserError: for arrays that do not fit together, labels without a name, and numbers that are not finite.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+    image: ImageLike | None = field(default=None)
+    tracks: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        boxes = np.asarray(self.boxes)
+        self.boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+        self.scores, self.labels = np.asarray(self.scores), np.asarray(self.labels)
+        self.names = tuple(self.names)
+        if not len(self.labels):
+            self.labels = self.labels.astype(np.int64)
+        if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
+            raise UserError(f"Boxes are [N, 4] x1, y1, x2, y2; given {list(self.boxes.shape)}.")
+        count = len(self.boxes)
+        for what in ("scores", "labels", "tracks", "masks"):
+            value = getattr(self, what)
+            if value is not None and len(value) != count:
+                raise UserError(f"{count} boxes need as many {what}; given {len(value)}.")
+        if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
+            raise UserError("Boxes and scores must be finite numbers.")
+        if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
+            raise UserError(f"Labels run from {self.labels.min()} to {self.labels.max()}; there are {len(self.names)} "
+                            "names, numbered from 0.")  # fmt: skip
+
+    @staticmethod
+    def none(names: Sequence[str] = (), image: ImageLike | None = None) -> Detections:
+        """No detections."""
+        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names),
+                          image)  # fmt: skip
+
+    @staticmethod
+    def join(parts: Sequence[Detections]) -> Detections:
+        """Detections of one image and vocabulary in one, best first.
+
+        Raises:
+            UserError: for none, and for other vocabularies.
+        """
+        if not parts or any(p.names != parts[0].names for p in parts):
+            raise UserError(
+                "Detections are joined where they are of one vocabulary" + ("." if parts else "; none given.")
+            )
+        both = {w: [getattr(p, w) for p in parts] for w in ("boxes", "scores", "labels", "tracks", "masks")}
+        joined: dict[str, Any] = {
+            w: None if any(v is None for v in values) else np.concatenate(values) for w, values in both.items()
+        }
+        found = Detections(**joined, names=parts[0].names, image=parts[0].image)
+        return found.top(len(found)) if len(found) else found
 
     def __len__(self) -> int:
+        """N."""
         return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        """One after the other."""
+        return (self[n] for n in range(len(self)))
+
+    @overload
+    def __getitem__(self, which: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, which: slice | Sequence[Any] | np.ndarray) -> Detections: ...
+
+    def __getitem__(self, which: Any) -> Detection | Detections:
+        """One for a number; Detections for a slice, ``[N]`` booleans, or a list of numbers."""
+        if isinstance(which, int | np.integer) and not isinstance(which, bool | np.bool_):
+            n = int(which)
+            if not -len(self) <= n < len(self):
+                # Python ends loops and tells callers by this.
+                raise IndexError(f"There are {len(self)} detections; number {n} is not among them.")
+            track = None if self.tracks is None else int(self.tracks[n])
+            x1, y1, x2, y2 = (float(v) for v in self.boxes[n])
+            label = int(self.labels[n])
+            return Detection((x1, y1, x2, y2), float(self.scores[n]), label, self.names[label], track)
+        index = which if isinstance(which, slice) else self._index(which)
+        return replace(
+            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index],
+            tracks=None if self.tracks is None else self.tracks[index],
+            masks=None if self.masks is None else self.masks[index],
+        )  # fmt: skip
+
+    def _index(self, which: Any) -> np.ndarray:
+        index = (
+            np.asarray(which if len(which) else np.zeros(0, int)) if hasattr(which, "__len__") else np.asarray(which)
+        )
+        if index.ndim == 1 and index.dtype == bool and len(index) == len(self):
+            return index
+        if index.ndim == 1 and np.issubdtype(index.dtype, np.integer):
+            if len(index) and not -len(self) <= index.min() <= index.max() < len(self):
+                raise IndexError(f"There are {len(self)} detections; given numbers up to {index.max()}.")
+            return index
+        raise UserError(
+            f"Detections are taken by a number, a slice, {len(self)} booleans, or a list of numbers; given "
+            f"{type(which).__name__}" + (f" of {len(which)}." if hasattr(which, "__len__") else ".")
+        )
+
+    def __repr__(self) -> str:
+        """Counts by name, most first."""
+        names, counts = np.unique(self.label_names, return_counts=True) if len(self) else ((), ())
+        order = sorted(zip(names, counts, strict=True), key=lambda c: (-c[1], c[0]))
+        told = ", ".join(f"{count} {name}" for name, count in order[:5]) + (", ..." if len(order) > 5 else "")
+        return f"Detections({len(self)} boxes{': ' + told if told else ''})"
 
     @property
     def label_names(self) -> list[str]:
         """N names."""
         return [self.names[i] for i in self.labels]
 
-    def above(self, threshold: float) -> Detections:
-        """Those that score at least ``threshold``."""
-        keep = self.scores >= threshold
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.names)
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image.
+
+        Raises:
+            UserError: where the image is not known.
+        """
+        return as_picture(self._known(None)).size
+
+    def of(self, *names: str) -> Detections:
+        """Those of some names.
+
+        Raises:
+            UserError: for a name that was not looked for.
+        """
+        unknown = [n for n in names if n not in self.names]
+        if unknown:
+            raise unknown_names("names", unknown, self.names, "They were not among those looked for.")
+        return self[np.isin(self.labels, [i for i, n in enumerate(self.names) if n in names])]
+
+    def above(self, threshold: float | Mapping[str, float]) -> Detections:
+        """Those that score at least ``threshold``, or that of their own name.
+
+        Args:
+            threshold: one for all, or one by name (see ``smartclip-det calibrate``).
+
+        Raises:
+            UserError: for a number outside [0, 1]; without one for a name that was found.
+        """
+        if not isinstance(threshold, Mapping):
+            return self[self.scores >= check_threshold(threshold) - 1e-9]
+        lacking = [n for n in dict.fromkeys(self.label_names) if n not in threshold]
+        if lacking:
+            near = nearest(lacking[0], threshold)
+            raise UserError(
+                f"There is no threshold for {lacking[0]!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
+            )
+        least = np.array([check_threshold(threshold[n]) for n in self.label_names])
+        return self[self.scores >= least - 1e-9] if len(self) else self
+
+    def top(self, count: int) -> Detections:
+        """The ``count`` best, best first."""
+        return self[np.argsort(-self.scores, kind="stable")[: check_count("count", count)]]
+
+    def nms(self, iou: float = 0.5, *, across_names: bool = False) -> Detections:
+        """Without those that overlap a better one of their name by more than ``iou``.
+
+        Args:
+            iou: overlap, in [0, 1].
+            across_names: a better one of any name.
+        """
+        import torch
+
+        from smartclip_det.models.selection import nms_per_class
+
+        found = self.top(len(self)) if len(self) else self
+        labels = np.zeros_like(found.labels) if across_names else found.labels
+        boxes, scores, classes = (
+            torch.from_numpy(np.ascontiguousarray(a)) for a in (found.boxes, found.scores, labels)
+        )
+        kept = nms_per_class(boxes, scores, classes, check_threshold(iou, "iou"))
+        return found[kept.numpy()]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain values for JSON: ``box`` (xyxy), ``score``, ``name``."""
-        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.label_names, strict=True)
-        return [{"box": b, "score": s, "name": n} for b, s, n in rows]
+        """Plain values for JSON: ``box`` (xyxy), ``score``, ``name``, and ``track`` where there are tracks."""
+        rows: list[dict[str, Any]] = [
+            {"box": b, "score": s, "name": n}
+            for b, s, n in zip(self.boxes.tolist(), self.scores.tolist(), self.label_names, strict=True)
+        ]
+        if self.tracks is not None:
+            rows = [{**r, "track": int(t)} for r, t in zip(rows, self.tracks, strict=True)]
+        return rows
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON as ``smartclip-det demo`` writes it: ``image`` and ``detections`` (:meth:`to_list`).
+
+        Args:
+            path: a file that it is written to, too.
+        """
+        name = None if self.image is None else as_picture(self.image).name
+        text = json.dumps({"image": name, "texts": list(self.names), "detections": self.to_list()}, indent=2)
+        if path is not None:
+            write_whole(path, text)
+        return text
+
+    def to_supervision(self) -> supervision.Detections:
+        """``supervision.Detections``, names under ``data["class_name"]``.
+
+        Raises:
+            UserError: where supervision is not installed.
+        """
+        return optional("supervision", "supervision").Detections(
+            xyxy=self.boxes.astype(np.float32), confidence=self.scores.astype(np.float32),
+            class_id=self.labels.astype(int), tracker_id=None if self.tracks is None else self.tracks.astype(int),
+            mask=None if self.masks is None else self.masks.astype(bool),
+            data={"class_name": np.array(self.label_names, dtype=object if not len(self) else None)},
+        )  # fmt: skip
+
+    def to_coco(self, image_id: int | str = 1, categories: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+        """COCO results (``bbox`` xywh), as ``pycocotools.COCO.loadRes`` takes them; ``segmentation`` with masks.
+
+        Args:
+            image_id: of the image in the annotation file.
+            categories: id of each name; default: its place among ``names``, from 1.
+
+        Raises:
+            UserError: for a name without an id.
+        """
+        if categories is None:
+            numbers = list(range(1, len(self.names) + 1))
+        else:
+            lacking = [n for n in dict.fromkeys(self.label_names) if n not in categories]
+            if lacking:
+                raise unknown_names("names", lacking, categories, "Give the categories of the annotation file.")
+            numbers = [categories.get(n, -1) for n in self.names]
+        rows = written.coco_results(self.boxes, self.scores, self.labels, image_id, numbers)
+        if self.masks is not None:
+            from smartclip_det.formats.segmentations import encode_mask
+
+            rows = [
+                {**r, "segmentation": dict(encode_mask(np.asarray(m)))} for r, m in zip(rows, self.masks, strict=True)
+            ]
+        return rows
+
+    def to_yolo(self, *, size: tuple[int, int] | None = None, scores: bool = False) -> str:
+        """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image's sides.
+
+        Args:
+            size: width and height; default: those of the image.
+            scores: append them, as predictors do; training labels have none.
+
+        Raises:
+            UserError: where neither size nor image is known, or boxes are of another image.
+        """
+        return written.yolo_text(self.boxes, self.labels, size or self.size, self.scores if scores else None)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with ``x1 y1 x2 y2 score label name``, and ``track`` where there are tracks.
+
+        Raises:
+            UserError: where pandas is not installed.
+        """
+        columns: dict[str, Any] = {c: self.boxes[:, n] for n, c in enumerate(("x1", "y1", "x2", "y2"))}
+        columns |= {"score": self.scores, "label": self.labels, "name": self.label_names}
+        if self.tracks is not None:
+            columns["track"] = self.tracks
+        return optional("pandas", "pandas").DataFrame(columns)
+
+    def plot(self, image: ImageLike | None = None, *, limit: int | None = SHOWN) -> Image.Image:
+        """The image with boxes, names and scores; a name has the same colour in every picture of a vocabulary.
+
+        Args:
+            image: default: the one that was answered about.
+            limit: boxes drawn at most, the best; what is left out is told. None: all.
+
+        Raises:
+            UserError: where the image is not known.
+        """
+        from smartclip_det.visualization import draw_boxes
+
+        shown = self if limit is None or len(self) <= check_count("limit", limit) else self.top(limit)
+        if len(shown) < len(self):
+            note(f"{len(shown)} of {len(self)} boxes are drawn, the best; plot(limit=None) draws all.")
+        names = (
+            [f"{n} #{t}" for n, t in zip(shown.label_names, shown.tracks, strict=True)]
+            if shown.tracks is not None
+            else None
+        )
+        return draw_boxes(Image.fromarray(self._pixels(image)), shown.boxes.tolist(), shown.label_names, self.names,
+                          shown.scores.tolist(), written=names)  # fmt: skip
+
+    def crops(self, image: ImageLike | None = None, *, context: float = 1.0) -> list[Image.Image]:
+        """What is in each box, cut at the image's border; at least one pixel.
+
+        Args:
+            image: default: the one that was answered about.
+            context: sides of the crops over those of the boxes.
+
+        Raises:
+            UserError: where the image is not known, or boxes are of another image.
+        """
+        from smartclip_det.visualization.notebook import crops_of
+
+        if not context > 0:
+            raise UserError(f"context is the side of a crop over that of its box, above 0; given {context!r}.")
+        picture = Image.fromarray(self._pixels(image))
+        return crops_of(picture, written.inside(self.boxes, picture.size), context)
+
+    def _known(self, image: ImageLike | None) -> ImageLike:
+        known = self.image if image is None else image
+        if known is None:
+            raise UserError("The image of these detections is not known. Give it.")
+        return known
+
+    def _pixels(self, image: ImageLike | None) -> np.ndarray:
+        return as_picture(self._known(image)).pixels()
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture in a notebook; None where the image is not known."""
+        from smartclip_det.visualization.notebook import png_of
+
+        return None if self.image is None else png_of(self.plot())
+
+    def _repr_html_(self) -> str:
+        """Picture and table in a notebook."""
+        from smartclip_det.visualization.notebook import ROWS, answer_page
+
+        return answer_page(repr(self), self._repr_png_(), [(d.name, d.score, d.box) for d in self[:ROWS]], len(self))
 
 
 @dataclass

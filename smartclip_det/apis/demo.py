@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from smartclip_det.apis.answers import Detections
-from smartclip_det.apis.inputs import check_threshold, load_image
+from smartclip_det.apis.inputs import check_threshold, find_images, load_image
 from smartclip_det.apis.predictor import SmartCLIPPredictor
 from smartclip_det.apis.referring_predictor import ReferringPredictor
 from smartclip_det.core.errors import UserError
@@ -108,50 +108,6 @@ def load_predictor(options: DemoOptions) -> Predictor:
     if not options.ground:
         raise UserError(f"{options.config} is of a grounding head, which reads expressions: say --ground.")
     return ReferringPredictor.from_config(options.config, options.checkpoint, **given)
-
-
-def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Files as given, and the images of folders in name order.
-
-    Returns:
-        The images, and what was passed over in folders, in words.
-
-    Raises:
-        UserError: for a path that is not there, or a folder without an image.
-    """
-    endings = image_endings()
-    out: list[Path] = []
-    told: list[str] = []
-    for path in paths:
-        if path.is_file():
-            out.append(path)
-            continue
-        if not path.is_dir():
-            raise UserError(f"No image or folder at {path}.")
-        inside = sorted(path.iterdir())
-        # macOS keeps a file's second part beside it on foreign disks: "._a.jpg" is no picture.
-        forks = [p.name for p in inside if p.name.startswith("._")]
-        files = [p for p in inside if p.is_file() and p.name not in forks]
-        found = [p for p in files if p.suffix.lower() in endings]
-        others = Counter(p.suffix.lower() or p.name for p in files if p not in found)
-        folders = sum(p.is_dir() for p in inside)
-        if forks:
-            told.append(f"{path}: left out, as no pictures but macOS's second parts of files: {', '.join(forks)}.")
-        if others:
-            told.append(f"{path}: left out, as no pictures by their endings: "
-                        + ", ".join(f"{n} of {e}" for e, n in others.items()) + ".")  # fmt: skip
-        if folders:
-            told.append(f"{path}: {folders} folders inside were not searched.")
-        if not found:
-            raise UserError(" ".join([f"No images in {path}.", *told]))
-        out += found
-    return out, told
-
-
-def image_endings() -> set[str]:
-    """Of the files that Pillow opens."""
-    Image.init()
-    return {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def check_outputs(images: Sequence[Path], out: Path) -> None:

@@ -75,14 +75,14 @@ def select_from_parts(
         order = (rows * first + classes).argsort()
         order = order[values[order].argsort(descending=True, stable=True)]
         values, rows, classes = values[order], rows[order], classes[order]
-        kept = _nms_per_class(boxes[rows], values, classes, iou_threshold)
+        kept = nms_per_class(boxes[rows], values, classes, iou_threshold)
         if len(kept) >= max_detections or len(values) == candidates:
             kept = kept[:max_detections]
             return rows[kept], classes[kept], values[kept]
         limit *= 4
 
 
-def _nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
+def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
     """Indices that survive, best first. Classes are moved apart in double precision, where offsets do not round."""
     if not len(boxes):
         return classes

@@ -1,11 +1,12 @@
 """Boxes, similarity maps and mask strips on photographs.
 
-One palette, readable on white; the colour of a name is fixed by its position among the names drawn first to last;
-labels never leave the canvas and are cut to its width. Boxes are xyxy pixels.
+One palette, readable on white; the colour of a name is fixed by its position among the names, whatever else is drawn;
+labels never leave the canvas, are cut to its width, and lie where the fewest others do. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,14 +22,33 @@ PALETTE = (
 )  # fmt: skip
 
 
+#: Contrast of white letters on a label, at least (WCAG, large text).
+CONTRAST = 3.0
+_GOLDEN = 0.6180339887498949
+
+
 def colour_of(index: int) -> tuple[int, int, int]:
-    """Colour of the ``index``-th name."""
-    return PALETTE[index % len(PALETTE)]
+    """Colour of the ``index``-th name: the palette, and after it hues by the golden section, three shades of each."""
+    if index < len(PALETTE):
+        return PALETTE[index]
+    light = (0.28, 0.38, 0.46)[index % 3]
+    while True:
+        red, green, blue = colorsys.hls_to_rgb((index * _GOLDEN) % 1, light, 0.6)
+        colour = (round(255 * red), round(255 * green), round(255 * blue))
+        if contrast_with_white(colour) >= CONTRAST:
+            return colour
+        light -= 0.02
+
+
+def contrast_with_white(colour: tuple[int, int, int]) -> float:
+    """WCAG's contrast of white letters on a colour, 1 to 21."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
 
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str], names: Sequence[str],
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None, written: Sequence[str] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Draw labelled boxes on a copy of an image.
 
@@ -38,8 +58,9 @@ def draw_boxes(
         labels: N names, each one of ``names``.
         names: all names, in the order that fixes their colours.
         scores: N scores to write behind the names.
+        written: N texts to write in place of the names.
     """
-    if len(boxes) != len(labels) or (scores is not None and len(scores) != len(boxes)):
+    if any(len(v) != len(boxes) for v in (labels, scores, written) if v is not None):
         raise UserError(f"{len(boxes)} boxes need as many labels ({len(labels)} given) and scores.")
     canvas = image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -62,7 +83,7 @@ def draw_boxes(
         drawn.append((i, (x1, y1, x2, y2)))
     for i, corners in drawn:
         colour = colour_of(position[labels[i]])
-        name, score = shown[labels[i]], "" if scores is None else f" {scores[i]:.2f}"
+        name, score = shown[labels[i]] if written is None else written[i], "" if scores is None else f" {scores[i]:.2f}"
         face = font(size, name)
         text = fitting(name, face, width - 6 - face.getlength(score)) + score
         box = _label_place(draw, text, face, corners, canvas.size, taken)
@@ -80,16 +101,24 @@ def _label_place(
     draw: ImageDraw.ImageDraw, text: str, face: Font,
     box: tuple[float, float, float, float], size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:  # fmt: skip
-    """Above the box, else inside its top, else below; moved onto the canvas; free places first."""
+    """Above the box, else inside its top, below, or inside its bottom; at its left, else its right side.
+
+    Moved onto the canvas; the first place that is free of other labels, else the one that hides the least of them.
+    """
     left, _, right, bottom = draw.textbbox((0, 0), text, font=face)
     w, h = right - left + 6, bottom + 4
     places = []
     for y in (box[1] - h, box[1], box[3], box[3] - h):
-        x = min(max(0.0, box[0]), max(0.0, size[0] - w))
-        y = min(max(0.0, y), max(0.0, size[1] - h))
-        places.append((x, y, x + w, y + h))
-    free = [p for p in places if all(p[2] <= t[0] or p[0] >= t[2] or p[3] <= t[1] or p[1] >= t[3] for t in taken)]
-    return (free or places)[0]
+        for x in (box[0], box[2] - w):
+            x = min(max(0.0, x), max(0.0, size[0] - w))
+            y = min(max(0.0, y), max(0.0, size[1] - h))
+            places.append((x, y, x + w, y + h))
+    return min(places, key=lambda p: sum(_common(p, t) for t in taken))
+
+
+def _common(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Area that two boxes share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) -> Image.Image:

@@ -1,0 +1,60 @@
+"""Answers as notebooks show them, and what is in boxes. Boxes are xyxy pixels."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+#: Longer side of a picture in a notebook, and rows of its table.
+SIDE, ROWS = 900, 30
+
+
+def png_of(picture: Image.Image, side: int = SIDE) -> bytes:
+    """A PNG file of a picture, reduced to ``side`` where it is larger."""
+    small = picture.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def answer_page(
+    title: str, picture: bytes | None, rows: Sequence[tuple[str, float, Sequence[float]]], count: int
+) -> str:
+    """A picture over a table of name, score and box.
+
+    Args:
+        title: a line above.
+        picture: a PNG file.
+        rows: name, score and box of each line.
+        count: of all detections; those without a row are told.
+    """
+    shown = "" if picture is None else f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
+    cells = [(html.escape(n), f"{s:.3f}", ", ".join(f"{v:.0f}" for v in box)) for n, s, box in rows]
+    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in cells)
+    more = f"<p>and {count - len(rows)} more</p>" if count > len(rows) else ""
+    head = "<tr><th>name</th><th>score</th><th>x1, y1, x2, y2</th></tr>"
+    return f"<div><p>{html.escape(title)}</p>{shown}<table>{head}{body}</table>{more}</div>"
+
+
+def crops_of(picture: Image.Image, boxes: np.ndarray, context: float = 1.0) -> list[Image.Image]:
+    """What is in each box, cut at the picture's border; at least one pixel.
+
+    Args:
+        picture: any PIL image.
+        boxes: ``[N, 4]`` xyxy, inside of the picture.
+        context: sides of the crops over those of the boxes.
+    """
+    wide, high = picture.size
+    centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * context
+    lows, highs = np.floor(centres - halves).astype(int), np.ceil(centres + halves).astype(int)
+    out = []
+    for (x1, y1), (x2, y2) in zip(lows.tolist(), highs.tolist(), strict=True):
+        left, top = min(max(x1, 0), wide - 1), min(max(y1, 0), high - 1)
+        out.append(picture.crop((left, top, max(left + 1, min(x2, wide)), max(top + 1, min(y2, high)))))
+    return out
