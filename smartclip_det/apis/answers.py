@@ -58,7 +58,7 @@ class Detections:
         labels: ``[N]`` indices into ``names``.
         names: the vocabulary.
         image: the image, as it was given; None where it is not known.
-        tracks: ``[N]`` numbers of objects through a video; None elsewhere.
+        tracks: ``[N]`` numbers of objects through a video, 0 for one that is not followed yet; None elsewhere.
         masks: ``[N, H, W]`` of heads that have masks; None elsewhere.
 
     Raises:
@@ -339,13 +339,8 @@ class Detections:
         shown = self if limit is None or len(self) <= check_count("limit", limit) else self.top(limit)
         if len(shown) < len(self):
             note(f"{len(shown)} of {len(self)} boxes are drawn, the best; plot(limit=None) draws all.")
-        names = (
-            [f"{n} #{t}" for n, t in zip(shown.label_names, shown.tracks, strict=True)]
-            if shown.tracks is not None
-            else None
-        )
         return draw_boxes(Image.fromarray(self._pixels(image)), shown.boxes.tolist(), shown.label_names, self.names,
-                          shown.scores.tolist(), written=names)  # fmt: skip
+                          shown.scores.tolist(), None if shown.tracks is None else shown.tracks.tolist())  # fmt: skip
 
     def crops(self, image: ImageLike | None = None, *, context: float = 1.0) -> list[Image.Image]:
         """What is in each box, cut at the image's border; at least one pixel.

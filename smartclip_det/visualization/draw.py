@@ -48,7 +48,7 @@ def contrast_with_white(colour: tuple[int, int, int]) -> float:
 
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str], names: Sequence[str],
-    scores: Sequence[float] | None = None, written: Sequence[str] | None = None,
+    scores: Sequence[float] | None = None, tracks: Sequence[int] | None = None,
 ) -> Image.Image:  # fmt: skip
     """Draw labelled boxes on a copy of an image.
 
@@ -58,9 +58,9 @@ def draw_boxes(
         labels: N names, each one of ``names``.
         names: all names, in the order that fixes their colours.
         scores: N scores to write behind the names.
-        written: N texts to write in place of the names.
+        tracks: N numbers of objects to write behind the names; 0 for none.
     """
-    if any(len(v) != len(boxes) for v in (labels, scores, written) if v is not None):
+    if any(len(v) != len(boxes) for v in (labels, scores, tracks) if v is not None):
         raise UserError(f"{len(boxes)} boxes need as many labels ({len(labels)} given) and scores.")
     canvas = image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -83,7 +83,8 @@ def draw_boxes(
         drawn.append((i, (x1, y1, x2, y2)))
     for i, corners in drawn:
         colour = colour_of(position[labels[i]])
-        name, score = shown[labels[i]] if written is None else written[i], "" if scores is None else f" {scores[i]:.2f}"
+        name, score = shown[labels[i]], "" if scores is None else f" {scores[i]:.2f}"
+        score = f" #{tracks[i]}{score}" if tracks is not None and tracks[i] else score
         face = font(size, name)
         text = fitting(name, face, width - 6 - face.getlength(score)) + score
         box = _label_place(draw, text, face, corners, canvas.size, taken)
