@@ -1,36 +1,17 @@
-# SmartCLIP's alignment loss on prefixes of long captions and short ones, from towers of clip-pretrain_toy.py
-# (towers.checkpoint), with a new mask network.
-_base_ = "./clip-pretrain_toy.py"
+# SmartCLIP from nothing in one stage, with masks from the first step. The text is masked, too, in training and scoring.
+# Masks that start open: towers.mask_bias=2.0. Sparsity that comes later: add dict(type="SparsityRampHook", end=1000) to
+# custom_hooks. A larger joint embedding: towers.sizes.embed_dim=256.
+_base_ = "./clip-align_toy.py"
 
-towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)
-max_epochs = 2
-
+towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0)
 model = dict(
     towers=towers,
-    loss=dict(mask_mode="hard", modular=True, scale="learned", alignment_weight=10.0, sparsity_weight=10.0),
+    # Sparsity is relative to the sum of both cross-entropies.
+    loss=dict(mask_mode="hard", text_norm="masked", sparsity_weight=0.1),
 )
-train_dataloader = dict(dataset=dict(captions=dict(_delete_=True, prefix=0.5, short=0.5)))
+# Their own group, so that their rate can be another.
+optim_wrapper = dict(
+    paramwise_cfg=dict(groups=dict(mask_network=dict(prefixes=["towers.mask_network."], lr=2e-3, weight_decay=0.05)))
+)
 val_evaluator = dict(scoring="hard")
 test_evaluator = val_evaluator
-optim_wrapper = dict(clip_grad=dict(max_norm=10.0))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.04, by_epoch=False, begin=0, end=80),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
-]
-train_cfg = dict(max_epochs=max_epochs, val_interval=1)
-custom_hooks = [
-    dict(type="CaptionEpochHook"),
-    dict(type="TowerCheckpointHook"),
-    dict(type="PromptBankHook", templates=["{article} {}"]),
-    # Does the stage cost the towers their boxes? Measured before training and in each validation.
-    dict(
-        type="RegionProbeHook",
-        data_root={{_base_.data_root}},
-        ann_file="annotations/instances_val.json",
-        images="images/val",
-        split_file="annotations/split.json",
-        templates=["{article} {}"],
-        dense_size=128,
-        max_images=100,
-    ),
-]

@@ -18,9 +18,10 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.datasets.caption_policies import pad_left, partial_caption, policies_of
+from smartclip_det.datasets.caption_policies import CaptionPolicy, pad_left, partial_caption, policies_of
 from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
+from smartclip_det.datasets.scene_captions import SceneCaptions
 from smartclip_det.datasets.sides import mirrored_sentence
 from smartclip_det.formats.captions import read_caption_records
 from smartclip_det.formats.json_files import read_json
@@ -50,7 +51,7 @@ class CaptionDataset(BaseDataset):
         captions: str | Mapping[str, float] | Sequence[Any] = "prefix", captions_per_image: int = 1,
         left_pad: float = 0.0, context_length: int = 0, presence: Mapping[str, str] | None = None,
         presence_file: str | None = None, phrases: Mapping[str, Any] | None = None,
-        regions: Mapping[str, Any] | None = None, flip: float = 0.0,
+        regions: Mapping[str, Any] | None = None, scenes: Mapping[str, Any] | None = None, flip: float = 0.0,
         exact_decode: bool = False,
         keep_images: bool = False, cache: str | None = None, skip: int = 0, seed: int = 0, test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
@@ -75,6 +76,8 @@ class CaptionDataset(BaseDataset):
             phrases: lists of phrases that results are also told for, read from a JSON file of the data root:
                 ``dict(held_out=("world.json", "held_out"))`` is the list under that key.
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
+            scenes: a scene file that training captions are drawn from in place of ``captions``, options of
+                ``scene_captions.SceneCaptions``.
             flip: chance in training that an image is mirrored, and left and right exchanged in its texts.
             exact_decode: decode whole images in training, too, as tests always do; see ``utils.images.read_square``.
             keep_images: keep prepared images in memory (3 S^2 bytes each).
@@ -96,6 +99,7 @@ class CaptionDataset(BaseDataset):
         self.presence, self.presence_file = dict(presence or {}), presence_file
         self.phrases = dict(phrases or {})
         self.regions = None if regions is None else RegionTexts(data_root=data_root, **regions)
+        self.scenes = None if scenes is None else SceneCaptions(data_root=data_root, **scenes)
         self.seed, self.epoch, self.flip = seed, 0, flip
         self._kept: dict[int, Tensor] | None = {} if keep_images else None
         self._cache: ImageCache | None = None
@@ -127,6 +131,8 @@ class CaptionDataset(BaseDataset):
             }
         if self.regions is not None:
             self.regions.attach(records)
+        if self.scenes is not None:
+            self.scenes.attach(records)
         print_log(counts.summary(osp.basename(self.ann_file.rstrip("/")), len(records)), "current")
         return [vars(r) for r in records]
 
@@ -193,7 +199,7 @@ class CaptionDataset(BaseDataset):
         """A drawn sample: a function of (seed, epoch, index) and the record."""
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, epoch, index])
-        drawn = [policy(record["long"], record["short"], rng) for policy in self.policies]
+        drawn = [self._caption(record, policy, epoch, rng) for policy in self.policies]
         turned = [mirrored_sentence(c) for c in drawn] if rng.random() < self.flip else [None]
         # A picture stays as it is where nobody knows what a word of its captions becomes.
         flipped = all(c is not None for c in turned)
@@ -208,6 +214,11 @@ class CaptionDataset(BaseDataset):
             boxes, texts = self.regions.draw(record["regions"], record["size"], self.image_size, self.fit, flipped, rng)
             sample.set_metainfo({"region_boxes": boxes, "region_texts": texts})
         return image, sample
+
+    def _caption(self, record: dict[str, Any], policy: CaptionPolicy, epoch: int, rng: np.random.Generator) -> str:
+        if self.scenes is not None and record["objects"]:
+            return self.scenes.draw(record["objects"], epoch * len(self), rng)
+        return policy(record["long"], record["short"], rng)
 
     def _tokens(self, text: str, rng: np.random.Generator) -> tuple[list[int], bool]:
         """Ids without padding on the right, cut to the context as in the released training, and whether they were."""

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from smartclip_det.core.errors import UserError
 from smartclip_det.engine.launch import unwrapped
 from smartclip_det.models.losses.alignment_loss import bound_scale
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
@@ -57,6 +58,30 @@ class LearnedScaleHook(Hook):
         model = unwrapped(runner.model)
         if model.loss.learns_scale:
             bound_scale(model.towers.logit_scale)
+
+
+@HOOKS.register_module()
+class SparsityRampHook(Hook):
+    """Brings the sparsity of masks in step by step: 0 up to ``begin``, then in a line to the loss's own at ``end``."""
+
+    def __init__(self, end: int, begin: int = 0) -> None:
+        """Build.
+
+        Args:
+            end: step from which the whole weight is in force.
+            begin: step up to which there is none.
+        """
+        if not 0 <= begin < end:
+            raise UserError(f"SparsityRampHook needs 0 <= begin < end, in steps; given {begin} and {end}.")
+        self.begin, self.end = begin, end
+        self.whole: float | None = None
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """A function of the step alone, so a resumed run has the same."""
+        loss = unwrapped(runner.model).loss
+        if self.whole is None:
+            self.whole = loss.sparsity_weight
+        loss.sparsity_weight = self.whole * min(1.0, max(0.0, (runner.iter - self.begin) / (self.end - self.begin)))
 
 
 @HOOKS.register_module()

@@ -40,6 +40,7 @@ class CaptionRecord:
         present: names by vocabulary, for zero-shot tests.
         regions: ``(x1, y1, x2, y2)`` in pixels of the file, and the region's text.
         size: width and height of the file, where the annotations tell.
+        objects: what is in it by words, where a scene file tells.
     """
 
     id: Any
@@ -49,6 +50,7 @@ class CaptionRecord:
     present: dict[str, list[str]] = field(default_factory=dict)
     regions: list[tuple[tuple[float, float, float, float], str]] = field(default_factory=list)
     size: tuple[int, int] | None = None
+    objects: list[dict[str, str]] = field(default_factory=list)
 
 
 def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list[CaptionRecord], CaptionCounts]:

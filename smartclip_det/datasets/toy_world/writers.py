@@ -2,7 +2,8 @@
 
 ``images/SPLIT/NNNNNN.jpg``, ``annotations/instances_SPLIT.json`` (training: boxes of base shapes only),
 ``annotations/split.json``, ``annotations/lvis_{train,val}.json`` (colour-shape classes of base shapes),
-``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``refs/refs(toy).p`` with
+``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``annotations/scenes_SPLIT.json`` (what is
+in each picture, by words and without boxes: of this, captions are drawn in training), ``refs/refs(toy).p`` with
 ``refs/instances.json`` (single targets), ``refs/finetune_toy_SPLIT.json`` (MDETR layout, with plural and no-target
 sentences), ``world.json``.
 """
@@ -43,6 +44,7 @@ class _Records:
         self.pairs: list[tuple[str, str]] = []
         self.captions: list[dict[str, Any]] = []
         self.shared: list[dict[str, Any]] = []
+        self.scenes: list[dict[str, Any]] = []
         self.expressions: list[tuple[int, SceneExpression]] = []
 
     def add(self, scene: Scene) -> None:
@@ -54,6 +56,7 @@ class _Records:
         for o in scene.objects:
             self.boxes.append(_annotation(len(self.boxes) + 1, image_id, o))
             self.pairs.append(o.pair)
+        self.scenes.append({"id": image_id, "background": scene.background, "objects": [_words(o) for o in scene.objects]})
         long, short = long_caption(scene), short_captions(scene)
         self.shared.append({"id": image_id, "image": f"images/{self.split}/{name}", "short": short,
                             "conversations": [{"from": "human", "value": "Describe the picture.\n<image>"},
@@ -70,6 +73,11 @@ def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(o.mask.sum()),
             "segmentation": encode_mask(o.mask),
             "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size}}  # fmt: skip
+
+
+def _words(o: ToyObject) -> dict[str, str]:
+    """What captions may say of an object."""
+    return {"shape": o.shape, "colour": o.colour, "texture": o.texture, "size": o.size}
 
 
 def _draw(world: ToyWorld, folder: Path, split: str, index: int) -> Scene:
@@ -147,6 +155,7 @@ def _write_captions(folder: Path, records: _Records) -> None:
         {"images": records.images, "annotations": records.captions},
     )
     _dump(folder / f"annotations/share_captions_{records.split}.json", records.shared)
+    _dump(folder / f"annotations/scenes_{records.split}.json", records.scenes)
 
 
 def _write_lvis(folder: Path, splits: dict[str, _Records], world: ToyWorld) -> None:

@@ -70,8 +70,11 @@ class RegionDistillation(nn.Module):
         inputs, dense = inputs[: self.images], dense[: self.images]
         rois = self.random_regions(len(inputs), inputs.shape[-1], inputs.device)
         teacher = self._initial[0].to(inputs.device) if self._initial else tower
+        training = teacher.training
+        teacher.eval()  # Crops are not what batch norm should learn from.
         with torch.no_grad():
             target = teacher(roi_align(inputs.float(), rois, tower.image_size, sampling_ratio=2, aligned=True))
+        teacher.train(training)
         student = pool_regions(dense, rois, tower.patch_size)
         cosine = functional.cosine_similarity(student, target.float(), dim=-1)
         return {"loss_distillation": self.weight * (1 - cosine).mean(), "region_cosine": cosine.detach().mean()}

@@ -106,6 +106,11 @@ class SmartCLIPAlignment(BaseModel):
                 raise UserError(f"{name} must be at least {low}; given {value}.")
         self.component_matching, self.micro_batch, self.text_chunks = component_matching, micro_batch, text_chunks
         self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
+        if (micro_batch or checkpointing) and not self.towers.image_tower.recomputable:
+            raise UserError(
+                "The image tower has batch norm: a part of a batch has other means than the whole, and what is computed "
+                "again in backward is counted twice. Leave micro_batch and checkpointing off."
+            )
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
         self.region_contrast = None if region_contrast is None else RegionContrast(**region_contrast)
         if self.distillation is not None:
@@ -271,7 +276,8 @@ class SmartCLIPAlignment(BaseModel):
             bank = bank.to(images.device)
             # A control needs another text to take a mask from.
             scores[name] = {
-                mode: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts)).cpu()
+                mode: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts),
+                                    text_norm=self.loss.text_norm).cpu()  # fmt: skip
                 for mode in RETRIEVAL_MODES
                 if mode != "shuffled" or len(bank) > 1
             }

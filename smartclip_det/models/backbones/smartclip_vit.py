@@ -21,7 +21,7 @@ from smartclip_det.models.towers.vision_transformer import VisionOutput
 
 @MODELS.register_module()
 class SmartCLIPViT(BaseModule):
-    """Taps of a CLIP image tower; frozen unless told otherwise.
+    """Taps of an image tower, whatever its architecture; frozen unless told otherwise.
 
     A frozen tower stays in eval mode and runs without gradients, once per image. A trained one leaves out of
     training what its taps do not use, so DDP needs no search for unused parameters.
@@ -59,7 +59,7 @@ class SmartCLIPViT(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen = frozen
         self.dense_mode = dense_mode
-        self.out_channels = self.image_tower.width
+        self.out_channels = [self.image_tower.tap_channels[i] for i in self.out_indices]
         self._freeze()
 
     def _freeze(self) -> None:
@@ -68,10 +68,7 @@ class SmartCLIPViT(BaseModule):
             tower.requires_grad_(False)
         else:
             tower.requires_grad_(True)
-            used = max(i % tower.layers for i in self.out_indices)
-            for part in (tower.ln_post, *tower.transformer.resblocks[used + 1 :]):
-                part.requires_grad_(False)
-            tower.proj.requires_grad_(False)
+            tower.freeze_unused(self.out_indices)
         trained = sum(p.numel() for p in tower.parameters() if p.requires_grad)
         total = sum(p.numel() for p in tower.parameters())
         print_log(f"SmartCLIPViT {self.tower_hash}: {trained:,} of {total:,} parameters are trained.", "current")
@@ -95,7 +92,7 @@ class SmartCLIPViT(BaseModule):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """``[B, 3, H, W]`` normalised pixels to one ``[B, C, h, w]`` map per tapped layer."""
+        """``[B, 3, H, W]`` normalised pixels to one ``[B, C, h, w]`` map per tapped layer (C, h, w by layer)."""
         return self.features(images).taps
 
     def features(self, images: Tensor, *, dense: bool = False) -> VisionOutput:

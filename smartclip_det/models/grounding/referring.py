@@ -14,6 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert, nms
 
@@ -66,7 +67,7 @@ class SmartCLIPReferring(BaseModel):
         self.image_size, self.dense_mode = image_size, check_choice("dense_mode", dense_mode, self.towers.dense_modes)
         self.out_indices = tuple(out_indices)
         self.head = FusionHead(
-            channels=len(self.out_indices) * config.vision_width, text_width=config.text_width,
+            channels=sum(self.towers.image_tower.tap_channels[i] for i in self.out_indices), text_width=config.text_width,
             embed_dim=config.embed_dim, grid=image_size // config.patch_size, text_length=config.context_length, **head,
         )  # fmt: skip
         self._texts: OrderedDict[str, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
@@ -91,7 +92,10 @@ class SmartCLIPReferring(BaseModel):
         found = self.towers.image_tower.features(
             (images.float() - self.mean) / self.std, taps=self.out_indices, dense_mode=self.dense_mode
         )
-        return ImageTokens(torch.cat(found.taps, dim=1).float(), found.dense.float())
+        # Taps of finer strides are averaged to the grid of the last one.
+        grid = found.dense.shape[-2:]
+        taps = [t if t.shape[-2:] == grid else functional.adaptive_avg_pool2d(t, grid) for t in found.taps]
+        return ImageTokens(torch.cat(taps, dim=1).float(), found.dense.float())
 
     @torch.no_grad()
     def text_tokens(self, sentences: Sequence[str]) -> TextTokens:

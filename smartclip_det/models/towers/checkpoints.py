@@ -149,7 +149,7 @@ def _config(
                 f"The header of {where} lacks {', '.join(lost)}, which tensors do not tell. Write it again."
             )
     sizes = told.to_dict()
-    wrong = [k for k in layouts.SHAPED if k in facts and facts[k] != sizes[k]]
+    wrong = [k for k in layouts.shaped(told) if k in facts and facts[k] != sizes[k]]
     if wrong:
         shown = "; ".join(f"{k} {facts[k]!r}, by the tensors {sizes[k]!r}" for k in wrong)
         raise UserError(f"What is written beside the tensors of {where} does not fit them: {shown}.")

@@ -33,6 +33,7 @@ class TowerConfig:
         mask_pad: whether the mask network sees padding, ``include`` (released) or ``ignore``.
         mask_top_k: dimensions that a mask keeps; 0 for as many as it chooses.
         text_activation: of the text tower, where it is another; empty for the same.
+        vision: kind of the image tower: ``vit``, or ``local`` (convolutions, for small pictures).
     """
 
     embed_dim: int = 512
@@ -52,6 +53,7 @@ class TowerConfig:
     mask_pad: str = "ignore"
     mask_top_k: int = 0
     text_activation: str = ""
+    vision: str = "vit"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -60,6 +62,7 @@ class TowerConfig:
         if self.text_activation == self.activation:
             object.__setattr__(self, "text_activation", "")
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
+        check_choice("vision", self.vision, ("vit", "local"))
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
         for side, width, heads in (("vision", self.vision_width, self.vision_heads),
@@ -99,10 +102,11 @@ _L14 = TowerConfig(
     embed_dim=768, patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, text_width=768, text_heads=12
 )
 _LONG = {"context_length": 248, "stretched": True}
-_TOY = TowerConfig(
+_TOY_VIT = TowerConfig(
     embed_dim=64, image_size=64, patch_size=8, vision_width=128, vision_layers=4, vision_heads=4, context_length=128,
     text_width=64, text_layers=2, text_heads=2, activation="gelu",
 )  # fmt: skip
+_TOY = _TOY_VIT.with_(embed_dim=128, vision="local", vision_width=80, vision_layers=1, vision_heads=1)
 _SMART = {**_LONG, "mask_layers": 1, "mask_pad": "include"}
 
 ARCHITECTURES: dict[str, TowerConfig] = {
@@ -116,6 +120,8 @@ ARCHITECTURES: dict[str, TowerConfig] = {
     "SmartCLIP-L-14": _L14.with_(**_SMART),
     "CLIP-toy": _TOY,
     "SmartCLIP-toy": _TOY.with_(mask_layers=1),
+    "CLIP-toy-ViT": _TOY_VIT,
+    "SmartCLIP-toy-ViT": _TOY_VIT.with_(mask_layers=1),
     "SmartCLIP-tiny": TowerConfig(
         embed_dim=64, image_size=64, patch_size=8, vision_width=64, vision_layers=4, vision_heads=2, text_width=64,
         text_layers=2, text_heads=2, mask_layers=1,

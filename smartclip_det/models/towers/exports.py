@@ -51,6 +51,11 @@ def write_folder(
             f"The layout {layout} has no place for a mask network. Write .safetensors, or leave the masks out on "
             "purpose (--drop-masks)."
         )
+    if config.vision != "vit":
+        raise UserError(
+            f"The layout {layout} has vision transformers only, and the image tower of these is {config.vision!r}. "
+            "Write .safetensors."
+        )
     named, config = plain_towers(state, config)
     path = Path(path)
     if path.is_file():

@@ -10,21 +10,26 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers.config import TowerConfig
+from smartclip_det.models.towers.local_tower import STRIDE
 
 State = dict[str, Tensor]
 
-#: A key that every file of a layout has, behind whatever prefix.
+#: Keys of which every file of a layout has one, behind whatever prefix.
 ANCHORS = {
-    "openai": "visual.conv1.weight",
-    "huggingface": "vision_model.embeddings.patch_embedding.weight",
-    "native": "image_tower.conv1.weight",
+    "openai": ("visual.conv1.weight", "visual.saliency.weight"),
+    "huggingface": ("vision_model.embeddings.patch_embedding.weight",),
+    "native": ("image_tower.conv1.weight", "image_tower.saliency.weight"),
 }
+#: A tensor that only the local tower has, and those that tell its sizes.
+_LOCAL = "visual.saliency.weight"
+_LOCAL_SIZES = (_LOCAL, "visual.value.weight", "visual.stem.0.conv.weight")
 #: Buffers and sizes that some writers add; they hold nothing that shapes do not tell.
 IGNORABLE = re.compile(
     r"^((visual|text)\.)?(input_resolution|image_size|context_length|vocab_size|attn_mask)$"
@@ -86,7 +91,7 @@ def readings(states: Mapping[str, State], where: str) -> list[Reading]:
 
 def _readings_of(state: State, name: str, where: str) -> list[Reading]:
     layouts: dict[str, str] = {}
-    for layout, anchor in ANCHORS.items():
+    for layout, anchor in ((name, a) for name, anchors in ANCHORS.items() for a in anchors):
         for key in state:
             if key == anchor or key.endswith(f".{anchor}"):
                 prefix = key[: -len(anchor)]
@@ -113,7 +118,7 @@ def _foreign(keys: list[str], where: str) -> UserError:
         return UserError(
             f"{where} is an open_clip model with a timm tower; only ViT towers of the OpenAI layout are read."
         )
-    if any(k.endswith("tower.conv1.weight") for k in keys):
+    if any(k.endswith(("tower.conv1.weight", "tower.saliency.weight")) for k in keys):
         return UserError(
             f"{where} is a detector checkpoint (image tower only). Give the CLIP checkpoint it was made from."
         )
@@ -218,26 +223,20 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
     Raises:
         UserError: when tensors that carry the sizes are missing (a cut or partial file).
     """
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "text_projection",
-              "token_embedding.weight", "positional_embedding", "ln_final.weight")  # fmt: skip
+    image = _LOCAL_SIZES if _LOCAL in state else ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
+    needed = (*image, "text_projection", "token_embedding.weight", "positional_embedding", "ln_final.weight")
     missing = [n for n in needed if n not in state]
-    axes = {"visual.conv1.weight": 4, "ln_final.weight": 1}
+    axes = {"visual.conv1.weight": 4, "ln_final.weight": 1, **dict.fromkeys(_LOCAL_SIZES, 4)}
     flat = [n for n in needed if n in state and state[n].dim() != axes.get(n, 2)]
     if flat:
         raise UserError(f"{where}: {flat[0]} has {state[flat[0]].dim()} axes; it is no CLIP checkpoint.")
     if missing:
         raise UserError(f"{where} is not a whole CLIP checkpoint: it lacks {', '.join(missing)}.")
-    patch = state["visual.conv1.weight"].shape[-1]
-    vision_width, text_width = state["visual.conv1.weight"].shape[0], state["ln_final.weight"].shape[0]
-    grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
+    text_width = state["ln_final.weight"].shape[0]
     masks = _count(state, r"^mask_net\.resblocks\.(\d+)\.")
     return TowerConfig(
+        **(_local_sizes(state) if _LOCAL in state else _vit_sizes(state)),
         embed_dim=state["text_projection"].shape[1],
-        image_size=grid * patch,
-        patch_size=patch,
-        vision_width=vision_width,
-        vision_layers=_count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        vision_heads=_VISION_HEADS.get(vision_width) or _heads(vision_width),
         context_length=state["positional_embedding"].shape[0],
         vocab_size=state["token_embedding.weight"].shape[0],
         text_width=text_width,
@@ -250,9 +249,35 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
     )
 
 
+def _vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
+    return {
+        "image_size": grid * patch, "patch_size": patch, "vision_width": width,
+        "vision_layers": _count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
+        "vision_heads": _VISION_HEADS.get(width) or _heads(width),
+    }  # fmt: skip
+
+
+def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A tower of convolutions takes any input size, which its tensors do not tell."""
+    return {
+        "vision": "local", "image_size": 64, "patch_size": STRIDE, "vision_heads": 1,
+        "vision_width": state["visual.value.weight"].shape[1],
+        "vision_layers": _count(state, r"^visual\.blocks\.(\d+)\."),
+    }  # fmt: skip
+
+
 #: Keys of ``TowerConfig`` that shapes tell.
-SHAPED = ("embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length", "vocab_size",
+SHAPED = ("vision", "embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length", "vocab_size",
           "text_width", "text_layers", "stretched", "mask_layers")  # fmt: skip
+
+
+
+def shaped(config: TowerConfig) -> tuple[str, ...]:
+    """Keys that the shapes of such towers tell."""
+    return tuple(k for k in SHAPED if k != "image_size" or config.vision != "local")
+
 
 #: Towers whose heads are not 64 wide: ViT-H/14, ViT-g/14 and ViT-bigG/14 (text 1280 with 20 heads is 64 wide).
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}

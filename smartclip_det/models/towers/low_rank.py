@@ -58,12 +58,18 @@ def add_low_rank(towers: Iterable[nn.Module], rank: int = 8, alpha: float | None
     added = 0
     for tower in towers:
         tower.requires_grad_(False)
+        before = added
         for part in list(tower.modules()):
             for module, name in _weights(part):
                 weight = getattr(module, name)
                 update = LowRankUpdate(weight, min(rank, *weight.shape), alpha or rank)
                 parametrize.register_parametrization(module, name, update)
                 added += update.down.numel() + update.up.numel()
+        if added == before:
+            raise UserError(
+                f"low_rank updates weights of attention and MLPs, and a {type(tower).__name__} has none. Train it "
+                "whole (low_rank=None)."
+            )
     return added
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from smartclip_det.core.errors import check_choice
+from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.towers.transformer import ResidualBlock
 
 MASK_PADS = ("include", "ignore")
@@ -53,6 +53,19 @@ class MaskNetwork(nn.Module):
         self.attn_pool = AttentionPool(width)
         # Our extension: the released network gives W numbers and only works where W equals D.
         self.proj: nn.Linear | None = None if width == embed_dim else nn.Linear(width, embed_dim)
+
+    @torch.no_grad()
+    def start_at(self, bias: float) -> None:
+        """Add a constant to every logit, before training: above 0 masks start open.
+
+        Raises:
+            UserError: with ``top_k``, which no constant changes.
+        """
+        if self.top_k:
+            raise UserError(f"mask_bias moves all logits alike and changes nothing under mask_top_k={self.top_k}.")
+        # Weights of the pooling sum to 1, so without a projection the last bias of each token is that of the logits.
+        last = self.resblocks[-1].mlp.c_proj if self.proj is None else self.proj
+        last.bias.add_(bias)  # type: ignore[union-attr, operator]
 
     def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mask logits.

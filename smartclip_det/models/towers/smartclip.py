@@ -24,11 +24,12 @@ from smartclip_det.models.towers import layouts
 from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint, state_hash, write_checkpoint
 from smartclip_det.models.towers.config import TowerConfig, architecture
 from smartclip_det.models.towers.exports import FOLDERS, write_folder
+from smartclip_det.models.towers.local_tower import LocalTower
 from smartclip_det.models.towers.low_rank import merge_low_rank
 from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
 from smartclip_det.models.towers.text_transformer import TextTransformer
 from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, image_statistics, tokenize
-from smartclip_det.models.towers.vision_transformer import DENSE_MODES, VisionTransformer
+from smartclip_det.models.towers.vision_transformer import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ class TextFeatures:
 class SmartCLIP(nn.Module):
     """The pair of towers and, where the checkpoint has one, the mask network."""
 
-    dense_modes: tuple[str, ...] = DENSE_MODES
-
     def __init__(self, config: TowerConfig | Mapping[str, Any], **vision_options: Any) -> None:
         """Build with CLIP's initialisation.
 
@@ -62,10 +61,8 @@ class SmartCLIP(nn.Module):
         """
         super().__init__()
         self.config = c = TowerConfig.from_dict(config)
-        self.image_tower = VisionTransformer(
-            image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
-            heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, **vision_options,
-        )  # fmt: skip
+        self.image_tower = _image_tower(c, vision_options)
+        self.dense_modes = self.image_tower.dense_modes
         self.text_tower = TextTransformer(
             context_length=c.context_length, vocab_size=c.vocab_size, width=c.text_width, layers=c.text_layers,
             heads=c.text_heads, embed_dim=c.embed_dim, activation=c.text_activation or c.activation,
@@ -108,11 +105,20 @@ class SmartCLIP(nn.Module):
         return model.eval()
 
     @staticmethod
-    def from_arch(arch: str, *, seed: int = 0, **vision_options: Any) -> SmartCLIP:
-        """A named architecture with random weights that depend on the seed alone, in eval mode."""
+    def from_arch(
+        arch: str, *, seed: int = 0, sizes: Mapping[str, Any] | None = None, **vision_options: Any
+    ) -> SmartCLIP:  # fmt: skip
+        """A named architecture with random weights that depend on the seed alone, in eval mode.
+
+        Args:
+            arch: its name.
+            seed: of the weights.
+            sizes: changes to its :class:`TowerConfig`, e.g. ``dict(embed_dim=256)``.
+            vision_options: see the constructor.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SmartCLIP(architecture(arch), **vision_options).eval()
+            return SmartCLIP(architecture(arch).with_(**(sizes or {})), **vision_options).eval()
 
     def openai_state(self) -> dict[str, Tensor]:
         """All tensors under OpenAI names."""
@@ -131,7 +137,7 @@ class SmartCLIP(nn.Module):
     @property
     def checkpoint_hash(self) -> str:
         """16 hex digits over the weights; computed again whenever a weight was written to."""
-        written = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        written = tuple((p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers()))
         if self._hash is None or self._hash[0] != written:
             self._hash = (written, state_hash(self.openai_state()))
         return self._hash[1]
@@ -237,6 +243,16 @@ class SmartCLIP(nn.Module):
             names=tuple(texts), embeds=torch.cat(embeds), masks=(soft >= 0.5).float(), mask_probs=soft,
             texts=tuple(texts), provenance=self.provenance(),
         )  # fmt: skip
+
+
+def _image_tower(c: TowerConfig, options: Mapping[str, Any]) -> VisionTransformer | LocalTower:
+    if c.vision == "local":
+        return LocalTower(image_size=c.image_size, width=c.vision_width, layers=c.vision_layers,
+                          embed_dim=c.embed_dim, **options)  # fmt: skip
+    return VisionTransformer(
+        image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
+        heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, **options,
+    )  # fmt: skip
 
 
 def _stretch(checkpoint: Checkpoint) -> Checkpoint:

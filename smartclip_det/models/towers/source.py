@@ -13,8 +13,9 @@ from smartclip_det.models.towers.smartclip import SmartCLIP
 
 logger = logging.getLogger(__name__)
 _KEYS = {
-    "checkpoint": ("checkpoint", "activation", "reading", "stretch", "mask_layers", "mask_pad", "mask_top_k"),
-    "arch": ("arch", "seed"),
+    "checkpoint": ("checkpoint", "activation", "reading", "stretch", "mask_layers", "mask_pad", "mask_top_k",
+                   "mask_bias"),
+    "arch": ("arch", "seed", "sizes"),
 }
 
 
@@ -23,10 +24,11 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
 
     Args:
         source: ``dict(checkpoint=PATH, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
-            seed=0)``. A checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None,
+            seed=0, sizes=dict(embed_dim=256))``, ``sizes`` being changes to the architecture. A checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None,
             arch=NAME)``.
             With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
-            randomly started by the seed: how SmartCLIP starts from CLIP.
+            randomly started by the seed: how SmartCLIP starts from CLIP. ``mask_bias`` is added to the logits of a
+            mask network that starts at random: above 0 masks start open.
         vision_options: see :class:`SmartCLIP`.
 
     Raises:
@@ -41,15 +43,20 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
             source["checkpoint"], activation=source.get("activation"), reading=source.get("reading"),
             stretch=source.get("stretch", False), **vision_options,
         )  # fmt: skip
-        return _with_masks_of(_with_mask_network(model, source, vision_options), source)
+        joined = _with_mask_network(model, source, vision_options)
+        return _with_masks_of(joined, source, fresh=joined is not model)
     if source.get("arch"):
-        model = SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), **vision_options)
-        return _with_masks_of(model, source)
+        model = SmartCLIP.from_arch(
+            source["arch"], seed=source.get("seed", 0), sizes=source.get("sizes"), **vision_options
+        )
+        return _with_masks_of(model, source, fresh=True)
     raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
 
 
-def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any]) -> SmartCLIP:
-    """The same towers, their mask network reading padding and choosing dimensions as the source says."""
+def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any], *, fresh: bool) -> SmartCLIP:
+    """The same towers, their mask network reading padding, choosing dimensions and starting as the source says."""
+    if fresh and source.get("mask_bias") and model.mask_network is not None:
+        model.mask_network.start_at(float(source["mask_bias"]))
     changes = {k: source[k] for k in ("mask_pad", "mask_top_k") if source.get(k)}
     if changes and model.mask_network is not None:
         told = {k: v for k, v in changes.items() if getattr(model.config, k) != v}

@@ -43,6 +43,10 @@ class VisionOutput:
 class VisionTransformer(nn.Module):
     """CLIP's ViT. Images of any size are padded with zeros (right, bottom) to whole patches."""
 
+    dense_modes: tuple[str, ...] = DENSE_MODES
+    #: Whether activations may be computed again in backward.
+    recomputable = True
+
     def __init__(
         self, *, image_size: int = 224, patch_size: int = 16, width: int = 768, layers: int = 12, heads: int = 12,
         embed_dim: int = 512, activation: str = "quick_gelu", window_size: int = 0,
@@ -81,6 +85,23 @@ class VisionTransformer(nn.Module):
     def layers(self) -> int:
         """Number of blocks."""
         return len(self.transformer.resblocks)
+
+    @property
+    def tap_channels(self) -> tuple[int, ...]:
+        """C of each layer's tap."""
+        return (self.width,) * self.layers
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Input pixels of a cell of each layer's tap."""
+        return (self.patch_size,) * self.layers
+
+    def freeze_unused(self, taps: Sequence[int]) -> None:
+        """Leave out of training what taps do not use."""
+        used = max(self._layer(t) for t in taps)
+        for part in (self.ln_post, *self.transformer.resblocks[used + 1 :]):
+            part.requires_grad_(False)
+        self.proj.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""

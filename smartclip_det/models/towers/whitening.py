@@ -32,6 +32,11 @@ def whiten_patch_embedding(
     Raises:
         UserError: when there are fewer patches than components.
     """
+    if not isinstance(tower, VisionTransformer):
+        raise UserError(
+            f"Whitening starts the patch embedding of a transformer; a {type(tower).__name__} has none. Drop "
+            "WhitenPatchesHook from custom_hooks."
+        )
     p, width = tower.patch_size, tower.width
     generator = torch.Generator().manual_seed(seed)
     cells = images.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * p * p).float().cpu()
