@@ -1,5 +1,5 @@
 # Plain CLIP from the same towers, on the same captions for as many steps: what SmartCLIP is compared with.
-_base_ = "./smartclip-align_toy.py"
+_base_ = "./smartclip-align_two-stage_toy.py"
 
 towers = dict(_delete_=True, checkpoint=None, arch="CLIP-toy", seed=0)
 model = dict(towers=towers, loss=dict(mask_mode="off", alignment_weight=0.5))

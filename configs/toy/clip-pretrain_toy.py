@@ -1,4 +1,5 @@
-# CLIP from nothing on short captions: the towers that both alignments start from, as SmartCLIP starts from CLIP.
+# CLIP from nothing on short captions: the towers that both two-stage alignments start from, as SmartCLIP starts from
+# CLIP.
 _base_ = ["../_base_/datasets/toy_captions.py", "../_base_/alignment_runtime.py"]
 
 towers = dict(checkpoint=None, arch="CLIP-toy", seed=0)
@@ -8,13 +9,11 @@ model = dict(
     type="SmartCLIPAlignment",
     towers=towers,
     loss=dict(mask_mode="off", scale="learned", alignment_weight=0.5),
-    # Patches are trained to match texts as well: a frozen detector rests on them (README: what was tried).
-    dense_weight=1.0,
 )
 val_evaluator = dict(scoring="off")
 test_evaluator = val_evaluator
 optim_wrapper = dict(
-    type="BFloat16OptimWrapper",
+    type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(logit_scale=dict(decay_mult=0.0))),
     clip_grad=dict(max_norm=1.0),
@@ -27,7 +26,6 @@ train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 custom_hooks = [
-    dict(type="WhitenPatchesHook"),
     dict(type="CaptionEpochHook"),
     dict(type="TowerCheckpointHook"),
     dict(type="PromptBankHook", templates=["{article} {}"]),

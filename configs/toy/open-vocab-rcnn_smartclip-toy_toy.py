@@ -1,4 +1,5 @@
 # The OV-COCO recipe (frozen tower, F-ViT form) at the size of the toy world: same classes, other sizes and schedule.
+# The small tower has taps at strides 2, 4 and 8 of its own, so no pyramid is made of them.
 # towers.checkpoint: what smartclip-align_toy.py wrote.
 _base_ = [
     "../_base_/models/open_vocab_rcnn_b16.py",
@@ -12,17 +13,15 @@ norm_cfg = dict(type="BN")
 strides = [2, 4, 8, 16]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
-    # The factor that the towers learned for their own cosines is near 16; a real CLIP's is 100.
-    policy=dict(dense_temperature=16.0),
-    backbone=dict(towers=towers, out_indices=(0, 1, 2, 3)),
-    neck=[
-        dict(type="TapPyramid", in_channels=128, norm_cfg=norm_cfg),
-        dict(type="FPN", in_channels=[128] * 4, out_channels=64, num_outs=4, norm_cfg=norm_cfg),
-    ],
+    # The factor that the towers learned for their own cosines is near 16; a real CLIP's is 100. The length of a cell of
+    # this tower's dense map is its weight, so cells are pooled as they are.
+    policy=dict(dense_temperature=16.0, dense_norm="none", text_norm="masked"),
+    backbone=dict(towers=towers, out_indices=(0, 1, 2)),
+    neck=dict(_delete_=True, type="FPN", in_channels=[16, 48, 80], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=64, feat_channels=64, num_convs=1, anchor_generator=dict(scales=[6], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides, finest_scale=14),
-        bbox_head=dict(embed_dim=64, in_channels=64, num_convs=0, fc_channels=256, norm_cfg=norm_cfg),
+        bbox_head=dict(embed_dim=128, in_channels=64, num_convs=0, fc_channels=256, norm_cfg=norm_cfg),
         dense_stride=8,
     ),
     train_cfg=dict(

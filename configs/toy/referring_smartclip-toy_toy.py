@@ -10,7 +10,7 @@ towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0)
 model = dict(
     towers=towers,
     image_size=64,
-    out_indices=(0, 1, 2, 3),
+    out_indices=(0, 1, 2),
     head=dict(dim=128, layers=2, heads=4, feedforward=512, queries=4, dropout=0.0),
     loss_weights=dict(_delete_=True, exists=2.0),
 )

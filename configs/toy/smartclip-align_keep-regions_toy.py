@@ -1,5 +1,5 @@
 # Keeping boxes: boxes of base shapes are matched with their texts, each under its own mask; novel ones stay unboxed.
-_base_ = "./smartclip-align_toy.py"
+_base_ = "./smartclip-align_two-stage_toy.py"
 
 model = dict(region_contrast=dict(weight=5.0, images=64, scale=15.0))
 train_dataloader = dict(

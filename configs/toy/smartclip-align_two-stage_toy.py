@@ -1,5 +1,5 @@
-# SmartCLIP's alignment loss on prefixes of long captions and short ones, from towers of clip-pretrain_toy.py
-# (towers.checkpoint), with a new mask network.
+# The published order, masks added to a finished CLIP: SmartCLIP's alignment loss on prefixes of long captions and short
+# ones, from towers of clip-pretrain_toy.py (towers.checkpoint), with a new mask network.
 _base_ = "./clip-pretrain_toy.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)

@@ -110,7 +110,9 @@ class SceneCaptions:
                 raise UserError(f"{self.file}: entry {n} is no scene; each has id and objects.")
             for o in scene["objects"]:
                 if not isinstance(o, dict) or not wanted <= o.keys():
-                    raise UserError(f"{self.file}: an object of scene {scene['id']!r} needs {', '.join(sorted(wanted))}.")
+                    raise UserError(
+                        f"{self.file}: an object of scene {scene['id']!r} needs {', '.join(sorted(wanted))}."
+                    )
             found[scene["id"]] = scene["objects"]
         for r in records:
             r.objects = found.get(r.id, [])

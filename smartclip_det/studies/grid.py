@@ -21,9 +21,9 @@ from smartclip_det.utils.steps import Step, StepRunner, verb
 
 #: Alignments: config, and how their texts are scored.
 VARIANTS = {
-    "clip": ("clip-align_toy", ("off",)),
+    "clip": ("clip-align_two-stage_toy", ("off",)),
     "longclip": ("longclip-align_toy", ("off",)),
-    "smartclip": ("smartclip-align_toy", RETRIEVAL_MODES),
+    "smartclip": ("smartclip-align_two-stage_toy", RETRIEVAL_MODES),
     "non_modular": ("smartclip-align_non-modular_toy", RETRIEVAL_MODES),
     "keep_crops": ("smartclip-align_keep-crops_toy", ("hard", "off")),
     "keep_regions": ("smartclip-align_keep-regions_toy", ("hard", "off")),

@@ -83,8 +83,9 @@ class Story:
             [Step("world", world, [self.data / "world.json"])],
             [self.training("pretrain", "clip-pretrain_toy", self.size.pretrain)],
             [
-                self.training("clip", "clip-align_toy", self.size.align, self.last("pretrain", self.size.pretrain)),
-                self.training("smartclip", "smartclip-align_toy", self.size.align,
+                self.training("clip", "clip-align_two-stage_toy", self.size.align,
+                              self.last("pretrain", self.size.pretrain)),
+                self.training("smartclip", "smartclip-align_two-stage_toy", self.size.align,
                               self.last("pretrain", self.size.pretrain)),
             ],
             [self.probe("clip"), self.probe("smartclip"), self.probe("random")],
@@ -124,7 +125,7 @@ class Story:
             "probe", *where, "--ann", str(annotations / "instances_val.json"),
             "--images", str(self.data / "images/val"), "--split-file", str(annotations / "split.json"),
             "--templates", TEMPLATE, "--crop-context", "2.0", "--views", "crop", "dense", "mask",
-            "--mask-modes", *MODES, "--dense-modes", "vanilla", "value", "qq_kk", "clearclip", "--out", str(out),
+            "--mask-modes", *MODES, "--out", str(out),
         )  # fmt: skip
         return Step(f"probe_{name}", command, [out])
 

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 def test_same_seed_same_bytes_and_another_seed_another_world(folder, tmp_path):
     write_world(ToyWorld(SMALL), tmp_path, progress=False)
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    assert len(files) == 120 + 40 + 20 + 20 + 4 * 4 + 2 + 2 + 2
+    assert len(files) == 120 + 40 + 20 + 20 + 4 * 5 + 2 + 2 + 2
     for name in files:
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
     other = ToyWorld(WorldConfig(seed=2, train=120, val=40, test=20, side=96))

@@ -169,7 +169,8 @@ def test_losses_vanish_for_a_perfect_head_on_a_wide_input():
 
 def owl_config(**options):
     config = load_config(REPO / "configs/toy/open-vocab-owl_smartclip-toy_toy.py", {"towers": dict(TOWERS), **options})
-    config.model.bbox_head.in_channels = 64
+    config.model.backbone.out_indices = (3,)
+    config.model.bbox_head.update(in_channels=64, embed_dim=64)
     return config
 
 

@@ -382,7 +382,7 @@ def test_predict_gives_vectors_masks_and_scores_of_each_image():
 
 
 def test_whitening_makes_patch_vectors_uncorrelated():
-    tower = SmartCLIP.from_arch("SmartCLIP-toy").image_tower
+    tower = SmartCLIP.from_arch("SmartCLIP-toy-ViT").image_tower
     base = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     pixels = functional.interpolate(base, 64, mode="bicubic") + 0.3 * images(40)
     whiten_patch_embedding(tower, pixels, eps=1e-6)

@@ -22,7 +22,7 @@ from tests.processes import run_processes
 from tests.tools.test_runs import run
 
 pytestmark = pytest.mark.slow
-CONFIG = "configs/toy/smartclip-align_toy.py"
+CONFIG = "configs/toy/smartclip-align_two-stage_toy.py"
 
 
 @pytest.fixture(scope="module")

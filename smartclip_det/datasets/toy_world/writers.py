@@ -2,8 +2,8 @@
 
 ``images/SPLIT/NNNNNN.jpg``, ``annotations/instances_SPLIT.json`` (training: boxes of base shapes only),
 ``annotations/split.json``, ``annotations/lvis_{train,val}.json`` (colour-shape classes of base shapes),
-``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``annotations/scenes_SPLIT.json`` (what is
-in each picture, by words and without boxes: of this, captions are drawn in training), ``refs/refs(toy).p`` with
+``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``annotations/scenes_SPLIT.json``
+(what is in each picture, by words and without boxes: captions are drawn from it in training), ``refs/refs(toy).p`` with
 ``refs/instances.json`` (single targets), ``refs/finetune_toy_SPLIT.json`` (MDETR layout, with plural and no-target
 sentences), ``world.json``.
 """
@@ -56,7 +56,9 @@ class _Records:
         for o in scene.objects:
             self.boxes.append(_annotation(len(self.boxes) + 1, image_id, o))
             self.pairs.append(o.pair)
-        self.scenes.append({"id": image_id, "background": scene.background, "objects": [_words(o) for o in scene.objects]})
+        self.scenes.append(
+            {"id": image_id, "background": scene.background, "objects": [_words(o) for o in scene.objects]}
+        )
         long, short = long_caption(scene), short_captions(scene)
         self.shared.append({"id": image_id, "image": f"images/{self.split}/{name}", "short": short,
                             "conversations": [{"from": "human", "value": "Describe the picture.\n<image>"},

@@ -108,8 +108,8 @@ class SmartCLIPAlignment(BaseModel):
         self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
         if (micro_batch or checkpointing) and not self.towers.image_tower.recomputable:
             raise UserError(
-                "The image tower has batch norm: a part of a batch has other means than the whole, and what is computed "
-                "again in backward is counted twice. Leave micro_batch and checkpointing off."
+                "The image tower has batch norm: a part of a batch has other means than the whole, and what is "
+                "computed again in backward is counted twice. Leave micro_batch and checkpointing off."
             )
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
         self.region_contrast = None if region_contrast is None else RegionContrast(**region_contrast)
@@ -276,8 +276,9 @@ class SmartCLIPAlignment(BaseModel):
             bank = bank.to(images.device)
             # A control needs another text to take a mask from.
             scores[name] = {
-                mode: masked_cosine(images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts),
-                                    text_norm=self.loss.text_norm).cpu()  # fmt: skip
+                mode: masked_cosine(
+                    images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts), text_norm=self.loss.text_norm
+                ).cpu()
                 for mode in RETRIEVAL_MODES
                 if mode != "shuffled" or len(bank) > 1
             }

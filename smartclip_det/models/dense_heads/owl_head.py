@@ -102,9 +102,10 @@ class OWLHead(BaseModule):
             nn.init.constant_(layer.bias, value)
 
     @torch.no_grad()
-    def start_from(self, norm: nn.LayerNorm, projection: Tensor) -> None:
-        """Start class vectors from a tower's own last norm and projection ``[C, D]``."""
-        self.norm.load_state_dict(norm.state_dict())
+    def start_from(self, norm: nn.LayerNorm | None, projection: Tensor) -> None:
+        """Start class vectors from a tower's own last norm, where it has one, and projection ``[C, D]``."""
+        if norm is not None:
+            self.norm.load_state_dict(norm.state_dict())
         self.fc_class.weight.copy_(projection.t())
         nn.init.zeros_(self.fc_class.bias)
 
@@ -114,7 +115,9 @@ class OWLHead(BaseModule):
         x = tokens.flatten(2).transpose(1, 2).float()
         if self.merge_class_token:
             if class_token is None:
-                raise UserError("merge_class_token=True needs the tower's last layer in out_indices.")
+                raise UserError(
+                    "merge_class_token=True needs a tower with a class token, and its last layer in out_indices."
+                )
             x = x * class_token.float().unsqueeze(1)
         x = self.norm(x)
         boxes = (self.box_mlp(x) + cell_logits(grid, x.device)).sigmoid()

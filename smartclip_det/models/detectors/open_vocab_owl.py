@@ -57,7 +57,7 @@ class OpenVocabOWL(BankInForce, BaseDetector):
                 f"OpenVocabOWL reads the last layer: out_indices=({tower.layers - 1},) or (-1,); given "
                 f"{tuple(self.backbone.out_indices)}."
             )
-        self.bbox_head.start_from(tower.ln_post, tower.proj)
+        self.bbox_head.start_from(*tower.readout())
 
     @property
     def degenerate_counter(self) -> DegenerateCounter:

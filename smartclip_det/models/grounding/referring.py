@@ -66,8 +66,9 @@ class SmartCLIPReferring(BaseModel):
             raise UserError(f"image_size must be a multiple of the patch size {config.patch_size}; given {image_size}.")
         self.image_size, self.dense_mode = image_size, check_choice("dense_mode", dense_mode, self.towers.dense_modes)
         self.out_indices = tuple(out_indices)
+        channels = self.towers.image_tower.tap_channels
         self.head = FusionHead(
-            channels=sum(self.towers.image_tower.tap_channels[i] for i in self.out_indices), text_width=config.text_width,
+            channels=sum(channels[i] for i in self.out_indices), text_width=config.text_width,
             embed_dim=config.embed_dim, grid=image_size // config.patch_size, text_length=config.context_length, **head,
         )  # fmt: skip
         self._texts: OrderedDict[str, tuple[Tensor, Tensor, Tensor]] = OrderedDict()

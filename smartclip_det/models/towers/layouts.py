@@ -269,9 +269,8 @@ def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 #: Keys of ``TowerConfig`` that shapes tell.
-SHAPED = ("vision", "embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length", "vocab_size",
-          "text_width", "text_layers", "stretched", "mask_layers")  # fmt: skip
-
+SHAPED = ("vision", "embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length",
+          "vocab_size", "text_width", "text_layers", "stretched", "mask_layers")  # fmt: skip
 
 
 def shaped(config: TowerConfig) -> tuple[str, ...]:

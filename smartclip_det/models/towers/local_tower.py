@@ -96,6 +96,10 @@ class LocalTower(nn.Module):
         """C of each tap."""
         return self.width // 5, 3 * self.width // 5, self.width
 
+    def readout(self) -> tuple[nn.LayerNorm | None, Tensor]:
+        """Norm (none) and projection ``[W, D]`` between the last map and the joint embedding."""
+        return None, self.value.weight.flatten(1).t()
+
     def freeze_unused(self, taps: Sequence[int]) -> None:
         """Leave out of training what taps do not use."""
         used = max(self._tap(t) for t in taps)

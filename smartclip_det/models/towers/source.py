@@ -13,8 +13,16 @@ from smartclip_det.models.towers.smartclip import SmartCLIP
 
 logger = logging.getLogger(__name__)
 _KEYS = {
-    "checkpoint": ("checkpoint", "activation", "reading", "stretch", "mask_layers", "mask_pad", "mask_top_k",
-                   "mask_bias"),
+    "checkpoint": (
+        "checkpoint",
+        "activation",
+        "reading",
+        "stretch",
+        "mask_layers",
+        "mask_pad",
+        "mask_top_k",
+        "mask_bias",
+    ),
     "arch": ("arch", "seed", "sizes"),
 }
 
@@ -24,8 +32,8 @@ def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
 
     Args:
         source: ``dict(checkpoint=PATH, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
-            seed=0, sizes=dict(embed_dim=256))``, ``sizes`` being changes to the architecture. A checkpoint of None is passed over, so a config can offer both: ``dict(checkpoint=None,
-            arch=NAME)``.
+            seed=0, sizes=dict(embed_dim=256))``, ``sizes`` being changes to the architecture. A checkpoint of None is
+            passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
             With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
             randomly started by the seed: how SmartCLIP starts from CLIP. ``mask_bias`` is added to the logits of a
             mask network that starts at random: above 0 masks start open.

@@ -96,6 +96,10 @@ class VisionTransformer(nn.Module):
         """Input pixels of a cell of each layer's tap."""
         return (self.patch_size,) * self.layers
 
+    def readout(self) -> tuple[nn.LayerNorm | None, Tensor]:
+        """Norm and projection ``[W, D]`` between the last block's tokens and the joint embedding."""
+        return self.ln_post, self.proj
+
     def freeze_unused(self, taps: Sequence[int]) -> None:
         """Leave out of training what taps do not use."""
         used = max(self._layer(t) for t in taps)
