@@ -1,5 +1,5 @@
-# CLIP from nothing in one stage: what smartclip-align_toy.py is compared with, equal in all but masks. Captions are drawn
-# from the scenes, two a picture: at first one or two objects with few attributes, later any part of them with more.
+# CLIP from nothing in one stage: what smartclip-align_toy.py is compared with, equal in all but masks. Captions are
+# drawn from the scenes, two a picture: at first one or two objects with few attributes, later any part with more.
 _base_ = ["../_base_/datasets/toy_captions.py", "../_base_/schedules/toy_2000.py"]
 
 towers = dict(checkpoint=None, arch="CLIP-toy", seed=0)

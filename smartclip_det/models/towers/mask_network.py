@@ -64,8 +64,10 @@ class MaskNetwork(nn.Module):
         if self.top_k:
             raise UserError(f"mask_bias moves all logits alike and changes nothing under mask_top_k={self.top_k}.")
         # Weights of the pooling sum to 1, so without a projection the last bias of each token is that of the logits.
-        last = self.resblocks[-1].mlp.c_proj if self.proj is None else self.proj
-        last.bias.add_(bias)  # type: ignore[union-attr, operator]
+        block = self.resblocks[-1]
+        assert isinstance(block, ResidualBlock)
+        last = block.mlp.c_proj if self.proj is None else self.proj
+        last.bias.add_(bias)
 
     def forward(self, states: Tensor, keep: Tensor | None = None) -> Tensor:
         """Mask logits.
