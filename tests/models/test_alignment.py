@@ -443,3 +443,20 @@ def test_tokens_over_the_context_are_refused():
     sample = BaseDataElement(metainfo={"drawn_tokens": [[49406, *range(1, 90), 49407]]})
     with pytest.raises(UserError, match="gives 91 tokens, the towers take 77"):
         model(images(1), [sample], mode="loss")
+
+
+def test_sparsity_comes_in_step_by_step_and_from_any_step():
+    from types import SimpleNamespace
+
+    from smartclip_det.engine.alignment_hooks import SparsityRampHook
+
+    model = build(loss={"sparsity_weight": 4.0})
+    hook, weights = SparsityRampHook(begin=10, end=20), []
+    for step in (0, 10, 15, 20, 50, 15):
+        hook.before_train_iter(SimpleNamespace(model=model, iter=step), 0)
+        weights.append(model.loss.sparsity_weight)
+    assert weights == [0, 0, 2, 4, 4, 2]
+    found = {k: v.item() for k, v in model(images(6), samples(TEXTS), mode="loss").items()}
+    assert found["loss_sparsity"] == pytest.approx(2 * found["mask_density"], rel=1e-4)
+    with pytest.raises(UserError, match="0 <= begin < end"):
+        SparsityRampHook(begin=5, end=5)
