@@ -13,12 +13,10 @@ norm_cfg = dict(type="BN")
 strides = [2, 4, 8, 16]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
-    # F-ViT's exponents times objectness, as CORA does: without it novel boxes drown in background (README). A real CLIP's
+    # F-ViT's exponents times objectness, as CORA does: without it novel boxes drown in background. A real CLIP's
     # cosines have a factor of 100, these 16. The length of a cell of this tower's dense map is its weight, so cells are
     # pooled as they are.
-    policy=dict(
-        fusion="cora", alpha=0.1, beta=0.8, dense_temperature=16.0, dense_norm="none", text_norm="masked"
-    ),
+    policy=dict(fusion="cora", alpha=0.1, beta=0.8, dense_temperature=16.0, dense_norm="none", text_norm="masked"),
     backbone=dict(towers=towers, out_indices=(0, 1, 2)),
     neck=dict(_delete_=True, type="FPN", in_channels=[16, 48, 80], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=64, feat_channels=64, num_convs=1, anchor_generator=dict(scales=[6], strides=strides)),
