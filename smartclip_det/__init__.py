@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from smartclip_det.apis.answers import Detections
     from smartclip_det.apis.classification import ClassifyOptions, classify
     from smartclip_det.apis.fine_tuning import FineTuneOptions, fine_tune
+    from smartclip_det.apis.former_names import ReferringPredictor, SmartCLIPPredictor
     from smartclip_det.apis.grounding import GroundOptions, ground_expressions
-    from smartclip_det.apis.predictor import SmartCLIPPredictor
-    from smartclip_det.apis.referring_predictor import ReferringPredictor
+    from smartclip_det.apis.predictor import Predictor
     from smartclip_det.apis.rescoring import RescoreFileOptions, rescore_file
     from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
     from smartclip_det.core.errors import UserError
@@ -39,12 +39,13 @@ _HOMES = {
     "Detections": "apis.answers",
     "FineTuneOptions": "apis.fine_tuning",
     "GroundOptions": "apis.grounding",
-    "ReferringPredictor": "apis.referring_predictor",
+    "Predictor": "apis.predictor",
+    "ReferringPredictor": "apis.former_names",
     "RescoreFileOptions": "apis.rescoring",
     "RetrieveOptions": "apis.retrieval",
     "ScoringPolicy": "core.scoring_policy",
     "SmartCLIP": "models.towers.smartclip",
-    "SmartCLIPPredictor": "apis.predictor",
+    "SmartCLIPPredictor": "apis.former_names",
     "TextBank": "core.text_bank",
     "UserError": "core.errors",
     "build_bank": "models.vocabulary",
@@ -61,6 +62,7 @@ __all__ = [
     "Detections",
     "FineTuneOptions",
     "GroundOptions",
+    "Predictor",
     "ReferringPredictor",
     "RescoreFileOptions",
     "RetrieveOptions",

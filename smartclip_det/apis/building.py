@@ -13,7 +13,7 @@ _FACTS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 def build_detector(
     config: str | Path, checkpoint: str | Path | None, cfg_options: Mapping[str, Any] | None = None,
-    only: str | None = None,
+    only: str | Sequence[str] | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The config and its detector, on the CPU.
 
@@ -21,7 +21,7 @@ def build_detector(
         config: any MMDetection config.
         checkpoint: weights; None for the config's initial ones (random heads: for tests only).
         cfg_options: overrides.
-        only: the type that the detector must have.
+        only: the type, or one of the types, that the model must have.
 
     Raises:
         UserError: for missing files, configs of other detectors, or a checkpoint that lacks parameters.
@@ -35,8 +35,9 @@ def build_detector(
     from smartclip_det.engine.launch import refuse_foreign_checkpoint
 
     cfg = load_config(config, cfg_options)
-    if only is not None and cfg.model.type != only:
-        raise UserError(f"An {only} config is needed; {config} builds {cfg.model.type}.")
+    allowed = [only] if isinstance(only, str) else list(only or ())
+    if allowed and cfg.model.type not in allowed:
+        raise UserError(f"A config of {' or '.join(allowed)} is needed; {config} builds {cfg.model.type}.")
     fit_norm_layers(cfg, distributed=False)
     init_default_scope("mmdet")
     detector = MODELS.build(cfg.model)

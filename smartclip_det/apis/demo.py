@@ -16,14 +16,10 @@ from PIL import Image
 
 from smartclip_det.apis.answers import Detections
 from smartclip_det.apis.inputs import check_threshold, find_images, load_image
-from smartclip_det.apis.predictor import SmartCLIPPredictor
-from smartclip_det.apis.referring_predictor import ReferringPredictor
+from smartclip_det.apis.predictor import Predictor
 from smartclip_det.core.errors import UserError
-from smartclip_det.engine.config import load_config
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp
 from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
-
-Predictor = SmartCLIPPredictor | ReferringPredictor
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,10 @@ class DemoOptions:
     Attributes:
         images: files and folders.
         texts: phrases; with ``ground`` referring expressions.
-        config: of an open-vocabulary detector or a grounding head.
+        config: of an open-vocabulary detector or a grounding head; None: towers alone, without training.
         checkpoint: its weights; None: heads are random.
+        encoder: towers: with ``config`` its ``towers.checkpoint``, without one a name of public weights or a file.
+        boxes: without ``config``: where boxes come from (see :meth:`Predictor.from_pretrained`).
         ground: phrases are referring expressions; a panel is drawn for each.
         heatmap: also draw similarity maps and masks.
         threshold: lowest score drawn and written; None: 0.5, and 0 with ``ground``, whose best box is shown.
@@ -46,8 +44,10 @@ class DemoOptions:
 
     images: Sequence[Path]
     texts: Sequence[str]
-    config: str
+    config: str | None = None
     checkpoint: str | None = None
+    encoder: str | None = None
+    boxes: str | None = None
     ground: bool = False
     heatmap: bool = False
     threshold: float | None = None
@@ -73,10 +73,10 @@ def demo(options: DemoOptions) -> list[str]:
     predictor = load_predictor(options)
     told = ", ".join(f"{k} {v}" for k, v in _told(predictor.protocol).items())
     print(f"device: {predictor.device}; {told}")
-    if not options.checkpoint:
+    if options.config and not options.checkpoint:
         print("note: no --checkpoint: the heads are random and the boxes mean nothing.")
     options.out.mkdir(parents=True, exist_ok=True)
-    stamp = protocol_stamp("demo", config=str(options.config), **predictor.protocol,
+    stamp = protocol_stamp("demo", config=options.config, **predictor.protocol,
                            checkpoint_sha256=file_hash(options.checkpoint) if options.checkpoint else None)  # fmt: skip
     bad: list[str] = []
     for path in images:
@@ -101,13 +101,25 @@ def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_predictor(options: DemoOptions) -> Predictor:
-    """The detector of the config, or its trained grounding head."""
-    given = {"device": options.device, "cfg_options": options.cfg_options}
-    if load_config(options.config, options.cfg_options).model.type != "SmartCLIPReferring":
-        return SmartCLIPPredictor.from_config(options.config, options.checkpoint, **given)
-    if not options.ground:
-        raise UserError(f"{options.config} is of a grounding head, which reads expressions: say --ground.")
-    return ReferringPredictor.from_config(options.config, options.checkpoint, **given)
+    """The detector of the config, its trained grounding head, or towers and boxes.
+
+    Raises:
+        UserError: where neither a config nor towers are given, or options of one beside the other.
+    """
+    changes = dict(options.cfg_options or {})
+    if options.config:
+        if options.boxes:
+            raise UserError("--boxes is for towers alone: leave --config out, or --boxes; a detector finds its own.")
+        changes |= {"towers.checkpoint": options.encoder} if options.encoder else {}
+        return Predictor.from_config(options.config, options.checkpoint, device=options.device, cfg_options=changes)
+    if not options.encoder:
+        raise UserError(
+            "Nothing to look with: give --encoder NAME (towers alone, without training), or --config CONFIG and "
+            "--checkpoint of a detector."
+        )
+    if options.checkpoint or changes:
+        raise UserError("--checkpoint and --cfg-options go with --config; for towers alone give --encoder NAME.")
+    return Predictor.from_pretrained(options.encoder, boxes=options.boxes or "torchvision", device=options.device)
 
 
 def check_outputs(images: Sequence[Path], out: Path) -> None:
@@ -184,7 +196,7 @@ def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold
     A trained head reads the whole expression: no tree.
     """
     found = predictor.ground(expression, top_k=5)
-    tree = predictor.tree(expression) if isinstance(predictor, SmartCLIPPredictor) else None
+    tree = predictor.tree(expression) if predictor.reads_trees else None
     maps = {t: predictor.explain(t).similarity for t in ([expression] if tree is None else tree.texts())}
     none = not len(found) or found.scores[0] < threshold
     return grounding_panel(

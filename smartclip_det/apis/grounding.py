@@ -299,9 +299,9 @@ def proposals(
 
 def rpn_boxes(options: GroundOptions, wanted: list[Expression]) -> dict[int | str, Candidates]:
     """The RPN's best boxes, after the detector's own class-agnostic regression."""
-    from smartclip_det.apis import SmartCLIPPredictor
+    from smartclip_det.apis import Predictor
 
-    predictor = SmartCLIPPredictor.from_config(
+    predictor = Predictor.from_config(
         options.config, options.checkpoint, device=options.device, cfg_options=options.cfg_options
     )
     by_image: dict[int | str, Candidates] = {}

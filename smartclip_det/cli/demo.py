@@ -1,9 +1,13 @@
 """Find phrases in photographs: a picture and a JSON for each image.
 
+    smartclip-det demo street.jpg --texts "red mug" "left dog" --encoder smartclip-b16 --boxes torchvision
     smartclip-det demo street.jpg --texts "red mug" "left dog" --config CONFIG --checkpoint epoch_3.pth --encoder W.pt
     smartclip-det demo photos/ --vocabulary coco_80 --config CONFIG --checkpoint epoch_3.pth --encoder W.pt
     smartclip-det demo street.jpg --ground --texts "the dog left of the bench" --config CONFIG --checkpoint H.pth
     smartclip-det demo street.jpg --heatmap --texts "a red mug" --config CONFIG --checkpoint epoch_3.pth
+
+Without --config towers alone answer, without training: boxes of a source (torchvision, owlv2, mm-grounding-dino, llmdet,
+mmdet:CONFIG:CHECKPOINT, or a file of boxes), ranked by their region vectors.
 
 One phrase is one argument, or one line of the vocabulary file. A score is the probability of the phrase against
 background alone: it does not change with the other phrases. With --ground the config may be of a trained grounding
@@ -18,6 +22,7 @@ from pathlib import Path
 
 from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.words import BOX_SOURCES
 
 OLD = (Old("--text", "--texts"), Old("--out-dir", "--out"))
 
@@ -28,9 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", type=Path, help="image files or folders")
     add("--texts", nargs="+", default=[], help="phrases, one per argument")
     add("--vocabulary", help="names: a known name (coco_80, ...), .txt with one a line, or .json list")
-    add("--config", required=True, help="of an open-vocabulary detector or a grounding head: a file, or a known name")
+    add("--config", help="of an open-vocabulary detector or a grounding head: a file, or a known name")
     add("--checkpoint", help="its weights; without, heads are random")
-    add("--encoder", help="towers of the config: its towers.checkpoint")
+    add("--encoder", help="towers: a name of public weights or a file; with --config its towers.checkpoint")
+    add("--boxes", help=f"without --config, where boxes come from: {', '.join(BOX_SOURCES)}, or a file")
     add("--ground", action="store_true", help="phrases are referring expressions; a panel for each")
     add("--heatmap", action="store_true", help="also draw similarity maps and masks")
     add(
@@ -54,11 +60,10 @@ def run(args: argparse.Namespace) -> int:
     from smartclip_det.apis.demo import DemoOptions, demo
     from smartclip_det.models.vocabulary import resolve_names
 
-    options = {**(args.cfg_options or {}), **({"towers.checkpoint": args.encoder} if args.encoder else {})}
     texts = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
     bad = demo(DemoOptions(
         images=args.images, texts=texts, config=args.config, checkpoint=args.checkpoint, ground=args.ground,
         heatmap=args.heatmap, threshold=args.threshold, top_k=args.top_k, out=args.out, device=args.device,
-        cfg_options=options,
+        cfg_options=args.cfg_options, encoder=args.encoder, boxes=args.boxes,
     ))  # fmt: skip
     return 2 if bad else 0

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, unknown_names
+from smartclip_det.core.picture_rows import picture_row
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter, donor_rows, mask_ceiling, masked_cosine, resolve_masks
 
 _FORMAT = "smartclip_det.text_bank/1"
+#: ``(image, box)`` pairs to ``[N, D]`` vectors of the boxes, and ``[N, D]`` vectors of the whole pictures.
+PictureEncoder = Callable[[Sequence[tuple[Any, Sequence[float]]]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,7 @@ class TextBank:
         mask_probs: ``[K, D]`` probabilities behind ``masks``, for the ``soft`` mode; default ``masks``.
         provenance: where the rows come from: checkpoint hash, template, mask_pad, template order.
         background: a bank of one class that stands for background where a policy asks for a text.
+        picture_encoder: encodes the pictures of :meth:`with_images`; banks of a predictor have one. It is not saved.
     """
 
     names: tuple[str, ...]
@@ -50,6 +55,7 @@ class TextBank:
     mask_probs: Tensor | None = None
     provenance: dict[str, str] = field(default_factory=dict)
     background: TextBank | None = None
+    picture_encoder: PictureEncoder | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -136,6 +142,48 @@ class TextBank:
             raise unknown_names("seen classes", missing, self.names, "The seen list must use names of the bank.")
         return replace(self, seen=torch.tensor([n in wanted for n in self.names], dtype=torch.bool))
 
+    def with_images(
+        self, name: str, pictures: Sequence[tuple[Any, Sequence[float]]], *, like: str | None = None,
+        contrast: bool = True, encoder: PictureEncoder | None = None,
+    ) -> TextBank:  # fmt: skip
+        """The bank with a row from pictures: of a new, unseen class, or beside the texts of the class of that name.
+
+        The row is made by :func:`picture_row`; its provenance says so.
+
+        Args:
+            name: of the class.
+            pictures: N pairs of an image (path, PIL image or array) and an xyxy box in its pixels.
+            like: a class of this bank whose mask the row takes; default: a mask of ones, because no text says which
+                dimensions are meant.
+            contrast: what sets the boxes apart from their pictures, so that scores stand beside those of texts; False:
+                what the boxes show, whose cosines with any picture are far above those of texts.
+            encoder: of pictures; default: that of the predictor which made the bank.
+
+        Raises:
+            UserError: for no pictures, an unknown ``like``, and a bank without an encoder of pictures.
+        """
+        encode = encoder or self.picture_encoder
+        if encode is None:
+            raise UserError(
+                "This bank does not know how pictures are encoded. Take the one that Predictor.set_vocabulary returns, "
+                "or give encoder=predictor.picture_vectors."
+            )
+        if not isinstance(name, str) or not name.strip() or not len(pictures):
+            raise UserError(f"A row from pictures needs a name and one picture at least; given {name!r:.40}.")
+        masks = None if like is None else self.masks[self.class_index == self.index_of(like)]
+        boxes, wholes = (v.to(self.embeds) for v in encode(pictures))
+        row, mask = picture_row(boxes, wholes, masks, contrast=contrast)
+        known = name in self.names
+        label = self.index_of(name) if known else len(self)
+        probs = None if self.mask_probs is None else torch.cat([self.mask_probs, mask[None]])
+        return replace(
+            self, names=self.names if known else (*self.names, name), embeds=torch.cat([self.embeds, row[None]]),
+            masks=torch.cat([self.masks, mask[None]]), texts=(*self.texts, f"{name} ({len(pictures)} pictures)"),
+            class_index=torch.cat([self.class_index, self.class_index.new_tensor([label])]),
+            seen=self.seen if known else torch.cat([self.seen, self.seen.new_tensor([False])]), mask_probs=probs,
+            provenance={**self.provenance, "rows_from_pictures": "contrast" if contrast else "plain"},
+        )  # fmt: skip
+
     def text_shuffled(self) -> TextBank:
         """A control: every class takes the rows of another class (fixed by the texts), under its own name.
 
@@ -179,6 +227,7 @@ class TextBank:
             mask_probs=torch.cat([b.masks if b.mask_probs is None else b.mask_probs for b in banks]) if soft else None,
             provenance={k: "|".join(sorted({b.provenance.get(k, "") for b in banks})) for k in keys},
             background=banks[0].background,
+            picture_encoder=banks[0].picture_encoder,
         )
 
     def resolved_masks(self, mask_mode: str) -> Tensor | None:

@@ -6,6 +6,10 @@ from __future__ import annotations
 DENSE_MODES = ("vanilla", "value", "qq_kk", "clearclip")
 #: How a region vector is made (regions).
 VIEWS = ("crop", "blur", "circle", "dense", "mask")
+#: Views that the training-free predictor joins (``both``: dense and crop).
+REGION_VIEWS = ("dense", "crop", "both")
+#: Sources of boxes of the training-free predictor, as words; ``KIND:WHAT`` tells more (apis.box_sources).
+BOX_SOURCES = ("torchvision", "owlv2", "mm-grounding-dino", "llmdet", "transformers", "mmdet")
 #: How an expression is read (zero-shot grounding).
 READINGS = ("expression", "chunks", "both")
 #: How an image becomes a square (images). ``crop``: shorter side to S, centre crop (CLIP). ``pad``: longer side to S,

@@ -140,10 +140,8 @@ class RegionEncoder:
         if not len(boxes):
             return torch.zeros(0, self.towers.config.embed_dim)
         if view == "dense":
-            rois = self._scaled(image, boxes)
-            rois = torch.cat([torch.zeros(len(rois), 1), rois], dim=1).to(self._mean.device)
-            dense = self.dense_map(image, dense_mode)
-            return pool_regions(dense, rois, self.towers.config.patch_size).cpu()
+            corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
+            return self.pool(self.dense_map(image, dense_mode), [image.size], [corners]).cpu()
         if view == "mask":
             if masks is None or len(masks) != len(boxes):
                 raise UserError("The mask view needs one mask per box.")
@@ -166,6 +164,26 @@ class RegionEncoder:
         return torch.cat(parts).float().cpu()
 
     @torch.no_grad()
+    def dense_maps(self, images: Sequence[Image.Image], dense_mode: str | None = None) -> Tensor:
+        """``[B, D, h, w]`` dense maps of B images in one pass; none is kept."""
+        squares = [fit_square(i, self.dense_size, self.fit) for i in images]
+        return self.towers.encode_dense(self.normalise(squares), dense_mode or self.dense_mode)
+
+    def pool(self, dense: Tensor, sizes: Sequence[tuple[int, int]], boxes: Sequence[Tensor]) -> Tensor:
+        """``[R, D]`` vectors of the boxes of B images, one image after the other.
+
+        Args:
+            dense: ``[B, D, h, w]`` of :meth:`dense_maps`.
+            sizes: width and height of each image.
+            boxes: for each image ``[R_b, 4]`` xyxy pixels.
+        """
+        rois = [
+            torch.cat([b.new_full((len(b), 1), n), b * b.new_tensor(self._factors(size))], dim=1)
+            for n, (size, b) in enumerate(zip(sizes, boxes, strict=True))
+        ]
+        return pool_regions(dense, torch.cat(rois).to(dense.device), self.towers.config.patch_size)
+
+    @torch.no_grad()
     def dense_map(self, image: Image.Image, dense_mode: str | None = None) -> Tensor:
         """``[1, D, h, w]`` dense map; kept until another image comes."""
         mode = dense_mode or self.dense_mode
@@ -173,16 +191,13 @@ class RegionEncoder:
             self._held = (image, {})
         maps = self._held[1]
         if mode not in maps:
-            square = fit_square(image, self.dense_size, self.fit)
-            maps[mode] = self.towers.encode_dense(self.normalise([square]), mode).float()
+            maps[mode] = self.dense_maps([image], mode).float()
         return maps[mode]
 
-    def _scaled(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> Tensor:
-        """Boxes in pixels of the square dense input."""
-        scale = torch.tensor([self.dense_size / image.width, self.dense_size / image.height])
-        if self.fit == "pad":
-            scale = torch.full((2,), self.dense_size / max(image.size))
-        return torch.as_tensor(np.asarray(boxes, dtype=np.float32)) * scale.repeat(2)
+    def _factors(self, size: tuple[int, int]) -> list[float]:
+        """Pixels of the square dense input for each of an image's, for both corners."""
+        across, down = (self.dense_size / (max(size) if self.fit == "pad" else n) for n in size)
+        return [across, down, across, down]
 
     def _fit_masks(self, masks: np.ndarray) -> Tensor:
         """``[R, S, S]`` masks on the square dense input."""

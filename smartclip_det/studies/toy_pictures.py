@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smartclip_det.apis import SmartCLIPPredictor
+from smartclip_det.apis import Predictor
 from smartclip_det.apis.answers import Detections
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
@@ -31,7 +31,7 @@ class ToyPictures:
 
     def __init__(self, config: str, detector: str, towers: str, data: str) -> None:
         self.data = Path(data)
-        self.predictor = SmartCLIPPredictor.from_config(
+        self.predictor = Predictor.from_config(
             config, detector, cfg_options={"towers.checkpoint": towers, "data_root": f"{data}/"}, templates=TEMPLATES,
             use_cache=False, device="cpu",
         )  # fmt: skip

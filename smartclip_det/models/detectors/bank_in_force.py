@@ -15,7 +15,7 @@ from smartclip_det.core.text_bank import TextBank
 class BankInForce:
     """Holds the bank in force and passes it down as an argument; it is in no state dict.
 
-    During runs :class:`VocabularyHook` is the only writer, at run time :meth:`SmartCLIPPredictor.set_vocabulary`.
+    During runs :class:`VocabularyHook` is the only writer, at run time :meth:`Predictor.set_vocabulary`.
     """
 
     policy: ScoringPolicy
@@ -48,7 +48,7 @@ class BankInForce:
         if self._bank is None:
             raise UserError(
                 "No vocabulary is in force. Runs need a VocabularyHook in custom_hooks; at run time call "
-                "SmartCLIPPredictor.set_vocabulary([...]) or detector.set_text_bank(bank)."
+                "Predictor.set_vocabulary([...]) or detector.set_text_bank(bank)."
             )
         self._bank = self._bank.to(device)
         return self._bank

@@ -203,10 +203,10 @@ class SmartCLIP(nn.Module):
         """``[K, D]`` mask logits of token states, or None without a mask network."""
         return None if self.mask_network is None else self.mask_network(states, keep)
 
-    def provenance(self) -> dict[str, str]:
-        """What identifies the rows of a bank made by these towers."""
+    def provenance(self, checkpoint_hash: str | None = None) -> dict[str, str]:
+        """What identifies the rows of a bank made by these towers; ``checkpoint_hash`` where it is known already."""
         return {
-            "checkpoint_hash": self.checkpoint_hash,
+            "checkpoint_hash": checkpoint_hash or self.checkpoint_hash,
             "tokenizer": TOKENIZER_ID,
             "mask_pad": self.config.mask_pad if self.mask_network is not None else "none",
             "context_length": str(self.config.context_length),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.smartclip import SmartCLIP
 
 logger = logging.getLogger(__name__)
+#: Towers read so far by :func:`read_once`, by source; None outside of it.
+_READ: ContextVar[dict[str, SmartCLIP] | None] = ContextVar("towers read once", default=None)
 _KEYS = {
     "checkpoint": (
         "checkpoint",
@@ -27,7 +32,34 @@ _KEYS = {
 }
 
 
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within it, towers that were read are given again when the same source is asked for: the same object.
+
+    For a detector whose config names its towers twice, for the backbone and for the texts.
+    """
+    token = _READ.set({})
+    try:
+        yield
+    finally:
+        _READ.reset(token)
+
+
 def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
+    """Build towers, or inside of :func:`read_once` give those of the same source again.
+
+    Arguments and errors as in :func:`_load`. A second call's ``vision_options`` are those of the first.
+    """
+    kept = _READ.get()
+    if kept is None:
+        return _load(source, vision_options)
+    key = json.dumps({k: v for k, v in source.items() if v is not None}, sort_keys=True, default=str)
+    if key not in kept:
+        kept[key] = _load(source, vision_options)
+    return kept[key]
+
+
+def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
     """Build towers.
 
     Args:

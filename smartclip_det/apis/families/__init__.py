@@ -1,0 +1,1 @@
+"""What a :class:`Predictor` may stand on; one module a family."""

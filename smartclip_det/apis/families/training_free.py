@@ -1,0 +1,206 @@
+"""The training-free family: boxes of any source, ranked by the region vectors of towers. No MMDetection needed.
+
+Shape letters: R regions, C classes, D joint embedding, h w grid cells, S side of the square dense input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from smartclip_det.apis.families.base import EncodedImage, RegionFamily
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.text_bank import TextBank
+from smartclip_det.core.words import REGION_VIEWS
+from smartclip_det.models.boxes import BoxSource, FoundBoxes, Picture
+from smartclip_det.models.regions import RegionEncoder
+from smartclip_det.models.rescoring import class_scores
+from smartclip_det.models.selection import select_from_parts
+from smartclip_det.utils.devices import autocast, check_precision, full_precision
+from smartclip_det.utils.images import square_scale
+
+#: Side of the dense input, in sides of the towers' own input, where none is given.
+DENSE_FACTOR = 3
+#: Names scored at once.
+CHUNK = 4096
+_VIEWS = {"dense": ("dense",), "crop": ("crop",), "both": ("dense", "crop")}
+
+
+@dataclass(frozen=True)
+class FreeOptions:
+    """Settings of the training-free family.
+
+    The defaults are those of ``rescore`` and of the field (one dense pass per image; square root of objectness). They
+    are measured on a set with ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense crop
+    --mask-mode off --objectness-power P --nms-iou U``, one run a setting.
+
+    Attributes:
+        regions: ``dense`` (one pass of the tower per picture, pooled in each box), ``crop`` (one pass per box) or
+            ``both`` (the mean of their cosines).
+        objectness_power: exponent of a box's objectness in the score of each class; 0 leaves it out.
+        nms_iou: overlap over which the weaker box of a class goes.
+        max_boxes: boxes of a picture that are scored, the best of the source.
+        max_detections: of a picture.
+        dense_size: side of the square dense input in pixels; 0: :data:`DENSE_FACTOR` times the towers' own.
+        dense_mode: last block of the dense map.
+        crop_context: side of the square crop over the longer side of the box.
+    """
+
+    regions: str = "dense"
+    objectness_power: float = 0.5
+    nms_iou: float = 0.5
+    max_boxes: int = 300
+    max_detections: int = 100
+    dense_size: int = 0
+    dense_mode: str = "value"
+    crop_context: float = 1.2
+
+    def __post_init__(self) -> None:
+        check_choice("regions", self.regions, REGION_VIEWS)
+        if not 0 <= self.objectness_power <= 10 or not 0 <= self.nms_iou <= 1:
+            raise UserError(
+                "objectness_power must be in [0, 10] and nms_iou in [0, 1]; given "
+                f"{self.objectness_power} and {self.nms_iou}."
+            )
+        if min(self.max_boxes, self.max_detections) < 1 or self.dense_size < 0:
+            raise UserError(
+                "max_boxes and max_detections must be at least 1, and dense_size at least 0; given "
+                f"{self.max_boxes}, {self.max_detections} and {self.dense_size}."
+            )
+
+
+def free_policy(masks: str = "hard") -> ScoringPolicy:
+    """Sigmoid against the text "background": a score does not change with the other texts.
+
+    Args:
+        masks: ``hard``, ``off``, or another mask mode.
+    """
+    return ScoringPolicy(mask_mode=masks, activation="sigmoid", sigmoid_reference="background", background="text")
+
+
+class TrainingFree(RegionFamily):
+    """Towers and a source of boxes."""
+
+    kind = "training-free"
+
+    def __init__(
+        self, towers: Any, boxes: BoxSource | None, options: FreeOptions | None = None, *,
+        policy: ScoringPolicy | None = None, cache_dir: str | Path | None = None, precision: str = "fp32",
+    ) -> None:  # fmt: skip
+        """Build.
+
+        Args:
+            towers: any :class:`Encoder`.
+            boxes: the source; None where each picture comes with its boxes.
+            options: settings.
+            policy: scoring policy; ``dense_temperature`` and ``dense_mode`` hold, as for all that is not trained.
+            cache_dir: folder of encoded texts, None for none.
+            precision: of the image tower; all else is computed in fp32.
+        """
+        self.towers, self.source, self.options = towers.eval(), boxes, options or FreeOptions()
+        self.policy, self.cache_dir = policy or free_policy(), cache_dir
+        self.precision = check_precision(precision)
+        patch, side = towers.config.patch_size, self.options.dense_size or DENSE_FACTOR * towers.config.image_size
+        self.regions = RegionEncoder(
+            towers, dense_size=-(-side // patch) * patch, dense_mode=self.options.dense_mode,
+            crop_context=self.options.crop_context,
+        )  # fmt: skip
+        self.nms_iou = self.options.nms_iou
+        if boxes is not None:
+            boxes.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self.towers.logit_scale.device
+
+    def facts(self) -> dict[str, Any]:
+        """Towers, policy, source of boxes and settings."""
+        source = {"source": "given"} if self.source is None else self.source.facts()
+        return {"policy": self.policy.to_dict(), "towers": self.towers.checkpoint_hash, "precision": self.precision,
+                "boxes": source, **asdict(self.options), "dense_size": self.regions.dense_size}  # fmt: skip
+
+    def encode(
+        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch_size: int
+    ) -> list[EncodedImage]:
+        """Boxes of the source, then the dense maps of up to ``batch_size`` pictures in one pass."""
+        found = self.find(pictures, boxes)
+        out: list[EncodedImage] = []
+        for start in range(0, len(pictures), batch_size):
+            part = slice(start, start + batch_size)
+            maps = self.maps([p.image for p in pictures[part]])
+            out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], found[part], maps, strict=True)]
+        return out
+
+    def find(self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None]) -> list[FoundBoxes]:
+        """Boxes: those that were given, and the source's best of the other pictures."""
+        wanted = [p for p, b in zip(pictures, boxes, strict=True) if b is None]
+        if wanted and self.source is None:
+            raise UserError(
+                "This predictor has no source of boxes: give them with each picture, set_image(image, boxes=[[x1, y1, "
+                "x2, y2], ...]), or build it with boxes='torchvision'."
+            )
+        asked = iter(self.source(wanted) if wanted and self.source is not None else ())
+        return [
+            next(asked).best(self.options.max_boxes) if b is None
+            else FoundBoxes(b.to(self.device), torch.ones(len(b), device=self.device))
+            for b in boxes
+        ]  # fmt: skip
+
+    def maps(self, images: Sequence[Image.Image]) -> Tensor:
+        """``[B, D, h, w]`` dense maps."""
+        with autocast(self.device, self.precision):
+            return self.regions.dense_maps(images).float()
+
+    def pooled(self, picture: Picture, found: FoundBoxes, dense: Tensor) -> EncodedImage:
+        """Region vectors of one picture, from its dense map ``[D, h, w]``, its crops, or both."""
+        image, views = picture.image, _VIEWS[self.options.regions]
+        boxes, vectors = found.boxes.to(self.device), []
+        for view in views:
+            if view == "dense":
+                cells = functional.normalize(dense, dim=0) if self.policy.dense_norm == "pixel" else dense
+                with full_precision(self.device):
+                    vectors.append(self.regions.pool(cells[None], [image.size], [boxes]))
+            else:
+                with autocast(self.device, self.precision):
+                    vectors.append(self.regions.vectors(image, boxes.tolist(), view).float().to(self.device))
+        side, patch = self.regions.dense_size, self.towers.config.patch_size
+        across, down = square_scale(image.size, side, self.regions.fit)
+        shown = (-(-image.height * down // patch), -(-image.width * across // patch))
+        cells_shown = (min(int(shown[0]), dense.shape[1]), min(int(shown[1]), dense.shape[2]))
+        second = vectors[1] if len(vectors) > 1 else None
+        return EncodedImage(picture, boxes, found.scores.to(self.device), vectors[0], second, dense, cells_shown)
+
+    def _views(self, image: EncodedImage) -> list[Tensor]:
+        return [v for v in (image.vectors, image.dense_vectors) if v is not None]
+
+    def _weighted(self, image: EncodedImage, bank: TextBank) -> Tensor:
+        weight = image.objectness.clamp(min=0).pow(self.options.objectness_power)
+        return class_scores(self._views(image), bank, self.policy) * weight.unsqueeze(1)
+
+    def select(
+        self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best (box, class) pairs after NMS per class."""
+        # A softmax looks at all classes at once; a sigmoid at each by itself.
+        pieces = self.policy.activation == "sigmoid" and len(bank) > CHUNK
+        parts = bank.parts(CHUNK) if pieces else [bank]
+        return select_from_parts(
+            image.boxes, lambda: (self._weighted(image, part) for part in parts), score_threshold=threshold - 1e-9,
+            iou_threshold=self.nms_iou,
+            max_detections=self.options.max_detections if limit is None else limit,
+        )  # fmt: skip
+
+    def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
+        """``[R, K]`` score of every box for every text by itself."""
+        alone = self.policy.activation == "sigmoid"
+        banks = [bank] if alone else [bank.select([n]) for n in bank.names]
+        return torch.cat([self._weighted(image, b) for b in banks], dim=1)

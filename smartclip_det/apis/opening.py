@@ -1,0 +1,78 @@
+"""Opening what a predictor stands on: a config and its checkpoint, or towers and a source of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.apis.box_sources import box_source
+from smartclip_det.apis.building import array_pipeline, build_detector
+from smartclip_det.apis.families.base import Family
+from smartclip_det.apis.families.training_free import FreeOptions, TrainingFree, free_policy
+from smartclip_det.core.errors import UserError, nearest
+from smartclip_det.models.boxes import BoxSource
+from smartclip_det.models.towers.smartclip import SmartCLIP
+from smartclip_det.models.towers.source import load_encoder, load_towers, read_once
+from smartclip_det.models.towers.text_side import TextSide
+from smartclip_det.utils.devices import resolve_device
+
+#: Types of models in configs.
+DETECTORS, HEAD = ("OpenVocabRCNN", "OpenVocabOWL"), "SmartCLIPReferring"
+
+
+def family_of_config(
+    config: str | Path, checkpoint: str | Path | None, *, device: str, cfg_options: Mapping[str, Any] | None,
+    policy: Mapping[str, Any] | None, precision: str, cache_dir: Path | None,
+) -> Family:  # fmt: skip
+    """The family of a config; its towers are read once, for images and texts.
+
+    Raises:
+        UserError: for missing files, configs of other models, and a device that is not there.
+    """
+    from smartclip_det.apis.families.detectors import OneStage, TwoStage
+    from smartclip_det.apis.families.referring import Referring
+
+    place = resolve_device(device)
+    with read_once():
+        cfg, model = build_detector(config, checkpoint, cfg_options, only=(*DETECTORS, HEAD))
+        if cfg.model.type == HEAD:
+            if policy:
+                raise UserError("A grounding head's scores are its own: policy is for detectors and towers alone.")
+            return Referring(model.to(place), cfg.test_dataloader.dataset.get("fit", "pad"), cache_dir=cache_dir)
+        texts = TextSide(load_towers(cfg.model.backbone.towers), model.backbone.tower_hash)
+    kind = TwoStage if cfg.model.type == DETECTORS[0] else OneStage
+    chosen = kind.default_policy(model.policy).with_(**(policy or {}))
+    pipeline = array_pipeline(cfg.test_dataloader.dataset)
+    return kind(model.to(place), texts.to(place), pipeline, policy=chosen, cache_dir=cache_dir, precision=precision)
+
+
+def family_of_towers(
+    name: Any, boxes: str | Path | BoxSource | None, *, device: str, masks: str, policy: Mapping[str, Any] | None,
+    precision: str, options: Mapping[str, Any], cache_dir: Path | None,
+) -> TrainingFree:  # fmt: skip
+    """Towers by name and a source of boxes by words; see :meth:`Predictor.from_pretrained`."""
+    known = [f.name for f in fields(FreeOptions)]
+    for key in options:
+        if key not in known:
+            near = ", ".join(nearest(key, known)) or "none"
+            raise UserError(f"Unknown option {key!r} of Predictor.from_pretrained. Nearest: {near}.")
+    chosen = FreeOptions(**options)
+    scoring = free_policy(masks).with_(**(policy or {}))
+    place = resolve_device(device)
+    # Boxes first: a name that is not known is told before gigabytes are read.
+    source = box_source(boxes, chosen.max_boxes)
+    towers = open_towers(name, str(place))
+    return TrainingFree(towers, source, chosen, policy=scoring, cache_dir=cache_dir, precision=precision)
+
+
+def open_towers(name: Any, device: str) -> Any:
+    """Towers by the name of public weights, a checkpoint file or folder, a config of towers, or ready ones."""
+    if isinstance(name, Mapping):
+        return load_encoder(name, device)
+    if not isinstance(name, str | Path):
+        return name.to(device).eval()
+    if not Path(name).exists() and hasattr(SmartCLIP, "from_pretrained"):
+        return SmartCLIP.from_pretrained(str(name)).to(device).eval()
+    return load_encoder({"checkpoint": str(name)}, device)
