@@ -19,7 +19,15 @@ LAYERS = [
     ("core", "operators"),
     ("utils",),
     ("models.towers", "formats"),
-    ("models.vocabulary", "models.regions", "models.region_cache", "models.selection", "models.losses", "metrics"),
+    (
+        "models.vocabulary",
+        "models.regions",
+        "models.boxes",
+        "models.region_cache",
+        "models.selection",
+        "models.losses",
+        "metrics",
+    ),
     (
         "datasets",
         "protocols",

@@ -10,12 +10,12 @@ import torch
 
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.core.words import BOX_SOURCES
-from smartclip_det.models.boxes import BoxSource, FileBoxes, FoundBoxes, Picture, TorchvisionBoxes, TransformersBoxes
+from smartclip_det.models.boxes import BoxSource, FileBoxes, FoundBoxes, Photograph, TorchvisionBoxes, TransformersBoxes
 from smartclip_det.models.boxes.zero_shot import ZERO_SHOT
 
 FORMS = (
-    "torchvision[:MODEL[:WEIGHTS]], owlv2, mm-grounding-dino, llmdet, transformers:OWNER/NAME, mmdet:CONFIG:CHECKPOINT, "
-    "or a file of boxes (.json)"
+    "torchvision[:MODEL[:WEIGHTS]], owlv2, mm-grounding-dino, llmdet, transformers:OWNER/NAME, "
+    "mmdet:CONFIG:CHECKPOINT, or a file of boxes (.json)"
 )
 
 
@@ -38,8 +38,8 @@ class MMDetectionBoxes:
         self.proposals = DetectorProposals(config, checkpoint)
         if self.proposals.reads_text:
             raise UserError(
-                f"{config} reads texts, so its boxes change with what is asked. Take boxes='mm-grounding-dino', which is "
-                "asked for things in general, or a detector of fixed classes."
+                f"{config} reads texts, so its boxes change with what is asked. Take boxes='mm-grounding-dino', which "
+                "is asked for things in general, or a detector of fixed classes."
             )
         self.config, self.checkpoint, self.max_boxes = Path(config), Path(checkpoint), max_boxes
 
@@ -53,7 +53,7 @@ class MMDetectionBoxes:
         self.proposals.detector.to(device)
         return self
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
         """Boxes of each picture, best first, on the CPU."""
         import numpy as np
 
@@ -91,8 +91,8 @@ def box_source(given: str | Path | BoxSource | None, max_boxes: int = 300) -> Bo
         config, _, checkpoint = rest.partition(":")
         if not config or not checkpoint:
             raise UserError(
-                f"boxes={words!r}: a detector needs its config and its weights, mmdet:CONFIG:CHECKPOINT. Random weights "
-                "give boxes that mean nothing."
+                f"boxes={words!r}: a detector needs its config and its weights, mmdet:CONFIG:CHECKPOINT. Random "
+                "weights give boxes that mean nothing."
             )
         return MMDetectionBoxes(config, checkpoint, max_boxes=max_boxes)
     raise _unknown(words, kind)

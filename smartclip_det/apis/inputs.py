@@ -123,6 +123,11 @@ def as_picture(image: ImageLike, name: str = "") -> Picture:
     )
 
 
+def is_image(value: Any) -> bool:
+    """Whether a value is one of the forms of an image; nothing is read."""
+    return isinstance(value, str | Path | Image.Image | np.ndarray | Picture) or _is_tensor(value)
+
+
 def load_image(image: ImageLike) -> np.ndarray:
     """``[H, W, 3]`` uint8 RGB of anything that :func:`as_picture` takes.
 
@@ -223,7 +228,7 @@ def _flat(images: Any) -> Iterator[Any]:
         yield from _of_path(images)
     elif (isinstance(images, np.ndarray) or _is_tensor(images)) and images.ndim == 4:
         yield from (Picture(image, f"image {n}") for n, image in enumerate(images))
-    elif isinstance(images, str | Path | Image.Image | np.ndarray | Picture) or _is_tensor(images):
+    elif is_image(images):
         yield images
     elif isinstance(images, Iterable) and not isinstance(images, bytes | bytearray | dict):
         for image in images:

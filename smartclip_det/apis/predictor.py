@@ -17,13 +17,24 @@ from PIL import Image
 from torch import Tensor
 
 from smartclip_det.apis.answers import Detections, Explanation
-from smartclip_det.apis.families.base import EncodedImage, Family, no_detections
-from smartclip_det.apis.inputs import HeldImage, ImageLike, check_count, check_texts, check_threshold, load_image
+from smartclip_det.apis.families.base import EncodedImage, Family
+from smartclip_det.apis.inputs import (
+    HeldImage,
+    ImageLike,
+    OnBad,
+    as_picture,
+    check_count,
+    check_texts,
+    check_threshold,
+    is_image,
+    read_images,
+)
+from smartclip_det.apis.inputs import Picture as GivenPicture
 from smartclip_det.apis.opening import family_of_config, family_of_towers
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import READINGS
-from smartclip_det.models.boxes import BoxSource, Picture, checked_boxes
+from smartclip_det.models.boxes import BoxSource, Photograph, checked_boxes
 from smartclip_det.models.grounding.dependency import reader_of
 from smartclip_det.models.grounding.parsing import Entity
 from smartclip_det.models.vocabulary import default_cache_dir
@@ -201,12 +212,12 @@ class Predictor:
         self._held.set(encoded)
         return encoded
 
-    def encode_image(self, image: ImageLike | Picture, *, boxes: Any = None) -> Any:
+    def encode_image(self, image: ImageLike | Photograph, *, boxes: Any = None) -> Any:
         """Encode an image, without holding it; nothing of it depends on texts."""
         return self.encode_images([image], boxes=None if boxes is None else [boxes])[0]
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[ImageLike | Picture], *, boxes: Sequence[Any] | None = None,
+    def encode_images(self, images: Sequence[ImageLike | Photograph], *, boxes: Sequence[Any] | None = None,
                       batch_size: int = 8) -> list[Any]:  # fmt: skip
         """Encode images; arguments as in :meth:`set_images`. An image does not see the others of its batch."""
         check_count("batch_size", batch_size)
@@ -262,7 +273,7 @@ class Predictor:
         image = self._image(image)
         if not isinstance(texts, str | TextBank) and len(texts) == 0:
             # A vocabulary that turned out empty finds nothing.
-            return no_detections()
+            return Detections.none(image=image.picture.given)
         return self._detect(image, self._bank_of(texts), threshold, max_detections)
 
     def _bank_of(self, texts: Sequence[str] | TextBank | None) -> TextBank:
@@ -281,26 +292,29 @@ class Predictor:
 
     @torch.no_grad()
     def detect_images(
-        self, images: Iterable[ImageLike] | None = None, texts: Sequence[str] | TextBank | None = None, *,
-        batch_size: int = 1, threshold: float = 0.0, max_detections: int | None = None,
+        self, images: ImageLike | Iterable[ImageLike] | None = None, texts: Sequence[str] | TextBank | None = None, *,
+        batch_size: int = 1, threshold: float = 0.0, max_detections: int | None = None, every: int = 1,
+        on_bad: OnBad | None = None,
     ) -> Iterator[Detections]:  # fmt: skip
         """:meth:`detect` of each image; the texts are encoded once and do not replace the vocabulary in force.
 
         Args:
-            images: see :meth:`set_image`; read as they come, so that a stream has no end. None for those of
-                :meth:`set_images`.
+            images: an image, a folder, a pattern, a video, or a list or generator of these, as
+                :func:`apis.inputs.read_images` takes them, read as they come; None for those of :meth:`set_images`.
             texts: see :meth:`detect`.
             batch_size: images that are read, and go through the tower, together.
             threshold: lowest score kept.
             max_detections: boxes of an image at most.
+            every: of a video, the first of so many frames.
+            on_bad: called for a picture that cannot be read, which is then passed over; None: it is an error.
         """
         bank = self._bank_of(texts)
         if images is None:
             yield from (self._detect(e, bank, threshold, max_detections) for e in self._held.get())
             return
-        waiting = iter(images)
+        waiting = read_images(images, every=every, on_bad=on_bad)
         while batch := list(islice(waiting, check_count("batch_size", batch_size))):
-            for encoded in self.encode_images(batch, batch_size=batch_size):
+            for encoded in self.encode_images([photograph(*b) for b in batch], batch_size=batch_size):
                 yield self._detect(encoded, bank, threshold, max_detections)
 
     def tree(self, expression: str) -> Entity:
@@ -372,9 +386,9 @@ class Predictor:
             UserError: without an image, and for boxes that are not this image's.
         """
         if boxes is not None:
-            picture = image if isinstance(image, ImageLike) else self._image(image).picture
+            picture = image if is_image(image) else self._image(image).picture
             image = self.encode_image(picture, boxes=boxes)
-        elif isinstance(image, ImageLike):
+        elif is_image(image):
             image = self.encode_image(image)
         return self.family.embed(self._image(image))[1].float().cpu().numpy()
 
@@ -421,9 +435,17 @@ class Predictor:
         return masks[0] if len(masks) else np.zeros(masks.shape[1:], dtype=bool)
 
 
-def picture_of(image: ImageLike | Picture) -> Picture:
+def picture_of(image: ImageLike | Photograph) -> Photograph:
     """An image that was given, with the name of its file where it has one."""
-    if isinstance(image, Picture):
+    if isinstance(image, Photograph):
         return image
-    name = str(image) if isinstance(image, str | Path) else str(getattr(image, "filename", "") or "")
-    return Picture(Image.fromarray(load_image(image)), name)
+    given = as_picture(image)
+    return photograph(given, given.pixels())
+
+
+def photograph(given: GivenPicture, pixels: np.ndarray) -> Photograph:
+    """A picture that was read, named by its file where it has one."""
+    inside = str(getattr(given.source, "filename", "") or "")
+    name = inside or ("" if given.name == "image" else given.name)
+    # A file is read again when it is drawn; pixels that came as such are at hand anyway.
+    return Photograph(Image.fromarray(pixels), name, given)

@@ -6,8 +6,8 @@
     smartclip-det demo street.jpg --ground --texts "the dog left of the bench" --config CONFIG --checkpoint H.pth
     smartclip-det demo street.jpg --heatmap --texts "a red mug" --config CONFIG --checkpoint epoch_3.pth
 
-Without --config towers alone answer, without training: boxes of a source (torchvision, owlv2, mm-grounding-dino, llmdet,
-mmdet:CONFIG:CHECKPOINT, or a file of boxes), ranked by their region vectors.
+Without --config towers alone answer, without training: boxes of a source (torchvision, owlv2, mm-grounding-dino,
+llmdet, mmdet:CONFIG:CHECKPOINT, or a file of boxes), ranked by their region vectors.
 
 One phrase is one argument, or one line of the vocabulary file. A score is the probability of the phrase against
 background alone: it does not change with the other phrases. With --ground the config may be of a trained grounding

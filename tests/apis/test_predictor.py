@@ -21,18 +21,18 @@ SHAPES = [(64, 96, 3), (96, 64, 3), (64, 96, 3), (80, 80, 3)]
 
 @pytest.fixture(scope="module")
 def predictor():
-    from smartclip_det.apis import SmartCLIPPredictor
+    from smartclip_det.apis import Predictor
 
     torch.manual_seed(0)
     path = REPO / "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
-    return SmartCLIPPredictor.from_config(path, use_cache=False, parser="rules")
+    return Predictor.from_config(path, use_cache=False, parser="rules")
 
 
 @pytest.fixture(scope="module")
 def referring():
-    from smartclip_det.apis import ReferringPredictor
+    from smartclip_det.apis import Predictor
 
-    return ReferringPredictor.from_config(REPO / "configs/toy/referring_smartclip-toy_toy.py")
+    return Predictor.from_config(REPO / "configs/toy/referring_smartclip-toy_toy.py")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_answers_are_fp32_numpy_under_autocast(predictor, pictures):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_towers_run_in_half_precision(predictor, pictures, precision, monkeypatch):
     exact = predictor.encode_image(pictures[0])
-    monkeypatch.setattr(predictor, "precision", precision)
+    monkeypatch.setattr(predictor.family, "precision", precision)
     half = predictor.encode_image(pictures[0])
     assert half.vectors.dtype == half.dense.dtype == torch.float32
     difference = torch.cosine_similarity(half.dense.flatten(1), exact.dense.flatten(1), dim=0)
@@ -145,7 +145,7 @@ def test_expressions_are_encoded_as_they_stand_and_class_names_by_templates(pred
     banks = {t: build_bank(predictor.encoder, [text], templates=t, cache_dir=None, progress=False)
              for t in ("none", predictor.templates)}  # fmt: skip
     scores = {
-        t: predictor._scores(encoded, b.with_seen([]).to(predictor.device)).max().item() for t, b in banks.items()
+        t: predictor.family.scores(encoded, b.with_seen([]).to(predictor.device)).max().item() for t, b in banks.items()
     }
     plain, templated = scores["none"], scores[predictor.templates]
     assert abs(plain - templated) > 1e-4

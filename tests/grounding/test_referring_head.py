@@ -12,8 +12,8 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch.nn import functional
 
-from smartclip_det.apis import ReferringPredictor
-from smartclip_det.apis.referring_predictor import CHUNK
+from smartclip_det.apis import Predictor
+from smartclip_det.apis.families.referring import CHUNK, Referring
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine, paired_masked_cosine
 from smartclip_det.datasets.referring import ReferringDataset
@@ -184,7 +184,7 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
     one = data[0]
     with torch.no_grad():
         run = model([one["inputs"]], [one["data_samples"]], mode="predict")[0].grounded
-    predictor = ReferringPredictor(model, fit)
+    predictor = Predictor(Referring(model, fit))
     encoded = predictor.set_image(photo)
     model.towers.image_tower.features = None  # any further encoding would fail
     found = predictor.ground(texts, top_k=10)
@@ -221,7 +221,7 @@ def test_boxes_and_masks_come_back_to_a_wide_picture(tmp_path, monkeypatch, fit,
     monkeypatch.setattr(model.head, "forward", lambda *_: answer)
     with torch.no_grad():
         told = model([data[0]["inputs"]], [facts], mode="predict")[0].grounded[0]
-    predictor = ReferringPredictor(model, fit)
+    predictor = Predictor(Referring(model, fit))
     predictor.set_image(tmp_path / "0.png")
     mask = np.zeros((40, 100), dtype=bool)
     mask[20:, 10:60] = True
@@ -233,7 +233,7 @@ def test_boxes_and_masks_come_back_to_a_wide_picture(tmp_path, monkeypatch, fit,
 
 
 def test_a_predictor_without_image_masks_or_text_says_so(tmp_path):
-    predictor = ReferringPredictor(build())
+    predictor = Predictor(Referring(build()))
     with pytest.raises(UserError, match=r"Call set_image\(image\)"):
         predictor.ground("a dog")
     predictor.set_image(np.zeros((40, 60, 3), dtype=np.uint8))
@@ -242,8 +242,10 @@ def test_a_predictor_without_image_masks_or_text_says_so(tmp_path):
     for bad, message in ((" ", "is empty"), ([], "No expression"), ("dog " * 300, "token")):
         with pytest.raises(UserError, match=message):
             predictor.ground(bad)
-    with pytest.raises(UserError, match="builds OpenVocabRCNN"):
-        ReferringPredictor.from_config("configs/toy/open-vocab-rcnn_smartclip-toy_toy.py")
+    with pytest.raises(UserError, match="reads the whole expression"):
+        predictor.ground("a dog", reading="chunks")
+    with pytest.raises(UserError, match="has no proposals"):
+        predictor.proposals()
 
 
 def test_kept_sentences_depend_on_neither_precision_nor_device():

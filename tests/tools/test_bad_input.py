@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from smartclip_det.apis import SmartCLIPPredictor
+from smartclip_det.apis import Predictor
 from smartclip_det.apis.inputs import load_image
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank
@@ -28,7 +28,7 @@ from tests.tools.test_runs import run
 def predictor(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "config.py"
     smoke_config().dump(path)
-    return SmartCLIPPredictor.from_config(path, use_cache=False)
+    return Predictor.from_config(path, use_cache=False)
 
 
 class TestImages:

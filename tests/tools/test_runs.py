@@ -296,10 +296,10 @@ def test_demo_writes_picture_json_maps_and_masks(small, tmp_path):
 class TestPredictor:
     @pytest.fixture(scope="class")
     def predictor(self, small):
-        from smartclip_det.apis import SmartCLIPPredictor
+        from smartclip_det.apis import Predictor
 
         root, _, _ = small
-        return SmartCLIPPredictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
+        return Predictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
 
     def test_queries_are_cheap_and_scores_independent_of_other_phrases(self, predictor, small, monkeypatch):
         _, source, _ = small
@@ -344,12 +344,12 @@ class TestPredictor:
         assert np.allclose(first, predictor.detect().scores)
 
     def test_errors_name_the_missing_call(self, small, tmp_path):
-        from smartclip_det.apis import SmartCLIPPredictor
+        from smartclip_det.apis import Predictor
         from smartclip_det.apis.inputs import load_image
         from smartclip_det.core.errors import UserError
 
         root, _, _ = small
-        fresh = SmartCLIPPredictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
+        fresh = Predictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
         with pytest.raises(UserError, match=r"Call set_image\(image\) before"):
             fresh.detect(["cat"])
         with pytest.raises(UserError, match="no vocabulary in force"):
@@ -364,6 +364,6 @@ class TestPredictor:
         with pytest.raises(UserError, match=r"\[H, W, 3\] uint8"):
             load_image(np.zeros((4, 4)))
         with pytest.raises(UserError, match="No checkpoint at"):
-            SmartCLIPPredictor.from_config(root / "config.py", "absent.pth")
-        with pytest.raises(UserError, match="An OpenVocabRCNN config is needed"):
-            SmartCLIPPredictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")
+            Predictor.from_config(root / "config.py", "absent.pth")
+        with pytest.raises(UserError, match="A config of OpenVocabRCNN or OpenVocabOWL"):
+            Predictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")

@@ -19,7 +19,7 @@ from smartclip_det.apis.answers import Detections, Explanation
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.boxes import Picture
+from smartclip_det.models.boxes import Photograph
 from smartclip_det.models.grounding.parsing import Entity
 from smartclip_det.models.grounding.zero_shot import rank_by_tree
 from smartclip_det.models.vocabulary import build_bank
@@ -42,7 +42,7 @@ class EncodedImage:
         scale: ``[R]`` learned raw factor on them.
     """
 
-    picture: Picture
+    picture: Photograph
     boxes: Tensor
     objectness: Tensor
     vectors: Tensor
@@ -51,11 +51,6 @@ class EncodedImage:
     image_cells: tuple[int, int]
     shift: Tensor | None = field(default=None, repr=False)
     scale: Tensor | None = field(default=None, repr=False)
-
-
-def no_detections(names: Sequence[str] = ()) -> Detections:
-    """Nothing found."""
-    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names))
 
 
 class Family(ABC):
@@ -77,7 +72,7 @@ class Family(ABC):
         """How answers are made, for their stamp."""
 
     @abstractmethod
-    def encode(self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch_size: int) -> list[Any]:
+    def encode(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int) -> list[Any]:
         """Encode pictures.
 
         Args:
@@ -145,10 +140,10 @@ class RegionFamily(Family):
     def detect(self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None) -> Detections:
         """Boxes of each class of a bank."""
         if not len(image.boxes) or not len(bank):
-            return no_detections(bank.names)
+            return Detections.none(bank.names, image.picture.given)
         with full_precision(self.device):
             rows, classes, values = self.select(image, bank, threshold, limit)
-        return Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), classes.cpu().numpy(), bank.names)
+        return answer(image.boxes[rows], values, classes, bank.names, image.picture)
 
     def ground(
         self, image: EncodedImage, trees: Mapping[str, Entity], reading: str, top_k: int, threshold: float
@@ -156,7 +151,7 @@ class RegionFamily(Family):
         """The boxes that expressions fit best: their regions, ranked by masked cosine and the tree."""
         parts = {t: [*([t] if reading == "both" else []), *tree.texts()] for t, tree in trees.items()}
         if not len(image.boxes):
-            return {t: no_detections([t]) for t in trees}
+            return {t: Detections.none([t], image.picture.given) for t in trees}
         bank = self.texts(list(dict.fromkeys(p for ps in parts.values() for p in ps)), "none", self.order)
         with full_precision(self.device):
             scores = self.scores(image, bank)
@@ -168,8 +163,7 @@ class RegionFamily(Family):
                 whole=t if reading == "both" else None, iou_threshold=self.ground_iou, top_k=top_k,
                 threshold=threshold,
             )  # fmt: skip
-            labels = np.zeros(len(rows), dtype=np.int64)
-            answers[t] = Detections(image.boxes[rows].cpu().numpy(), values.cpu().numpy(), labels, (t,))
+            answers[t] = answer(image.boxes[rows], values, torch.zeros_like(rows), (t,), image.picture)
         return answers
 
     @property
@@ -199,6 +193,12 @@ class RegionFamily(Family):
             return image.boxes, image.vectors
         both = [torch.nn.functional.normalize(v, dim=1) for v in (image.vectors, image.dense_vectors)]
         return image.boxes, torch.stack(both).mean(dim=0)
+
+
+def answer(boxes: Tensor, scores: Tensor, labels: Tensor, names: Sequence[str], picture: Photograph) -> Detections:
+    """Detections of a picture from ``[N, 4]``, ``[N]`` and ``[N]`` tensors."""
+    arrays = (boxes.float().cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy())
+    return Detections(*arrays, tuple(names), picture.given)
 
 
 def refuse_other_bank(bank: TextBank, mine: str) -> None:

@@ -20,7 +20,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.fusion import FUSIONS, owl_logits
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.boxes import Picture
+from smartclip_det.models.boxes import Photograph
 from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 
@@ -73,7 +73,7 @@ class DetectorFamily(RegionFamily):
         self.detector.set_text_bank(bank.to(self.device))
 
     def encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch_size: int
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedImage]:
         """Encode; pictures of one input shape together, so that none sees the padding of another."""
         data = [self.pipeline({"img": np.ascontiguousarray(np.asarray(p.image)[..., ::-1]), "img_id": 0})
@@ -81,16 +81,15 @@ class DetectorFamily(RegionFamily):
         out: dict[int, EncodedImage] = {}
         for chosen in in_batches([tuple(d["inputs"].shape) for d in data], batch_size):
             batch = self.detector.data_preprocessor(
-                {"inputs": [data[n]["inputs"] for n in chosen], "data_samples": [data[n]["data_samples"] for n in chosen]},
-                False,
-            )  # fmt: skip
+                {k: [data[n][k] for n in chosen] for k in ("inputs", "data_samples")}, False
+            )
             mine = self._encode([pictures[n] for n in chosen], [boxes[n] for n in chosen], batch)
             out |= dict(zip(chosen, mine, strict=True))
         return [out[n] for n in range(len(data))]
 
     @abstractmethod
     def _encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch: dict[str, Any]
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch: dict[str, Any]
     ) -> Iterator[EncodedImage]:
         """Encode a batch of one input shape."""
 
@@ -121,7 +120,7 @@ class TwoStage(DetectorFamily):
         return features.dense.float(), tuple(p.float() for p in pyramid)
 
     def _encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch: dict[str, Any]
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch: dict[str, Any]
     ) -> Iterator[EncodedImage]:
         from mmdet.structures.bbox import bbox2roi
 
@@ -217,7 +216,7 @@ class OneStage(DetectorFamily):
     ground_iou = 0.7
 
     def _encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch: dict[str, Any]
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch: dict[str, Any]
     ) -> Iterator[EncodedImage]:
         images, samples = batch["inputs"], batch["data_samples"]
         with autocast(self.device, self.precision):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from smartclip_det.apis.answers import Detections, Explanation
-from smartclip_det.apis.families.base import Family, no_detections
+from smartclip_det.apis.families.base import Family, answer
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.boxes import Picture
+from smartclip_det.models.boxes import Photograph
 from smartclip_det.models.grounding.parsing import Entity
 from smartclip_det.models.regions import pool_regions
 from smartclip_det.utils.devices import full_precision
@@ -47,7 +47,7 @@ class EncodedSquare:
     tokens: ImageTokens
     scale: tuple[float, float]
     size: tuple[int, int]
-    picture: Picture
+    picture: Photograph
     given: Tensor | None = None
 
 
@@ -90,7 +90,7 @@ class Referring(Family):
         super().set_bank(bank)
 
     def encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch_size: int
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedSquare]:
         """Encode each picture, once for all expressions."""
         out, side = [], self.model.image_size
@@ -122,14 +122,12 @@ class Referring(Family):
         """The boxes that each name means, all names together, best first."""
         found = self._boxes(image, bank.names) if len(bank) else []
         if not found:
-            return no_detections(bank.names)
+            return Detections.none(bank.names, image.picture.given)
         boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
         labels = torch.cat([torch.full((len(s),), n, device=s.device) for n, (_, s) in enumerate(found)])
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] >= threshold][:limit]
-        return Detections(
-            boxes[order].cpu().numpy(), scores[order].cpu().numpy(), labels[order].cpu().numpy(), bank.names
-        )
+        return answer(boxes[order], scores[order], labels[order], bank.names, image.picture)
 
     def ground(
         self, image: EncodedSquare, trees: Mapping[str, Entity], reading: str, top_k: int, threshold: float
@@ -138,8 +136,7 @@ class Referring(Family):
         answers = {}
         for text, (boxes, scores) in zip(trees, self._boxes(image, list(trees)), strict=True):
             kept = (scores >= threshold).nonzero().flatten()[:top_k]
-            labels = np.zeros(len(kept), dtype=np.int64)
-            answers[text] = Detections(boxes[kept].cpu().numpy(), scores[kept].cpu().numpy(), labels, (text,))
+            answers[text] = answer(boxes[kept], scores[kept], torch.zeros_like(kept), (text,), image.picture)
         return answers
 
     def segment(self, image: EncodedSquare, expression: str, boxes: Tensor | None) -> np.ndarray:

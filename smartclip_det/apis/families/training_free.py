@@ -20,7 +20,7 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import REGION_VIEWS
-from smartclip_det.models.boxes import BoxSource, FoundBoxes, Picture
+from smartclip_det.models.boxes import BoxSource, FoundBoxes, Photograph
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import class_scores
 from smartclip_det.models.selection import select_from_parts
@@ -39,8 +39,8 @@ class FreeOptions:
     """Settings of the training-free family.
 
     The defaults are those of ``rescore`` and of the field (one dense pass per image; square root of objectness). They
-    are measured on a set with ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense crop
-    --mask-mode off --objectness-power P --nms-iou U``, one run a setting.
+    are measured on a set with ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense
+    crop --mask-mode off --objectness-power P --nms-iou U --activation sigmoid``, one run a setting.
 
     Attributes:
         regions: ``dense`` (one pass of the tower per picture, pooled in each box), ``crop`` (one pass per box) or
@@ -129,7 +129,7 @@ class TrainingFree(RegionFamily):
                 "boxes": source, **asdict(self.options), "dense_size": self.regions.dense_size}  # fmt: skip
 
     def encode(
-        self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None], batch_size: int
+        self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedImage]:
         """Boxes of the source, then the dense maps of up to ``batch_size`` pictures in one pass."""
         found = self.find(pictures, boxes)
@@ -140,7 +140,7 @@ class TrainingFree(RegionFamily):
             out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], found[part], maps, strict=True)]
         return out
 
-    def find(self, pictures: Sequence[Picture], boxes: Sequence[Tensor | None]) -> list[FoundBoxes]:
+    def find(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[FoundBoxes]:
         """Boxes: those that were given, and the source's best of the other pictures."""
         wanted = [p for p, b in zip(pictures, boxes, strict=True) if b is None]
         if wanted and self.source is None:
@@ -160,7 +160,7 @@ class TrainingFree(RegionFamily):
         with autocast(self.device, self.precision):
             return self.regions.dense_maps(images).float()
 
-    def pooled(self, picture: Picture, found: FoundBoxes, dense: Tensor) -> EncodedImage:
+    def pooled(self, picture: Photograph, found: FoundBoxes, dense: Tensor) -> EncodedImage:
         """Region vectors of one picture, from its dense map ``[D, h, w]``, its crops, or both."""
         image, views = picture.image, _VIEWS[self.options.regions]
         boxes, vectors = found.boxes.to(self.device), []

@@ -23,16 +23,18 @@ OVERSHOOT = 0.02
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that boxes are wanted of.
+class Photograph:
+    """A picture that boxes are wanted of, with its pixels.
 
     Attributes:
         image: RGB.
-        name: path of its file; empty for one that came without.
+        name: path of its file, or what else it is called; empty for one that came without.
+        given: what it was read from, for answers about it.
     """
 
     image: Image.Image
     name: str = ""
+    given: Any = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class BoxSource(Protocol):
         """Move what it computes with; returns itself."""
         ...
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
         """Boxes of each picture, best first."""
         ...
 

@@ -10,7 +10,7 @@ import torch
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.box_files import read_boxes
-from smartclip_det.models.boxes.base import FoundBoxes, Picture, checked_boxes, last_name
+from smartclip_det.models.boxes.base import FoundBoxes, Photograph, checked_boxes, last_name
 
 
 class FileBoxes:
@@ -36,7 +36,7 @@ class FileBoxes:
         """Nothing moves."""
         return self
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
         """Boxes of each picture, best first.
 
         Raises:
@@ -44,7 +44,7 @@ class FileBoxes:
         """
         return [self._of(p) for p in pictures]
 
-    def _of(self, picture: Picture) -> FoundBoxes:
+    def _of(self, picture: Photograph) -> FoundBoxes:
         mine, size = self.file.of(picture.name), picture.image.size
         where = f"{self.file.path}, boxes of {last_name(picture.name)}"
         if mine.size is not None and tuple(mine.size) != size:

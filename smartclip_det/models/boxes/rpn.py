@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.models.boxes.base import FoundBoxes, Picture
+from smartclip_det.models.boxes.base import FoundBoxes, Photograph
 from smartclip_det.utils.images import pixels
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.safe_load import safe_torch_load, safe_url_load
@@ -67,10 +67,7 @@ class TorchvisionBoxes:
         self.model.requires_grad_(False)
 
     def _load(self, weights: str) -> None:
-        if Path(weights).is_file():
-            state = safe_torch_load(weights)
-        else:
-            state = _fetched(self.name, weights)
+        state = safe_torch_load(weights) if Path(weights).is_file() else _fetched(self.name, weights)
         try:
             self.model.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -88,14 +85,14 @@ class TorchvisionBoxes:
         return self
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Picture]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
         """Boxes of each picture, best first, on the model's device.
 
         Pictures go through the model one by one: a batch is padded, and boxes would depend on who shares it.
         """
         return [self._one(p) for p in pictures]
 
-    def _one(self, picture: Picture) -> FoundBoxes:
+    def _one(self, picture: Photograph) -> FoundBoxes:
         device = next(self.model.parameters()).device
         image = pixels(picture.image).to(device).float() / 255
         inputs, _ = self.model.transform([image])

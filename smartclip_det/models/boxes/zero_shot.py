@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, nms
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.models.boxes.base import FoundBoxes, Picture
+from smartclip_det.models.boxes.base import FoundBoxes, Photograph
 
 #: Repositories of the hub by short name.
 ZERO_SHOT = {
@@ -88,7 +88,7 @@ class TransformersBoxes:
         return self
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Picture]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
         """Boxes of each picture, best first, on the model's device."""
         return [self._one(p.image) for p in pictures]
 
