@@ -13,34 +13,32 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from smartclip_det.apis.answers import Detections, Explanation
+from smartclip_det.apis.encoding import EncodesImages, photograph
 from smartclip_det.apis.families.base import EncodedImage, Family
 from smartclip_det.apis.inputs import (
     HeldImage,
     ImageLike,
     OnBad,
-    as_picture,
     check_count,
     check_texts,
     check_threshold,
     is_image,
     read_images,
 )
-from smartclip_det.apis.inputs import Picture as GivenPicture
 from smartclip_det.apis.opening import family_of_config, family_of_towers
+from smartclip_det.apis.tiles import answer_images
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import READINGS
-from smartclip_det.models.boxes import BoxSource, Photograph, checked_boxes
+from smartclip_det.models.boxes import BoxSource
 from smartclip_det.models.grounding.dependency import reader_of
 from smartclip_det.models.grounding.parsing import Entity
 from smartclip_det.models.vocabulary import default_cache_dir
 
 
-class Predictor:
+class Predictor(EncodesImages):
     """Detect, ground, explain, embed and segment.
 
     >>> predictor = Predictor.from_pretrained("smartclip-b16", boxes="torchvision")   # doctest: +SKIP
@@ -183,61 +181,6 @@ class Predictor:
     def _order(self) -> str:
         return getattr(self.policy, "template_order", "average_state")
 
-    def set_image(self, image: ImageLike, *, boxes: Any = None) -> Any:
-        """Encode an image and hold it for the queries of this thread; a call that fails leaves none.
-
-        Args:
-            image: path, PIL image (its EXIF orientation is applied) or ``[H, W, 3]`` uint8 RGB array.
-            boxes: ``[R, 4]`` xyxy pixels that are scored as they are, in place of the predictor's own; R may be 0.
-
-        Raises:
-            UserError: for a missing or unreadable file, an array of another shape, and boxes that are not this image's.
-        """
-        return self.set_images([image], boxes=None if boxes is None else [boxes])[0]
-
-    def set_images(self, images: Sequence[ImageLike], *, boxes: Sequence[Any] | None = None,
-                   batch_size: int = 8) -> list[Any]:  # fmt: skip
-        """Encode images and hold them for :meth:`detect_images` and queries with ``image=``; see :meth:`set_image`.
-
-        Args:
-            images: a list of them.
-            boxes: for each its boxes, or None.
-            batch_size: images in one forward pass at most.
-
-        Returns:
-            What each was encoded to.
-        """
-        self._held.set(None)
-        encoded = self.encode_images(images, boxes=boxes, batch_size=batch_size)
-        self._held.set(encoded)
-        return encoded
-
-    def encode_image(self, image: ImageLike | Photograph, *, boxes: Any = None) -> Any:
-        """Encode an image, without holding it; nothing of it depends on texts."""
-        return self.encode_images([image], boxes=None if boxes is None else [boxes])[0]
-
-    @torch.no_grad()
-    def encode_images(self, images: Sequence[ImageLike | Photograph], *, boxes: Sequence[Any] | None = None,
-                      batch_size: int = 8) -> list[Any]:  # fmt: skip
-        """Encode images; arguments as in :meth:`set_images`. An image does not see the others of its batch."""
-        check_count("batch_size", batch_size)
-        if boxes is not None and len(boxes) != len(images):
-            raise UserError(f"boxes must hold one entry for each image; given {len(boxes)} for {len(images)} images.")
-        pictures = [picture_of(i) for i in images]
-        given = [None if b is None else checked_boxes(b, p.image.size)
-                 for b, p in zip(boxes or [None] * len(pictures), pictures, strict=True)]  # fmt: skip
-        return self.family.encode(pictures, given, batch_size)
-
-    def _image(self, given: Any) -> Any:
-        """The image given, or the one held."""
-        held = self._held.get(None if given is None else [given])
-        if len(held) != 1:
-            raise UserError(
-                f"{len(held)} images are set. Say which: image=ONE of what set_images returned; or ask all of them, "
-                "detect_images()."
-            )
-        return held[0]
-
     def proposals(self, top_k: int = 100, *, image: EncodedImage | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The ``top_k`` class-agnostic boxes and their objectness.
 
@@ -293,8 +236,8 @@ class Predictor:
     @torch.no_grad()
     def detect_images(
         self, images: ImageLike | Iterable[ImageLike] | None = None, texts: Sequence[str] | TextBank | None = None, *,
-        batch_size: int = 1, threshold: float = 0.0, max_detections: int | None = None, every: int = 1,
-        on_bad: OnBad | None = None,
+        batch_size: int = 1, threshold: float = 0.0, max_detections: int | None = None,
+        tile: tuple[int, int] | None = None, every: int = 1, on_bad: OnBad | None = None,
     ) -> Iterator[Detections]:  # fmt: skip
         """:meth:`detect` of each image; the texts are encoded once and do not replace the vocabulary in force.
 
@@ -304,13 +247,18 @@ class Predictor:
             texts: see :meth:`detect`.
             batch_size: images that are read, and go through the tower, together.
             threshold: lowest score kept.
-            max_detections: boxes of an image at most.
+            max_detections: boxes of an image, or of a tile, at most.
+            tile: side and overlap in pixels of the tiles that images are cut into; None: whole images.
             every: of a video, the first of so many frames.
             on_bad: called for a picture that cannot be read, which is then passed over; None: it is an error.
         """
         bank = self._bank_of(texts)
         if images is None:
             yield from (self._detect(e, bank, threshold, max_detections) for e in self._held.get())
+            return
+        if tile is not None:
+            yield from answer_images(self, images, bank, batch_size=batch_size, tile=tile, every=every, on_bad=on_bad,
+                                     threshold=threshold, max_detections=max_detections)  # fmt: skip
             return
         waiting = read_images(images, every=every, on_bad=on_bad)
         while batch := list(islice(waiting, check_count("batch_size", batch_size))):
@@ -393,24 +341,6 @@ class Predictor:
         return self.family.embed(self._image(image))[1].float().cpu().numpy()
 
     @torch.no_grad()
-    def picture_vectors(self, pictures: Sequence[tuple[ImageLike, Sequence[float]]]) -> tuple[Tensor, Tensor]:
-        """``[N, D]`` vectors of boxes and of their whole pictures: what :meth:`TextBank.with_images` asks for."""
-        found = []
-        for picture in pictures:
-            if not isinstance(picture, tuple | list) or len(picture) != 2:
-                raise UserError("Pictures are pairs of an image and its box: [(image, [x1, y1, x2, y2]), ...].")
-            taken = picture_of(picture[0])
-            width, height = taken.image.size
-            box = checked_boxes([picture[1]], (width, height), "The picture's box")
-            if (box[:, 2:] - box[:, :2] < 1).any():
-                raise UserError(f"The picture's box {list(picture[1])} has no pixels.")
-            both = torch.cat([box, box.new_tensor([[0, 0, width, height]])])
-            (encoded,) = self.family.encode([taken], [both], 1)
-            found.append(self.family.embed(encoded)[1].float())
-        stacked = torch.stack(found)
-        return stacked[:, 0], stacked[:, 1]
-
-    @torch.no_grad()
     def segment(self, what: str | Detections, *, image: Any = None) -> np.ndarray:
         """Masks, by families whose head has them.
 
@@ -433,19 +363,3 @@ class Predictor:
             boxes = torch.as_tensor(self.ground(text, image=image).boxes, dtype=torch.float32)
         masks = self.family.segment(image, text, boxes)
         return masks[0] if len(masks) else np.zeros(masks.shape[1:], dtype=bool)
-
-
-def picture_of(image: ImageLike | Photograph) -> Photograph:
-    """An image that was given, with the name of its file where it has one."""
-    if isinstance(image, Photograph):
-        return image
-    given = as_picture(image)
-    return photograph(given, given.pixels())
-
-
-def photograph(given: GivenPicture, pixels: np.ndarray) -> Photograph:
-    """A picture that was read, named by its file where it has one."""
-    inside = str(getattr(given.source, "filename", "") or "")
-    name = inside or ("" if given.name == "image" else given.name)
-    # A file is read again when it is drawn; pixels that came as such are at hand anyway.
-    return Photograph(Image.fromarray(pixels), name, given)

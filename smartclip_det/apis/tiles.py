@@ -12,6 +12,7 @@ import numpy as np
 from smartclip_det.apis.answers import Detections
 from smartclip_det.apis.inputs import ImageLike, OnBad, Picture, check_count, check_threshold, read_images
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.text_bank import TextBank
 
 #: Overlap above which of two detections of one name the better is kept, where tiles overlap; supervision's.
 TILE_NMS = 0.5
@@ -21,8 +22,9 @@ class Detector(Protocol):
     """What the loop needs of a predictor."""
 
     def detect_images(
-        self, images: Iterable[ImageLike], texts: Sequence[str] | None = None, *, batch_size: int = 1, **options: Any
-    ) -> Iterator[Detections]:
+        self, images: Iterable[ImageLike], texts: Sequence[str] | TextBank | None = None, *, batch_size: int = 1,
+        **options: Any,
+    ) -> Iterator[Detections]:  # fmt: skip
         """An answer for each image, in order."""
 
 
@@ -79,7 +81,8 @@ def _starts(length: int, side: int, step: int) -> list[int]:
 
 
 def answer_images(
-    detector: Detector, images: ImageLike | Iterable[ImageLike], texts: Sequence[str] | None = None, *,
+    detector: Detector, images: ImageLike | Iterable[ImageLike],
+    texts: Sequence[str] | TextBank | None = None, *,
     batch_size: int = 1, tile: tuple[int, int] | None = None, tile_nms: float = TILE_NMS, every: int = 1,
     on_bad: OnBad | None = None, **options: Any,
 ) -> Iterator[Detections]:  # fmt: skip
@@ -88,7 +91,7 @@ def answer_images(
     Args:
         detector: any predictor with ``detect_images``.
         images: see :func:`smartclip_det.apis.inputs.read_images`: folders, patterns, videos, lists, ...
-        texts: phrases; None for the vocabulary in force. They are encoded once.
+        texts: phrases, or a bank; None for the vocabulary in force. They are encoded once.
         batch_size: images, or tiles, that go through the tower together.
         tile: side and overlap, in pixels; None: whole pictures.
         tile_nms: see :data:`TILE_NMS`.
