@@ -186,6 +186,14 @@ bank = build_bank(model, ['cat', 'dog'], progress=False)
 images = model.encode_image(torch.randn(2, 3, 64, 64))
 print(masked_cosine(images, bank.embeds, bank.masks).shape)
 softmax_strip(images, bank.embeds, bank.masks).rows.sum().backward()
+from PIL import Image
+from smartclip_det import Predictor
+from smartclip_det.models.boxes import TorchvisionBoxes
+source = TorchvisionBoxes('fasterrcnn_mobilenet_v3_large_320_fpn', weights=None, size=64, max_boxes=9)
+predictor = Predictor.from_pretrained(model, boxes=source, use_cache=False, parser='rules', device='cpu')
+predictor.set_image(Image.new('RGB', (96, 64)))
+assert len(predictor.detect(['a cat', 'a dog'])) and len(predictor.ground('the left cat')) == 1
+assert predictor.explain('a cat').similarity.ndim == 2 and predictor.embed().shape[1] == 64
 import smartclip_det.alignment_parts
 from mmengine.registry import MODELS
 aligner = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny'), distillation=dict()))

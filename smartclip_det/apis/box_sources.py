@@ -11,6 +11,7 @@ import torch
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.core.words import BOX_SOURCES
 from smartclip_det.models.boxes import BoxSource, FileBoxes, FoundBoxes, Photograph, TorchvisionBoxes, TransformersBoxes
+from smartclip_det.models.boxes.rpn import DEFAULT_MODEL
 from smartclip_det.models.boxes.zero_shot import ZERO_SHOT
 
 FORMS = (
@@ -82,9 +83,8 @@ def box_source(given: str | Path | BoxSource | None, max_boxes: int = 300) -> Bo
     kind, _, rest = words.partition(":")
     if kind == "torchvision":
         model, _, weights = rest.partition(":")
-        named = {"model": model} if model else {}
-        chosen = {"weights": None if weights == "random" else weights} if weights else {}
-        return TorchvisionBoxes(**named, **chosen, max_boxes=max_boxes)
+        chosen = None if weights == "random" else weights or "DEFAULT"
+        return TorchvisionBoxes(model or DEFAULT_MODEL, weights=chosen, max_boxes=max_boxes)
     if kind in ZERO_SHOT or (kind == "transformers" and rest):
         return TransformersBoxes(rest or kind, max_boxes=max_boxes)
     if kind == "mmdet":

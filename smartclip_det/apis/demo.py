@@ -147,7 +147,7 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     picture = Image.fromarray(load_image(path))
     base = options.out / path.stem
     out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
-    drawn = draw_boxes(picture, found.boxes, found.label_names, texts, found.scores)
+    drawn = draw_boxes(picture, found.boxes.tolist(), found.label_names, texts, found.scores.tolist())
     drawn.save(out_picture)
     written = [out_picture, out_json]
     if options.heatmap:

@@ -277,8 +277,9 @@ class Predictor(EncodesImages):
         return self.policy is not None
 
     @overload
-    def ground(self, expression: str, *, top_k: int = 1, threshold: float = 0.0, reading: str | None = None,
-               image: Any = None) -> Detections: ...  # fmt: skip
+    def ground(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+        self, expression: str, *, top_k: int = 1, threshold: float = 0.0, reading: str | None = None, image: Any = None
+    ) -> Detections: ...
 
     @overload
     def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0,

@@ -23,7 +23,7 @@ class Detector(Protocol):
 
     def detect_images(
         self, images: Iterable[ImageLike], texts: Sequence[str] | TextBank | None = None, *, batch_size: int = 1,
-        **options: Any,
+        threshold: float = 0.0, max_detections: int | None = None,
     ) -> Iterator[Detections]:  # fmt: skip
         """An answer for each image, in order."""
 

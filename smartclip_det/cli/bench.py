@@ -3,6 +3,7 @@
     smartclip-det bench similarity
     smartclip-det bench vocabulary --names 1 80 1203 20000
     smartclip-det bench detect --names 1 80 1203 20000 --sizes 640
+    smartclip-det bench predict --names 1 80 1203 20000 --sizes 640 --proposals 100
     smartclip-det bench towers --sizes 640 1024
     smartclip-det bench train --sizes 640 --rounds 2
     smartclip-det bench one-stage --names 80 1203
@@ -24,7 +25,7 @@ from pathlib import Path
 from smartclip_det.cli.options import add_device
 
 SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
-            "alignment", "ground")  # fmt: skip
+            "alignment", "ground", "predict")  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[640], help="input sides in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each variant, in turns")
     parser.add_argument("--max-gib", type=float, default=4.0, help="similarity: largest tensor of the broadcast form")
-    parser.add_argument("--arch", help="vocabulary, alignment: towers with random weights; default: tiny, B/16")
+    parser.add_argument("--arch", help="towers with random weights; default: B/16, for vocabulary tiny")
     parser.add_argument("--batch", type=int, default=16, help="alignment: pairs of a step")
     parser.add_argument("--head", type=int, default=512, help="alignment: batch of the head alone")
     parser.add_argument("--dim", type=int, default=512, help="alignment: D of the head alone")
@@ -44,7 +45,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, help="alignment: their captions; default: pairs in the folder")
     parser.add_argument("--workers", type=int, default=2, help="alignment: of the loader")
     parser.add_argument("--sentences", type=int, nargs="+", default=[1, 10, 100, 500], help="ground: per image")
-    parser.add_argument("--proposals", type=int, nargs="+", default=[10, 100], help="ground: boxes per image")
+    parser.add_argument("--proposals", type=int, nargs="+", default=[10, 100], help="ground, predict: boxes per image")
+    parser.add_argument(
+        "--pictures", type=int, default=200, help="predict: of the stream that memory is measured along"
+    )
     parser.add_argument("--full", action="store_true", help="evaluation: LVIS at 19,809 images too")
     add_device(parser)
     parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/benchmark_SUBJECT.json")

@@ -221,7 +221,8 @@ class OneStage(DetectorFamily):
         images, samples = batch["inputs"], batch["data_samples"]
         with autocast(self.device, self.precision):
             features = self.detector.backbone.features(images)
-        tokens, height, width = features.taps[0].float(), *images.shape[-2:]
+        tokens = features.taps[0].float()
+        height, width = images.shape[-2:]
         with full_precision(self.device):
             found = self.detector.bbox_head(tokens, features.class_token.float())
         corners = box_convert(found.boxes, "cxcywh", "xyxy") * tokens.new_tensor([width, height, width, height])
@@ -273,6 +274,5 @@ def tokens_of(own: Tensor, given: Tensor) -> Tensor:
     """
     if not len(given):
         return torch.zeros(0, dtype=torch.long, device=given.device)
-    centres = [(b[:, :2] + b[:, 2:]) / 2 for b in (given, own)]
-    far = torch.cdist(*centres)
+    far = torch.cdist((given[:, :2] + given[:, 2:]) / 2, (own[:, :2] + own[:, 2:]) / 2)
     return (box_iou(given, own) - 1e-6 * far / far.max().clamp(min=1e-6)).argmax(dim=1)

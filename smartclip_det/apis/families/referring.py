@@ -67,7 +67,7 @@ class Referring(Family):
         self.model, self.fit, self.cache_dir = model.eval(), fit, cache_dir
 
     @property
-    def towers(self) -> Any:  # type: ignore[override]
+    def towers(self) -> Any:
         """The head's frozen towers."""
         return self.model.towers
 

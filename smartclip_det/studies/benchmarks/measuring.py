@@ -37,6 +37,11 @@ class PeakMemory:
         self.mib = max(0.0, after - self._before)
 
 
+def resident_mib() -> float:
+    """MiB that the process holds now (Linux)."""
+    return _status("VmRSS")
+
+
 def _status(key: str) -> float:
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
     return float(found.group(1)) / 1024 if found else float("nan")

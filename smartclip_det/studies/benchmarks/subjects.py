@@ -23,7 +23,7 @@ class BenchOptions:
         sizes: input sides in pixels.
         rounds: measured runs of each variant, in turns.
         max_gib: similarity: largest tensor of the broadcast form.
-        arch: vocabulary, alignment: towers with random weights.
+        arch: vocabulary, alignment, predict: towers with random weights.
         batch: alignment: pairs of a step.
         head: alignment: batch of the head alone.
         dim: alignment: D of the head alone.
@@ -33,7 +33,8 @@ class BenchOptions:
         captions: alignment: their captions; None: pairs in the folder.
         workers: alignment: of the loader.
         sentences: ground: per image.
-        proposals: ground: boxes per image.
+        proposals: ground: boxes per image; predict: boxes of the source, the largest of them.
+        pictures: predict: pictures of the stream that memory is measured along.
         full: evaluation: LVIS at 19,809 images too.
         device: see :func:`resolve_device`.
         out: JSON; None: ``work_dirs/benchmark_SUBJECT.json``.
@@ -55,6 +56,7 @@ class BenchOptions:
     workers: int = 2
     sentences: Sequence[int] = (1, 10, 100, 500)
     proposals: Sequence[int] = (10, 100)
+    pictures: int = 200
     full: bool = False
     device: str = "auto"
     out: Path | None = None
@@ -83,6 +85,14 @@ def measure(task: BenchOptions) -> Path:
         from smartclip_det.studies.benchmarks import ground
 
         found = ground.run(task)
+    elif task.subject == "predict":
+        from smartclip_det.studies.benchmarks import predict
+
+        found = {
+            str(size): predict.run(task.arch or "SmartCLIP-B-16", size, list(task.names), task.rounds, task.device,
+                                   max(task.proposals), task.pictures)
+            for size in task.sizes
+        }  # fmt: skip
     elif task.subject == "evaluation":
         from smartclip_det.studies.benchmarks import evaluation
 
