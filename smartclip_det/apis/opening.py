@@ -13,7 +13,6 @@ from smartclip_det.apis.families.base import Family
 from smartclip_det.apis.families.training_free import FreeOptions, TrainingFree, free_policy
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.models.boxes import BoxSource
-from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_encoder, load_towers, read_once
 from smartclip_det.models.towers.text_side import TextSide
 from smartclip_det.utils.devices import resolve_device
@@ -73,6 +72,4 @@ def open_towers(name: Any, device: str) -> Any:
         return load_encoder(name, device)
     if not isinstance(name, str | Path):
         return name.to(device).eval()
-    if not Path(name).exists() and hasattr(SmartCLIP, "from_pretrained"):
-        return SmartCLIP.from_pretrained(str(name)).to(device).eval()
     return load_encoder({"checkpoint": str(name)}, device)

@@ -1,4 +1,4 @@
-"""One-stage head: closed forms, matching, federated loss, geometry, image queries, and the overfit gate."""
+"""One-stage head: closed forms, matching, federated loss, geometry, and the overfit gate."""
 
 from __future__ import annotations
 
@@ -183,26 +183,17 @@ def test_the_last_layer_is_asked_for():
         MODELS.build(config.model)
 
 
-def test_an_image_query_finds_its_own_token():
+def test_an_untrained_detector_s_boxes_are_its_cells_and_a_bank_of_other_towers_is_refused():
     from mmdet.registry import MODELS
 
     detector = MODELS.build(owl_config().model).eval()
-    image = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    bank = detector.image_queries(image, torch.tensor([[16.0, 8, 24, 16]]), ["that"])
-    detector.set_text_bank(bank)
-    with torch.no_grad():
-        found = detector.predict(image[None], [sample([], [])])[0].pred_instances
-    # Tiny towers have cells of 8 pixels and the head is untrained: its boxes are the cells.
-    assert found.bboxes[0].tolist() == pytest.approx([16, 8, 24, 16], abs=1e-3)
-    assert found.label_names[0] == "that"
+    detector.set_text_bank(build_bank(encoder(), ["that"], progress=False))
     wide = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         cells = detector.predict(wide, [sample([], [], shape=(32, 64))])[0].pred_instances.bboxes
     assert sorted(cells.round().long().tolist()) == sorted(
         [x, y, x + 8, y + 8] for x in range(0, 64, 8) for y in range(0, 32, 8)
     )
-    with pytest.raises(UserError, match="No token's box overlaps the example of far"):
-        detector.image_queries(image, torch.tensor([[500.0, 500, 600, 600]]), ["far"])
     with pytest.raises(UserError, match="would not share a space"):
         detector.set_text_bank(copy.copy(build_bank(_other(), ["x"], progress=False)))
 

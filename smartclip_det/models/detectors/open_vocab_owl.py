@@ -12,12 +12,10 @@ import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter
-from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.detectors.bank_in_force import BankInForce
 
 
@@ -86,35 +84,6 @@ class OpenVocabOWL(BankInForce, BaseDetector):
         found = self.extract_feat(batch_inputs)
         results = self.bbox_head.predict(found, batch_data_samples, shape, bank, self.policy, rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
-
-    @torch.no_grad()
-    def image_queries(self, image: Tensor, boxes: Tensor, names: Sequence[str]) -> TextBank:
-        """A bank that asks for what boxes of an example image show (one-shot; OWL-ViT, section 4.4).
-
-        Args:
-            image: ``[3, H, W]`` normalised pixels.
-            boxes: ``[R, 4]`` xyxy input pixels.
-            names: R names.
-
-        Returns:
-            For each box the class vector of the token whose predicted box overlaps it most, under a mask of ones:
-            there is no text that could say which dimensions are meant.
-
-        Raises:
-            UserError: when no token overlaps a box.
-        """
-        found = self.extract_feat(image.unsqueeze(0))
-        height, width = image.shape[-2:]
-        centres, sizes = found.boxes[0, :, :2], found.boxes[0, :, 2:]
-        corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
-        overlap = box_iou(corners * corners.new_tensor([width, height, width, height]), boxes.float())
-        best, token = overlap.max(dim=0)
-        if (best <= 0).any():
-            lost = [n for n, o in zip(names, best.tolist(), strict=True) if o <= 0]
-            raise UserError(f"No token's box overlaps the example of {', '.join(lost)}.")
-        vectors = torch.nn.functional.normalize(found.vectors[0, token].float(), dim=1)
-        made_by = {"checkpoint_hash": self.backbone.tower_hash, "query": "image"}
-        return TextBank(tuple(names), vectors, torch.ones_like(vectors), provenance=made_by)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> tuple[Tensor, ...]:
         """Class vectors and boxes of all tokens."""
