@@ -25,7 +25,9 @@ from smartclip_det.studies.benchmarks.measuring import (
     show,
 )
 
-STAGES = ("read", "boxes", "towers", "regions", "scoring", "drawing")
+#: Stages that no name takes part in, and all of them.
+SAME = ("read", "boxes", "towers", "regions")
+STAGES = (*SAME, "scoring", "drawing")
 #: Share that the whole may grow by from the smallest to the largest vocabulary.
 FREE_OF_NAMES = 0.05
 
@@ -51,63 +53,53 @@ class OnePicture:
     """The stages of one picture from its file to a drawing, each by the predictor's own parts."""
 
     def __init__(self, predictor: Predictor, path: Path) -> None:
-        self.predictor, self.path = predictor, path
-        self.bank: Any = None
+        self.predictor, self.path, self.rows = predictor, path, dict[str, list[dict[str, float]]]()
+
+    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        kept: list[Any] = []
+        with PeakMemory() as memory:
+            seconds = seconds_of(lambda: kept.append(work()))
+        self.rows.setdefault(name, []).append({"seconds": seconds, "peak_mib": memory.mib})
+        return kept[0]
 
     @torch.no_grad()
-    def run(self, bank: Any) -> dict[str, dict[str, float]]:
-        """Seconds and peak MiB of each stage."""
+    def run(self, banks: dict[int, Any]) -> None:
+        """One round: what does not look at names once, then scoring and drawing for each number of them."""
         family: Any = self.predictor.family
-        rows: dict[str, dict[str, float]] = {}
+        picture = self._stage("read", lambda: picture_of(self.path))
+        (boxes,) = self._stage("boxes", lambda: family.find([picture], [None]))
+        dense = self._stage("towers", lambda: family.maps([picture.image]))
+        encoded = self._stage("regions", lambda: family.pooled(picture, boxes, dense[0]))
+        for k, bank in banks.items():
+            found = self._stage(f"scoring {k}", lambda b=bank: family.detect(encoded, b, 0.0, None))
+            self._stage(f"drawing {k}", lambda f=found: f.plot(picture.image, limit=20))
 
-        def stage(name: str, work: Callable[[], Any]) -> Any:
-            kept: list[Any] = []
-            with PeakMemory() as memory:
-                seconds = seconds_of(lambda: kept.append(work()))
-            rows[name] = {"seconds": seconds, "peak_mib": memory.mib}
-            return kept[0]
-
-        picture = stage("read", lambda: picture_of(self.path))
-        (boxes,) = stage("boxes", lambda: family.find([picture], [None]))
-        dense = stage("towers", lambda: family.maps([picture.image]))
-        encoded = stage("regions", lambda: family.pooled(picture, boxes, dense[0]))
-        found = stage("scoring", lambda: family.detect(encoded, bank, 0.0, None))
-        stage("drawing", lambda: found.plot(picture.image, limit=20))
-        return rows
+    def median(self, name: str) -> dict[str, float]:
+        """Of a stage over the rounds."""
+        rows = self.rows[name]
+        return {q: float(np.median([r[q] for r in rows])) for q in ("seconds", "peak_mib")}
 
 
 def by_names(one: OnePicture, names: list[int], rounds: int, dim: int) -> dict[str, Any]:
-    """Median seconds of each stage for each number of names, in turns; the growth of the whole."""
+    """Median seconds of each stage for each number of names; the growth of the whole."""
     banks = {k: generated_bank(k, dim).to(one.predictor.device) for k in names}
-    one.run(banks[names[0]])
-    runs: dict[int, list[dict[str, dict[str, float]]]] = {k: [] for k in names}
+    one.run(banks)
+    one.rows.clear()
     for _ in range(rounds):
-        for k in names:
-            runs[k].append(one.run(banks[k]))
-    print(
-        "  names  "
-        + "".join(f"{s:>17s}" for s in STAGES)
-        + f"{'whole':>10s}   ms (peak MiB added), medians of {rounds}"
-    )
+        one.run(banks)
+    print(f"ms (peak MiB added), medians of {rounds}")
+    print("  names  " + "".join(f"{s:>17s}" for s in STAGES) + f"{'whole':>10s}")
     out: dict[str, Any] = {}
-    # What does not look at names is the same work for all of them: its median is over all runs.
-    same = [s for s in STAGES if s not in ("scoring", "drawing")]
-    base = sum(_median([r[s]["seconds"] for k in names for r in runs[k]]) for s in same)
     for k in names:
-        row = {s: {q: _median([r[s][q] for r in runs[k]]) for q in ("seconds", "peak_mib")} for s in STAGES}
-        whole = base + row["scoring"]["seconds"] + row["drawing"]["seconds"]
+        row = {s: one.median(s if s in SAME else f"{s} {k}") for s in STAGES}
+        whole = sum(r["seconds"] for r in row.values())
         out[str(k)] = {"stages": row, "whole": whole}
-        cells = "".join(f"{row[s]['seconds'] * 1e3:9.1f} ({row[s]['peak_mib']:5.0f})" for s in STAGES)
+        cells = "".join(f"{r['seconds'] * 1e3:9.1f} ({r['peak_mib']:5.0f})" for r in row.values())
         print(f"{k:7d}  {cells}{whole * 1e3:10.1f}")
     growth = out[str(max(names))]["whole"] / out[str(min(names))]["whole"] - 1
-    out["growth"] = growth
     told = "within" if growth <= FREE_OF_NAMES else "over"
     print(f"from {min(names)} to {max(names)} names the whole grows by {growth:.1%}: {told} {FREE_OF_NAMES:.0%}")
-    return out
-
-
-def _median(values: list[float]) -> float:
-    return float(np.median(values))
+    return {**out, "growth": growth}
 
 
 def beside_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], rounds: int) -> dict[str, Any]:
@@ -139,22 +131,23 @@ def beside_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], 
     return out
 
 
-def batches(predictor: Predictor, folder: Path, size: int, rounds: int, count: int = 8) -> dict[str, Any]:
-    """A batch of ``count`` pictures against as many single ones; answers must be the same."""
+def batches(predictor: Predictor, folder: Path, size: int, count: int = 8) -> dict[str, Any]:
+    """A batch of ``count`` pictures against as many single ones, once each; answers must be the same."""
     paths = [folder / f"{n}.jpg" for n in range(count)]
     for n, path in enumerate(paths):
         generated_picture(size, n).save(path)
     bank = generated_bank(80, predictor.encoder.config.embed_dim).to(predictor.device)
+    answers: dict[int, list[Any]] = {}
 
-    def run(batch_size: int) -> list[Any]:
-        return list(predictor.detect_images(paths, bank, batch_size=batch_size))
+    def run(batch_size: int) -> None:
+        answers[batch_size] = list(predictor.detect_images(paths, bank, batch_size=batch_size))
 
-    for a, b in zip(run(1), run(count), strict=True):
-        if not np.allclose(a.scores, b.scores, atol=1e-4):
-            print("note: scores of the batch differ from those of single pictures")
-    rows = in_turns({f"{count} singles": lambda: run(1), f"a batch of {count}": lambda: run(count)}, rounds)
-    show(f"{count} pictures, {size} px, {predictor.device}", rows, f"{count} singles")
-    return rows
+    seconds = {f"batches of {n}": seconds_of(lambda n=n: run(n)) for n in (1, count)}
+    apart = max(float(np.abs(a.scores - b.scores).max()) for a, b in zip(answers[1], answers[count], strict=True))
+    one, many = seconds.values()
+    print(f"\n{count} pictures, {size} px: {one:.2f} s one by one, {many:.2f} s as a batch ({many / one:.2f} of it); "
+          f"scores differ by {apart:.1g} at most")  # fmt: skip
+    return {**seconds, "largest_difference_of_scores": apart}
 
 
 def memory(predictor: Predictor, path: Path, count: int, every: int = 20) -> dict[str, Any]:
@@ -189,8 +182,8 @@ def run(
         print(f"\n{arch} at {size} px, {max_boxes} boxes of torchvision's RPN, {device}")
         small = build("SmartCLIP-tiny", 192, device, max_boxes)
         out: dict[str, Any] = {"stages": by_names(OnePicture(predictor, path), names, rounds, dim)}
-        out["owlv2"] = beside_owlv2(predictor, path, size, [min(names), max(names)], rounds)
-        out["batches"] = batches(predictor, Path(folder), size, max(1, rounds // 2))
+        out["owlv2"] = beside_owlv2(predictor, path, size, [min(names), max(names)], max(1, rounds // 2))
+        out["batches"] = batches(predictor, Path(folder), size)
         # Small towers: memory is that of the loop, and thousands of pictures are minutes.
         out["memory"] = memory(small, path, pictures)
         return out
