@@ -152,8 +152,9 @@ def test_grounding_reasons_and_answers_know_their_image(predictor):
         predictor.segment("a cup")
     vectors = predictor.embed()
     assert vectors.shape == (9, 64)
-    assert np.allclose(predictor.embed([GRID[3]])[0], vectors[3], atol=1e-5)
-    assert np.allclose(predictor.embed([GRID[3]], image=picture())[0], vectors[3], atol=1e-5)
+    # The source's best come first: those of the last cells.
+    assert np.allclose(predictor.embed([GRID[3]])[0], vectors[8 - 3], atol=1e-5)
+    assert np.allclose(predictor.embed([GRID[3]], image=picture())[0], vectors[8 - 3], atol=1e-5)
 
 
 @pytest.mark.parametrize("regions", ["dense", "crop", "both"])
@@ -170,12 +171,11 @@ def test_a_row_from_pictures_finds_its_own_region_beside_texts(towers, regions):
         assert same(found.of(*TEXTS), texts_alone)
         row = more.masks[-1]
         assert row.all() if "like" not in options else torch.equal(row, bank.masks[bank.index_of("a cup")])
-    # Without contrast its own region is nearest, but any region is nearer to it than to "background".
+    # Without contrast its own region is nearest, too, but all others are near as well.
     plain = bank.with_images("my mug", [(picture(), GRID[4])], contrast=False)
     encoded = p.encode_image(picture())
     assert plain.cosine(torch.from_numpy(p.embed(image=encoded)), p.policy)[:, -1].argmax() == 4
-    assert p.detect(plain, image=encoded).of("my mug").scores.min() > 0.9
-    assert found.of("my mug").scores.min() < 0.5
+    assert p.detect(plain, image=encoded).of("my mug").scores.mean() > found.of("my mug").scores.mean() + 0.1
     # In a picture that it has not seen, from two examples.
     two = bank.with_images("my mug", [(picture(4), GRID[4]), (picture(1, seed=8), GRID[1])])
     found = p.detect(two, image=p.encode_image(picture(6, seed=9)))
@@ -261,12 +261,11 @@ class Oracle:
         return torch.stack(rows) if rows else torch.zeros(0, self.bank.dim)
 
 
-def ap50(predictor, truth, root, bank):
+def ap50(predictor, truth, bank):
     predictor.set_vocabulary(bank)
     ids = {name: number for number, name in truth.categories.items()}
     results = []
-    paths = [root / "images" / i["file_name"] for i in truth.data["images"]]
-    for info, found in zip(truth.data["images"], predictor.detect_images(paths, batch_size=8), strict=True):
+    for info, found in zip(truth.data["images"], predictor.detect_images(), strict=True):
         results += found.to_coco(info["id"], ids)
     return coco_metrics(evaluate_tables(truth, results))["bbox_mAP_50"]
 
@@ -285,15 +284,18 @@ def test_the_oracle_reaches_the_ceiling_on_real_photographs_and_shuffled_texts_r
     oracle = Oracle(truth)
     monkeypatch.setattr(p.family.regions, "pool", oracle.pool)
     names = list(truth.categories.values())
+    paths = [root / "images" / i["file_name"] for i in truth.data["images"]]
     oracle.bank = p.set_vocabulary(names)
-    assert ap50(p, truth, root, oracle.bank) >= 0.99
-    assert ap50(p, truth, root, oracle.bank.text_shuffled()) < 0.05
+    p.set_images(paths)
+    assert ap50(p, truth, oracle.bank) >= 0.99
+    assert ap50(p, truth, oracle.bank.text_shuffled()) < 0.05
     # The default policy compares with the text "background": exact where texts are apart, as those of a trained tower.
     apart = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(text_seed(n))) for n in names])
     oracle.bank = replace(oracle.bank, embeds=torch.nn.functional.normalize(apart, dim=1))
     monkeypatch.setattr(p.family, "policy", p.policy.with_(sigmoid_reference="background", dense_temperature=10.0,
                                                            sigmoid_bias=-5.0))  # fmt: skip
-    assert ap50(p, truth, root, oracle.bank) >= 0.99
+    p.set_images(paths)
+    assert ap50(p, truth, oracle.bank) >= 0.99
 
 
 def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):
