@@ -223,8 +223,9 @@ class OneStage(DetectorFamily):
             features = self.detector.backbone.features(images)
         tokens = features.taps[0].float()
         height, width = images.shape[-2:]
+        whole = features.class_token
         with full_precision(self.device):
-            found = self.detector.bbox_head(tokens, features.class_token.float())
+            found = self.detector.bbox_head(tokens, None if whole is None else whole.float())
         corners = box_convert(found.boxes, "cxcywh", "xyxy") * tokens.new_tensor([width, height, width, height])
         for n, (picture, sample) in enumerate(zip(pictures, samples, strict=True)):
             rows, columns = sample.img_shape[:2]
