@@ -25,6 +25,8 @@ from smartclip_det.studies.benchmarks.measuring import (
     show,
 )
 
+#: Of torchvision, where its own cost is not what is measured.
+SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
 #: Stages that no name takes part in, and all of them.
 SAME = ("read", "boxes", "towers", "regions")
 STAGES = (*SAME, "scoring", "drawing")
@@ -40,12 +42,11 @@ def generated_picture(size: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((np.asarray(coarse.resize((size, size))) + fine).clip(0, 255).astype(np.uint8))
 
 
-def build(arch: str, size: int, device: str, max_boxes: int) -> Predictor:
-    """Towers and proposals with random weights."""
-    towers = SmartCLIP.from_arch(arch)
+def build(arch: str, size: int, device: str, source: TorchvisionBoxes) -> Predictor:
+    """Towers with random weights, and a source of boxes."""
     return Predictor.from_pretrained(
-        towers, boxes=TorchvisionBoxes(weights=None, max_boxes=max_boxes), dense_size=size, max_boxes=max_boxes,
-        device=device, use_cache=False, parser="rules",
+        SmartCLIP.from_arch(arch), boxes=source, dense_size=size, max_boxes=source.max_boxes, device=device,
+        use_cache=False, parser="rules",
     )  # fmt: skip
 
 
@@ -177,13 +178,14 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.jpg"
         generated_picture(size).save(path, quality=90)
-        predictor = build(arch, size, device, max_boxes)
+        predictor = build(arch, size, device, TorchvisionBoxes(weights=None, max_boxes=max_boxes))
         dim = predictor.encoder.config.embed_dim
         print(f"\n{arch} at {size} px, {max_boxes} boxes of torchvision's RPN, {device}")
-        small = build("SmartCLIP-tiny", 192, device, max_boxes)
         out: dict[str, Any] = {"stages": by_names(OnePicture(predictor, path), names, rounds, dim)}
         out["owlv2"] = beside_owlv2(predictor, path, size, [min(names), max(names)], max(1, rounds // 2))
         out["batches"] = batches(predictor, Path(folder), size)
-        # Small towers: memory is that of the loop, and thousands of pictures are minutes.
+        # Small models: memory is that of the loop, and thousands of pictures are minutes.
+        proposals = TorchvisionBoxes(SMALL, weights=None, max_boxes=max_boxes, size=64)
+        small = build("SmartCLIP-tiny", 192, device, proposals)
         out["memory"] = memory(small, path, pictures)
         return out
