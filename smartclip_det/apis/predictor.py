@@ -170,7 +170,7 @@ class Predictor(EncodesImages):
             The bank; its :meth:`TextBank.with_images` adds rows from pictures, and is put in force by another call.
         """
         if isinstance(vocabulary, TextBank):
-            bank = vocabulary.to(self.device)
+            bank = self.family.check_bank(vocabulary)
         else:
             bank = self.family.texts(vocabulary, self.templates, self._order).with_seen(seen or [])
         bank = replace(bank, picture_encoder=self.picture_vectors)
@@ -225,7 +225,7 @@ class Predictor(EncodesImages):
                 raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
             return self.family.bank
         if isinstance(texts, TextBank):
-            return texts.to(self.device)
+            return self.family.check_bank(texts)
         return self.family.texts(check_texts(texts, "phrase"), self.templates, self._order)
 
     def _detect(self, image: Any, bank: TextBank, threshold: float, limit: int | None) -> Detections:

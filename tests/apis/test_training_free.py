@@ -216,6 +216,8 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
     (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), GRID[0])], like="a cap"), "nearest: a cup"),
     (lambda p: p.set_vocabulary(replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"})),
      "encoded by towers 0"),
+    (lambda p: p.detect(replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"}),
+                        image=p.encode_image(picture())), "encoded by towers 0"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(predictor, call, says):
     with pytest.raises(UserError, match=says) as error:

@@ -15,7 +15,7 @@ from smartclip_det.models.towers import SmartCLIP
 
 def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatch):
     monkeypatch.setenv("SMARTCLIP_DET_CACHE", str(tmp_path / "cache"))
-    towers = SmartCLIP.from_arch("SmartCLIP-tiny", seed=0).save(tmp_path / "tiny.pt")
+    towers = SmartCLIP.from_arch("SmartCLIP-tiny", seed=0).save(tmp_path / "tiny.safetensors")
     photos = tmp_path / "photos"
     photos.mkdir()
     for n in range(2):

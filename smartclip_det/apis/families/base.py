@@ -106,9 +106,22 @@ class Family(ABC):
             "has one, and so has a two-stage detector with a mask_head."
         )
 
+    def check_bank(self, bank: TextBank) -> TextBank:
+        """The bank on the family's device; one of other towers is refused.
+
+        Raises:
+            UserError: telling both hashes.
+        """
+        made_by, mine = bank.provenance.get("checkpoint_hash"), self.towers.checkpoint_hash
+        if made_by and made_by != mine:
+            raise UserError(
+                f"The bank was encoded by towers {made_by}, this predictor has towers {mine}: texts and images would "
+                "not share a space. Encode the vocabulary with set_vocabulary([...])."
+            )
+        return bank.to(self.device)
+
     def set_bank(self, bank: TextBank) -> None:
-        """Put a bank in force."""
-        refuse_other_bank(bank, self.towers.checkpoint_hash)
+        """Put a checked bank in force."""
         self.bank = bank
 
     def texts(self, names: Sequence[str], templates: str | Sequence[str], order: str = "average_state") -> TextBank:
@@ -199,20 +212,6 @@ def answer(boxes: Tensor, scores: Tensor, labels: Tensor, names: Sequence[str], 
     """Detections of a picture from ``[N, 4]``, ``[N]`` and ``[N]`` tensors."""
     arrays = (boxes.float().cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy())
     return Detections(*arrays, tuple(names), picture.given)
-
-
-def refuse_other_bank(bank: TextBank, mine: str) -> None:
-    """Raise for a bank of other towers.
-
-    Raises:
-        UserError: telling both hashes.
-    """
-    made_by = bank.provenance.get("checkpoint_hash")
-    if made_by and made_by != mine:
-        raise UserError(
-            f"The bank was encoded by towers {made_by}, this predictor has towers {mine}: texts and images would not "
-            "share a space. Encode the vocabulary with set_vocabulary([...])."
-        )
 
 
 def in_batches(keys: Sequence[Any], batch_size: int) -> Iterable[list[int]]:

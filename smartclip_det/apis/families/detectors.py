@@ -70,7 +70,7 @@ class DetectorFamily(RegionFamily):
 
     def set_bank(self, bank: TextBank) -> None:
         """Put a bank in force, in the detector."""
-        self.detector.set_text_bank(bank.to(self.device))
+        self.detector.set_text_bank(bank)
 
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int

@@ -80,14 +80,14 @@ class Referring(Family):
         """Masks and towers."""
         return {"mask_mode": self.model.mask_mode, "towers": self.model.towers.checkpoint_hash}
 
-    def set_bank(self, bank: TextBank) -> None:
-        """Put the names of a bank in force; the head reads them, so that rows from pictures mean nothing to it."""
+    def check_bank(self, bank: TextBank) -> TextBank:
+        """A bank whose names the head can read: rows from pictures mean nothing to it."""
         if "rows_from_pictures" in bank.provenance:
             raise UserError(
                 "A grounding head reads words, token by token: a row from pictures has none. Use a detector or "
                 "Predictor.from_pretrained for it."
             )
-        super().set_bank(bank)
+        return super().check_bank(bank)
 
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
