@@ -23,6 +23,7 @@ import argparse
 from pathlib import Path
 
 from smartclip_det.cli.options import add_device
+from smartclip_det.core.words import PREDICT_PARTS
 
 SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
             "alignment", "ground", "predict")  # fmt: skip
@@ -49,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures", type=int, default=200, help="predict: of the stream that memory is measured along"
     )
+    parser.add_argument("--parts", nargs="+", choices=PREDICT_PARTS, default=list(PREDICT_PARTS), help="predict: of it")
     parser.add_argument("--full", action="store_true", help="evaluation: LVIS at 19,809 images too")
     add_device(parser)
     parser.add_argument("--out", type=Path, help="JSON; default: work_dirs/benchmark_SUBJECT.json")

@@ -10,6 +10,8 @@ VIEWS = ("crop", "blur", "circle", "dense", "mask")
 REGION_VIEWS = ("dense", "crop", "both")
 #: Sources of boxes of the training-free predictor, as words; ``KIND:WHAT`` tells more (apis.box_sources).
 BOX_SOURCES = ("torchvision", "owlv2", "mm-grounding-dino", "llmdet", "transformers", "mmdet")
+#: What ``bench predict`` measures.
+PREDICT_PARTS = ("stages", "owlv2", "batches", "memory")
 #: How an expression is read (zero-shot grounding).
 READINGS = ("expression", "chunks", "both")
 #: How an image becomes a square (images). ``crop``: shorter side to S, centre crop (CLIP). ``pad``: longer side to S,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from smartclip_det.apis.encoding import picture_of
 from smartclip_det.apis.predictor import Predictor
+from smartclip_det.core.words import PREDICT_PARTS
 from smartclip_det.models.boxes import TorchvisionBoxes
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.studies.benchmarks import peers
@@ -172,20 +173,26 @@ def memory(predictor: Predictor, path: Path, count: int, every: int = 20) -> dic
 
 
 def run(
-    arch: str, size: int, names: list[int], rounds: int, device: str, max_boxes: int, pictures: int
-) -> dict[str, Any]:
-    """All of them for one input side."""
+    arch: str, size: int, names: list[int], rounds: int, device: str, max_boxes: int, pictures: int,
+    parts: Sequence[str] = PREDICT_PARTS,
+) -> dict[str, Any]:  # fmt: skip
+    """Some of the parts, or all of them, for one input side."""
+    out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.jpg"
         generated_picture(size).save(path, quality=90)
-        predictor = build(arch, size, device, TorchvisionBoxes(weights=None, max_boxes=max_boxes))
-        dim = predictor.encoder.config.embed_dim
-        print(f"\n{arch} at {size} px, {max_boxes} boxes of torchvision's RPN, {device}")
-        out: dict[str, Any] = {"stages": by_names(OnePicture(predictor, path), names, rounds, dim)}
-        out["owlv2"] = beside_owlv2(predictor, path, size, [min(names), max(names)], max(1, rounds // 2))
-        out["batches"] = batches(predictor, Path(folder), size)
-        # Small models: memory is that of the loop, and thousands of pictures are minutes.
-        proposals = TorchvisionBoxes(SMALL, weights=None, max_boxes=max_boxes, size=64)
-        small = build("SmartCLIP-tiny", 192, device, proposals)
-        out["memory"] = memory(small, path, pictures)
-        return out
+        if set(parts) - {"memory"}:
+            predictor = build(arch, size, device, TorchvisionBoxes(weights=None, max_boxes=max_boxes))
+            dim = predictor.encoder.config.embed_dim
+            print(f"\n{arch} at {size} px, {max_boxes} boxes of torchvision's RPN, {device}")
+        if "stages" in parts:
+            out["stages"] = by_names(OnePicture(predictor, path), names, rounds, dim)
+        if "owlv2" in parts:
+            out["owlv2"] = beside_owlv2(predictor, path, size, sorted({min(names), max(names)}), max(1, rounds // 2))
+        if "batches" in parts:
+            out["batches"] = batches(predictor, Path(folder), size)
+        if "memory" in parts:
+            # Small models: memory is that of the loop, and thousands of pictures are minutes.
+            proposals = TorchvisionBoxes(SMALL, weights=None, max_boxes=max_boxes, size=64)
+            out["memory"] = memory(build("SmartCLIP-tiny", 192, device, proposals), path, pictures)
+    return out

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from smartclip_det.core.words import PREDICT_PARTS
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.devices import resolve_device
 
@@ -35,6 +36,7 @@ class BenchOptions:
         sentences: ground: per image.
         proposals: ground: boxes per image; predict: boxes of the source, the largest of them.
         pictures: predict: pictures of the stream that memory is measured along.
+        parts: predict: what is measured.
         full: evaluation: LVIS at 19,809 images too.
         device: see :func:`resolve_device`.
         out: JSON; None: ``work_dirs/benchmark_SUBJECT.json``.
@@ -57,6 +59,7 @@ class BenchOptions:
     sentences: Sequence[int] = (1, 10, 100, 500)
     proposals: Sequence[int] = (10, 100)
     pictures: int = 200
+    parts: Sequence[str] = PREDICT_PARTS
     full: bool = False
     device: str = "auto"
     out: Path | None = None
@@ -90,7 +93,7 @@ def measure(task: BenchOptions) -> Path:
 
         found = {
             str(size): predict.run(task.arch or "SmartCLIP-B-16", size, list(task.names), task.rounds, task.device,
-                                   max(task.proposals), task.pictures)
+                                   max(task.proposals), task.pictures, task.parts)
             for size in task.sizes
         }  # fmt: skip
     elif task.subject == "evaluation":

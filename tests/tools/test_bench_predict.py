@@ -1,0 +1,40 @@
+"""The benchmark of the training-free predictor measures what it says, on small models."""
+
+from __future__ import annotations
+
+import pytest
+
+from smartclip_det.models.boxes import TorchvisionBoxes
+from smartclip_det.studies.benchmarks import predict
+
+
+@pytest.fixture(scope="module")
+def small():
+    return predict.build(
+        "SmartCLIP-tiny", 64, "cpu", TorchvisionBoxes(predict.SMALL, weights=None, max_boxes=9, size=64)
+    )
+
+
+def test_every_stage_is_measured_for_every_number_of_names(small, tmp_path, capsys):
+    path = tmp_path / "a.jpg"
+    predict.generated_picture(96).save(path)
+    found = predict.by_names(predict.OnePicture(small, path), [1, 50], 1, 64)
+    for k in ("1", "50"):
+        stages = found[k]["stages"]
+        assert list(stages) == list(predict.STAGES)
+        assert all(s["seconds"] > 0 for s in stages.values())
+        assert found[k]["whole"] == pytest.approx(sum(s["seconds"] for s in stages.values()))
+    # What no name takes part in is measured once for all.
+    assert all(found["1"]["stages"][s] == found["50"]["stages"][s] for s in predict.SAME)
+    assert found["growth"] == pytest.approx(found["50"]["whole"] / found["1"]["whole"] - 1)
+    assert "from 1 to 50 names the whole grows by" in capsys.readouterr().out
+
+
+def test_batches_answer_as_single_pictures_and_memory_is_watched(small, tmp_path):
+    found = predict.batches(small, tmp_path, 96, count=2)
+    assert found["largest_difference_of_scores"] < 1e-4
+    assert set(found) == {"batches of 1", "batches of 2", "largest_difference_of_scores"}
+    predict.generated_picture(96).save(tmp_path / "a.jpg")
+    held = predict.memory(small, tmp_path / "a.jpg", 12, every=3)
+    assert len(held["resident_mib"]) == 4
+    assert min(held["resident_mib"]) > 50
