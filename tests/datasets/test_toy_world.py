@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -87,13 +88,27 @@ def test_novel_shapes_have_captions_and_no_training_box(folder):
 
 def test_held_out_pairs_are_nowhere_in_training(folder):
     world = ToyWorld(SMALL)
-    assert len(world.held_out_pairs) == 12
+    assert len(world.held_out_pairs) == 36
     rows = json.loads((folder / "annotations/share_captions_train.json").read_text())
     text = " ".join(t for r in rows for t in (r["conversations"][1]["value"], *r["short"]))
     for colour, shape in world.held_out_pairs:
         assert not re.search(rf"\b{colour} {shape}\b", text)
     for index in range(SMALL.train):
         assert not {o.pair for o in world.scene("train", index).objects} & world.held_out_pairs
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 36, 63])
+def test_held_out_pairs_leave_every_shape_and_colour_alike(count):
+    for seed in range(3):
+        pairs = ToyWorld(WorldConfig(seed=seed, held_out=count)).held_out_pairs
+        assert len(pairs) == count
+        assert not {c for c, _ in pairs} & {"black", "gray", "white"}
+        for counts in (Counter(dict.fromkeys(SHAPES, 0)), Counter(dict.fromkeys(list(COLOURS)[:7], 0))):
+            for pair in pairs:
+                counts.update(set(pair) & set(counts))
+            assert max(counts.values()) - min(counts.values()) <= 1
+    if count:
+        assert pairs != ToyWorld(WorldConfig(seed=0, held_out=count)).held_out_pairs
 
 
 def test_test_splits_hold_base_and_novel_targets():
@@ -152,6 +167,22 @@ def test_expressions_fit_exactly_their_targets():
             kinds[e.kind] = kinds.get(e.kind, 0) + 1
     assert set(kinds) == {"attribute", "relation", "superlative", "plural", "none"}
     assert min(kinds.values()) >= 10
+
+
+def test_scene_files_hold_what_captions_say(folder):
+    scenes = json.loads((folder / "annotations/scenes_val.json").read_text())
+    world, said = ToyWorld(SMALL), 0
+    assert len(scenes) == SMALL.val
+    for index, facts in enumerate(scenes):
+        scene = world.scene("val", index)
+        assert (facts["background"], facts["grey"]) == (scene.background, scene.grey)
+        assert [(o["colour"], o["shape"]) for o in facts["objects"]] == [o.pair for o in scene.objects]
+        assert [o["hidden"] for o in facts["objects"]] == [o.visible < 0.9 for o in scene.objects]
+        long = long_caption(scene)
+        assert long.count("partly hidden") == sum(o["hidden"] for o in facts["objects"])
+        assert all(f"{o['colour']} {o['shape']} {o['place']}" in long for o in facts["objects"])
+        said += sum(o["hidden"] for o in facts["objects"])
+    assert said > 3
 
 
 def test_real_dataset_classes_read_it(folder):
@@ -247,11 +278,14 @@ def test_tool_draws_a_contact_sheet(tmp_path):
 
     from tests.conftest import REPO
 
-    done = subprocess.run([sys.executable, str(REPO / "tools/data/make_toy.py"), "--out", str(tmp_path), "--train", "5", "--val", "6", "--test", "2"],
+    done = subprocess.run([sys.executable, str(REPO / "tools/data/make_toy.py"), "--out", str(tmp_path), "--train", "5", "--val", "6", "--test", "2", "--held-out", "2"],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "contact_sheet.png").size[0] == 1200
-    assert "held out from training" in done.stdout
+    told = re.search("held out from training: (.*)", done.stdout)
+    assert told
+    assert len(told[1].split(", ")) == 2
+    assert json.loads((tmp_path / "world.json").read_text())["config"]["held_out"] == 2
 
 
 def test_masks_are_checked_before_training_where_it_uses_them(folder, tmp_path):

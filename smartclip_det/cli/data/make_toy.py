@@ -21,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=20000, help="training images")
     parser.add_argument("--val", type=int, default=600, help="validation images")
     parser.add_argument("--test", type=int, default=300, help="images of each of testA and testB")
+    parser.add_argument(
+        "--held-out", type=int, default=36, help="colour-shape pairs, of 180, that training never shows or names"
+    )
     parser.add_argument("--side", type=int, default=128, help="nominal side in pixels")
 
 
@@ -29,11 +32,12 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
     from smartclip_det.studies.contact_sheet import contact_sheet
 
-    world = ToyWorld(WorldConfig(seed=args.seed, train=args.train, val=args.val, test=args.test, side=args.side))
+    world = ToyWorld(WorldConfig(seed=args.seed, train=args.train, val=args.val, test=args.test, side=args.side,
+                                 held_out=args.held_out))  # fmt: skip
     start = time.perf_counter()
     facts = write_world(world, args.out)
     contact_sheet(world, min(12, args.val)).save(args.out / "contact_sheet.png")
     images, objects = (sum(facts[k].values()) for k in ("images", "objects"))
     print(f"{images} images, {objects} objects in {time.perf_counter() - start:.0f} s")
-    print(f"held out from training: {', '.join(facts['held_out'])}")
+    print(f"held out from training: {', '.join(facts['held_out']) or 'no pair'}")
     print(f"written: {args.out} (look at {args.out / 'contact_sheet.png'})")

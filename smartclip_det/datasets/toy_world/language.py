@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,17 @@ def where(o: ToyObject, height: int, width: int) -> str:
     return f"in the {' '.join(w for w in (row, column) if w)} part"
 
 
+def scene_facts(scene: Scene) -> dict[str, Any]:
+    """All that captions may say of a scene: whether they are true can be read from it (``truth.py``)."""
+    height, width = scene.image.shape[:2]
+    objects = [
+        {"shape": o.shape, "colour": o.colour, "texture": o.texture, "size": o.size,
+         "place": where(o, height, width), "hidden": o.partly_hidden}
+        for o in scene.objects
+    ]  # fmt: skip
+    return {"background": scene.background, "grey": scene.grey, "objects": objects}
+
+
 def long_caption(scene: Scene) -> str:
     """A sentence on the scene and one on each object, in random order."""
     height, width = scene.image.shape[:2]
@@ -64,7 +76,7 @@ def long_caption(scene: Scene) -> str:
     ]
     for o in scene.objects:
         text = describe(o, size=True, texture=True)
-        hidden = ", partly hidden" if o.visible < 0.9 else ""
+        hidden = ", partly hidden" if o.partly_hidden else ""
         sentences.append(f"There is {article(text)} {text} {where(o, height, width)}{hidden}")
     order = scene.rng.permutation(len(sentences))
     return ". ".join(sentences[i] for i in order) + "."

@@ -29,6 +29,9 @@ SIZES = {"small": 0.125, "medium": 0.2, "large": 0.29}
 #: Centres lie on a lattice of the nominal side over this. With sizes and places from a small set, a tiny transformer
 #: begins to learn shapes within a few hundred steps; with free ones it did not (configs/toy/README.md, what was tried).
 LATTICE = 8
+#: Colours that grey-scale images do not hold, the only ones of held-out pairs; and how many pairs those may be.
+_BRIGHT = tuple(c for c in COLOURS if c not in GREYS)
+_MOST_HELD_OUT = len(_BRIGHT) * len(SHAPES) // 2
 #: Chances of one to five objects.
 COUNTS = (0.5, 0.25, 0.15, 0.07, 0.03)
 
@@ -43,7 +46,8 @@ class WorldConfig:
         val: validation images.
         test: images of each of testA and testB.
         side: nominal side in pixels; odd aspect ratios keep about that area.
-        held_out: colour-shape pairs that training never shows, not even in captions.
+        held_out: colour-shape pairs that training never shows, not even in captions; of 180, at most half of the 126
+            that are not black, gray or white.
     """
 
     seed: int = 0
@@ -51,7 +55,7 @@ class WorldConfig:
     val: int = 600
     test: int = 300
     side: int = 128
-    held_out: int = 12
+    held_out: int = 36
 
     def count(self, split: str) -> int:
         """Images of a split."""
@@ -87,6 +91,11 @@ class ToyObject:
         return self.colour, self.shape
 
     @property
+    def partly_hidden(self) -> bool:
+        """Whether captions call it so."""
+        return self.visible < 0.9
+
+    @property
     def centre(self) -> tuple[float, float]:
         """Centre of the box, (x, y)."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
@@ -112,15 +121,25 @@ class ToyWorld:
         self.config = config or WorldConfig()
         if self.config.side < 32 or min(self.config.train, self.config.val, self.config.test) < 1:
             raise UserError(f"A toy world needs side >= 32 and at least one image per split; given {self.config}.")
-        if not 0 <= self.config.held_out <= 60:
-            raise UserError(f"held_out must be in 0..60; given {self.config.held_out}.")
+        if not 0 <= self.config.held_out <= _MOST_HELD_OUT:
+            raise UserError(
+                f"held_out must be in 0..{_MOST_HELD_OUT}: training needs every shape in some colours; "
+                f"given {self.config.held_out}."
+            )
 
     @cached_property
     def held_out_pairs(self) -> frozenset[tuple[str, str]]:
-        """Colour-shape pairs kept from training; never of a grey colour."""
+        """Colour-shape pairs kept from training; never of a grey colour.
+
+        Every shape, and every colour, lacks as many pairs as any other or one more: none is seen much less often.
+        """
         rng = np.random.default_rng([self.config.seed, 7])
-        pairs = [(c, s) for c in COLOURS if c not in GREYS for s in SHAPES]
-        return frozenset(pairs[i] for i in rng.permutation(len(pairs))[: self.config.held_out])
+        colours, shapes = rng.permutation(_BRIGHT).tolist(), rng.permutation(SHAPES).tolist()
+        # Down the diagonals of the colour-shape table, which are shifted where they would close.
+        turn = math.lcm(len(colours), len(shapes))
+        return frozenset(
+            (colours[(n + n // turn) % len(colours)], shapes[n % len(shapes)]) for n in range(self.config.held_out)
+        )
 
     @cached_property
     def pair_weights(self) -> dict[tuple[str, str], float]:

@@ -3,9 +3,9 @@
 ``images/SPLIT/NNNNNN.jpg``, ``annotations/instances_SPLIT.json`` (training: boxes of base shapes only),
 ``annotations/split.json``, ``annotations/lvis_{train,val}.json`` (colour-shape classes of base shapes),
 ``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``annotations/scenes_SPLIT.json``
-(what is in each picture, by words and without boxes: captions are drawn from it in training), ``refs/refs(toy).p`` with
-``refs/instances.json`` (single targets), ``refs/finetune_toy_SPLIT.json`` (MDETR layout, with plural and no-target
-sentences), ``world.json``.
+(what is in each picture, by words and without boxes: training draws captions from it, and tests read from it which
+captions are true), ``refs/refs(toy).p`` with ``refs/instances.json`` (single targets),
+``refs/finetune_toy_SPLIT.json`` (MDETR layout, with plural and no-target sentences), ``world.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smartclip_det.datasets.toy_world.language import SceneExpression, expressions, long_caption, short_captions
+from smartclip_det.datasets.toy_world.language import (
+    SceneExpression,
+    expressions,
+    long_caption,
+    scene_facts,
+    short_captions,
+)
 from smartclip_det.datasets.toy_world.scenes import SPLITS, Scene, ToyObject, ToyWorld
 from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_SHAPES, SHAPES
 from smartclip_det.formats.segmentations import encode_mask
@@ -56,9 +62,7 @@ class _Records:
         for o in scene.objects:
             self.boxes.append(_annotation(len(self.boxes) + 1, image_id, o))
             self.pairs.append(o.pair)
-        self.scenes.append(
-            {"id": image_id, "background": scene.background, "objects": [_words(o) for o in scene.objects]}
-        )
+        self.scenes.append({"id": image_id, **scene_facts(scene)})
         long, short = long_caption(scene), short_captions(scene)
         self.shared.append({"id": image_id, "image": f"images/{self.split}/{name}", "short": short,
                             "conversations": [{"from": "human", "value": "Describe the picture.\n<image>"},
@@ -75,11 +79,6 @@ def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
             "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(o.mask.sum()),
             "segmentation": encode_mask(o.mask),
             "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size}}  # fmt: skip
-
-
-def _words(o: ToyObject) -> dict[str, str]:
-    """What captions may say of an object."""
-    return {"shape": o.shape, "colour": o.colour, "texture": o.texture, "size": o.size}
 
 
 def _draw(world: ToyWorld, folder: Path, split: str, index: int) -> Scene:
