@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.models.towers.source import tower_file
 from smartclip_det.protocols.published import anchors_of, verdict
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
@@ -48,7 +49,7 @@ class VerifyOptions:
 
     Attributes:
         model: name of the published model.
-        checkpoint: its weights.
+        checkpoint: its weights, a file or a name.
         sets: folder by name of the set.
         partial: also parts of sets: shows that all runs, proves nothing.
         names: of imagenet's folders.
@@ -76,8 +77,7 @@ def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[st
     Raises:
         UserError: for a set that cannot be measured.
     """
-    if not Path(options.checkpoint).exists():
-        raise UserError(f"No checkpoint at {options.checkpoint}.")
+    options = replace(options, checkpoint=tower_file(options.checkpoint))
     anchors = anchors_of(options.model, list(options.sets))
     measured = {name: _measure(name, folder, options) for name, folder in options.sets.items()}
     rows = [verdict(a, measured[a.set]["metrics"][a.metric]) for a in anchors]

@@ -10,10 +10,9 @@ within tolerance; 1: some not; 2: it could not be measured.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from smartclip_det.cli.options import add_device, add_out
-from smartclip_det.core.errors import UserError
+from smartclip_det.cli.models import verdicts
+from smartclip_det.cli.options import add_device, add_out, sets_of
 from smartclip_det.protocols.published import ANCHORS
 
 
@@ -21,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add = parser.add_argument
     add("model", choices=ANCHORS, help="published model")
-    add("checkpoint", help="its weights")
+    add("checkpoint", help="its weights: a file or a name")
     add("sets", nargs="+", metavar="SET=FOLDER", help="what to measure, and where it is")
     add("--partial", action="store_true", help="also parts of sets: shows that all runs, proves nothing")
     add("--names", help="imagenet: names of its folders, see smartclip-det classify")
@@ -32,18 +31,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, print a table, and answer by the exit code."""
-    folders: dict[str, Path] = {}
-    for item in args.sets:
-        name, equals, folder = item.partition("=")
-        if not equals:
-            raise UserError(f"Give SET=FOLDER; {item!r} has no '='.")
-        folders[name] = Path(folder)
+    folders = sets_of(args.sets)
     from smartclip_det.apis.checking import VerifyOptions, verify_checkpoint
 
     passed, rows = verify_checkpoint(VerifyOptions(**{**vars(args), "sets": folders}))
-    print(f"{'set':22s} {'metric':14s} {'published':>9s} {'measured':>9s} {'tolerance':>9s}")
-    for r in rows:
-        print(f"{r['set']:22s} {r['metric']:14s} {r['published']:9.2f} {r['measured']:9.2f} {r['tolerance']:9.2f}  "
-              f"{'pass' if r['passed'] else 'FAIL'}")  # fmt: skip
+    print(verdicts(rows))
     print(f"{'PASSED' if passed else 'NOT PASSED'}{' (parts prove nothing)' if args.partial else ''}: {args.out}")
     return 0 if passed else 1

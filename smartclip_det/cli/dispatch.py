@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "probe": ("probe", "ground-truth boxes classified by towers alone"),
     "fine-tune": ("fine_tune", "a detector on your own boxes, with a report"),
     "encode-texts": ("encode_texts", "a vocabulary as a text bank"),
+    "models": ("models", "weights by name: what there is, what is here, does it check out?"),
     "convert": ("convert", "tower checkpoints between layouts"),
     "print-config": ("print_config", "a config after inheritance and overrides"),
     "check config": ("check_config", "does a config build, and who takes its keys?"),

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("ann", help="expressions: JSON lines, MDETR json, or refs pickle")
     add("--split", help="split of the expressions")
     add("--images", type=Path, required=True, help="folder of file_name")
-    add("--encoder", required=True, nargs="+", help="towers, any readable layout; several: an ensemble")
+    add("--encoder", required=True, nargs="+", help="towers: files or names; several: an ensemble")
     add("--proposals", default="ground-truth", help='"ground-truth", "rpn", "detector", a COCO result list, JSON lines')
     add("--instances", help="COCO annotations whose boxes are the ground-truth proposals")
     add("--config", help="detector config for --proposals rpn or detector")

@@ -99,7 +99,7 @@ def add_cfg_options(parser: argparse.ArgumentParser, what: str = "overrides of t
 def add_encoder(parser: argparse.ArgumentParser, *, open_clip: bool = False, what: str = "towers, any layout") -> None:
     """``--encoder`` or ``--arch``, and with ``open_clip`` any model of open_clip."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--encoder", help=f"{what}: a checkpoint file")
+    source.add_argument("--encoder", help=f"{what}: a checkpoint file, or a name (smartclip-det models)")
     source.add_argument("--arch", help="a named architecture with random weights: a control")
     if open_clip:
         source.add_argument("--open-clip", help="a SigLIP, EVA02 or other timm model of open_clip, by its name")
@@ -131,6 +131,14 @@ def at_least(lowest: int, what: str = "") -> Any:
         return int(text)
 
     return number
+
+
+def sets_of(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by the name of their set, from ``SET=FOLDER`` words."""
+    wrong = [g for g in given if "=" not in g]
+    if wrong:
+        raise UserError(f"Give SET=FOLDER; {wrong[0]!r} has no '='.")
+    return {name: Path(folder) for name, _, folder in (g.partition("=") for g in given)}
 
 
 def templates_of(given: Sequence[str]) -> str | list[str]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,18 +35,11 @@ from smartclip_det.core.vocabularies import VOCABULARIES
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.models.towers.mask_network import token_keep
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.utils.files import default_cache_dir as default_cache_dir
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.parallel import on_rank_zero
 
 BACKGROUND = "background"
-
-
-def default_cache_dir() -> Path:
-    """``$SMARTCLIP_DET_CACHE``, or ``smartclip_det`` in the user's cache folder."""
-    root = os.environ.get("SMARTCLIP_DET_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "smartclip_det"
 
 
 class TextCache:

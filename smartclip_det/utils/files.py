@@ -1,9 +1,17 @@
-"""Files that appear whole or not at all, and those that nobody meant to be there."""
+"""Files that appear whole or not at all, where we keep some, and those that nobody meant to be there."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePath
+
+
+def default_cache_dir() -> Path:
+    """``$SMARTCLIP_DET_CACHE``, or ``smartclip_det`` in the user's cache folder."""
+    root = os.environ.get("SMARTCLIP_DET_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "smartclip_det"
 
 
 def write_whole(path: str | Path, text: str) -> Path:

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--pick", choices=["worst", "best", "random"], default="worst", help="worst: wrong with the highest scores")
     add("--count", type=int, default=12, help="panels")
     add("--columns", type=int, default=4, help="of the sheet")
-    add("--encoder", help="towers, for similarity maps")
+    add("--encoder", help="towers, for similarity maps: a file or a name")
     add("--dense-size", type=int, default=0, help="side of their input; 0: the tower's own")
     add("--mask-mode", default="hard", choices=MASK_MODES, help="of the maps")
     add("--seed", type=int, default=0, help="of --pick random")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers import peer_configs
+from smartclip_det.models.zoo.names import is_name, no_such_file
 from smartclip_det.utils.safe_load import is_torchscript, safe_safetensors_load, safe_torch_load
 from smartclip_det.utils.torchscript import activation_of, read_torchscript
 
@@ -55,7 +56,11 @@ def open_container(path: Path) -> Container:
     if path.is_dir():
         return _open_folder(path)
     if not path.is_file():
-        raise UserError(f"No checkpoint at {path}. Check the path; weights are never downloaded.")
+        if is_name(str(path)):
+            raise UserError(
+                f"No checkpoint at {path}, which is a name: SmartCLIP.from_pretrained or --encoder fetches its weights."
+            )
+        raise no_such_file(str(path))
     return _with_configs(_open_file(path), path.parent)
 
 

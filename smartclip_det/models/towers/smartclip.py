@@ -79,6 +79,25 @@ class SmartCLIP(nn.Module):
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @staticmethod
+    def from_pretrained(name: str | Path, **options: Any) -> SmartCLIP:
+        """Towers of a name (``smartclip-b16``, ``hf-hub:OWNER/NAME``, ...) or of a file, in eval mode.
+
+        What is not on this machine is downloaded by the hub's own client, once, and a line tells what, from where,
+        how much and under which licence; ``smartclip-det models`` lists the names.
+
+        Args:
+            name: a name, or what :meth:`from_checkpoint` takes.
+            options: as of :meth:`from_checkpoint`.
+
+        Raises:
+            UserError: for unknown names (with the nearest), families that :func:`load_encoder` alone reads (SigLIP,
+                EVA02), and whatever stops the download.
+        """
+        from smartclip_det.models.towers.source import tower_file
+
+        return SmartCLIP.from_checkpoint(tower_file(name), **options)
+
+    @staticmethod
     def from_checkpoint(
         path: str | Path, *, activation: str | None = None, reading: str | None = None, stretch: bool = False,
         **vision_options: Any,

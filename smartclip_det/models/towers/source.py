@@ -1,4 +1,4 @@
-"""Where towers come from in a config: a checkpoint file, or a named architecture with random weights."""
+"""Where towers come from: a checkpoint file, a name of published weights, or an architecture with random weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from smartclip_det.core.errors import UserError, check_choice, nearest
+from smartclip_det.models.towers.peer_configs import read_json, section
 from smartclip_det.models.towers.smartclip import SmartCLIP
+from smartclip_det.models.zoo import fetch, is_name, no_such_file
 
 logger = logging.getLogger(__name__)
 #: Towers read so far by :func:`read_once`, by source; None outside of it.
@@ -63,7 +66,7 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
     """Build towers.
 
     Args:
-        source: ``dict(checkpoint=PATH, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
+        source: ``dict(checkpoint=PATH_OR_NAME, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
             seed=0, sizes=dict(embed_dim=256))``, ``sizes`` being changes to the architecture. A checkpoint of None is
             passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
             With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
@@ -80,7 +83,7 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
             raise UserError(f"Unknown towers key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}.")
     if source.get("checkpoint"):
         model = SmartCLIP.from_checkpoint(
-            source["checkpoint"], activation=source.get("activation"), reading=source.get("reading"),
+            tower_file(source["checkpoint"]), activation=source.get("activation"), reading=source.get("reading"),
             stretch=source.get("stretch", False), **vision_options,
         )  # fmt: skip
         joined = _with_mask_network(model, source, vision_options)
@@ -90,7 +93,57 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
             source["arch"], seed=source.get("seed", 0), sizes=source.get("sizes"), **vision_options
         )
         return _with_masks_of(model, source, fresh=True)
-    raise UserError("towers need dict(checkpoint=PATH) or dict(arch=NAME, seed=0).")
+    raise UserError("towers need dict(checkpoint=PATH_OR_NAME) or dict(arch=NAME, seed=0).")
+
+
+def resolve_encoder(given: str | Path) -> dict[str, Any]:
+    """What was given for weights, a file or a name, as a source of an encoder whose file is on this machine.
+
+    A file or folder that is there is taken as such, whatever it is called.
+
+    Returns:
+        ``dict(checkpoint=PATH)``, with ``open_clip=MODEL`` for families that open_clip builds.
+
+    Raises:
+        UserError: for unknown names and missing files, and whatever stops a download.
+    """
+    text = str(given)
+    if Path(text).expanduser().exists():
+        return {"checkpoint": str(Path(text).expanduser())}
+    if not is_name(text):
+        raise no_such_file(text)
+    found = fetch(text)
+    source: dict[str, Any] = {"checkpoint": str(found.path)}
+    if found.weights.kind == "open_clip" or _is_timm(found.path.parent / "open_clip_config.json"):
+        if not found.weights.open_clip:
+            raise UserError(
+                f"{text} is of a timm family, and not in the registry: say whose it is by --open-clip MODEL --weights "
+                f"{found.path}."
+            )  # fmt: skip
+        source["open_clip"] = found.weights.open_clip_model
+    return source
+
+
+def tower_file(given: str | Path) -> str:
+    """The file of towers in OpenAI's layout that a path or name means.
+
+    Raises:
+        UserError: as :func:`resolve_encoder`, and for other families.
+    """
+    source = resolve_encoder(given)
+    if "open_clip" in source:
+        raise UserError(
+            f"{given} is {source['open_clip']} of open_clip, which has no towers in OpenAI's layout: it cannot be "
+            "trained or stand in a detector here. probe, rescore and ground take it, and load_encoder in Python."
+        )
+    return str(source["checkpoint"])
+
+
+def _is_timm(config: Path) -> bool:
+    if not config.is_file():
+        return False
+    told = section(read_json(config), "model_cfg", config)
+    return "timm_model_name" in section(told, "vision_cfg", config)
 
 
 def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any], *, fresh: bool) -> SmartCLIP:
@@ -108,12 +161,18 @@ def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any], *, fresh: bool) 
 
 
 def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
-    """Any encoder, in eval mode: what :func:`load_towers` reads, or ``dict(open_clip=NAME, checkpoint=PATH)``.
+    """Any encoder, in eval mode: what :func:`load_towers` reads, names, or ``dict(open_clip=NAME, checkpoint=PATH)``.
 
     Args:
         source: with ``open_clip``, the other keys are those of ``OpenClipEncoder``.
         device: where to put it.
     """
+    if source.get("checkpoint"):
+        found = resolve_encoder(source["checkpoint"])
+        asked = source.get("open_clip")
+        if asked and found.get("open_clip", asked) != asked:
+            raise UserError(f"{source['checkpoint']} are weights of {found['open_clip']}; {asked} was asked for.")
+        source = {**source, **found}
     if not source.get("open_clip"):
         return load_towers(source).to(device).eval()
     from smartclip_det.models.towers.open_clip_towers import OpenClipEncoder

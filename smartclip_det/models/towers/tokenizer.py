@@ -49,6 +49,14 @@ def open_clip_names() -> list[str]:
     return list(list_models())
 
 
+def open_clip_pretrained(name: str) -> dict[str, dict[str, Any]]:
+    """What open_clip's table says of the weights of a model, by tag; ``timm`` tells whether timm builds its images."""
+    from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    timm = "timm_model_name" in (get_model_config(name) or {}).get("vision_cfg", {})
+    return {t: {**get_pretrained_cfg(name, t), "timm": timm} for t in list_pretrained_tags_by_model(name)}
+
+
 def open_clip_model(name: str, checkpoint: str | None, image_size: int = 0) -> Any:
     """An open_clip model in fp32 on the CPU, from a weights file or with random weights."""
     from open_clip import create_model

@@ -1,0 +1,186 @@
+"""Files of named weights: downloaded by huggingface_hub and torch.hub into their own caches, and checked.
+
+Their resumption, proxies, mirrors (``HF_ENDPOINT``) and offline switches (``HF_HUB_OFFLINE``) are theirs. Ours are the
+notice before a first download, the room on the disk, the hash, and errors in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from smartclip_det.core.errors import UserError
+from smartclip_det.formats.json_files import read_json
+from smartclip_det.models.zoo.hashes import check_hash
+from smartclip_det.models.zoo.names import Source, Weights, find
+from smartclip_det.models.zoo.told import UnreachableError, as_told, refuse_full_disk
+from smartclip_det.utils.notes import note
+
+#: Weights in repositories that name no file, the first that is there; open_clip's before timm's image tower alone.
+_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json")
+_LOOSE = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Weights on this machine.
+
+    Attributes:
+        path: the file.
+        weights: what is known of their name.
+        sha256: of the file.
+    """
+
+    path: Path
+    weights: Weights
+    sha256: str
+
+
+def fetch(name: str) -> Fetched:
+    """The file of a name, from the cache or downloaded.
+
+    Raises:
+        UserError: for unknown names, and for whatever stops the download: no network and no cache, a missing file, a
+            gated repository, a full disk, a broken connection, a hash that is not the published one.
+    """
+    weights = find(name)
+    for source in weights.sources:
+        path = held(source)
+        if path is not None:
+            return Fetched(path, weights, check_hash(path, source, fresh=False))
+    reasons = []
+    for source in weights.sources:
+        try:
+            path = _from_hub(weights, source) if source.hub else _from_address(weights, source)
+        except UnreachableError as error:
+            reasons.append(str(error))
+            continue
+        return Fetched(path, weights, check_hash(path, source, fresh=True))
+    raise UserError(f"{name} is not on this machine and could not be fetched. {' '.join(reasons)}")
+
+
+def held(source: Source) -> Path | None:
+    """The file of a source where it is in its cache, whole and with what belongs beside it; asks no network."""
+    if source.address:
+        path = _address_cache() / Path(source.address).name
+        return path if path.is_file() else None
+    if not source.file:
+        # A repository may have changed; the hub's client asks, and falls back to its cache by itself.
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(source.hub, f, revision=source.revision) for f in (*source.beside, source.file)]
+    return Path(str(found[-1])) if all(isinstance(f, str) for f in found) else None
+
+
+def _address_cache() -> Path:
+    """Where torch.hub keeps checkpoints; told without torch."""
+    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def _from_hub(weights: Weights, source: Source) -> Path:
+    from huggingface_hub import constants
+
+    if not source.file:
+        source = as_told(source, _file_of, source)
+    for file in source.beside:
+        as_told(replace(source, file=file), _hub_file, source, file)
+
+    def told(size: int | None) -> None:
+        refuse_full_disk(size, Path(constants.HF_HUB_CACHE), source)
+        _tell(weights, source, size, Path(constants.HF_HUB_CACHE), str(constants.ENDPOINT))
+
+    path = as_told(source, _hub_file, source, source.file, told)
+    if source.file.endswith(".index.json"):
+        _shards(source, path)
+    return path
+
+
+def _shards(source: Source, index: Path) -> None:
+    for name in sorted(set(read_json(index, "index of shards").get("weight_map", {}).values())):
+        shard = replace(source, file=str(name), sha256=None)
+        check_hash(as_told(shard, _hub_file, shard, shard.file), shard, fresh=True)
+
+
+def _hub_file(source: Source, file: str, told: Callable[[int | None], None] | None = None) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+
+    where: dict[str, Any] = {"repo_id": source.hub, "filename": file, "revision": source.revision}
+    if told is not None and not constants.is_offline_mode():
+        coming = hf_hub_download(**where, dry_run=True)
+        if coming.will_download:
+            told(coming.file_size)
+    return Path(hf_hub_download(**where))
+
+
+def _file_of(source: Source) -> Source:
+    """The same source with the file of weights that its repository holds, and the configs beside."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    known = (*_WEIGHTS, *_BESIDE)
+    try:
+        files = HfApi().list_repo_files(source.hub, revision=source.revision)
+    except Exception:
+        # No network: what an earlier use left. Where there is nothing, the first error tells more than this one.
+        try:
+            folder = Path(snapshot_download(source.hub, revision=source.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            folder = None
+        if folder is None:
+            raise
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    file = next((f for f in known[: len(_WEIGHTS)] if f in files), None)
+    if file is None:
+        loose = sorted(f for f in files if f.endswith(_LOOSE))
+        if len(loose) != 1:
+            listed = ", ".join(loose[:8]) or "none"
+            raise UserError(
+                f"{source} holds {len(loose)} files of weights ({listed}). Say which: hf-hub:{source.hub}/FILE."
+            )
+        file = loose[0]
+    return replace(source, file=file, beside=tuple(f for f in _BESIDE if f in files))
+
+
+def _from_address(weights: Weights, source: Source) -> Path:
+    """By torch.hub, which torchvision uses: written aside, checked, then moved to its place."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise UnreachableError(f"{source} is not asked while HF_HUB_OFFLINE is set.")
+    from torch import hub
+
+    path = _address_cache() / Path(source.address).name
+    size = round(source.megabytes * 1e6) if source.megabytes else None
+    refuse_full_disk(size, path.parent, source)
+    _tell(weights, source, size, path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    as_told(source, hub.download_url_to_file, source.address, str(path), source.sha256)
+    return path
+
+
+def _tell(weights: Weights, source: Source, size: int | None, kept: Path, endpoint: str = "") -> None:
+    measured = f"{size / 1e6:,.1f} MB" if size else "size not told"
+    origin = f"{endpoint}/{source.hub}, file {source.file}" if source.hub else source.address
+    free = shutil.disk_usage(_existing(kept)).free
+    note(
+        f"{weights.name}: downloading {measured} from {origin}; licence {weights.licence or 'not stated'}; kept in "
+        f"{kept} ({free / 1e9:.0f} GB free)."
+    )
+
+
+def _existing(folder: Path) -> Path:
+    return next(p for p in (folder, *folder.parents) if p.exists())
