@@ -35,7 +35,7 @@ class Loopback:
         self.files: dict[str, bytes] = {}
         self.without_ranges = False
         self.reset()
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler()) for _ in range(2)]
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self)) for _ in range(2)]
         for server in self._servers:
             server.daemon_threads = True
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -55,21 +55,6 @@ class Loopback:
     def asked(self, method: str = "GET") -> list[tuple[str, str | None]]:
         """Paths and ranges of contents that were asked for."""
         return [(p, r) for m, p, r in self.requests if m == method and "/api/" not in p]
-
-    def _handler(loopback):
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_HEAD(self):
-                loopback.answer(self)
-
-            def do_GET(self):
-                loopback.answer(self)
-
-        return Handler
 
     def answer(self, request):
         path = urllib.parse.unquote(request.path.split("?")[0])
@@ -150,6 +135,22 @@ class Loopback:
             request.wfile.write(content if cut is None else content[:cut])
             if cut is not None:
                 request.close_connection = True
+
+
+def handler_of(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def do_HEAD(self):  # noqa: N802
+            loopback.answer(self)
+
+        def do_GET(self):  # noqa: N802
+            loopback.answer(self)
+
+    return Handler
 
 
 @functools.lru_cache

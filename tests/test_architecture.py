@@ -18,7 +18,7 @@ LAYERS = [
     ("version",),
     ("core", "operators"),
     ("utils",),
-    ("models.towers", "formats"),
+    ("models.towers", "models.zoo", "formats"),
     (
         "models.vocabulary",
         "models.regions",

@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List, tell or verify."""
-    from smartclip_det.apis.weights import weights_facts, weights_rows
+    from smartclip_det.models.zoo.listing import weights_facts, weights_rows
 
     if args.verify is not None:
         return _verify(args)
@@ -59,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     if args.name is None:
         raise UserError("Give the name that is verified: smartclip-det models NAME --verify.")
-    from smartclip_det.apis.weights import VerifyWeightsOptions, verify_weights, weights_facts
+    from smartclip_det.models.zoo.listing import weights_facts
 
     weights_facts(args.name)
+    from smartclip_det.apis.weights import VerifyWeightsOptions, verify_weights
+
     passed, facts, rows = verify_weights(
         VerifyWeightsOptions(
             args.name,

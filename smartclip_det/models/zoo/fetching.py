@@ -133,7 +133,7 @@ def _file_of(source: Source) -> Source:
 
     known = (*_WEIGHTS, *_BESIDE)
     try:
-        files = HfApi().list_repo_files(source.hub, revision=source.revision)
+        files = [s.rfilename for s in HfApi().model_info(source.hub, revision=source.revision).siblings or ()]
     except Exception:
         # No network: what an earlier use left. Where there is nothing, the first error tells more than this one.
         try:

@@ -122,6 +122,7 @@ def find(name: str) -> Weights:
                 f"{name!r} is no repository of the hub. The form is hf-hub:OWNER/NAME, hf-hub:OWNER/NAME"
                 "@REVISION, and either with /FILE."
             )
+        _check_repository(found["hub"])
         told: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v}
         same = next((w for w in registry().values() if any(s.hub == told["hub"] for s in w.sources)), None)
         return Weights(
@@ -134,6 +135,16 @@ def find(name: str) -> Weights:
     if name.startswith("open_clip:"):
         return _of_open_clip(name)
     raise no_such_file(name)
+
+
+def _check_repository(hub: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(hub)
+    except HFValidationError as error:
+        raise UserError(f"{hub!r} is no repository of the hub: {error}") from error
 
 
 def no_such_file(given: str) -> UserError:

@@ -64,8 +64,6 @@ def _told(error: Exception, source: Source) -> UserError:
         return UnreachableError(f"There is no repository {page}, or it is private: check the name, or `hf auth login`.")
     if isinstance(error, errors.RevisionNotFoundError):
         return UnreachableError(f"{page} has no revision {source.revision!r}.")
-    if isinstance(error, errors.HFValidationError):
-        return UserError(f"{source} is no repository of the hub: {_first_line(error)}")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return _not_here(error, source)
     if isinstance(error, errors.EntryNotFoundError):
