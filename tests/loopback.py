@@ -144,10 +144,10 @@ def handler_of(loopback: Loopback) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *args):
             pass
 
-        def do_HEAD(self):  # noqa: N802
+        def do_HEAD(self):
             loopback.answer(self)
 
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             loopback.answer(self)
 
     return Handler

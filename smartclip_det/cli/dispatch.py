@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check config": ("check_config", "does a config build, and who takes its keys?"),
     "check checkpoint": ("check_checkpoint", "does a checkpoint give its published numbers here?"),
     "check gpu": ("check_gpu", "parity, mixed precision and memory on this GPU"),
+    "data get": ("data.get", "benchmarks by name, from their owners' addresses"),
     "data make-toy": ("data.make_toy", "draw the toy world"),
     "data to-coco": ("data.to_coco", "YOLO or VOC labels as COCO json"),
     "data split-ov-coco": ("data.split_ov_coco", "the OV-COCO files from the official ones"),
