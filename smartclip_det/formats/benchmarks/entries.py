@@ -87,13 +87,17 @@ class Benchmark:
 def benchmarks() -> dict[str, Benchmark]:
     """Every entry of ``registry.json``, in its order."""
     told: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("registry.json").read_text(encoding="utf-8"))
-    return {name: _entry(name, **entry) for name, entry in told.items()}
+    return {name: _entry(name, entry) for name, entry in told.items()}
 
 
-def _entry(name: str, files: list[dict[str, Any]], **facts: Any) -> Benchmark:
-    whole = [{**f, "gives": tuple(f["gives"]), "addresses": tuple(f.get("addresses", ()))} for f in files]
-    lists = {k: tuple(facts.pop(k, ())) for k in ("checks", "needs")}
-    return Benchmark(name, files=tuple(BenchmarkFile(**f) for f in whole), **lists, **facts)
+def _entry(name: str, told: Mapping[str, Any]) -> Benchmark:
+    files = [
+        BenchmarkFile(**{**f, "gives": tuple(f["gives"]), "addresses": tuple(f.get("addresses", ()))})
+        for f in told["files"]
+    ]
+    lists = {k: tuple(told.get(k, ())) for k in ("checks", "needs")}
+    facts: dict[str, Any] = {**told, **lists, "files": tuple(files)}
+    return Benchmark(name, **facts)
 
 
 def find_benchmark(name: str) -> Benchmark:
