@@ -126,6 +126,24 @@ class TestWhole:
         assert [p for p, _ in server.asked()] == ["/val2017.zip"]
         assert (tmp_path / "coco/.downloads/val2017.zip").read_bytes() == PICTURES
 
+    def test_what_was_put_there_by_hand_is_counted_and_not_fetched(self, tiny, server, tmp_path):
+        for n in range(3):
+            (tmp_path / f"coco/val2017/{n}.jpg").parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"coco/val2017/{n}.jpg").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"val2017 is not the full set: 3 images \(of 4\)"):
+            get_benchmark("tiny", tmp_path, ["val"])
+        (tmp_path / "coco/val2017/3.jpg").write_bytes(b"x")
+        assert get_benchmark("tiny", tmp_path, ["val"])[0].endswith("val2017: 4 images")
+        assert server.requests == []
+
+    def test_what_is_unpacked_in_part_is_unpacked_to_the_end(self, tiny, server, tmp_path):
+        get_benchmark("tiny", tmp_path, ["val"], keep=True)
+        (tmp_path / "coco/.downloads/tiny.json").unlink()
+        (tmp_path / "coco/val2017/3.jpg").unlink()
+        before = len(server.requests)
+        assert get_benchmark("tiny", tmp_path, ["val"])[0].endswith("val2017: 4 images")
+        assert len(server.requests) == before
+
     def test_the_next_address_is_asked_where_one_fails(self, tiny, server, monkeypatch, tmp_path):
         change(monkeypatch, tiny, 1, addresses=(f"{server.url}/gone.zip", f"{server.url}/val2017.zip"))
         get_benchmark("tiny", tmp_path, ["val"])

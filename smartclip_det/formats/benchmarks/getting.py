@@ -113,8 +113,9 @@ class _Done:
         return found if isinstance(found, dict) else {}
 
     def is_done(self, file: BenchmarkFile) -> bool:
-        """Whether it was fetched and unpacked, and what it gives is still there."""
-        return self._key(file) in self._read() and all((self.root / g).exists() for g in file.gives)
+        """Whether what it gives is there, by us or by hand; an archive that lies there unmarked is unpacked in part."""
+        there = all((self.root / g).exists() for g in file.gives)
+        return there and (self._key(file) in self._read() or not (self.folder / file.file).exists())
 
     def mark(self, file: BenchmarkFile) -> None:
         """Remember."""

@@ -7,7 +7,6 @@ notice before a first download, the room on the disk, the hash, and errors in on
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.models.zoo.hashes import check_hash
 from smartclip_det.models.zoo.names import Source, Weights, find
-from smartclip_det.models.zoo.told import UnreachableError, as_told, refuse_full_disk
+from smartclip_det.models.zoo.told import ROOM, UnreachableError, as_told
+from smartclip_det.utils.disk import free_bytes, refuse_full_disk
 from smartclip_det.utils.notes import note
 
 #: Weights in repositories that name no file, the first that is there; open_clip's before timm's image tower alone.
@@ -100,7 +100,7 @@ def _from_hub(weights: Weights, source: Source) -> Path:
         as_told(replace(source, file=file), _hub_file, source, file)
 
     def told(size: int | None) -> None:
-        refuse_full_disk(size, Path(constants.HF_HUB_CACHE), source)
+        refuse_full_disk(size, Path(constants.HF_HUB_CACHE), source, ROOM)
         _tell(weights, source, size, Path(constants.HF_HUB_CACHE), str(constants.ENDPOINT))
 
     path = as_told(source, _hub_file, source, source.file, told)
@@ -165,7 +165,7 @@ def _from_address(weights: Weights, source: Source) -> Path:
 
     path = _address_cache() / Path(source.address).name
     size = round(source.megabytes * 1e6) if source.megabytes else None
-    refuse_full_disk(size, path.parent, source)
+    refuse_full_disk(size, path.parent, source, ROOM)
     _tell(weights, source, size, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     as_told(source, hub.download_url_to_file, source.address, str(path), source.sha256)
@@ -175,12 +175,8 @@ def _from_address(weights: Weights, source: Source) -> Path:
 def _tell(weights: Weights, source: Source, size: int | None, kept: Path, endpoint: str = "") -> None:
     measured = f"{size / 1e6:,.1f} MB" if size else "size not told"
     origin = f"{endpoint}/{source.hub}, file {source.file}" if source.hub else source.address
-    free = shutil.disk_usage(_existing(kept)).free
     note(
         f"{weights.name}: downloading {measured} from {origin}; licence {weights.licence or 'not stated'}; kept in "
-        f"{kept} ({free / 1e9:.0f} GB free)."
+        f"{kept} ({free_bytes(kept) / 1e9:.0f} GB free).",
+        error=True,
     )
-
-
-def _existing(folder: Path) -> Path:
-    return next(p for p in (folder, *folder.parents) if p.exists())

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 import urllib.error
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.zoo.names import Source
+from smartclip_det.utils.disk import is_full_disk
 
 T = TypeVar("T")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = "Make room, or move the cache (HF_HOME, TORCH_HOME)."
 
 
 class UnreachableError(UserError):
@@ -35,27 +33,12 @@ def as_told(source: Source, download: Callable[..., T], *given: Any) -> T:
         raise _told(error, source) from error
 
 
-def refuse_full_disk(size: int | None, folder: Path, what: object) -> None:
-    """Before bytes are fetched for which there is no room.
-
-    Raises:
-        UserError: telling what is needed and what is free.
-    """
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-    if size is not None and size > free:
-        raise UserError(
-            f"No space for {what}: it needs {size / 1e6:,.1f} MB in {folder}, where {free / 1e6:,.1f} MB "
-            "are free. Make room, or move the cache (HF_HOME, TORCH_HOME)."
-        )
-
-
 def _told(error: Exception, source: Source) -> UserError:
     from huggingface_hub import constants, errors
 
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if is_full_disk(error):
         return UserError(
-            f"The disk is full ({error.strerror}): {source} was not kept, nothing else is lost. Make "
-            "room, or move the cache (HF_HOME, TORCH_HOME), and run the same command again."
+            f"The disk is full: {source} was not kept, nothing else is lost. {ROOM} Then run the same command again."
         )
     page = f"{constants.ENDPOINT}/{source.hub}"
     if isinstance(error, errors.GatedRepoError):
