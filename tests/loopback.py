@@ -110,8 +110,11 @@ class Loopback:
         if file.endswith(".json"):
             etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             return self._content(request, request.path, content, {**headers, "ETag": f'"{etag}"'})
-        headers |= {"X-Linked-Etag": f'"{sha(content)}"', "X-Linked-Size": str(len(content)),
-                    "Location": f"{self.contents}/cdn/{sha(content)}/{file}"}  # fmt: skip
+        headers |= {
+            "X-Linked-Etag": f'"{sha(content)}"',
+            "X-Linked-Size": str(len(content)),
+            "Location": f"{self.contents}/cdn/{sha(content)}/{file}",
+        }
         return self._send(request, 302, b"", headers)
 
     def _content(self, request, path, content, headers=None):

@@ -24,8 +24,11 @@ from smartclip_det.formats.expressions.counts import FULL_SETS, FullSet
 from smartclip_det.utils.archives import unpack
 from tests.loopback import Loopback
 
-INSTANCES = {"images": [{"id": n} for n in range(3)], "annotations": [{"id": 1, "image_id": {"id": 5}}],
-             "categories": [{"id": 1}, {"id": 2}]}  # fmt: skip
+INSTANCES = {
+    "images": [{"id": n} for n in range(3)],
+    "annotations": [{"id": 1, "image_id": {"id": 5}}],
+    "categories": [{"id": 1}, {"id": 2}],
+}
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -85,16 +88,31 @@ def tiny(server, monkeypatch):
 
     def file(name, part, gives, **facts):
         content = SERVED[f"/{name}"]
-        return BenchmarkFile(name, part, (gives,), (f"{server.url}/{name}",), bytes=len(content), md5=md5(content),
-                             unpack=True, **facts)  # fmt: skip
+        return BenchmarkFile(
+            name, part, (gives,), (f"{server.url}/{name}",), bytes=len(content), md5=md5(content), unpack=True, **facts
+        )
 
     entry = Benchmark(
-        "tiny", "none", "https://example.org", "coco",
-        (file("annotations.zip", "annotations", "annotations/instances_val2017.json"),
-         file("val2017.zip", "val", "val2017"), file("patch0.tar.gz", "more", "val/patch0", to="val")),
-        ({"kind": "coco", "path": "annotations/instances_val2017.json", "images": 3, "annotations": 1, "categories": 2},
-         {"kind": "images", "path": "val2017", "images": 4}),
-    )  # fmt: skip
+        "tiny",
+        "none",
+        "https://example.org",
+        "coco",
+        (
+            file("annotations.zip", "annotations", "annotations/instances_val2017.json"),
+            file("val2017.zip", "val", "val2017"),
+            file("patch0.tar.gz", "more", "val/patch0", to="val"),
+        ),
+        (
+            {
+                "kind": "coco",
+                "path": "annotations/instances_val2017.json",
+                "images": 3,
+                "annotations": 1,
+                "categories": 2,
+            },
+            {"kind": "images", "path": "val2017", "images": 4},
+        ),
+    )
     monkeypatch.setitem(benchmarks(), "tiny", entry)
     return entry
 
@@ -152,15 +170,30 @@ class TestWhole:
             get_benchmark("tiny", tmp_path, ["annotations"])
 
     def test_expressions_are_counted_by_their_reader(self, server, monkeypatch, tmp_path):
-        refs = [{"sentences": [{"sent": "left dog", "sent_id": 1}], "ann_id": 7, "image_id": 3, "ref_id": 1, "split": "val",
-                 "category_id": 1, "file_name": "COCO_train2014_000000000003_7.jpg"}]  # fmt: skip
-        held = {"images": [{"id": 3, "file_name": "COCO_train2014_000000000003.jpg", "width": 9, "height": 9}],
-                "annotations": [{"id": 7, "image_id": 3, "category_id": 1, "bbox": [1, 1, 4, 4]}],
-                "categories": [{"id": 1, "name": "dog"}]}  # fmt: skip
+        refs = [
+            {
+                "sentences": [{"sent": "left dog", "sent_id": 1}],
+                "ann_id": 7,
+                "image_id": 3,
+                "ref_id": 1,
+                "split": "val",
+                "category_id": 1,
+                "file_name": "COCO_train2014_000000000003_7.jpg",
+            }
+        ]
+        held = {
+            "images": [{"id": 3, "file_name": "COCO_train2014_000000000003.jpg", "width": 9, "height": 9}],
+            "annotations": [{"id": 7, "image_id": 3, "category_id": 1, "bbox": [1, 1, 4, 4]}],
+            "categories": [{"id": 1, "name": "dog"}],
+        }
         entry = find_benchmark("refcoco")
-        server.files["/refcoco.zip"] = zipped({"refcoco/instances.json": json.dumps(held).encode(),
-                                               "refcoco/refs(unc).p": pickle.dumps(refs),
-                                               "refcoco/refs(google).p": pickle.dumps(refs)})  # fmt: skip
+        server.files["/refcoco.zip"] = zipped(
+            {
+                "refcoco/instances.json": json.dumps(held).encode(),
+                "refcoco/refs(unc).p": pickle.dumps(refs),
+                "refcoco/refs(google).p": pickle.dumps(refs),
+            }
+        )
         file = replace(entry.files[0], addresses=(f"{server.url}/refcoco.zip",))
         monkeypatch.setitem(benchmarks(), "refcoco", replace(entry, files=(file,)))
         with pytest.raises(UserError, match=r"not the sentences of refcoco-unc: sentences of val: 1 \(of 10,834\)"):

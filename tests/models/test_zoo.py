@@ -26,8 +26,17 @@ from smartclip_det.utils import notes
 from tests.conftest import REPO
 from tests.loopback import COMMIT, Loopback, Repository, sha
 
-PLAIN = TowerConfig(embed_dim=64, image_size=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
-                    text_width=64, text_layers=1, text_heads=1)  # fmt: skip
+PLAIN = TowerConfig(
+    embed_dim=64,
+    image_size=32,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=1,
+    vision_heads=1,
+    text_width=64,
+    text_layers=1,
+    text_heads=1,
+)
 SMART = PLAIN.with_(context_length=248, stretched=True, mask_layers=1, mask_pad="include")
 NAME, FILE = "smartclip-b16", "smartclip_b16.pt"
 
@@ -53,12 +62,14 @@ def server(towers, tmp_path_factory):
     pinned = registry()["clip-b32"].sources[0].revision
     loopback.repositories = {
         "Shaoan/SmartCLIP": Repository({FILE: smart}),
-        "BeichenZhang/LongCLIP-L": Repository({"longclip-L.pt": smart}, commit=registry()["longclip-l14"].sources[0].revision),
+        "BeichenZhang/LongCLIP-L": Repository(
+            {"longclip-L.pt": smart}, commit=registry()["longclip-l14"].sources[0].revision
+        ),
         "timm/vit_base_patch32_clip_224.openai": Repository(clip, commit=pinned),
         "someone/clip": Repository({**hf, "README.md": b"hello"}),
         "someone/two": Repository({"a.pt": smart, "b.pt": smart}),
         "someone/gated": Repository({FILE: smart}, gated=True),
-    }  # fmt: skip
+    }
     loopback.files = {"/models/ViT-B-16.pt": smart}
     yield loopback
     loopback.close()
@@ -102,8 +113,14 @@ class TestFirstAndLaterUse:
         assert not model.training
         told = capsys.readouterr().err
         size = len(hub.repositories["Shaoan/SmartCLIP"].files[FILE])
-        for part in (NAME, f"{size / 1e6:,.1f} MB", f"{hub.url}/Shaoan/SmartCLIP", FILE, "licence not stated",
-                     str(tmp_path / "hub")):  # fmt: skip
+        for part in (
+            NAME,
+            f"{size / 1e6:,.1f} MB",
+            f"{hub.url}/Shaoan/SmartCLIP",
+            FILE,
+            "licence not stated",
+            str(tmp_path / "hub"),
+        ):
             assert part in told
         ((key, record),) = records(tmp_path).items()
         assert key == f"Shaoan/SmartCLIP/{COMMIT}/{FILE}"
@@ -158,15 +175,30 @@ class TestFirstAndLaterUse:
     def test_from_the_command_line_and_by_configs(self, hub, tmp_path):
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPO)}
         (tmp_path / "names.txt").write_text("cat\ndog\n")
-        command = ["-m", "smartclip_det", "encode-texts", "--vocabulary", str(tmp_path / "names.txt"), "--encoder", NAME,
-                   "--out", str(tmp_path / "bank.safetensors")]  # fmt: skip
+        command = [
+            "-m",
+            "smartclip_det",
+            "encode-texts",
+            "--vocabulary",
+            str(tmp_path / "names.txt"),
+            "--encoder",
+            NAME,
+            "--out",
+            str(tmp_path / "bank.safetensors"),
+        ]
         done = subprocess.run(
             [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
         )
         assert done.returncode == 0, done.stderr
         assert f"note: {NAME}: downloading" in done.stderr
-        listed = subprocess.run([sys.executable, "-m", "smartclip_det", "models", "--json"], capture_output=True, text=True,
-                                env=environment, cwd=tmp_path, check=True)  # fmt: skip
+        listed = subprocess.run(
+            [sys.executable, "-m", "smartclip_det", "models", "--json"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+        )
         here = [r["name"] for r in json.loads(listed.stdout) if r["cached"]]
         assert here == [NAME]
 

@@ -119,7 +119,7 @@ def resolve_encoder(given: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{text} is of a timm family, and not in the registry: say whose it is by --open-clip MODEL --weights "
                 f"{found.path}."
-            )  # fmt: skip
+            )
         source["open_clip"] = found.weights.open_clip_model
     return source
 
