@@ -32,6 +32,7 @@ class ProbeOptions:
         views: ``crop``, ``dense``, ``mask``.
         dense_modes: last block of the dense map; each is probed.
         mask_modes: each is scored.
+        text_norm: ``full``, or ``masked`` for towers that were trained so.
         dense_size: side of the dense input in pixels; 0: the tower's.
         fit: how an image becomes the dense input: ``pad`` or ``squash``.
         crop_context: side of crops over the longer side of boxes.
@@ -48,6 +49,7 @@ class ProbeOptions:
     views: Sequence[str] = ("crop", "dense")
     dense_modes: Sequence[str] = ("value",)
     mask_modes: Sequence[str] = ("hard", "off")
+    text_norm: str = "full"
     dense_size: int = 0
     fit: str = "pad"
     crop_context: float = 1.2
@@ -70,12 +72,13 @@ def probe(options: ProbeOptions) -> dict[str, dict[str, dict[str, float]]]:
     encoder = RegionEncoder(towers, dense_size=o.dense_size, fit=o.fit, crop_context=o.crop_context)
     bank = build_bank(towers, names, templates=o.templates)
     regions = probe_regions(encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes)
-    accuracy = probe_accuracy(regions, bank, groups, o.mask_modes)
+    policy = ScoringPolicy(text_norm=o.text_norm)
+    accuracy = probe_accuracy(regions, bank, groups, o.mask_modes, policy)
     if o.out is not None:
         stamp = protocol_stamp(
             "region_probe", ann_sha256=file_hash(o.ann), checkpoint_hash=towers.checkpoint_hash, classes=len(names),
             boxes=len(regions.labels), templates=o.templates, dense_size=encoder.dense_size, fit=o.fit,
-            crop_context=o.crop_context, policy=ScoringPolicy().to_dict(), unit="box, best of all classes",
+            crop_context=o.crop_context, policy=policy.to_dict(), unit="box, best of all classes",
         )  # fmt: skip
         write_results(o.out, stamp, accuracy)
     return accuracy

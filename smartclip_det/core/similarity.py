@@ -20,10 +20,10 @@ from torch import Tensor
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.mask_modes import MASK_MODES
+from smartclip_det.core.words import TEXT_NORMS
 
 #: Those that a batch of any sentences can have: ``shuffled`` would depend on which texts share it.
 OWN_MASK_MODES = tuple(m for m in MASK_MODES if m != "shuffled")
-TEXT_NORMS = ("full", "masked")
 #: Squared masked norm of a vector whose largest entry is 1, below which a score is defined as 0.
 EPS = 1e-12
 

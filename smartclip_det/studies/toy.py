@@ -1,4 +1,4 @@
-"""The whole story on the toy world: alignment, region probe, detection of never-labelled shapes, grounding, report.
+"""The whole story on the toy world: two alignments, region probe, detection of never-labelled shapes, grounding, report.
 
 Every step is a public verb with a public config; its command is printed, and its output kept in ``OUT/logs``. A step
 that is done is not run again unless its command changed or an earlier step ran.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smartclip_det.protocols.stamp import code_version
 from smartclip_det.utils.cfg_options import format_options
 from smartclip_det.utils.parallel import available_cores
+from smartclip_det.utils.safe_load import safe_torch_load
 from smartclip_det.utils.steps import Step, StepRunner, verb, write_json
 
 DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
-MODES = ("hard", "soft", "off", "random", "shuffled")
+HEAD = "configs/toy/referring_smartclip-toy_toy.py"
+#: How each set of heads is tested: the mask mode, or a control of its own.
+TESTS = ("hard", "off", "random", "shuffled", "text_shuffled", "random_tower")
+GROUNDING_MODES = ("hard", "off", "random", "shuffled")
+HEAD_MODES = ("hard", "off", "random")
 TEMPLATE = "{article} {}"
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -25,21 +32,25 @@ class Size:
 
     Attributes:
         world: options of ``smartclip-det data make-toy``.
-        pretrain: epochs of CLIP from nothing.
-        align: epochs of each alignment.
-        detector: epochs of the detector's heads.
-        sentences: expressions that are grounded, 0 for all.
+        steps: of each alignment, 128 pictures each.
+        images: that the detector's heads learn from.
+        control_images: that the heads on a random tower learn from, which is a control and need not be good.
+        head_images: that the grounding head learns from.
+        head_epochs: of the grounding head, two sentences a picture each.
+        sentences: expressions that are grounded zero-shot, 0 for all.
     """
 
     world: tuple[str, ...]
-    pretrain: int
-    align: int
-    detector: int
+    steps: int
+    images: int
+    control_images: int
+    head_images: int
+    head_epochs: int
     sentences: int
 
 
-DEFAULT = Size((), 8, 2, 1, 0)
-QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 2, 1, 1, 150)
+DEFAULT = Size((), 2000, 10000, 5000, 20000, 1, 1000)
+QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 200, 800, 400, 640, 1, 100)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,18 @@ def tell_story(options: ToyOptions) -> None:
     story = Story(out, data, options.seed, size)
     runner = StepRunner(out)
     runner.run_stages(story.stages())
+    story.keep_checkpoints()
     story.report(runner, options.quick)
+
+
+def alignment_options(steps: int, seed: int) -> dict[str, Any]:
+    """Overrides of the one-stage alignments for a length and a seed: warm-up and captions keep their shares of it."""
+    return {
+        "randomness.seed": seed, "towers.seed": seed, "train_dataloader.dataset.seed": seed,
+        "train_cfg.max_steps": steps, "train_cfg.val_interval": steps,
+        "param_scheduler.warmup": int(0.08 * steps),
+        "train_dataloader.dataset.scenes.ramp": int(0.6 * steps) * BATCH,
+    }  # fmt: skip
 
 
 class Story:
@@ -77,103 +99,111 @@ class Story:
         self.out, self.data, self.seed, self.size = out, data, seed, size
 
     def stages(self) -> list[list[Step]]:
-        """Steps in order; those of one stage do not need each other and run side by side."""
+        """Steps in order; those of one stage do not need each other and run side by side, the longest first."""
         world = verb("data make-toy", "--out", str(self.data), "--seed", str(self.seed), *self.size.world)
+        detectors = [
+            self.detector("detector", self.towers("smartclip"), self.size.images),
+            self.detector("detector_random", None, self.size.control_images),
+        ]
         return [
             [Step("world", world, [self.data / "world.json"])],
-            [self.training("pretrain", "clip-pretrain_toy", self.size.pretrain)],
-            [
-                self.training("clip", "clip-align_two-stage_toy", self.size.align,
-                              self.last("pretrain", self.size.pretrain)),
-                self.training("smartclip", "smartclip-align_two-stage_toy", self.size.align,
-                              self.last("pretrain", self.size.pretrain)),
-            ],
-            [self.probe("clip"), self.probe("smartclip"), self.probe("random")],
-            [self.detector("detector", self.towers("smartclip")), self.detector("detector_random", None)],
-            [*self.tests(), *self.groundings()],
+            [self.alignment("smartclip"), self.alignment("clip")],
+            [detectors[0], self.grounding_head(), detectors[1],
+             *(self.probe(n) for n in ("smartclip", "clip", "random"))],
+            [*self.groundings(), *self.tests(), *self.head_tests()],
         ]  # fmt: skip
-
-    def last(self, name: str, epochs: int) -> Path:
-        """Final checkpoint of a training."""
-        return self.out / name / f"epoch_{epochs}.pth"
 
     def towers(self, name: str) -> Path:
         """Final checkpoint of an alignment."""
-        return self.last(name, self.size.align)
+        return self.out / name / f"iter_{self.size.steps}.pth"
 
-    def training(self, name: str, config: str, epochs: int, start: Path | None = None) -> Step:
-        """An alignment run; its metrics are written at each validation."""
+    def heads(self, name: str) -> Path:
+        """Final checkpoint of what is trained on frozen towers."""
+        return self.out / name / f"epoch_{self.size.head_epochs if name == 'referring' else 1}.pth"
+
+    def alignment(self, name: str) -> Step:
+        """An alignment run from nothing; its metrics are written at the end."""
         metrics = self.out / f"{name}.metrics.json"
-        options = {
-            "data_root": f"{self.data}/", "randomness.seed": self.seed, "train_cfg.max_epochs": epochs,
-            "param_scheduler.1.T_max": epochs, "param_scheduler.1.end": epochs,
-            "train_dataloader.dataset.seed": self.seed,
-            "val_evaluator.metrics_file": metrics, "train_cfg.val_interval": max(1, epochs // 4),
-            **({"towers.checkpoint": start} if start else {"towers.seed": self.seed}),
-        }  # fmt: skip
+        options = {"data_root": f"{self.data}/", **alignment_options(self.size.steps, self.seed),
+                   "val_evaluator.metrics_file": metrics}  # fmt: skip
         command = verb(
-            "train", f"configs/toy/{config}.py", "--work-dir", str(self.out / name), *format_options(options)
+            "train", f"configs/toy/{name}-align_toy.py", "--work-dir", str(self.out / name), *format_options(options)
         )
-        return Step(name, command, [self.last(name, epochs), metrics])
+        return Step(name, command, [self.towers(name), metrics])
 
     def probe(self, name: str) -> Step:
         """The region probe of one pair of towers."""
         where = ["--arch", "SmartCLIP-toy"] if name == "random" else ["--encoder", str(self.towers(name))]
-        annotations = self.data / "annotations"
-        out = self.out / f"probe_{name}.json"
+        modes = GROUNDING_MODES if name == "smartclip" else ("off",)
+        annotations, out = self.data / "annotations", self.out / f"probe_{name}.json"
         command = verb(
             "probe", *where, "--ann", str(annotations / "instances_val.json"),
             "--images", str(self.data / "images/val"), "--split-file", str(annotations / "split.json"),
             "--templates", TEMPLATE, "--crop-context", "2.0", "--views", "crop", "dense", "mask",
-            "--mask-modes", *MODES, "--out", str(out),
+            "--mask-modes", *modes, "--text-norm", "masked", "--out", str(out),
         )  # fmt: skip
         return Step(f"probe_{name}", command, [out])
 
-    def detector_options(self, towers: Path | None) -> dict[str, object]:
-        """Overrides that training and testing share."""
+    def frozen(self, towers: Path | None) -> dict[str, Any]:
+        """Overrides that training and testing on frozen towers share."""
         return {"data_root": f"{self.data}/", **({"towers.checkpoint": towers} if towers else {})}
 
-    def detector(self, name: str, towers: Path | None) -> Step:
+    def detector(self, name: str, towers: Path | None, images: int) -> Step:
         """The detector's heads on frozen towers; without towers on random ones, as a control."""
-        epochs = self.size.detector
-        options = {**self.detector_options(towers), "randomness.seed": self.seed, "train_cfg.max_epochs": epochs,
-                   "train_cfg.val_interval": epochs + 1, "param_scheduler.1.T_max": epochs,
-                   "param_scheduler.1.end": epochs}  # fmt: skip
+        options = {**self.frozen(towers), "randomness.seed": self.seed, "train_cfg.val_interval": 2,
+                   "train_dataloader.dataset.indices": images}  # fmt: skip
         command = verb("train", DETECTOR, "--work-dir", str(self.out / name), *format_options(options))
-        return Step(name, command, [self.last(name, epochs)])
+        return Step(name, command, [self.heads(name)])
+
+    def grounding_head(self) -> Step:
+        """The trained grounding head on the SmartCLIP towers."""
+        epochs = self.size.head_epochs
+        options = {**self.frozen(self.towers("smartclip")), "randomness.seed": self.seed,
+                   "train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs + 1,
+                   "param_scheduler.1.T_max": epochs, "param_scheduler.1.end": epochs,
+                   "train_dataloader.dataset.indices": self.size.head_images}  # fmt: skip
+        command = verb("train", HEAD, "--work-dir", str(self.out / "referring"), *format_options(options))
+        return Step("referring", command, [self.heads("referring")])
 
     def tests(self) -> list[Step]:
-        """The detector under every mask mode and control."""
-        modes: dict[str, dict[str, object]] = {m: {"model.policy.mask_mode": m} for m in MODES}
-        modes["text_shuffled"] = {"custom_hooks.0.control": "text_shuffled"}
-        modes["random_tower"] = {}
+        """The detector under mask modes and controls."""
+        changes: dict[str, dict[str, Any]] = {
+            "text_shuffled": {"custom_hooks.0.control": "text_shuffled"}, "random_tower": {},
+        }  # fmt: skip
         steps = []
-        for mode, options in modes.items():
-            name = "detector_random" if mode == "random_tower" else "detector"
-            towers = None if mode == "random_tower" else self.towers("smartclip")
-            out = self.out / f"detection_{mode}.json"
-            command = verb(
-                "test", DETECTOR, str(self.last(name, self.size.detector)), "--work-dir",
-                str(self.out / "tests" / mode), "--out", str(out),
-                *format_options({**self.detector_options(towers), **options}),
-            )  # fmt: skip
-            steps.append(Step(f"detection_{mode}", command, [out, out.with_suffix(".metrics.json")]))
+        for mode in TESTS:
+            random = mode == "random_tower"
+            options = {**self.frozen(None if random else self.towers("smartclip")),
+                       **changes.get(mode, {"model.policy.mask_mode": mode})}  # fmt: skip
+            heads = self.heads("detector_random" if random else "detector")
+            steps.append(self.test(f"detection_{mode}", DETECTOR, heads, options, ".json"))
         return steps
+
+    def head_tests(self) -> list[Step]:
+        """The grounding head under mask modes, with "none" and "many" as answers."""
+        return [
+            self.test(f"referring_{m}", HEAD, self.heads("referring"),
+                      {**self.frozen(self.towers("smartclip")), "model.mask_mode": m}, ".jsonl")
+            for m in HEAD_MODES
+        ]  # fmt: skip
+
+    def test(self, name: str, config: str, checkpoint: Path, options: dict[str, Any], ending: str) -> Step:
+        """One test; predictions and metrics are kept."""
+        out = self.out / f"{name}{ending}"
+        command = verb("test", config, str(checkpoint), "--work-dir", str(self.out / "tests" / name),
+                       "--out", str(out), *format_options(options))  # fmt: skip
+        return Step(name, command, [out, out.with_suffix(".metrics.json")])
 
     def groundings(self) -> list[Step]:
         """Zero-shot grounding on the detector's proposals and on ground-truth boxes."""
         towers = self.towers("smartclip")
         rpn = ["--proposals", "rpn", "--max-proposals", "10", "--config", DETECTOR, "--checkpoint",
-               str(self.last("detector", self.size.detector)),
-               *format_options(self.detector_options(towers))]  # fmt: skip
+               str(self.heads("detector")), *format_options(self.frozen(towers))]  # fmt: skip
         truth = ["--proposals", "ground-truth", "--instances", str(self.data / "annotations/instances_val.json")]
-        crops = ["--views", "crop", "--crop-context", "1.6"]
         runs = {
-            "grounding": [*rpn, *crops, "--reading", "chunks", "--mask-modes", *MODES],
-            "grounding_text_shuffled": [*rpn, *crops, "--reading", "chunks", "--control", "text_shuffled"],
-            "grounding_no_spatial": [*rpn, *crops, "--mask-modes", "hard", "off"],
-            "grounding_dense": [*rpn, "--reading", "chunks", "--mask-modes", "hard", "off"],
-            "grounding_ground_truth": [*truth, *crops, "--reading", "chunks", "--mask-modes", *MODES],
+            "grounding": [*rpn, "--mask-modes", *GROUNDING_MODES],
+            "grounding_text_shuffled": [*rpn, "--control", "text_shuffled"],
+            "grounding_ground_truth": [*truth, "--mask-modes", "hard", "off"],
         }
         steps = []
         for name, options in runs.items():
@@ -181,20 +211,38 @@ class Story:
             command = verb(
                 "ground", str(self.data / "refs/finetune_toy_val.json"), "--images",
                 str(self.data / "images"), "--encoder", str(towers), "--limit", str(self.size.sentences),
-                "--out", str(out), *options,
+                "--views", "crop", "--crop-context", "1.6", "--reading", "chunks", "--out", str(out), *options,
             )  # fmt: skip
             steps.append(Step(name, command, [out.with_suffix(".metrics.json")]))
         return steps
+
+    def keep_checkpoints(self) -> None:
+        """Weights without the state of training, under names that do not depend on its length."""
+        folder = self.out / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {"clip": self.towers("clip"), "smartclip": self.towers("smartclip"),
+                   "detector": self.heads("detector"), "referring": self.heads("referring")}  # fmt: skip
+        for name, path in trained.items():
+            keep_weights(path, folder / f"{name}.pth")
 
     def report(self, runner: StepRunner, quick: bool) -> None:
         """The page and the summary."""
         facts = {"seed": self.seed, "quick": quick, "seconds": {**runner.seconds, "total": runner.spent},
                  "code": code_version(), "data": str(self.data), "cores": available_cores(),
-                 "resumed": set(runner.ran) != set(runner.done), "config": DETECTOR,
-                 "detector": str(self.last("detector", self.size.detector)),
-                 "towers": str(self.towers("smartclip"))}  # fmt: skip
+                 "resumed": set(runner.ran) != set(runner.done), "config": DETECTOR, "steps": self.size.steps,
+                 "images": self.size.images, "control_images": self.size.control_images,
+                 "detector": str(self.out / "checkpoints/detector.pth"),
+                 "towers": {n: str(self.out / f"checkpoints/{n}.pth") for n in ("clip", "smartclip")}}  # fmt: skip
         write_json(self.out / "facts.json", facts)
         step = Step("report", verb("study toy-report", "--folder", str(self.out)), [self.out / "report.html"])
         runner.run(step, available_cores(), "[report]")
         print((self.out / "logs/report.log").read_text(encoding="utf-8").strip())
         print(f"total {runner.spent:.0f} s. Open {self.out / 'report.html'} in a browser.")
+
+
+def keep_weights(source: Path, out: Path) -> None:
+    """Write the weights and facts of a checkpoint, without the optimizer's state."""
+    import torch
+
+    found = safe_torch_load(source)
+    torch.save({k: found[k] for k in ("meta", "state_dict")}, out)
