@@ -1,4 +1,4 @@
-"""The whole story on the toy world: two alignments, region probe, detection of never-labelled shapes, grounding, report.
+"""The whole story on the toy world: alignments, region probe, detection of never-labelled shapes, grounding, report.
 
 Every step is a public verb with a public config; its command is printed, and its output kept in ``OUT/logs``. A step
 that is done is not run again unless its command changed or an earlier step ran.
@@ -85,11 +85,14 @@ def tell_story(options: ToyOptions) -> None:
 def alignment_options(steps: int, seed: int) -> dict[str, Any]:
     """Overrides of the one-stage alignments for a length and a seed: warm-up and captions keep their shares of it."""
     return {
-        "randomness.seed": seed, "towers.seed": seed, "train_dataloader.dataset.seed": seed,
-        "train_cfg.max_steps": steps, "train_cfg.val_interval": steps,
+        "randomness.seed": seed,
+        "towers.seed": seed,
+        "train_dataloader.dataset.seed": seed,
+        "train_cfg.max_steps": steps,
+        "train_cfg.val_interval": steps,
         "param_scheduler.warmup": int(0.08 * steps),
         "train_dataloader.dataset.scenes.ramp": int(0.6 * steps) * BATCH,
-    }  # fmt: skip
+    }
 
 
 class Story:
@@ -108,10 +111,14 @@ class Story:
         return [
             [Step("world", world, [self.data / "world.json"])],
             [self.alignment("smartclip"), self.alignment("clip")],
-            [detectors[0], self.grounding_head(), detectors[1],
-             *(self.probe(n) for n in ("smartclip", "clip", "random"))],
+            [
+                detectors[0],
+                self.grounding_head(),
+                detectors[1],
+                *(self.probe(n) for n in ("smartclip", "clip", "random")),
+            ],
             [*self.groundings(), *self.tests(), *self.head_tests()],
-        ]  # fmt: skip
+        ]
 
     def towers(self, name: str) -> Path:
         """Final checkpoint of an alignment."""
@@ -124,8 +131,11 @@ class Story:
     def alignment(self, name: str) -> Step:
         """An alignment run from nothing; its metrics are written at the end."""
         metrics = self.out / f"{name}.metrics.json"
-        options = {"data_root": f"{self.data}/", **alignment_options(self.size.steps, self.seed),
-                   "val_evaluator.metrics_file": metrics}  # fmt: skip
+        options = {
+            "data_root": f"{self.data}/",
+            **alignment_options(self.size.steps, self.seed),
+            "val_evaluator.metrics_file": metrics,
+        }
         command = verb(
             "train", f"configs/toy/{name}-align_toy.py", "--work-dir", str(self.out / name), *format_options(options)
         )
@@ -137,11 +147,29 @@ class Story:
         modes = GROUNDING_MODES if name == "smartclip" else ("off",)
         annotations, out = self.data / "annotations", self.out / f"probe_{name}.json"
         command = verb(
-            "probe", *where, "--ann", str(annotations / "instances_val.json"),
-            "--images", str(self.data / "images/val"), "--split-file", str(annotations / "split.json"),
-            "--templates", TEMPLATE, "--crop-context", "2.0", "--views", "crop", "dense", "mask",
-            "--mask-modes", *modes, "--text-norm", "masked", "--out", str(out),
-        )  # fmt: skip
+            "probe",
+            *where,
+            "--ann",
+            str(annotations / "instances_val.json"),
+            "--images",
+            str(self.data / "images/val"),
+            "--split-file",
+            str(annotations / "split.json"),
+            "--templates",
+            TEMPLATE,
+            "--crop-context",
+            "2.0",
+            "--views",
+            "crop",
+            "dense",
+            "mask",
+            "--mask-modes",
+            *modes,
+            "--text-norm",
+            "masked",
+            "--out",
+            str(out),
+        )
         return Step(f"probe_{name}", command, [out])
 
     def frozen(self, towers: Path | None) -> dict[str, Any]:
@@ -150,31 +178,43 @@ class Story:
 
     def detector(self, name: str, towers: Path | None, images: int) -> Step:
         """The detector's heads on frozen towers; without towers on random ones, as a control."""
-        options = {**self.frozen(towers), "randomness.seed": self.seed, "train_cfg.val_interval": 2,
-                   "train_dataloader.dataset.indices": images}  # fmt: skip
+        options = {
+            **self.frozen(towers),
+            "randomness.seed": self.seed,
+            "train_cfg.val_interval": 2,
+            "train_dataloader.dataset.indices": images,
+        }
         command = verb("train", DETECTOR, "--work-dir", str(self.out / name), *format_options(options))
         return Step(name, command, [self.heads(name)])
 
     def grounding_head(self) -> Step:
         """The trained grounding head on the SmartCLIP towers."""
         epochs = self.size.head_epochs
-        options = {**self.frozen(self.towers("smartclip")), "randomness.seed": self.seed,
-                   "train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs + 1,
-                   "param_scheduler.1.T_max": epochs, "param_scheduler.1.end": epochs,
-                   "train_dataloader.dataset.indices": self.size.head_images}  # fmt: skip
+        options = {
+            **self.frozen(self.towers("smartclip")),
+            "randomness.seed": self.seed,
+            "train_cfg.max_epochs": epochs,
+            "train_cfg.val_interval": epochs + 1,
+            "param_scheduler.1.T_max": epochs,
+            "param_scheduler.1.end": epochs,
+            "train_dataloader.dataset.indices": self.size.head_images,
+        }
         command = verb("train", HEAD, "--work-dir", str(self.out / "referring"), *format_options(options))
         return Step("referring", command, [self.heads("referring")])
 
     def tests(self) -> list[Step]:
         """The detector under mask modes and controls."""
         changes: dict[str, dict[str, Any]] = {
-            "text_shuffled": {"custom_hooks.0.control": "text_shuffled"}, "random_tower": {},
-        }  # fmt: skip
+            "text_shuffled": {"custom_hooks.0.control": "text_shuffled"},
+            "random_tower": {},
+        }
         steps = []
         for mode in TESTS:
             random = mode == "random_tower"
-            options = {**self.frozen(None if random else self.towers("smartclip")),
-                       **changes.get(mode, {"model.policy.mask_mode": mode})}  # fmt: skip
+            options = {
+                **self.frozen(None if random else self.towers("smartclip")),
+                **changes.get(mode, {"model.policy.mask_mode": mode}),
+            }
             heads = self.heads("detector_random" if random else "detector")
             steps.append(self.test(f"detection_{mode}", DETECTOR, heads, options, ".json"))
         return steps
@@ -182,23 +222,45 @@ class Story:
     def head_tests(self) -> list[Step]:
         """The grounding head under mask modes, with "none" and "many" as answers."""
         return [
-            self.test(f"referring_{m}", HEAD, self.heads("referring"),
-                      {**self.frozen(self.towers("smartclip")), "model.mask_mode": m}, ".jsonl")
+            self.test(
+                f"referring_{m}",
+                HEAD,
+                self.heads("referring"),
+                {**self.frozen(self.towers("smartclip")), "model.mask_mode": m},
+                ".jsonl",
+            )
             for m in HEAD_MODES
-        ]  # fmt: skip
+        ]
 
     def test(self, name: str, config: str, checkpoint: Path, options: dict[str, Any], ending: str) -> Step:
         """One test; predictions and metrics are kept."""
         out = self.out / f"{name}{ending}"
-        command = verb("test", config, str(checkpoint), "--work-dir", str(self.out / "tests" / name),
-                       "--out", str(out), *format_options(options))  # fmt: skip
+        command = verb(
+            "test",
+            config,
+            str(checkpoint),
+            "--work-dir",
+            str(self.out / "tests" / name),
+            "--out",
+            str(out),
+            *format_options(options),
+        )
         return Step(name, command, [out, out.with_suffix(".metrics.json")])
 
     def groundings(self) -> list[Step]:
         """Zero-shot grounding on the detector's proposals and on ground-truth boxes."""
         towers = self.towers("smartclip")
-        rpn = ["--proposals", "rpn", "--max-proposals", "10", "--config", DETECTOR, "--checkpoint",
-               str(self.heads("detector")), *format_options(self.frozen(towers))]  # fmt: skip
+        rpn = [
+            "--proposals",
+            "rpn",
+            "--max-proposals",
+            "10",
+            "--config",
+            DETECTOR,
+            "--checkpoint",
+            str(self.heads("detector")),
+            *format_options(self.frozen(towers)),
+        ]
         truth = ["--proposals", "ground-truth", "--instances", str(self.data / "annotations/instances_val.json")]
         runs = {
             "grounding": [*rpn, "--mask-modes", *GROUNDING_MODES],
@@ -209,10 +271,24 @@ class Story:
         for name, options in runs.items():
             out = self.out / f"{name}.jsonl"
             command = verb(
-                "ground", str(self.data / "refs/finetune_toy_val.json"), "--images",
-                str(self.data / "images"), "--encoder", str(towers), "--limit", str(self.size.sentences),
-                "--views", "crop", "--crop-context", "1.6", "--reading", "chunks", "--out", str(out), *options,
-            )  # fmt: skip
+                "ground",
+                str(self.data / "refs/finetune_toy_val.json"),
+                "--images",
+                str(self.data / "images"),
+                "--encoder",
+                str(towers),
+                "--limit",
+                str(self.size.sentences),
+                "--views",
+                "crop",
+                "--crop-context",
+                "1.6",
+                "--reading",
+                "chunks",
+                "--out",
+                str(out),
+                *options,
+            )
             steps.append(Step(name, command, [out.with_suffix(".metrics.json")]))
         return steps
 
@@ -220,19 +296,32 @@ class Story:
         """Weights without the state of training, under names that do not depend on its length."""
         folder = self.out / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {"clip": self.towers("clip"), "smartclip": self.towers("smartclip"),
-                   "detector": self.heads("detector"), "referring": self.heads("referring")}  # fmt: skip
+        trained = {
+            "clip": self.towers("clip"),
+            "smartclip": self.towers("smartclip"),
+            "detector": self.heads("detector"),
+            "referring": self.heads("referring"),
+        }
         for name, path in trained.items():
             keep_weights(path, folder / f"{name}.pth")
 
     def report(self, runner: StepRunner, quick: bool) -> None:
         """The page and the summary."""
-        facts = {"seed": self.seed, "quick": quick, "seconds": {**runner.seconds, "total": runner.spent},
-                 "code": code_version(), "data": str(self.data), "cores": available_cores(),
-                 "resumed": set(runner.ran) != set(runner.done), "config": DETECTOR, "steps": self.size.steps,
-                 "images": self.size.images, "control_images": self.size.control_images,
-                 "detector": str(self.out / "checkpoints/detector.pth"),
-                 "towers": {n: str(self.out / f"checkpoints/{n}.pth") for n in ("clip", "smartclip")}}  # fmt: skip
+        facts = {
+            "seed": self.seed,
+            "quick": quick,
+            "seconds": {**runner.seconds, "total": runner.spent},
+            "code": code_version(),
+            "data": str(self.data),
+            "cores": available_cores(),
+            "resumed": set(runner.ran) != set(runner.done),
+            "config": DETECTOR,
+            "steps": self.size.steps,
+            "images": self.size.images,
+            "control_images": self.size.control_images,
+            "detector": str(self.out / "checkpoints/detector.pth"),
+            "towers": {n: str(self.out / f"checkpoints/{n}.pth") for n in ("clip", "smartclip")},
+        }
         write_json(self.out / "facts.json", facts)
         step = Step("report", verb("study toy-report", "--folder", str(self.out)), [self.out / "report.html"])
         runner.run(step, available_cores(), "[report]")

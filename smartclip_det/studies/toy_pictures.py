@@ -1,55 +1,119 @@
-"""The pictures of the toy report, drawn with the trained detector."""
+"""The pictures of the toy report, drawn from the prediction files: tables and pictures tell of one method."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
 
 from smartclip_det.apis import Predictor
-from smartclip_det.apis.answers import Detections
+from smartclip_det.core.similarity import masked_cosine
+from smartclip_det.datasets.toy_world.shapes import COLOURS
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.expressions.loading import load_expressions
+from smartclip_det.formats.expressions.predictions import load_grounding_predictions
+from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.formats.json_files import read_json
-from smartclip_det.metrics.referring import box_overlap
-from smartclip_det.utils.images import open_rgb
-from smartclip_det.visualization.draw import draw_boxes, draw_heatmap, draw_mask_strip
+from smartclip_det.metrics.referring import box_overlap, single_targets
+from smartclip_det.models.towers.source import load_towers
+from smartclip_det.probing.mask_statistics import jaccard
+from smartclip_det.studies.toy import TEMPLATE
+from smartclip_det.studies.toy_measures import IMAGE_SIDE
+from smartclip_det.utils.images import fit_square, open_rgb, pixels
+from smartclip_det.visualization.draw import colour_of, draw_heatmap, draw_mask_strip
+from smartclip_det.visualization.idea import IdeaText, draw_idea
+from smartclip_det.visualization.lettering import font
 
-TEMPLATES = ["{article} {}"]
-SCALE = 3
+#: Width of a tile in pixels; the page shows it at half, for screens with fine pixels.
+TILE = 640
+LETTERS = 30
+RIGHT, WRONG, TARGET = (0, 135, 60), (200, 30, 40), (40, 40, 40)
 MASK_TEXTS = (
-    *("a heart", "a red heart", "a red star", "a star", "a blue star", "a blue hexagon", "a hexagon"),
-    *("a large star", "a striped star", "a heart and a star"),
+    "a star",
+    "a red star",
+    "a blue star",
+    "a heart",
+    "a red heart",
+    "a blue heart",
+    "a red star and a blue heart",
 )
 Picture = tuple[Image.Image, str]
+Box = Sequence[float]
+#: A box in pixels of the image, what is written at it, and its colour.
+Mark = tuple[Box, str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """How masks of colour-and-shape phrases lie.
+
+    Attributes:
+        densities: share of the dimensions that each phrase keeps.
+        same: mean overlap (Jaccard) of phrases of one shape in two colours.
+        different: that of phrases that share neither.
+    """
+
+    densities: dict[str, float]
+    same: float
+    different: float
 
 
 class ToyPictures:
-    """Draws on the first validation scenes; what is shown is chosen by outcome, and the captions say so."""
+    """Draws validation scenes; what is shown is chosen by outcome, and the captions say so."""
 
-    def __init__(self, config: str, detector: str, towers: str, data: str) -> None:
-        self.data = Path(data)
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.folder, self.data, self.facts = folder, Path(facts["data"]), facts
+        self.towers = load_towers({"checkpoint": facts["towers"]["smartclip"]}).eval()
+        options = {"towers.checkpoint": facts["towers"]["smartclip"], "data_root": f"{facts['data']}/"}
         self.predictor = Predictor.from_config(
-            config, detector, cfg_options={"towers.checkpoint": towers, "data_root": f"{data}/"}, templates=TEMPLATES,
-            use_cache=False, device="cpu",
-        )  # fmt: skip
+            facts["config"], facts["detector"], cfg_options=options, templates=[TEMPLATE], use_cache=False, device="cpu"
+        )
         self.truth = load_ground_truth(self.data / "annotations/instances_val.json")
         split = read_json(self.data / "annotations/split.json", "split file")
         self.base, self.novel = split["base"], split["novel"]
-        self.boxes: dict[int, list[tuple[list[float], str]]] = {}
+        self.objects: dict[Any, list[dict[str, Any]]] = {}
         for a in self.truth.data["annotations"]:
-            x, y, w, h = a["bbox"]
-            self.boxes.setdefault(a["image_id"], []).append(
-                ([x, y, x + w, y + h], self.truth.categories[a["category_id"]])
-            )
+            self.objects.setdefault(a["image_id"], []).append(a)
 
-    def image(self, info: dict[str, Any]) -> Image.Image:
+    def image(self, info: Mapping[str, Any]) -> Image.Image:
         """A validation image."""
         return open_rgb(self.data / "images/val" / info["file_name"])
 
-    def scenes(self, count: int = 8) -> list[Picture]:
+    def boxes(self, image_id: Any) -> list[tuple[Box, str]]:
+        """Annotated boxes and names of an image."""
+        return [(corners(a["bbox"]), self.truth.categories[a["category_id"]]) for a in self.objects.get(image_id, [])]
+
+    @torch.no_grad()
+    def idea(self) -> Image.Image:
+        """The first scene with two objects of different colours and shapes, and the texts of both."""
+        for info in self.truth.data["images"]:
+            said = [
+                (a["attributes"]["colour"], self.truth.categories[a["category_id"]])
+                for a in self.objects.get(info["id"], [])
+            ]
+            if len(said) == 2 and said[0][0] != said[1][0] and said[0][1] != said[1][1]:
+                break
+        image = self.image(info)
+        square = pixels(fit_square(image, IMAGE_SIDE, "pad"))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in self.towers.image_statistics())
+        vector = self.towers.encode_image(((square.float() / 255 - mean) / std)[None])
+        texts = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {s}" for c, s in said]
+        bank = self.towers.encode_text(texts)
+        masked, plain = (masked_cosine(vector, bank.embeds, m, text_norm="masked")[0] for m in (bank.masks, None))
+        return draw_idea(
+            image,
+            vector[0].numpy(),
+            [
+                IdeaText(t, bank.embeds[n].numpy(), bank.masks[n].numpy(), float(masked[n]), float(plain[n]))
+                for n, t in enumerate(texts)
+            ],
+        )
+
+    def scenes(self, count: int = 6) -> list[Picture]:
         """Scenes with their first short caption and, below, the long one."""
         records = read_json(self.data / "annotations/share_captions_val.json", "caption file")[:count]
         return [
@@ -59,85 +123,143 @@ class ToyPictures:
 
     def masks(self) -> Image.Image:
         """Masks of a few texts."""
-        bank = self.predictor.encoder.encode_text(list(MASK_TEXTS))
-        return draw_mask_strip(bank.masks.numpy(), list(MASK_TEXTS), cell=8)
+        bank = self.towers.encode_text(list(MASK_TEXTS))
+        return draw_mask_strip(bank.masks.numpy(), list(MASK_TEXTS), cell=6, height=26)
 
-    def detections(self, each: int = 4, search: int = 200) -> list[Picture]:
-        """Scenes with novel shapes: ``each`` where all objects were found, then ``each`` where something went wrong."""
-        names = [*self.base, *self.novel]
-        self.predictor.set_vocabulary(names, seen=self.base)
-        good: list[Picture] = []
-        bad: list[Picture] = []
-        for info in self.truth.data["images"][:search]:
-            annotated = self.boxes.get(info["id"], [])
-            if not any(n in self.novel for _, n in annotated):
-                continue
-            image = self.image(info)
-            self.predictor.set_image(image)
-            found = self.predictor.detect(max_detections=max(1, len(annotated)))
-            right = sum(
-                any(n == m and box_overlap(b, c) >= 0.5 for c, m in annotated)
-                for b, n in zip(found.boxes.tolist(), found.label_names, strict=True)
-            )
-            wanted = ", ".join(f"{n}{' (novel)' if n in self.novel else ''}" for _, n in annotated)
-            target = good if right == len(annotated) == len(found) else bad
-            if len(target) < each:
-                said = "All found" if target is good else f"{right} of {len(annotated)} right"
-                target.append((drawn(image, found, annotated), f"{said}. Annotated: {wanted}."))
-            if len(good) == len(bad) == each:
-                break
-        return good + bad
+    def mask_facts(self) -> MaskFacts:
+        """Of all colour-and-shape phrases."""
+        pairs = [(c, s) for c in COLOURS for s in (*self.base, *self.novel)]
+        phrases = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {s}" for c, s in pairs]
+        masks = self.towers.encode_text(phrases).masks
+        first, second = torch.triu_indices(len(pairs), len(pairs), 1)
+        overlap = jaccard(masks[first], masks[second])
+        index = list(zip(first.tolist(), second.tolist(), strict=True))
+        same = torch.tensor([pairs[i][1] == pairs[j][1] for i, j in index])
+        apart = torch.tensor([pairs[i][1] != pairs[j][1] and pairs[i][0] != pairs[j][0] for i, j in index])
+        densities = dict(zip(phrases, masks.mean(dim=1).tolist(), strict=True))
+        return MaskFacts(densities, float(overlap[same].mean()), float(overlap[apart].mean()))
 
-    def vocabulary_swap(self, count: int = 4) -> list[Picture]:
-        """Colours instead of shapes, then colours and shapes, on the same scenes."""
+    def heatmaps(self, count: int = 3) -> list[Picture]:
+        """Scenes of several objects, one of them of a novel shape; where the towers see that shape."""
         out: list[Picture] = []
-        several = [i for i in self.truth.data["images"] if len(self.boxes.get(i["id"], [])) == 3][: count // 2]
-        for names in (["red shape", "blue shape", "green shape", "yellow shape", "purple shape", "orange shape"],
-                      ["red star", "blue hexagon", "small circle", "large shape", "black arrow"]):  # fmt: skip
-            for info in several:
-                image = self.image(info)
-                self.predictor.set_vocabulary(names)
+        shown: set[str] = set()
+        for info in self.truth.data["images"]:
+            names = [n for _, n in self.boxes(info["id"])]
+            novel = [n for n in names if n in self.novel and n not in shown]
+            if len(names) >= 2 and novel and len(out) < 2 * count:
+                image, text = self.image(info), f"{'an' if novel[0][0] in 'aeiou' else 'a'} {novel[0]}"
                 self.predictor.set_image(image)
-                found = self.predictor.detect(max_detections=3)
-                out.append((drawn(image, found, []), f"Asked for: {', '.join(names)}. The three best."))
+                shown.add(novel[0])
+                out.append((enlarge(image), f"Scene with {text}"))
+                out.append(
+                    (
+                        draw_heatmap(enlarge(image), self.predictor.explain(text).similarity),
+                        f"Masked cosine of each patch with “{text}”: red is highest",
+                    )
+                )
         return out
 
-    def groundings(self, each: int = 3, search: int = 150) -> list[Picture]:
-        """Expressions that were grounded rightly, then wrongly; and where the text's similarity lies."""
-        found: dict[bool, list[Picture]] = {True: [], False: []}
-        expressions = [e for e in load_expressions(self.data / "refs/finetune_toy_val.json") if len(e.boxes) == 1]
-        seen: set[Any] = set()
-        for e in expressions[: search * 4]:
-            several = len(self.boxes.get(int(e.image_id), [])) > 1
-            if not several or e.image_id in seen:
+    def detections(self, each: int = 3) -> list[Picture]:
+        """Scenes with novel shapes: ``each`` where all objects were found, then ``each`` where something went wrong."""
+        found: dict[Any, list[dict[str, Any]]] = {}
+        for r in read_json(self.folder / "detection_hard.json", "predictions"):
+            found.setdefault(r["image_id"], []).append(r)
+        shown: dict[bool, list[Picture]] = {True: [], False: []}
+        for info in self.truth.data["images"]:
+            annotated = self.boxes(info["id"])
+            if not any(n in self.novel for _, n in annotated):
                 continue
-            image = open_rgb(self.data / "images" / e.file_name)
-            self.predictor.set_image(image)
-            best = self.predictor.ground(e.sentence)
-            hit = len(best) > 0 and box_overlap(best.boxes[0].tolist(), e.boxes[0]) >= 0.5
-            if len(found[hit]) < 2 * each:
+            best = sorted(found.get(info["id"], []), key=lambda r: -r["score"])[: len(annotated)]
+            marks, missed = judged(
+                [(corners(r["bbox"]), self.truth.categories[r["category_id"]]) for r in best], annotated
+            )
+            good = not missed and all(colour == RIGHT for _, _, colour in marks)
+            if len(shown[good]) < each:
+                wanted = ", ".join(f"{n}{' (novel)' if n in self.novel else ''}" for _, n in annotated)
+                lost = [(box, "", TARGET) for box, _ in missed]
+                shown[good].append((draw_marks(self.image(info), [*lost, *marks]), f"There: {wanted}."))
+        return shown[True] + shown[False]
+
+    def vocabulary_swap(self, count: int = 3) -> list[Picture]:
+        """Colours instead of shapes, then colours and shapes, on the same scenes."""
+        out: list[Picture] = []
+        several = [i for i in self.truth.data["images"] if len(self.objects.get(i["id"], [])) == 3][:count]
+        for names in (
+            [f"{c} shape" for c in ("red", "blue", "green", "yellow", "purple", "orange")],
+            ["red star", "blue hexagon", "small circle", "large shape", "black arrow"],
+        ):
+            for info in several:
+                image = self.image(info)
+                self.predictor.set_image(image)
+                found = self.predictor.detect(names, max_detections=3)
+                marks = [
+                    (b, n, colour_of(names.index(n)))
+                    for b, n in zip(found.boxes.tolist(), found.label_names, strict=True)
+                ]
+                out.append((draw_marks(image, marks), f"Asked for: {', '.join(names)}. The three best."))
+        return out
+
+    def groundings(self, file: str, each: int = 3) -> list[Picture]:
+        """Phrases in scenes of several objects, grounded rightly, then wrongly, as a prediction file has them."""
+        found = load_grounding_predictions(self.folder / file)
+        shown: dict[bool, list[Picture]] = {True: [], False: []}
+        seen: set[Any] = set()
+        for e in self._phrases(found):
+            if e.image_id in seen:
+                continue
+            box = found[e.id].boxes[0] if found[e.id].boxes else None
+            hit = box is not None and box_overlap(box, e.boxes[0]) >= 0.5
+            if len(shown[hit]) < each:
                 seen.add(e.image_id)
-                said = "right" if hit else "wrong"
-                found[hit].append((drawn(image, best, []), f"“{e.sentence}”: {said}"))
-                heat = draw_heatmap(enlarge(image), self.predictor.explain(e.sentence).similarity)
-                found[hit].append((heat, "masked cosine of each patch with it"))
-            if all(len(v) == 2 * each for v in found.values()):
-                break
-        return found[True] + found[False]
+                marks: list[Mark] = [] if hit else [(e.boxes[0], "", TARGET)]
+                marks += [] if box is None else [(box, "", RIGHT if hit else WRONG)]
+                shown[hit].append((draw_marks(open_rgb(self.data / "images" / e.file_name), marks), f"“{e.sentence}”"))
+        return shown[True] + shown[False]
+
+    def _phrases(self, found: Mapping[int | str, Any]) -> Iterator[Expression]:
+        everything = single_targets(load_expressions(self.data / "refs/finetune_toy_val.json"))[0]
+        return (e for e in everything if e.id in found and len(self.objects.get(int(e.image_id), [])) > 1)
+
+
+def corners(box: Box) -> list[float]:
+    """Xyxy of a COCO box."""
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+
+def judged(
+    found: Iterable[tuple[Box, str]], annotated: Sequence[tuple[Box, str]]
+) -> tuple[list[Mark], list[tuple[Box, str]]]:
+    """Marks of found boxes, green where an annotated box of that name is under them, and what was not found.
+
+    Args:
+        found: boxes and names, best first; each annotated box counts once.
+        annotated: boxes and names.
+    """
+    left, marks = list(annotated), []
+    for box, name in found:
+        hit = next((a for a in left if a[1] == name and box_overlap(a[0], box) >= 0.5), None)
+        if hit:
+            left.remove(hit)
+        marks.append((box, name, RIGHT if hit else WRONG))
+    return marks, left
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """Three times the size, pixels kept."""
-    return image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.NEAREST)
+    """As wide as a tile, pixels kept."""
+    return image.resize((TILE, round(image.height * TILE / image.width)), Image.Resampling.NEAREST)
 
 
-def drawn(image: Image.Image, found: Detections, annotated: list[tuple[list[float], str]]) -> Image.Image:
-    """Found boxes with names and scores, annotated ones thin and green below them."""
-    from PIL import ImageDraw
-
-    canvas = enlarge(image)
+def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
+    """Boxes on an enlarged image; each label above its box, or in it where there is no room."""
+    canvas, scale = enlarge(image), TILE / image.width
     pen = ImageDraw.Draw(canvas)
-    for box, _ in annotated:
-        pen.rectangle([v * SCALE for v in box], outline=(40, 170, 60), width=1)
-    boxes = (np.asarray(found.boxes) * SCALE).tolist()
-    return draw_boxes(canvas, boxes, found.label_names, list(found.names), found.scores.tolist())
+    for box, _, colour in marks:
+        pen.rectangle([v * scale for v in box], outline=colour, width=3 if colour == TARGET else 6)
+    for box, label, colour in marks:
+        if label:
+            face = font(LETTERS, label)
+            x, y = max(0.0, box[0] * scale), box[1] * scale - LETTERS - 10
+            x, y = min(x, TILE - face.getlength(label) - 16), y if y >= 0 else max(0.0, box[1] * scale)
+            pen.rectangle([x, y, x + face.getlength(label) + 14, y + LETTERS + 8], fill=colour)
+            pen.text((x + 7, y + 1), label, fill=(255, 255, 255), font=face)
+    return canvas

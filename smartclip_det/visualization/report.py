@@ -26,10 +26,13 @@ th, td { padding: .3rem .8rem; border-bottom: 1px solid #e4e8ee; text-align: rig
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #9aa5b4; font-weight: 600; }
 figure { margin: .6rem 0; } figcaption { color: #3f4958; font-size: .88rem; max-width: 100%; }
 .gallery { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.gallery figure { width: 240px; margin: 0; } .gallery img { width: 240px; height: auto; }
+.gallery figure { flex: 0 1 320px; min-width: 220px; margin: 0; } .gallery img { width: 100%; height: auto; }
 img { max-width: 100%; height: auto; border-radius: 3px; }
 code { background: #f1f4f8; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .wide img { min-width: 680px; }
+p.say { border-left: 4px solid #0072b2; background: #f2f7fb; padding: .6rem .9rem; }
+pre { background: #f1f4f8; padding: .7rem .9rem; border-radius: 4px; overflow-x: auto; font-size: .88rem; }
+dl { max-width: 46rem; } dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; }
 """
 
 
@@ -50,6 +53,19 @@ class ReportPage:
         body = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
         self._blocks.append(f'<p class="note">{body}</p>' if note else f"<p>{body}</p>")
 
+    def conclusion(self, text: str) -> None:
+        """What the numbers above say, set off from the text."""
+        self._blocks.append(f'<p class="say">{html.escape(text)}</p>')
+
+    def code(self, text: str) -> None:
+        """Commands, as they stand."""
+        self._blocks.append(f"<pre>{html.escape(text)}</pre>")
+
+    def terms(self, terms: Mapping[str, str]) -> None:
+        """Words and what they mean."""
+        rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in terms.items())
+        self._blocks.append(f"<dl>{rows}</dl>")
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 3) -> None:
         """Numbers with ``digits`` digits; None and -1 read n/a."""
         for row in rows:
@@ -62,8 +78,8 @@ class ReportPage:
         )
 
     def picture(self, image: Image.Image, caption: str = "") -> None:
-        """One picture over the whole width."""
-        self._blocks.append(_figure(image, caption))
+        """One picture over the whole width; on a narrow screen it is scrolled rather than shrunk."""
+        self._blocks.append(f'<div class="wide">{_figure(image, caption)}</div>')
 
     def gallery(self, images: Sequence[tuple[Image.Image, str]]) -> None:
         """Small pictures with captions, side by side."""
@@ -126,7 +142,7 @@ def plot_curves(
     axes.spines[["top", "right"]].set_visible(False)
     if len(curves) > 1:
         axes.legend(frameon=False)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = None) -> Image.Image:
@@ -145,10 +161,11 @@ def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = No
     axes.set_ylabel(y_label)
     axes.margins(y=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    return _rendered(figure)
+    return rendered(figure)
 
 
-def _rendered(figure: object) -> Image.Image:
+def rendered(figure: object) -> Image.Image:
+    """A Matplotlib figure as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]

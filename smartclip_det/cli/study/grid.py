@@ -1,10 +1,13 @@
-"""A declared grid on the toy world: alignments x seeds, and heads trained with masks on and off; a table with spread.
+"""A declared grid on the toy world: alignments x seeds, and heads trained with masks on and off; tables with spread.
 
-    smartclip-det study grid --seeds 0 1 2                      # long: leave it in the background
-    smartclip-det study grid --seeds 0 1 2 --pretrain 4 --align 2 --detector 0      # alignment and probe alone
+    smartclip-det study grid --seeds 0 1 2                      # all variants; long: leave it in the background
+    smartclip-det study grid --variants clip smartclip --detector 0             # the two alignments and their probes
+    smartclip-det study grid --variants clip smartclip --heads clip_off smartclip_hard smartclip_off --policies
 
-Within a seed all variants share the pretrained towers, and only what differs is trained. What is done is not done
-again: run the same command to go on, or add seeds. The table is written as study.json and study.md.
+clip and smartclip are trained from nothing, on equal captions and steps. The two-stage variants (two_stage_clip,
+two_stage_smartclip: the published order; longclip, keep_*) share a seed's pretrained towers. What is done is not done
+again: run the same command to go on, or add seeds. study.md has means, spreads, and the differences within seeds with
+their interval; study.json has every number.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights, order and captions")
     add("--data", type=Path, default=Path("data/toy"), help="the world, one for all seeds")
     add_out(parser, "work_dirs/study", "folder that is written to")
-    add("--pretrain", type=int, default=8, help="epochs of CLIP from nothing")
-    add("--align", type=int, default=3, help="epochs of each alignment")
+    add("--steps", type=int, default=2000, help="of each alignment from nothing")
+    add("--pretrain", type=int, default=10, help="two-stage variants: epochs of CLIP from nothing")
+    add("--align", type=int, default=3, help="two-stage variants: epochs of the second stage")
     add("--variants", nargs="+", help="alignments; default: all")
     add("--heads", nargs="*", help="detector heads of those; default: all")
     add("--policies", action="store_true", help="test one head under further policies")
