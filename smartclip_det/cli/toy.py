@@ -1,6 +1,6 @@
 """The whole story on the toy world: alignment, region probe, detection of never-labelled shapes, grounding, report.
 
-    smartclip-det toy                      # about 22 minutes on 4 cores (make toy)
+    smartclip-det toy                      # what make toy runs
     smartclip-det toy --quick              # a small one of a few minutes: shows that all works, learns little
     smartclip-det toy --seed 1 --out work_dirs/toy_seed1
 

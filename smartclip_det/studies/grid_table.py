@@ -99,17 +99,16 @@ def write_table(out: Path, by_seed: Mapping[int, Table], facts: Mapping[str, Any
     print(text, flush=True)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation; without a second seed there is no spread, NaN."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else math.nan}
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation; None without a second seed."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def difference(values: Sequence[float]) -> dict[str, Any]:
-    """Differences within seeds: each, their mean, and the 95 % interval of that mean (Student's t); NaN for one "
-    "seed."""
+    """Differences within seeds: each, their mean, and the 95 % interval of that mean (Student's t over seeds)."""
     mean, n = statistics.fmean(values), len(values)
     if n == 1:
-        return {"by_seed": list(values), "mean": mean, "low": math.nan, "high": math.nan}
+        return {"by_seed": list(values), "mean": mean, "low": None, "high": None}
     from scipy.stats import t
 
     half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
@@ -117,7 +116,7 @@ def difference(values: Sequence[float]) -> dict[str, Any]:
 
 
 def markdown(
-    summary: Mapping[str, Mapping[str, Mapping[str, float]]],
+    summary: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     differences: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> str:
@@ -137,13 +136,13 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def lines_of(header: Sequence[str], rows: Sequence[Sequence[str | float]], form: str = ".3f") -> str:
+def lines_of(header: Sequence[str], rows: Sequence[Sequence[str | float | None]], form: str = ".3f") -> str:
     """A Markdown table; what was not measured reads n/a."""
 
-    def cell(value: str | float) -> str:
+    def cell(value: str | float | None) -> str:
         if isinstance(value, str):
             return value
-        return "n/a" if math.isnan(value) else f"{value:{form}}"
+        return "n/a" if value is None else f"{value:{form}}"
 
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(cell(c) for c in row)} |" for row in rows)])

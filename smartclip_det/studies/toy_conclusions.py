@@ -16,6 +16,7 @@ Gaps = Mapping[str, Gap]
 FOUND = 2 / 3
 #: ... and as read from the text when it is so many times that with exchanged texts.
 FROM_TEXT = 20.0
+NOT_SHOWN = "the text's own mask was not shown to matter"
 
 
 def told(gap: Gap) -> str:
@@ -28,9 +29,8 @@ def own_mask(gap: Gap, what: str) -> str:
     if gap.above:
         return f"The text's own mask matters for {what}: another text's mask does worse ({told(gap)})."
     if gap.below:
-        return f"Another text's mask does even better on {what} ({told(gap)}): the text's own mask was not shown "
-        f"to matter."
-    return f"Another text's mask does as well on {what} ({told(gap)}): the text's own mask was not shown to matter."
+        return f"Another text's mask does even better on {what} ({told(gap)}): {NOT_SHOWN}."
+    return f"Another text's mask does as well on {what} ({told(gap)}): {NOT_SHOWN}."
 
 
 def masks_pay(gap: Gap, what: str) -> str:

@@ -70,7 +70,12 @@ class ToyPictures:
         self.towers = load_towers({"checkpoint": facts["towers"]["smartclip"]}).eval()
         options = {"towers.checkpoint": facts["towers"]["smartclip"], "data_root": f"{facts['data']}/"}
         self.predictor = Predictor.from_config(
-            facts["config"], facts["detector"], cfg_options=options, templates=[TEMPLATE], use_cache=False, device="cpu"
+            facts["config"],
+            facts["detector"] or None,
+            cfg_options=options,
+            templates=[TEMPLATE],
+            use_cache=False,
+            device="cpu",
         )
         self.truth = load_ground_truth(self.data / "annotations/instances_val.json")
         split = read_json(self.data / "annotations/split.json", "split file")

@@ -113,6 +113,9 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     page.table(["name", "value"], [["a", 0.12345], ["b", None], ["c", -1]])
     page.gallery([(Image.new("RGB", (8, 8)), "caption <b>")])
     page.curves({"one": ([0, 1], [1, 2]), "two": ([0, 1], [2, 1])}, "x", "y")
+    page.conclusion("<said>")
+    page.code("a \\\n    --b")
+    page.terms({"word": "meaning"})
     page.bars({"a": 0.5, "b": 0.25}, "share", line=0.1)
     text = page.write(tmp_path / "page.html").read_text()
     assert "A &lt;title&gt;" in text
@@ -121,24 +124,19 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     assert text.count("n/a") == 2
     assert text.count("data:image/png;base64,") == 3
     assert "http" not in text
+    assert "&lt;said&gt;" in text
+    assert "<pre>a \\\n    --b</pre>" in text
+    assert "<dt>word</dt><dd>meaning</dd>" in text
     with pytest.raises(UserError, match="1 cells under 2 columns"):
         page.table(["a", "b"], [["x"]])
 
 
 def test_a_summary_without_a_promised_number_is_refused():
-    from smartclip_det.studies import toy_report
+    from smartclip_det.studies.toy_measures import check_complete
 
     wanted = {"a": ("x", "y"), "b": {"c": ("z",)}}
-    toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": 2.0}}}, wanted)
+    check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": 2.0}}}, wanted)
     with pytest.raises(UserError, match=r"summary\.a\.y was not measured"):
-        toy_report.check_complete({"a": {"x": 1.0}, "b": {}}, wanted)
+        check_complete({"a": {"x": 1.0}, "b": {}}, wanted)
     with pytest.raises(UserError, match=r"summary\.b\.c\.z is nan"):
-        toy_report.check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": float("nan")}}}, wanted)
-
-
-def test_the_study_tells_mean_and_spread():
-    from smartclip_det.studies.grid import markdown
-
-    text = markdown({"a": {"x": {"mean": 0.5, "std": 0.1}}, "b": {"y": {"mean": 1.0, "std": 0.0}}})
-    assert "| a | 0.500 ± 0.100 |" in text
-    assert text.count("|---|---|") == 2
+        check_complete({"a": {"x": 1.0, "y": 0.0}, "b": {"c": {"z": float("nan")}}}, wanted)

@@ -1,0 +1,234 @@
+"""The toy story: its commands, what its report concludes from numbers, and the page as a whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smartclip_det.cli import dispatch
+from smartclip_det.engine.config import load_config
+from smartclip_det.metrics.retrieval import presence_map
+from smartclip_det.studies import toy_conclusions as conclusions
+from smartclip_det.studies.grid import VARIANTS, GridOptions, Seed
+from smartclip_det.studies.grid_table import difference, markdown, spread
+from smartclip_det.studies.toy import DEFAULT, QUICK, Story, keep_weights
+from smartclip_det.studies.toy_measures import Gap, mean_precision
+from smartclip_det.studies.toy_pictures import RIGHT, WRONG, judged
+from tests.tools.toy_run import write_run
+
+#: Keys that classes take and configs leave at their default.
+UNSAID = ("metrics_file", "indices", "control", "seed", "mask_mode")
+
+
+@cache
+def plain_config(name):
+    return load_config(name, {})
+
+
+def has(config, key):
+    for part in key.split("."):
+        if isinstance(config, list | tuple):
+            config = config[int(part)]
+        elif part in config:
+            config = config[part]
+        else:
+            return False
+    return True
+
+
+def check_step(step):
+    """The verb takes the options, and every override but a file to write is a key that the config has."""
+    verb, rest = dispatch.find_verb(step.command[2:])
+    args = dispatch.parser_of(verb).parse_args(rest)
+    config = getattr(args, "config", None)
+    for key in (getattr(args, "cfg_options", None) or {}) if config else {}:
+        new = key.startswith("model.policy.") or key.rpartition(".")[2] in UNSAID
+        assert new or has(plain_config(config), key), (step.name, key)
+    return args
+
+
+@pytest.mark.parametrize("size", [DEFAULT, QUICK], ids=["default", "quick"])
+def test_each_step_of_the_story_is_a_command_that_can_run(tmp_path, size):
+    written: set = set()
+    for stage in Story(tmp_path, tmp_path / "world", 3, size).stages():
+        for step in stage:
+            args = check_step(step)
+            given = [getattr(args, k, None) for k in ("encoder", "checkpoint")]
+            given += [(getattr(args, "cfg_options", None) or {}).get("towers.checkpoint")]
+            for path in given:
+                for one in path if isinstance(path, list) else [path]:
+                    assert one is None or str(one) in written, (step.name, one)
+        written |= {str(p) for step in stage for p in step.outputs}
+
+
+def test_both_alignments_of_the_story_differ_in_their_config_alone(tmp_path):
+    stages = Story(tmp_path, tmp_path / "world", 3, QUICK).stages()
+    clip, smartclip = (next(s for stage in stages for s in stage if s.name == n) for n in ("clip", "smartclip"))
+    renamed = [a.replace("smartclip-align", "clip-align").replace("/smartclip", "/clip") for a in smartclip.command]
+    assert renamed == clip.command
+    args = check_step(clip)
+    assert args.cfg_options["train_cfg.max_steps"] == 200
+    assert args.cfg_options["train_dataloader.dataset.scenes.ramp"] == 120 * 128
+    assert args.cfg_options["param_scheduler.warmup"] < 200
+    assert plain_config(args.config).train_dataloader.dataset.flip == 0.5
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_each_step_of_the_grid_is_a_command_that_can_run(tmp_path, pretrained):
+    task = GridOptions(out=tmp_path, data=tmp_path / "world", policies=True,
+                       pretrained=tmp_path / "other" if pretrained else None)  # fmt: skip
+    stages = Seed(task, 4).stages()
+    names = [s.name for stage in stages for s in stage]
+    assert len(names) == len(set(names))
+    assert ("pretrain" in names) is not pretrained
+    assert set(VARIANTS) < set(names)
+    for stage in stages:
+        for step in stage:
+            check_step(step)
+    alone = GridOptions(out=tmp_path, variants=["clip", "smartclip"], detector=0)
+    assert [[s.name for s in stage] for stage in Seed(alone, 0).stages()] == [
+        ["clip", "smartclip"], ["probe_clip", "probe_smartclip"],
+    ]  # fmt: skip
+
+
+def test_kept_weights_are_those_of_the_training_without_its_state(tmp_path):
+    weights = {"a": torch.arange(4.0)}
+    torch.save({"meta": {"epoch": 1}, "state_dict": weights, "optimizer": {"b": torch.zeros(1000)}}, tmp_path / "a.pth")
+    keep_weights(tmp_path / "a.pth", tmp_path / "b.pth")
+    found = torch.load(tmp_path / "b.pth", weights_only=True)
+    assert set(found) == {"meta", "state_dict"}
+    assert torch.equal(found["state_dict"]["a"], weights["a"])
+
+
+def test_the_study_tells_means_spreads_and_differences_one_figure_a_cell():
+    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
+    assert spread([1.0]) == {"mean": 1.0, "std": None}
+    # Student's t with two degrees of freedom: 4.3027 standard errors.
+    found = difference([0.1, 0.2, 0.3])
+    assert found["mean"] == pytest.approx(0.2)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (0.2 - 4.3027 * 0.1 / 3**0.5, 0.2 + 4.3027 * 0.1 / 3**0.5), abs=1e-4
+    )
+    table = {"a": {"x": spread([0.5, 0.7])}, "b": {"y": spread([1.0])}}
+    text = markdown(table, {"a minus b": {"x": found}}, [0, 1])
+    cells = [c.strip() for line in text.splitlines() if line.startswith("| a") for c in line.split("|")]
+    assert cells[2] == "0.600"
+    assert "±" not in text
+    assert "| x | +0.100 | +0.200 | +0.300 | +0.200 |" in text
+    assert "| b | n/a |" in text
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_weights_of_pictures_are_repeats_of_pictures(seed):
+    rng = np.random.default_rng(seed)
+    present, scores = rng.random((12, 3)) < 0.4, rng.random((12, 3))
+    weights = rng.integers(0, 4, 12)
+    metric = mean_precision(present, scores)
+    if present.any():
+        assert metric(np.ones(12))["map"] == pytest.approx(presence_map(present, scores))
+    repeated = np.repeat(np.arange(12), weights)
+    if present[repeated].any():
+        assert metric(weights.astype(float))["map"] == pytest.approx(presence_map(present[repeated], scores[repeated]))
+
+
+def test_a_gap_is_shown_when_its_interval_is_on_one_side():
+    ahead, behind, level = Gap(0.1, 0.05, 0.15), Gap(-0.1, -0.15, -0.05), Gap(0.02, -0.01, 0.05)
+    assert (ahead.above, ahead.below, behind.above, behind.below) == (True, False, False, True)
+    assert not level.above
+    assert not level.below
+    assert conclusions.NOT_SHOWN not in conclusions.own_mask(ahead, "shapes")
+    for gap in (behind, level):
+        assert conclusions.NOT_SHOWN in conclusions.own_mask(gap, "shapes")
+    assert "difference +0.020, interval -0.010 to +0.050" in conclusions.own_mask(level, "shapes")
+    assert "do worse" in conclusions.masks_pay(ahead, "shapes")
+    assert "masks cost" in conclusions.masks_pay(behind, "shapes")
+    assert "was not shown" in conclusions.masks_pay(level, "shapes")
+    for gap, word in ((ahead, "ahead"), (behind, "behind"), (level, "level")):
+        assert word in conclusions.against_clip(gap, "shapes")
+
+
+def test_masks_that_pay_within_a_model_are_no_gain_over_clip():
+    gaps = {f"colour_shape {m}": Gap(0.1, 0.05, 0.15) for m in ("off", "shuffled")}
+    said = conclusions.alignment({**gaps, "colour_shape clip": Gap(0.0, -0.02, 0.02)})
+    assert "do not add to what CLIP knows" in said
+    said = conclusions.alignment({**gaps, "colour_shape clip": Gap(0.1, 0.05, 0.15)})
+    assert "do not add" not in said
+
+
+@pytest.mark.parametrize(
+    ("novel", "exchanged", "said"),
+    [
+        (0.6, 0.01, "are found:"),
+        (0.4, 0.01, "found in part"),
+        (0.1, 0.001, "mostly missed"),
+        (0.6, 0.1, "too near to be sure"),
+    ],
+)
+def test_novel_shapes_are_found_by_the_rule(novel, exchanged, said):
+    table = {"base_ap50": {"hard": 0.8}, "novel_ap50": {"hard": novel, "text_shuffled": exchanged, "random_tower": 0.0}}
+    gaps = {"novel off": Gap(0, -1, 1), "novel shuffled": Gap(0, -1, 1)}
+    assert said in conclusions.detection({"detection": table}, gaps)
+
+
+def test_found_boxes_count_once_and_what_was_missed_is_told():
+    one, two = [0, 0, 10, 10], [20, 20, 30, 30]
+    marks, missed = judged([(one, "star"), (one, "star"), (two, "heart")], [(one, "star"), (two, "ring")])
+    assert [colour for _, _, colour in marks] == [RIGHT, WRONG, WRONG]
+    assert missed == [(two, "ring")]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
+    from smartclip_det.models.towers.smartclip import SmartCLIP
+    from smartclip_det.studies.toy_report import report_toy
+
+    root = tmp_path_factory.mktemp("story")
+    write_world(ToyWorld(WorldConfig(train=2, val=24, test=1)), root / "world")
+    towers = {}
+    for name in ("clip", "smartclip"):
+        arch = {"clip": "CLIP-toy", "smartclip": "SmartCLIP-toy"}[name]
+        towers[name] = str(SmartCLIP.from_arch(arch, seed=0).save(root / f"{name}.safetensors"))
+    write_run(root / "run", root / "world", towers, "")
+    report_toy(root / "run")
+    return root / "run"
+
+
+def test_the_page_tells_every_section_and_needs_no_other_file(page):
+    text = (page / "report.html").read_text(encoding="utf-8")
+    assert [int(n) for n in re.findall(r"<h2>(\d+)\. ", text)] == list(range(1, 11))
+    assert text.count('class="say"') >= 5
+    assert 'src="http' not in text
+    # A control is explained before the first table that has it.
+    assert text.index("<dt>another text&#x27;s mask") < text.index("<td>SmartCLIP, another text&#x27;s mask")
+    assert text.count("smartclip-det train configs/") == 2
+
+
+def test_the_summary_tells_differences_of_the_files(page):
+    summary = json.loads((page / "summary.json").read_text())
+    gap = summary["gaps"]["grounding random"]
+    # Answers were drawn right in 0.9 and 0.4 of the sentences.
+    assert gap["low"] < gap["value"] < gap["high"]
+    assert gap["value"] == pytest.approx(0.5, abs=0.2)
+    assert summary["gaps"]["novel shuffled"]["value"] > 0
+    assert summary["grounding"]["head"]["hard"]["acc50"] == pytest.approx(0.9, abs=0.1)
+    assert {"colour_shape off", "colour_shape clip"} < set(summary["gaps"])
+
+
+def test_commands_for_ones_own_encoder_are_commands(page):
+    from smartclip_det.studies.toy_pages import OWN_ENCODER
+
+    for _, commands in OWN_ENCODER:
+        for command in re.sub(r"\\\n\s*", "", commands).splitlines():
+            verb, rest = dispatch.find_verb(command.split()[1:])
+            args = dispatch.parser_of(verb).parse_args(rest)
+            for key in getattr(args, "cfg_options", None) or {}:
+                assert has(plain_config(args.config), key)
