@@ -144,18 +144,17 @@ class ToyPictures:
         densities = dict(zip(phrases, masks.mean(dim=1).tolist(), strict=True))
         return MaskFacts(densities, float(overlap[same].mean()), float(overlap[apart].mean()))
 
-    def heatmaps(self, count: int = 3) -> list[Picture]:
+    def heatmaps(self, count: int = 6) -> list[Picture]:
         """Scenes of several objects, one of them of a novel shape; where the towers see that shape."""
         out: list[Picture] = []
         shown: set[str] = set()
         for info in self.truth.data["images"]:
             names = [n for _, n in self.boxes(info["id"])]
             novel = [n for n in names if n in self.novel and n not in shown]
-            if len(names) >= 2 and novel and len(out) < 2 * count:
+            if len(names) >= 2 and novel and len(out) < count:
                 image, text = self.image(info), f"{'an' if novel[0][0] in 'aeiou' else 'a'} {novel[0]}"
                 self.predictor.set_image(image)
                 shown.add(novel[0])
-                out.append((enlarge(image), f"Scene with {text}"))
                 out.append(
                     (
                         draw_heatmap(enlarge(image), self.predictor.explain(text).similarity),

@@ -156,7 +156,7 @@ def alignment_section(
     columns = {k: t for k, t in COLUMNS.items() if f"{k}_off" in table["clip"]}
     rows = [[name, *(table[towers].get(f"{k}_{mode}") for k in columns)] for name, towers, mode in ROWS]
     page.table(["towers and scoring", *columns.values()], rows)
-    page.conclusion(conclusions.alignment(gaps))
+    page.conclusion(*conclusions.alignment(gaps))
     page.text(BINDING)
     page.text(
         "Intervals here and below are 95 % of a paired bootstrap over the validation pictures. They tell what "
@@ -182,7 +182,7 @@ def mask_section(page: ReportPage, pictures: ToyPictures) -> None:
     )
     page.picture(pictures.masks())
     found = pictures.mask_facts()
-    page.conclusion(conclusions.masks(found.densities, found.same, found.different))
+    page.conclusion(*conclusions.masks(found.densities, found.same, found.different))
 
 
 def probe_section(page: ReportPage, pictures: ToyPictures, summary: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ def probe_section(page: ReportPage, pictures: ToyPictures, summary: Mapping[str,
         "a novel one: read both columns.",
         note=True,
     )
-    page.conclusion(conclusions.probe(summary))
+    page.conclusion(*conclusions.probe(summary))
     page.gallery(pictures.heatmaps())
 
 
@@ -222,7 +222,7 @@ def detection_section(
         [[NAMES[t], *(detection[k][t] for k in keys)] for t in detection["base_ap50"]],
     )
     page.bars({NAMES[t]: v for t, v in detection["novel_ap50"].items()}, "novel AP50")
-    page.conclusion(conclusions.detection(summary, gaps))
+    page.conclusion(*conclusions.detection(summary, gaps))
     page.text(
         "Scenes with novel shapes, masks hard: first ones where every object was found, then ones where something "
         "went wrong. As many boxes are shown as there are objects; green is right, red is wrong (a wrong name, or "
@@ -255,7 +255,7 @@ def grounding_section(
     rows += [[f"zero-shot on annotated boxes, {NAMES[m]}", v, None, None] for m, v in truth["acc50"].items()]
     rows.append(["chance on annotated boxes", truth["chance"], None, None])
     page.table(["method and scoring", "Acc@0.5", "Acc@0.75", "mIoU"], rows)
-    page.conclusion(conclusions.grounding(summary, gaps))
+    page.conclusion(*conclusions.grounding(summary, gaps))
     page.text(
         "Zero-shot, masks hard, scenes of several objects: right ones first (green), then wrong ones (red; the "
         "thin black box was meant)."

@@ -30,7 +30,8 @@ figure { margin: .6rem 0; } figcaption { color: #3f4958; font-size: .88rem; max-
 img { max-width: 100%; height: auto; border-radius: 3px; }
 code { background: #f1f4f8; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
 .wide { overflow-x: auto; } .wide img { min-width: 680px; }
-p.say { border-left: 4px solid #0072b2; background: #f2f7fb; padding: .6rem .9rem; }
+div.say { max-width: 46rem; margin: 1rem 0; border-left: 4px solid #0072b2; background: #f2f7fb; padding: .6rem .9rem; }
+.say ul { margin: .3rem 0 0; padding-left: 1.2rem; }
 pre { background: #f1f4f8; padding: .7rem .9rem; border-radius: 4px; overflow-x: auto; font-size: .88rem; }
 dl { max-width: 46rem; } dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; }
 """
@@ -53,9 +54,11 @@ class ReportPage:
         body = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
         self._blocks.append(f'<p class="note">{body}</p>' if note else f"<p>{body}</p>")
 
-    def conclusion(self, text: str) -> None:
-        """What the numbers above say, set off from the text."""
-        self._blocks.append(f'<p class="say">{html.escape(text)}</p>')
+    def conclusion(self, text: str, *reasons: str) -> None:
+        """What the numbers above say, set off from the text, and the reasons one by one."""
+        listed = "".join(f"<li>{html.escape(r)}</li>" for r in reasons)
+        told = f"<ul>{listed}</ul>" if reasons else ""
+        self._blocks.append(f'<div class="say"><strong>{html.escape(text)}</strong>{told}</div>')
 
     def code(self, text: str) -> None:
         """Commands, as they stand."""

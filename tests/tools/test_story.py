@@ -113,7 +113,7 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     page.table(["name", "value"], [["a", 0.12345], ["b", None], ["c", -1]])
     page.gallery([(Image.new("RGB", (8, 8)), "caption <b>")])
     page.curves({"one": ([0, 1], [1, 2]), "two": ([0, 1], [2, 1])}, "x", "y")
-    page.conclusion("<said>")
+    page.conclusion("<said>", "why")
     page.code("a \\\n    --b")
     page.terms({"word": "meaning"})
     page.bars({"a": 0.5, "b": 0.25}, "share", line=0.1)
@@ -124,7 +124,7 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     assert text.count("n/a") == 2
     assert text.count("data:image/png;base64,") == 3
     assert "http" not in text
-    assert "&lt;said&gt;" in text
+    assert "<strong>&lt;said&gt;</strong><ul><li>why</li></ul>" in text
     assert "<pre>a \\\n    --b</pre>" in text
     assert "<dt>word</dt><dd>meaning</dd>" in text
     with pytest.raises(UserError, match="1 cells under 2 columns"):
