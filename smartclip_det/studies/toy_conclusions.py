@@ -6,7 +6,8 @@ zero. The interval tells of other pictures, not of other seeds: ``smartclip-det 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from smartclip_det.studies.toy_measures import Gap
@@ -18,6 +19,8 @@ FOUND = 2 / 3
 FROM_TEXT, MOSTLY_FROM_TEXT = 20.0, 3.0
 #: Differences below this are small.
 SMALL = 0.05
+#: Masks that share more of their dimensions are nearly alike.
+NEARLY_ALIKE = 0.8
 NOT_SHOWN = "the text's own mask was not shown to matter"
 
 
@@ -138,20 +141,38 @@ def grounding(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
     return parts
 
 
-def masks(densities: Mapping[str, float], same: float, different: float) -> list[str]:
-    """Section 3.
+@dataclass(frozen=True)
+class MaskFacts:
+    """How masks of colour-and-shape phrases lie; overlaps are means of Jaccard's.
 
-    Args:
-        densities: share of the dimensions that each text keeps.
-        same: mean overlap (Jaccard) of masks of texts that share their shape.
-        different: that of texts that share no word.
+    Attributes:
+        densities: share of the dimensions that each phrase keeps.
+        same_shape: overlap of phrases of one shape in two colours.
+        same_colour: that of phrases of two shapes in one colour.
+        neither: that of phrases that share neither.
     """
-    mean = sum(densities.values()) / len(densities)
+
+    densities: Sequence[float]
+    same_shape: float
+    same_colour: float
+    neither: float
+
+
+def masks(found: MaskFacts) -> list[str]:
+    """Section 3."""
+    mean = sum(found.densities) / len(found.densities)
     facts = (
-        f"A text keeps {mean:.0%} of the dimensions on average, {min(densities.values()):.0%} to "
-        f"{max(densities.values()):.0%}. Texts of the same shape share {same:.2f} of their dimensions, texts of "
-        f"different shape and colour {different:.2f}."
+        f"A text keeps {mean:.0%} of the dimensions on average, {min(found.densities):.0%} to "
+        f"{max(found.densities):.0%}. Two texts of the same shape share {found.same_shape:.2f} of their dimensions, two "
+        f"of the same colour {found.same_colour:.2f}, two of neither {found.neither:.2f}."
     )
-    if same > different + SMALL:
-        return ["Masks follow what the text is about.", facts]
-    return ["Masks of different texts are nearly alike: what a text keeps says little of what it is about.", facts]
+    followed = [
+        name
+        for name, overlap in (("shape", found.same_shape), ("colour", found.same_colour))
+        if overlap > found.neither + SMALL
+    ]
+    if followed:
+        return [f"Masks follow what the text is about: its {' and its '.join(followed)}.", facts]
+    if found.neither > NEARLY_ALIKE:
+        return ["Masks of different texts are nearly alike: what a text keeps says little of what it is about.", facts]
+    return ["Masks differ from text to text, but hardly by shape or colour.", facts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from smartclip_det.metrics.referring import box_overlap, single_targets
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.probing.mask_statistics import jaccard
 from smartclip_det.studies.toy import TEMPLATE
+from smartclip_det.studies.toy_conclusions import MaskFacts
 from smartclip_det.studies.toy_measures import IMAGE_SIDE
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 from smartclip_det.visualization.draw import colour_of, draw_heatmap, draw_mask_strip
@@ -41,25 +41,12 @@ MASK_TEXTS = (
     "a blue heart",
     "a red star and a blue heart",
 )
+#: Asked for beside what is there.
+ELSEWHERE = ("pink ring", "green bolt")
 Picture = tuple[Image.Image, str]
 Box = Sequence[float]
 #: A box in pixels of the image, what is written at it, and its colour.
 Mark = tuple[Box, str, tuple[int, int, int]]
-
-
-@dataclass(frozen=True)
-class MaskFacts:
-    """How masks of colour-and-shape phrases lie.
-
-    Attributes:
-        densities: share of the dimensions that each phrase keeps.
-        same: mean overlap (Jaccard) of phrases of one shape in two colours.
-        different: that of phrases that share neither.
-    """
-
-    densities: dict[str, float]
-    same: float
-    different: float
 
 
 class ToyPictures:
@@ -138,11 +125,13 @@ class ToyPictures:
         masks = self.towers.encode_text(phrases).masks
         first, second = torch.triu_indices(len(pairs), len(pairs), 1)
         overlap = jaccard(masks[first], masks[second])
-        index = list(zip(first.tolist(), second.tolist(), strict=True))
-        same = torch.tensor([pairs[i][1] == pairs[j][1] for i, j in index])
-        apart = torch.tensor([pairs[i][1] != pairs[j][1] and pairs[i][0] != pairs[j][0] for i, j in index])
-        densities = dict(zip(phrases, masks.mean(dim=1).tolist(), strict=True))
-        return MaskFacts(densities, float(overlap[same].mean()), float(overlap[apart].mean()))
+        colour, shape = (
+            torch.tensor([values.index(p[k]) for p in pairs])
+            for k, values in enumerate((list(COLOURS), [*self.base, *self.novel]))
+        )
+        alike = [v[first] == v[second] for v in (shape, colour)]
+        neither = ~alike[0] & ~alike[1]
+        return MaskFacts(masks.mean(dim=1).tolist(), *(float(overlap[m].mean()) for m in (*alike, neither)))
 
     def heatmaps(self, count: int = 6) -> list[Picture]:
         """Scenes of several objects, one of them of a novel shape; where the towers see that shape."""
@@ -185,17 +174,24 @@ class ToyPictures:
         return shown[True] + shown[False]
 
     def vocabulary_swap(self, count: int = 3) -> list[Picture]:
-        """Colours instead of shapes, then colours and shapes, on the same scenes."""
-        out: list[Picture] = []
+        """Colours instead of shapes, then colours with shapes, on the same scenes of three objects."""
         several = [i for i in self.truth.data["images"] if len(self.objects.get(i["id"], [])) == 3][:count]
-        for names in (
-            [f"{c} shape" for c in ("red", "blue", "green", "yellow", "purple", "orange")],
-            ["red star", "blue hexagon", "small circle", "large shape", "black arrow"],
-        ):
-            for info in several:
+        own = [
+            list(
+                dict.fromkeys(
+                    f"{a['attributes']['colour']} {n}"
+                    for a, (_, n) in zip(self.objects[i["id"]], self.boxes(i["id"]), strict=True)
+                )
+            )
+            for i in several
+        ]
+        out: list[Picture] = []
+        for vocabularies in ([[f"{c} shape" for c in COLOURS]] * len(several), [[*o, *ELSEWHERE] for o in own]):
+            for info, vocabulary in zip(several, vocabularies, strict=True):
+                names = list(dict.fromkeys(vocabulary))
                 image = self.image(info)
                 self.predictor.set_image(image)
-                found = self.predictor.detect(names, max_detections=3)
+                found = self.predictor.detect(names, max_detections=20).nms(0.5, across_names=True).top(3)
                 marks = [
                     (b, n, colour_of(names.index(n)))
                     for b, n in zip(found.boxes.tolist(), found.label_names, strict=True)
@@ -254,16 +250,24 @@ def enlarge(image: Image.Image) -> Image.Image:
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
-    """Boxes on an enlarged image; each label above its box, or in it where there is no room."""
+    """Boxes on an enlarged image; each label above its box, or below it where another label is."""
     canvas, scale = enlarge(image), TILE / image.width
     pen = ImageDraw.Draw(canvas)
     for box, _, colour in marks:
         pen.rectangle([v * scale for v in box], outline=colour, width=3 if colour == TARGET else 6)
+    taken: list[tuple[float, float, float, float]] = []
     for box, label, colour in marks:
         if label:
             face = font(LETTERS, label)
-            x, y = max(0.0, box[0] * scale), box[1] * scale - LETTERS - 10
-            x, y = min(x, TILE - face.getlength(label) - 16), y if y >= 0 else max(0.0, box[1] * scale)
-            pen.rectangle([x, y, x + face.getlength(label) + 14, y + LETTERS + 8], fill=colour)
-            pen.text((x + 7, y + 1), label, fill=(255, 255, 255), font=face)
+            width, height = face.getlength(label) + 14, LETTERS + 8.0
+            x = min(max(0.0, box[0] * scale), TILE - width)
+            tops = [min(max(0.0, y), canvas.height - height) for y in (box[1] * scale - height, box[3] * scale)]
+            y = next((t for t in tops if not any(_meet((x, t, x + width, t + height), o) for o in taken)), tops[0])
+            taken.append((x, y, x + width, y + height))
+            pen.rectangle(taken[-1], fill=colour)
+            pen.text((x + 7, y), label, fill=(255, 255, 255), font=face)
     return canvas
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])

@@ -181,8 +181,7 @@ def mask_section(page: ReportPage, pictures: ToyPictures) -> None:
         "picture; the share stands at the end. Compare the rows of one shape, and those of one colour."
     )
     page.picture(pictures.masks())
-    found = pictures.mask_facts()
-    page.conclusion(*conclusions.masks(found.densities, found.same, found.different))
+    page.conclusion(*conclusions.masks(pictures.mask_facts()))
 
 
 def probe_section(page: ReportPage, pictures: ToyPictures, summary: Mapping[str, Any]) -> None:

@@ -156,7 +156,12 @@ def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = No
 
     figure = Figure(figsize=(7.2, 2.8), dpi=120, layout="constrained")
     axes = figure.subplots()
-    bars = axes.bar(list(values), list(values.values()), color=[c / 255 for c in PALETTE[0]], width=0.6)
+    bars = axes.bar(
+        [name.replace(" ", "\n") for name in values],
+        list(values.values()),
+        color=[c / 255 for c in PALETTE[0]],
+        width=0.6,
+    )
     axes.bar_label(bars, fmt="%.2f", padding=2)
     axes.tick_params(axis="x", labelsize=8)
     if line is not None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from smartclip_det.cli import dispatch
 from smartclip_det.engine.config import load_config
@@ -20,7 +21,7 @@ from smartclip_det.studies.grid import VARIANTS, GridOptions, Seed
 from smartclip_det.studies.grid_table import difference, markdown, spread
 from smartclip_det.studies.toy import DEFAULT, QUICK, Story, keep_weights
 from smartclip_det.studies.toy_measures import Gap, mean_precision
-from smartclip_det.studies.toy_pictures import RIGHT, WRONG, judged
+from smartclip_det.studies.toy_pictures import RIGHT, WRONG, draw_marks, judged
 from tests.tools.toy_run import write_run
 
 #: Keys that classes take and configs leave at their default.
@@ -183,6 +184,31 @@ def test_novel_shapes_are_found_by_the_rule(novel, exchanged, said):
     table = {"base_ap50": {"hard": 0.8}, "novel_ap50": {"hard": novel, "text_shuffled": exchanged, "random_tower": 0.0}}
     gaps = {"novel off": Gap(0, -1, 1), "novel shuffled": Gap(0, -1, 1)}
     assert said in " ".join(conclusions.detection({"detection": table}, gaps))
+
+
+@pytest.mark.parametrize(
+    ("shape", "colour", "neither", "said"),
+    [
+        (0.6, 0.5, 0.5, "its shape."),
+        (0.6, 0.6, 0.5, "its shape and its colour."),
+        (0.5, 0.6, 0.5, "its colour."),
+        (0.85, 0.85, 0.84, "nearly alike"),
+        (0.5, 0.5, 0.5, "hardly by shape or colour"),
+    ],
+)
+def test_masks_follow_what_their_overlap_tells(shape, colour, neither, said):
+    head, facts = conclusions.masks(conclusions.MaskFacts([0.2, 0.4], shape, colour, neither))
+    assert said in head
+    assert "30% of the dimensions on average, 20% to 40%" in facts
+
+
+def test_labels_do_not_hide_each_other():
+    image, box = Image.new("RGB", (64, 64)), [10, 20, 50, 50]
+    one = np.asarray(draw_marks(image, [(box, "star", RIGHT)]))
+    two = np.asarray(draw_marks(image, [(box, "star", RIGHT), (box, "heart", WRONG)]))
+    above = slice(20 * 10 - 44, 20 * 10 - 8)
+    assert (one[above] == two[above]).all()
+    assert (two[505:530] == WRONG).all(axis=-1).any()
 
 
 def test_found_boxes_count_once_and_what_was_missed_is_told():
