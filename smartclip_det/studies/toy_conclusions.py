@@ -163,8 +163,8 @@ def masks(found: MaskFacts) -> list[str]:
     mean = sum(found.densities) / len(found.densities)
     facts = (
         f"A text keeps {mean:.0%} of the dimensions on average, {min(found.densities):.0%} to "
-        f"{max(found.densities):.0%}. Two texts of the same shape share {found.same_shape:.2f} of their dimensions, two "
-        f"of the same colour {found.same_colour:.2f}, two of neither {found.neither:.2f}."
+        f"{max(found.densities):.0%}. Two texts of the same shape share {found.same_shape:.2f} of their dimensions, "
+        f"two of the same colour {found.same_colour:.2f}, two of neither {found.neither:.2f}."
     )
     followed = [
         name
