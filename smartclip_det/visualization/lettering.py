@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,20 +28,20 @@ def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, s
     A text becomes its number with a short hash (``#2 a3f0``) where no font on this machine has its letters, which is
     told; and gets the number in front where it would look like another of the texts.
     """
-    distinct = list(dict.fromkeys(texts))
-    lines = {t: _cut(" ".join(t.split()), length) for t in distinct}
-    unreadable = [t for t in distinct if _file_for(frozenset(lines[t])) is None]
+    number = {t: n for n, t in enumerate(dict.fromkeys(texts), 1)}
+    lines = {t: _cut(" ".join(t.split()), length) for t in number}
+    alike = Counter(lines.values())
+    unreadable = {t: n for t, n in number.items() if _file_for(frozenset(lines[t])) is None}
     if unreadable:
-        legend = ", ".join(f"#{distinct.index(t) + 1} is {t!r}" for t in unreadable)
+        legend = ", ".join(f"#{n} is {t!r}" for t, n in unreadable.items())
         logger.warning("No font here has the letters of %d phrases, drawn as numbers: %s.", len(unreadable), legend)
     out: dict[str, str] = {}
-    for n, t in enumerate(distinct, 1):
-        alike = [o for o in distinct if lines[o] == lines[t]]
+    for t, n in number.items():
         if t in unreadable:
             # Told apart from the phrases of other pictures, too.
             out[t] = f"#{n} {zlib.crc32(t.encode()) & 0xFFFF:04x}"
         else:
-            out[t] = lines[t] if len(alike) == 1 else _cut(f"#{n} {lines[t]}", length)
+            out[t] = lines[t] if alike[lines[t]] == 1 else _cut(f"#{n} {lines[t]}", length)
     return out
 
 

@@ -84,7 +84,7 @@ def test_weights_come_from_a_file_or_by_torchvision_s_address(torchvision_boxes,
     monkeypatch.setattr(rpn_module, "safe_url_load", asked)
     fetched = TorchvisionBoxes(SMALL, size=64)
     assert torch.equal(fetched.model.rpn.head.cls_logits.weight, whole.rpn.head.cls_logits.weight)
-    assert "trained on COCO" in capsys.readouterr().out
+    assert "trained on COCO" in capsys.readouterr().err
     state.add("offline")
     with pytest.raises(UserError, match=f"could not be fetched from https://.*boxes='torchvision:{SMALL}:FILE'"):
         TorchvisionBoxes(SMALL, size=64)

@@ -12,10 +12,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 
+from smartclip_det import Predictor
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers import SmartCLIP, TowerConfig
 from smartclip_det.models.towers.source import load_encoder, load_towers, resolve_encoder
@@ -125,6 +127,14 @@ class TestFirstAndLaterUse:
         ((key, record),) = records(tmp_path).items()
         assert key == f"Shaoan/SmartCLIP/{COMMIT}/{FILE}"
         assert record["sha256"] == sha(hub.repositories["Shaoan/SmartCLIP"].files[FILE])
+
+    def test_a_predictor_by_name_answers_about_an_image(self, hub, towers):
+        predictor = Predictor.from_pretrained(NAME, boxes=None, device="cpu", use_cache=False, parser="rules")
+        assert predictor.encoder.checkpoint_hash == towers["smart"].checkpoint_hash
+        predictor.set_image(np.zeros((64, 96, 3), dtype=np.uint8), boxes=[[0, 0, 40, 40], [50, 10, 96, 64]])
+        assert len(predictor.detect(["red mug", "left dog"])) == 4
+        with pytest.raises(UserError, match="smartclip-b16"):
+            Predictor.from_pretrained("smartclip-b61", boxes=None)
 
     def test_what_is_here_is_used_without_a_word_and_without_the_network(self, hub, towers, monkeypatch, capsys):
         SmartCLIP.from_pretrained(NAME)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,6 +116,14 @@ def test_lines_are_joined_and_phrases_that_look_alike_are_numbered():
     shown = lettering.shown_labels([*long, "a\ncup", "a cup"], 20)
     assert len(set(shown.values())) == 4
     assert all("\n" not in s and len(s) <= 20 for s in shown.values())
+
+
+def test_labels_of_twenty_thousand_names_are_no_work():
+    names = [f"thing {n}" for n in range(20_000)]
+    started = time.process_time()
+    shown = lettering.shown_labels([*names, "thing  7"])
+    assert time.process_time() - started < 5
+    assert (shown["thing 8"], shown["thing 7"], shown["thing  7"]) == ("thing 8", "#8 thing 7", "#20001 thing 7")
 
 
 def test_a_long_phrase_is_cut_to_the_picture_with_its_score():

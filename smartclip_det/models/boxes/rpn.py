@@ -124,7 +124,8 @@ def _fetched(model: str, weights: str) -> dict[str, Tensor]:
     if not (folder / name).is_file():
         note(
             f"boxes: torchvision's {model}, weights {entry.name} ({entry.meta.get('_file_size', 0):.0f} MB, trained on "
-            f"COCO), are fetched once from {entry.url} to {folder}."
+            f"COCO), are fetched once from {entry.url} to {folder}.",
+            error=True,
         )
     try:
         state: dict[str, Tensor] = safe_url_load(entry.url, map_location="cpu", check_hash=True)
