@@ -138,6 +138,22 @@ class SmartCLIPAlignment(BaseModel):
                 "architecture with one (SmartCLIP-...), or give the checkpoint one by towers.mask_layers=1, or "
                 "mask_mode='off'."
             )
+        self._choose_saliency(source)
+
+    def _choose_saliency(self, source: Mapping[str, Any]) -> None:
+        """Weights of cells are seen by dense terms alone."""
+        saliency = self.towers.image_tower.saliency
+        if not self.towers.config.saliency or saliency is None:
+            return
+        learned = bool(self.dense_weight) or self.distillation is not None or self.region_contrast is not None
+        if source.get("saliency") and not learned:
+            raise UserError(
+                "towers.saliency=True is learned through the dense map, which no term of this loss sees. Give "
+                "dense_weight, distillation or region_contrast, or leave saliency out."
+            )
+        saliency.requires_grad_(learned)
+        if not learned:
+            print_log("Weights of cells (saliency) stay as they are: no term sees the dense map.", "current")
 
     def init_weights(self) -> None:
         """Nothing: weights were loaded with the towers."""

@@ -34,6 +34,8 @@ class TowerConfig:
         mask_top_k: dimensions that a mask keeps; 0 for as many as it chooses.
         text_activation: of the text tower, where it is another; empty for the same.
         vision: kind of the image tower: ``vit``, or ``local`` (convolutions, for small pictures).
+        saliency: whether cells of a ViT's dense map have learned weights, which start equal (the local tower's always
+            have).
     """
 
     embed_dim: int = 512
@@ -54,6 +56,7 @@ class TowerConfig:
     mask_top_k: int = 0
     text_activation: str = ""
     vision: str = "vit"
+    saliency: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -63,6 +66,8 @@ class TowerConfig:
             object.__setattr__(self, "text_activation", "")
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
         check_choice("vision", self.vision, ("vit", "local"))
+        if self.saliency and self.vision != "vit":
+            raise UserError(f"saliency is an option of vision='vit'; cells of a {self.vision!r} tower have weights anyway.")
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
         for side, width, heads in (("vision", self.vision_width, self.vision_heads),

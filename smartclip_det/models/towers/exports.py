@@ -56,6 +56,11 @@ def write_folder(
             f"The layout {layout} has vision transformers only, and the image tower of these is {config.vision!r}. "
             "Write .safetensors."
         )
+    if config.saliency:
+        raise UserError(
+            f"The layout {layout} has no place for weights of cells, and its dense maps would be others. Write "
+            ".safetensors, or leave them out on purpose: load_towers(dict(checkpoint=PATH, saliency=False)).save(...)."
+        )
     named, config = plain_towers(state, config)
     path = Path(path)
     if path.is_file():

@@ -255,7 +255,7 @@ def _vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "image_size": grid * patch, "patch_size": patch, "vision_width": width,
         "vision_layers": _count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        "vision_heads": _VISION_HEADS.get(width) or _heads(width),
+        "vision_heads": _VISION_HEADS.get(width) or _heads(width), "saliency": "visual.saliency" in state,
     }  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 #: Keys of ``TowerConfig`` that shapes tell.
 SHAPED = ("vision", "embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length",
-          "vocab_size", "text_width", "text_layers", "stretched", "mask_layers")  # fmt: skip
+          "vocab_size", "text_width", "text_layers", "stretched", "mask_layers", "saliency")  # fmt: skip
 
 
 def shaped(config: TowerConfig) -> tuple[str, ...]:

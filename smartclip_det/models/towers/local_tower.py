@@ -18,12 +18,10 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.grid import padded_size
 from smartclip_det.core.words import DENSE_MODES
-from smartclip_det.models.towers.vision_transformer import VisionOutput
+from smartclip_det.models.towers.vision_transformer import SALIENCY_LIMIT, VisionOutput, weighted_map
 
 #: Pixels of a cell of the last map.
 STRIDE = 8
-#: Saliencies are cut here: weights of cells differ by at most exp(16), and none leaves the range of half precision.
-SALIENCY_LIMIT = 8.0
 
 
 class ConvNormAct(nn.Module):
@@ -141,7 +139,7 @@ class LocalTower(nn.Module):
             if pooled:
                 vector = (value * saliency.flatten(2).softmax(dim=2).view_as(saliency)).sum(dim=(2, 3))
             if dense_mode is not None:
-                dense = (value * saliency.exp()).contiguous()
+                dense = weighted_map(value, saliency)
         return VisionOutput(pooled=vector, dense=dense, taps=tuple(maps[i].contiguous() for i in wanted))
 
     def _tap(self, index: int) -> int:

@@ -270,7 +270,7 @@ def _image_tower(c: TowerConfig, options: Mapping[str, Any]) -> VisionTransforme
                           embed_dim=c.embed_dim, **options)  # fmt: skip
     return VisionTransformer(
         image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
-        heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, **options,
+        heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, saliency=c.saliency, **options,
     )  # fmt: skip
 
 

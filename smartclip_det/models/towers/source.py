@@ -30,6 +30,7 @@ _KEYS = {
         "mask_pad",
         "mask_top_k",
         "mask_bias",
+        "saliency",
     ),
     "arch": ("arch", "seed", "sizes"),
 }
@@ -71,7 +72,9 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
             passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
             With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
             randomly started by the seed: how SmartCLIP starts from CLIP. ``mask_bias`` is added to the logits of a
-            mask network that starts at random: above 0 masks start open.
+            mask network that starts at random: above 0 masks start open. ``saliency=True`` gives the cells of a ViT's
+            dense map weights that dense terms of alignment learn (all equal at first); ``saliency=False`` leaves out
+            those of a checkpoint, so that both poolings can be measured. Without it towers stay as they come.
         vision_options: see :class:`SmartCLIP`.
 
     Raises:
@@ -86,12 +89,13 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
             tower_file(source["checkpoint"]), activation=source.get("activation"), reading=source.get("reading"),
             stretch=source.get("stretch", False), **vision_options,
         )  # fmt: skip
-        joined = _with_mask_network(model, source, vision_options)
-        return _with_masks_of(joined, source, fresh=joined is not model)
+        fresh = model.mask_network is None
+        return _with_masks_of(_with_parts(model, source, vision_options), source, fresh=fresh)
     if source.get("arch"):
-        model = SmartCLIP.from_arch(
-            source["arch"], seed=source.get("seed", 0), sizes=source.get("sizes"), **vision_options
-        )
+        sizes = dict(source.get("sizes") or {})
+        if source.get("saliency") is not None:
+            sizes["saliency"] = source["saliency"]
+        model = SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), sizes=sizes, **vision_options)
         return _with_masks_of(model, source, fresh=True)
     raise UserError("towers need dict(checkpoint=PATH_OR_NAME) or dict(arch=NAME, seed=0).")
 
@@ -184,12 +188,17 @@ def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
     return OpenClipEncoder(source["open_clip"], **options).to(device).eval()
 
 
-def _with_mask_network(model: SmartCLIP, source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
-    """The same towers with a new mask network, where one is asked for and there is none."""
-    if not source.get("mask_layers") or model.mask_network is not None:
+def _with_parts(model: SmartCLIP, source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
+    """The same towers with a new mask network or weights of cells, or without the latter, as asked for."""
+    changes = {}
+    if source.get("mask_layers") and model.mask_network is None:
+        changes = {"mask_layers": source["mask_layers"], "mask_pad": source.get("mask_pad", "ignore"),
+                   "mask_top_k": source.get("mask_top_k", 0)}  # fmt: skip
+    if source.get("saliency") is not None:
+        changes["saliency"] = source["saliency"]
+    config = model.config.with_(**changes)
+    if config == model.config:
         return model
-    config = model.config.with_(mask_layers=source["mask_layers"], mask_pad=source.get("mask_pad", "ignore"),
-                                mask_top_k=source.get("mask_top_k", 0))  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.get("seed", 0))
         out = SmartCLIP(config, **vision_options).eval()

@@ -23,13 +23,18 @@ from smartclip_det.models.towers.transformer import ResidualBlock, Transformer
 #: ``clearclip``: query-query attention without residual and MLP (ClearCLIP, 2407.12442).
 
 
+#: Saliencies are cut here: weights of cells differ by at most exp(16), and none leaves the range of half precision.
+SALIENCY_LIMIT = 8.0
+
+
 @dataclass
 class VisionOutput:
     """What the image tower knows of B images.
 
     Attributes:
         pooled: ``[B, D]`` projected class-token vectors, not normalised; None when not asked for.
-        dense: ``[B, D, h, w]`` projected patch vectors, not normalised; None when not asked for.
+        dense: ``[B, D, h, w]`` projected patch vectors, not normalised (see :func:`weighted_map`); None when not
+            asked for.
         taps: for each tapped layer ``[B, C, h, w]`` patch tokens.
         class_token: ``[B, W]`` class token after the last block; None where that block was not run as it is.
     """
@@ -50,7 +55,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, *, image_size: int = 224, patch_size: int = 16, width: int = 768, layers: int = 12, heads: int = 12,
         embed_dim: int = 512, activation: str = "quick_gelu", window_size: int = 0,
-        global_layers: Sequence[int] = (), checkpointing: bool = False,
+        global_layers: Sequence[int] = (), checkpointing: bool = False, saliency: bool = False,
     ) -> None:  # fmt: skip
         """Build a tower with CLIP's initialisation.
 
@@ -65,6 +70,7 @@ class VisionTransformer(nn.Module):
             window_size: side of attention windows in cells; 0 for global attention everywhere.
             global_layers: layers (0-based) that stay global when windows are used; the last always does.
             checkpointing: recompute blocks in backward.
+            saliency: whether cells of the dense map get learned weights (:func:`weighted_map`); all equal at first.
         """
         super().__init__()
         if image_size % patch_size:
@@ -80,6 +86,8 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        # Without a bias, which would change no direction.
+        self.saliency = nn.Parameter(torch.zeros(width, 1)) if saliency else None
 
     @property
     def layers(self) -> int:
@@ -106,6 +114,8 @@ class VisionTransformer(nn.Module):
         for part in (self.ln_post, *self.transformer.resblocks[used + 1 :]):
             part.requires_grad_(False)
         self.proj.requires_grad_(False)
+        if self.saliency is not None:
+            self.saliency.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` normalised pixels to ``[B, D]`` projected vectors, not normalised."""
@@ -149,7 +159,10 @@ class VisionTransformer(nn.Module):
         if dense_mode is not None:
             block = self.transformer.resblocks[last]
             tokens = x if dense_mode == "vanilla" else dense_tokens(block, before_last, dense_mode)  # type: ignore[arg-type]
-            dense = self._to_map(self.ln_post(tokens[:, 1:]) @ self.proj, grid)
+            states = self.ln_post(tokens[:, 1:])
+            dense = self._to_map(states @ self.proj, grid)
+            if self.saliency is not None:
+                dense = weighted_map(dense, self._to_map(states @ self.saliency, grid))
         vector = self.ln_post(x[:, 0]) @ self.proj if pooled else None
         return VisionOutput(
             pooled=vector, dense=dense, taps=tuple(kept[i] for i in wanted), class_token=x[:, 0] if whole_last else None
@@ -187,6 +200,19 @@ class VisionTransformer(nn.Module):
         # Contiguous: with one image the transpose is a channels-last view, convolutions pass that layout on, and
         # mmcv's CPU RoIAlign reads it as if it were contiguous.
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid).contiguous()
+
+
+def weighted_map(values: Tensor, saliency: Tensor) -> Tensor:
+    """Values of cells times exp(saliency), in fp32.
+
+    Means over regions then have these weights, up to a length that cosines do not see; the pooling of
+    multiple-instance learning (arXiv 1802.04712) over any part of a map.
+
+    Args:
+        values: ``[B, D, h, w]``.
+        saliency: ``[B, 1, h, w]``; cut to ``SALIENCY_LIMIT`` on both sides.
+    """
+    return (values.float() * saliency.float().clamp(-SALIENCY_LIMIT, SALIENCY_LIMIT).exp()).contiguous()
 
 
 def dense_tokens(block: ResidualBlock, x: Tensor, mode: str) -> Tensor:
