@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "time and memory beside peers"),
     "study grid": ("study.grid", "variants by seeds on the toy world"),
     "study identifiability": ("study.identifiability", "do masks find concepts? known latents"),
+    "study objective": ("study.objective", "do masks pay by the loss alone? no pixels, a minute a run"),
     "study masks": ("study.masks", "what a checkpoint's masks do: a page with pictures"),
     "study vocabulary": ("study.vocabulary", "saved detections under small vocabularies"),
     "study folders": ("study.folders", "one detector on many data sets (ODinW)"),
