@@ -100,6 +100,10 @@ class Things(NamedTuple):
         """``[B, O, n]`` shapes (0), colours (1), sizes or textures of what is there."""
         return self.facts.split(PARTS, dim=2)[index] * self.there.unsqueeze(2)
 
+    def summed(self, values: Tensor) -> Tensor:
+        """``[B, n]`` sums of values ``[N, n]`` of all N that are there."""
+        return values.new_zeros(len(self.there), values.shape[1]).index_add(0, self.there.nonzero()[:, 0], values)
+
     def pairs(self) -> Tensor:
         """``[B, shapes * colours]`` whether one object has both."""
         return torch.einsum("bos,boc->bsc", self.part(0), self.part(1)).flatten(1) > 0
@@ -171,11 +175,11 @@ class Encoders(nn.Module):
     def images(self, scenes: Things) -> Tensor:
         """``[B, D]``."""
         weight = self.saliency(scenes.facts).squeeze(2).masked_fill(~scenes.there, float("-inf")).softmax(dim=1)
-        return torch.einsum("bo,bod->bd", weight, self.objects(scenes.facts))
+        return scenes.summed(self.objects(scenes.facts[scenes.there]) * weight[scenes.there].unsqueeze(1))
 
     def texts(self, captions: Things) -> tuple[Tensor, Tensor]:
         """``[A, D]`` vectors and mask logits; masks do not train the text, as in SmartCLIP."""
-        states = self.captions((self.phrases(captions.facts) * captions.there.unsqueeze(2)).sum(dim=1))
+        states = self.captions(captions.summed(self.phrases(captions.facts[captions.there])))
         return self.text(states), self.mask(states.detach())
 
 

@@ -67,7 +67,7 @@ class TowerConfig:
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
         check_choice("vision", self.vision, ("vit", "local"))
         if self.saliency and self.vision != "vit":
-            raise UserError(f"saliency is an option of vision='vit'; cells of a {self.vision!r} tower have weights anyway.")
+            raise UserError(f"saliency is for vision='vit'; cells of a {self.vision!r} tower have weights anyway.")
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
         for side, width, heads in (("vision", self.vision_width, self.vision_heads),
