@@ -94,7 +94,8 @@ BASE = [
      "--answers", "all", "--out", "boxes.jsonl"],
     ["evaluate", "grefcoco", "--ann", "toy/refs/finetune_toy_val.json", "--pred", "boxes.jsonl", "--threshold", "0.5"],
     ["train", "toy/smartclip-align_toy", "--cfg-options", "data_root=toy/", "towers.arch=SmartCLIP-tiny",
-     "train_dataloader.batch_size=8", "train_cfg.max_epochs=1", "--work-dir", "aligned"],
+     "train_dataloader.batch_size=8", "train_dataloader.dataset.scenes.ramp=16", "train_cfg.max_steps=2",
+     "param_scheduler.warmup=1", "--work-dir", "aligned"],
 ]  # fmt: skip
 DET = [
     ["data", "make-toy", "--out", "toy", "--train", "16", "--val", "4", "--test", "2"],

@@ -41,7 +41,8 @@ class ScoringPolicy:
         background: what stands for background under softmax: a ``zero`` column, the ``text`` "background"
             with its own mask, the same text with a mask of ones (``text_ones``), or a ``learned`` vector.
         background_weight: loss weight of background, in (0, 1].
-        dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), ``none`` does not.
+        dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), and so undoes
+            weights of cells (saliency); ``none`` does not.
         calibration: ``ceiling`` divides each cosine by the ceiling ``|t * m| / |t|`` of its text.
     """
 

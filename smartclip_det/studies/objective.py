@@ -167,10 +167,10 @@ class Encoders(nn.Module):
         self.phrases = nn.Sequential(nn.Linear(facts, width), nn.GELU(), nn.Linear(width, width))
         self.captions = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU())
         self.text = nn.Linear(width, dim)
-        self.mask = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
+        first, last = nn.Linear(width, width), nn.Linear(width, dim)
+        nn.init.constant_(last.bias, recipe.mask_bias)
+        self.mask = nn.Sequential(first, nn.GELU(), last)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        with torch.no_grad():
-            self.mask[2].bias.fill_(recipe.mask_bias)
 
     def images(self, scenes: Things) -> Tensor:
         """``[B, D]``."""
@@ -223,10 +223,11 @@ def train(recipe: Recipe, task: ObjectiveOptions, seed: int, label: str = "") ->
     for name, value in encoders.named_parameters():
         if name != "logit_scale":
             groups["mask" if name.startswith("mask.") else "rest"].append(value)
-    optimizer = torch.optim.AdamW([
+    rows: list[dict[str, Any]] = [
         {"params": groups["rest"]}, {"params": groups["mask"], "lr": task.rate * recipe.mask_rate},
         {"params": [encoders.logit_scale], "weight_decay": 0.0},
-    ], lr=task.rate, weight_decay=0.05)  # fmt: skip
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW(rows, lr=task.rate, weight_decay=0.05)
     steps = task.steps * recipe.longer
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.08 * steps)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
