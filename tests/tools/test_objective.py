@@ -139,7 +139,7 @@ def test_recipes_change_what_they_say(monkeypatch):
 def test_the_command_writes_stamped_numbers_of_each_recipe(tmp_path, capsys):
     out = tmp_path / "objective.json"
     with pytest.raises(SystemExit) as ended:
-        main(["study", "objective", "--seeds", "1", "--steps", "25", "--out", str(out)])
+        main(["study", "objective", "--seeds", "1", "--steps", "25", "--pictures", "600", "--out", str(out)])
     assert ended.value.code in (0, None)
     content = json.loads(out.read_text())
     assert content["protocol"]["name"] == "objective"

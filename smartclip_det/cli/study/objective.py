@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=at_least(2), default=2000, help="of training")
     add("--batch", type=at_least(2), default=128, help="pictures of a step, with two captions each")
     add("--held-out", type=at_least(1), default=36, help="colour-shape pairs that training never shows")
+    add("--pictures", type=at_least(600), default=2000, help="that presence is measured on; captions on 600 of them")
     add_out(parser, "work_dirs/objective.json", "JSON")
 
 

@@ -18,6 +18,7 @@ from torchvision.ops import roi_align
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.models.regions import pool_regions
+from smartclip_det.models.towers.local_tower import LocalTower
 from smartclip_det.models.towers.vision_transformer import VisionTransformer
 
 TEACHERS = ("initial", "current")
@@ -49,14 +50,14 @@ class RegionDistillation(nn.Module):
         self.teacher = check_choice("teacher", teacher, TEACHERS)
         # In a list: not a part of the model, so it is neither trained nor saved. A run that goes on has it from the
         # same config.
-        self._initial: list[VisionTransformer] = []
+        self._initial: list[VisionTransformer | LocalTower] = []
 
-    def remember(self, tower: VisionTransformer) -> None:
+    def remember(self, tower: VisionTransformer | LocalTower) -> None:
         """Keep the tower as it is now, where the teacher is the initial one."""
         if self.teacher == "initial":
             self._initial = [copy.deepcopy(tower).requires_grad_(False).eval()]
 
-    def forward(self, tower: VisionTransformer, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
+    def forward(self, tower: VisionTransformer | LocalTower, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
         """Compare regions of the dense map with crops.
 
         Args:

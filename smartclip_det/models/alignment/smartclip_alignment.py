@@ -243,6 +243,7 @@ class SmartCLIPAlignment(BaseModel):
 
         def see(pixels: Tensor, keep: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
             out = self.towers.image_tower.features(self.normalised(pixels), dense_mode=mode, pooled=True)
+            assert out.pooled is not None
             mean = out.dense.flatten(2).mean(dim=2) if self.dense_weight and out.dense is not None else None
             return out.pooled, mean, out.dense[:keep] if keep and out.dense is not None else None
 
