@@ -3,7 +3,7 @@
 Configs name it in ``custom_imports`` (``configs/_base_/alignment_runtime.py``). Detection has ``smartclip_det.parts``.
 """
 
-from smartclip_det.datasets import captions
+from smartclip_det.datasets import caption_batch, captions
 from smartclip_det.engine import (
     alignment_hooks,
     alignment_optim,
@@ -12,6 +12,7 @@ from smartclip_det.engine import (
     optim,
     region_guard,
     resuming,
+    sharding,
     streams,
 )
 from smartclip_det.models import alignment
@@ -26,10 +27,12 @@ __all__ = [
     "alignment_metric",
     "alignment_optim",
     "atomic_files",
+    "caption_batch",
     "captions",
     "finite_guard",
     "optim",
     "region_guard",
     "resuming",
+    "sharding",
     "streams",
 ]

@@ -9,6 +9,7 @@ from smartclip_det.utils import compat
 compat.check_stack()
 compat.install_safe_loading()
 compat.install_language_routes()
+compat.install_recomputation()
 
 from smartclip_det import engine  # noqa: E402
 from smartclip_det.datasets import open_vocab_coco, referring  # noqa: E402

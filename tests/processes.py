@@ -23,11 +23,12 @@ def run_processes(function, world: int, folder: Path, *arguments) -> list[dict]:
 
 
 def _one(rank, function, world, folder, arguments):
-    faulthandler.dump_traceback_later(180, exit=True)
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(450, exit=True)
     torch.set_num_threads(1)
     # Meeting at a file: no port that another test could take, no server that leaves before its last client.
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=300)
     )
     torch.save(function(rank, world, *arguments), f"{folder}/returned.{rank}.pt")
     torch.distributed.barrier()

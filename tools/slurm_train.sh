@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # On a Slurm cluster: GPUS=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [train.py options]
+# GPUS_PER_NODE: GPUs of a node, default 8. CPUS_PER_TASK: default one for each worker of the loader and one for the
+# training; workers are 8 (the most that a shipped config has) or train_dataloader.num_workers=N of the options.
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: GPUS=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options]" >&2; exit 2; }
 partition=$1 job=$2 config=$3
 shift 3
-gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8} cpus=${CPUS_PER_TASK:-5}
+gpus=${GPUS:-8} node=${GPUS_PER_NODE:-8} workers=8
+per_node=$((gpus < node ? gpus : node))
+for option in "$@"; do
+    case $option in train_dataloader.num_workers=*) workers=${option#*=} ;; esac
+done
+cpus=${CPUS_PER_TASK:-$((workers + 1))}
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-$here/../.venv/bin/python}
 [ -x "$python" ] || python=python

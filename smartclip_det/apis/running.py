@@ -14,9 +14,10 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
-from smartclip_det.engine.atomic_files import last_good_checkpoint
+from smartclip_det.engine.atomic_files import finish_writes, last_good_checkpoint
 from smartclip_det.engine.config import load_config
 from smartclip_det.engine.launch import (
+    check_strategy,
     enable_amp,
     enable_auto_scale,
     log_closing,
@@ -60,11 +61,13 @@ class TrainOptions(RunOptions):
     Attributes:
         resume: checkpoint to go on from; ``auto``: the last one of the work folder.
         amp: mixed precision.
+        amp_dtype: ``auto``, ``bf16`` or ``fp16``, see ``launch.enable_amp``; another than ``auto`` implies ``amp``.
         auto_scale_lr: scale the learning rate to the global batch size.
     """
 
     resume: str | None = None
     amp: bool = False
+    amp_dtype: str = "auto"
     auto_scale_lr: bool = False
 
 
@@ -94,8 +97,8 @@ def train(options: TrainOptions) -> None:
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     config = load_config(options.config, options.cfg_options)
     prepare(config, options.config, options.work_dir, options.launcher)
-    if options.amp:
-        enable_amp(config)
+    if options.amp or options.amp_dtype != "auto":
+        enable_amp(config, options.amp_dtype)
     if options.auto_scale_lr:
         enable_auto_scale(config)
     resume = options.resume
@@ -104,10 +107,7 @@ def train(options: TrainOptions) -> None:
     if resume:
         config.resume = True
         config.load_from = str(last_good_checkpoint(config.work_dir)) if resume == "auto" else resume
-    if "strategy" in config and config.strategy.type != "SingleDeviceStrategy" and not torch.cuda.is_available():
-        raise UserError(
-            f"strategy {config.strategy.type} needs CUDA devices; here are none. Leave it out (DDP runs on CPUs too)."
-        )
+    check_strategy(config)
     # FSDP and DeepSpeed are strategies, which MMEngine's plain runner does not take.
     runner = (FlexibleRunner if config.get("strategy") else Runner).from_cfg(config)
     if resume and isinstance(runner.model, torch.nn.Module):
@@ -116,11 +116,14 @@ def train(options: TrainOptions) -> None:
     try:
         runner.train()
     except RuntimeError as error:
-        if options.amp and "not implemented for 'BFloat16'" in str(error):
+        mixed = config.optim_wrapper.get("type") == "BFloat16OptimWrapper"
+        if mixed and "not implemented for 'BFloat16'" in str(error):
             raise UserError(
                 f"This model has an operator without bf16 on this device ({error}); train without --amp."
             ) from error
         raise
+    finally:
+        finish_writes()
     log_closing(runner, options.config, options.cfg_options)
 
 

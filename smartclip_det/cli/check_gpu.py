@@ -1,7 +1,12 @@
-"""What only a GPU can show, in one command on a bare machine (torch and MMEngine): parity, mixed precision, memory.
+"""What only a GPU can show, in one command on a bare machine (torch and MMEngine).
+
+Parity with the CPU, waits, mixed precision, memory and speed by batch, a step of each detector, a whole run with its
+loader that is killed and gone on with.
 
     smartclip-det check gpu --out work_dirs/gpu_check.json
     smartclip-det check gpu --arch SmartCLIP-B-16 --batch 256 --big 4096 --benchmark
+
+The JSON is written after each stage; the same command goes on with the stages that it lacks, or that failed.
 
 Each check tells what it measured and whether it passed; the exit code is 1 when one failed. --device cpu runs the same
 checks where there is no GPU (parity is then of the CPU with itself).
@@ -21,6 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--arch", default="SmartCLIP-B-16", help="of the towers, with random weights")
     add("--batch", type=int, default=64, help="pairs of a step")
     add("--big", type=int, default=32768, help="pairs of the head alone")
+    add("--batches", type=int, nargs="+", default=[128, 256, 512], help="pairs of the steps that are measured")
+    add("--train-images", type=int, default=2048, help="images of the whole run on the toy world; 0 for none")
+    add("--again", action="store_true", help="forget what an earlier call has done")
     add("--benchmark", action="store_true", help="also run smartclip-det bench alignment there")
     add_out(parser, "work_dirs/gpu_check.json", "JSON")
 
@@ -30,4 +38,4 @@ def run(args: argparse.Namespace) -> int:
     from smartclip_det.studies.gpu_check import GpuCheckOptions, check_gpu
 
     device = "cuda" if args.device == "auto" else args.device
-    return 0 if check_gpu(GpuCheckOptions(**{**vars(args), "device": device})) else 1
+    return 0 if check_gpu(GpuCheckOptions(**{**vars(args), "device": device, "batches": tuple(args.batches)})) else 1

@@ -3,7 +3,8 @@ r"""Train by an MMEngine config.
 smartclip-det train ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco \
         --cfg-options data_root=/data/coco/ towers.checkpoint=smartclip_b16.pt
 smartclip-det train CONFIG --resume            # go on from the last checkpoint of the work folder
-smartclip-det train CONFIG --amp               # fp16 on CUDA, bf16 on a CPU that has it
+smartclip-det train CONFIG --amp               # bf16 where the device has it
+smartclip-det train CONFIG --amp-dtype fp16    # fp16 with loss scaling, on CUDA
 bash tools/dist_train.sh CONFIG 8              # several processes on one machine
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from smartclip_det.cli.options import add_run
+from smartclip_det.core.words import AMP_DTYPES
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--resume", nargs="?", const="auto", help="checkpoint to go on from; alone: the last one")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--amp-dtype", choices=AMP_DTYPES, default="auto", help="its type; auto: bf16 where it is")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the rate to the global batch size")
 
 

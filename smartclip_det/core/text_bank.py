@@ -67,7 +67,8 @@ class TextBank:
             object.__setattr__(self, "texts", tuple(names[i] for i in index.tolist()))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "texts", tuple(self.texts))
-        object.__setattr__(self, "class_index", index.long().to(device))
+        # Of the host, where it is looked at; a card would be waited for at each look.
+        object.__setattr__(self, "class_index", index.long().cpu())
         object.__setattr__(self, "seen", seen.bool().to(device))
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
         object.__setattr__(self, "_resolved", {})
@@ -123,15 +124,18 @@ class TextBank:
             by_class.setdefault(c, []).append(row)
         rows = [row for c in classes for row in by_class[c]]
         index = torch.tensor([new for new, c in enumerate(classes) for _ in by_class[c]], dtype=torch.long)
+        # One copy to the device for all that is taken.
+        taken = torch.tensor(rows + classes, device=self.embeds.device)
+        mine, kept = taken[: len(rows)], taken[len(rows) :]
         return replace(
             self,
             names=tuple(names),
-            embeds=self.embeds[rows],
-            masks=self.masks[rows],
+            embeds=self.embeds[mine],
+            masks=self.masks[mine],
             texts=tuple(self.texts[r] for r in rows),
             class_index=index,
-            seen=self.seen[classes],
-            mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
+            seen=self.seen[kept],
+            mask_probs=None if self.mask_probs is None else self.mask_probs[mine],
         )
 
     def with_seen(self, seen_names: Iterable[str]) -> TextBank:
@@ -245,10 +249,14 @@ class TextBank:
         """Average ``[..., K]`` row values into ``[..., C]`` class values (ovd reference 2.4, order a)."""
         if row_values.shape[-1] == len(self) and self._one_row_each():
             return row_values
-        index = self.class_index.to(row_values.device)
-        counts = torch.bincount(index, minlength=len(self)).to(row_values.dtype)
+        facts: dict[object, tuple[Tensor, Tensor]] = self._facts  # type: ignore[attr-defined]
+        device = row_values.device
+        if device not in facts:
+            counts = torch.bincount(self.class_index, minlength=len(self))
+            facts[device] = self.class_index.to(device), counts.to(device)
+        index, counts = facts[device]
         sums = row_values.new_zeros(*row_values.shape[:-1], len(self)).index_add_(-1, index, row_values)
-        return sums / counts
+        return sums / counts.to(row_values.dtype)
 
     def parts(self, size: int) -> list[TextBank]:
         """The bank in pieces of at most ``size`` classes, in order; cosines of a piece are those of the whole.
@@ -262,10 +270,11 @@ class TextBank:
 
     def _part(self, first: int, end: int) -> TextBank:
         inside = (self.class_index >= first) & (self.class_index < end)
-        rows = inside.nonzero().squeeze(1)
+        chosen = inside.nonzero().squeeze(1)
+        rows = chosen.to(self.embeds.device)
         part = replace(
             self, names=self.names[first:end], embeds=self.embeds[rows], masks=self.masks[rows],
-            texts=tuple(self.texts[r] for r in rows.tolist()), class_index=self.class_index[rows] - first,
+            texts=tuple(self.texts[r] for r in chosen.tolist()), class_index=self.class_index[chosen] - first,
             seen=self.seen[first:end], mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
         )  # fmt: skip
         object.__setattr__(part, "_whole", (self, rows))
@@ -274,9 +283,16 @@ class TextBank:
     def _one_row_each(self) -> bool:
         facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]
         if "one_row_each" not in facts:
-            # Looked up once: on a GPU each look would wait for it.
-            facts["one_row_each"] = bool(torch.equal(self.class_index.cpu(), torch.arange(len(self))))
+            facts["one_row_each"] = bool(torch.equal(self.class_index, torch.arange(len(self))))
         return facts["one_row_each"]
+
+    @property
+    def all_seen(self) -> bool:
+        """Whether every class is seen; looked up once, since on a card each look waits for it."""
+        facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]
+        if "all_seen" not in facts:
+            facts["all_seen"] = bool(self.seen.all())
+        return facts["all_seen"]
 
     def cosine(
         self, vectors: Tensor, policy: ScoringPolicy, *, mask_mode: str | None = None,

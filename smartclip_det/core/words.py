@@ -39,3 +39,6 @@ EXPRESSION_LAYOUTS = ("jsonl", "mdetr", "odvg", "refs", "transvg")
 #: Full sets of expressions, whose counts are known.
 EXPRESSION_SETS = ("refcoco-unc", "refcoco+-unc", "refcocog-umd", "refcocog-google", "refcoco-google", "grefcoco-unc",
                    "flickr-transvg", "referit-transvg", "ref-l4")  # fmt: skip
+
+#: Types of mixed precision in training; ``auto``: bf16 where the device has it.
+AMP_DTYPES = ("auto", "bf16", "fp16")

@@ -4,6 +4,14 @@ from smartclip_det.engine.checkpoint_hook import TrainableCheckpointHook
 from smartclip_det.engine.finite_guard import FiniteGuardHook
 from smartclip_det.engine.optim import BFloat16OptimWrapper
 from smartclip_det.engine.resuming import ResumeHook
+from smartclip_det.engine.sharding import ShardedStrategy
 from smartclip_det.engine.vocabulary_hook import VocabularyHook
 
-__all__ = ["BFloat16OptimWrapper", "FiniteGuardHook", "ResumeHook", "TrainableCheckpointHook", "VocabularyHook"]
+__all__ = [
+    "BFloat16OptimWrapper",
+    "FiniteGuardHook",
+    "ResumeHook",
+    "ShardedStrategy",
+    "TrainableCheckpointHook",
+    "VocabularyHook",
+]

@@ -12,7 +12,8 @@ from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.engine.launch import unwrapped
-from smartclip_det.models.losses.alignment_loss import bound_scale
+from smartclip_det.engine.sharding import whole_parameters
+from smartclip_det.models.losses.alignment_loss import bound_scale_
 from smartclip_det.models.towers.whitening import whiten_patch_embedding
 from smartclip_det.models.vocabulary import build_bank
 
@@ -44,7 +45,8 @@ class WhitenPatchesHook(Hook):
             return
         dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
         pixels = torch.stack([dataset.image(i) for i in range(min(self.images, len(dataset)))])
-        whiten_patch_embedding(model.towers.image_tower, model.normalised(pixels))
+        with whole_parameters(runner.model, writeback=True):
+            whiten_patch_embedding(model.towers.image_tower, model.normalised(pixels))
 
 
 @HOOKS.register_module()
@@ -57,7 +59,7 @@ class LearnedScaleHook(Hook):
         """Before anything is saved."""
         model = unwrapped(runner.model)
         if model.loss.learns_scale:
-            bound_scale(model.towers.logit_scale)
+            bound_scale_(model.towers.logit_scale)
 
 
 @HOOKS.register_module()
@@ -108,10 +110,11 @@ class PromptBankHook(Hook):
     def _set(self, runner: Runner, metainfo: Any) -> None:
         model = unwrapped(runner.model)
         vocabularies = metainfo.get("vocabularies", {})
-        banks = {
-            n: build_bank(model.towers, names, templates=self.templates, progress=False)
-            for n, names in vocabularies.items()
-        }
+        with whole_parameters(runner.model):
+            banks = {
+                n: build_bank(model.towers, names, templates=self.templates, progress=False)
+                for n, names in vocabularies.items()
+            }
         model.set_text_banks(banks)
 
     def before_val_epoch(self, runner: Runner) -> None:

@@ -28,12 +28,15 @@ _ADVICE = (
 class FiniteGuardHook(Hook):
     """A loss or gradient that is not finite stops the run, before the step is taken and before anything is saved.
 
+    What it asks the device for is all that a step waits for: every logged number and whether gradients are finite, in
+    one copy before the optimizer's step. The hooks that log find plain numbers.
+
     Under loss scaling such steps are skipped by the scaler, as they must be while it looks for its factor; so many in
     a row stop the run as well.
     """
 
-    # Before the hooks that save.
-    priority = "VERY_HIGH"
+    # Before the hooks that save, and before those that log.
+    priority = "HIGHEST"
 
     def __init__(self, max_skipped: int = 25) -> None:
         """Build.
@@ -45,6 +48,7 @@ class FiniteGuardHook(Hook):
             raise UserError(f"max_skipped must be at least 1; given {max_skipped}.")
         self.max_skipped, self.skipped, self.skipped_in_all = max_skipped, 0, 0
         self._stepped, self._losses, self._batch = False, {}, None  # type: tuple[bool, dict[str, Any], Any]
+        self._told: dict[str, float] | None = None
         self._handles: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
@@ -75,13 +79,18 @@ class FiniteGuardHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Remember what is asked about when something goes wrong."""
-        self._stepped, self._losses, self._batch = False, {}, data_batch
+        self._stepped, self._losses, self._batch, self._told = False, {}, data_batch, None
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Losses of steps that took no gradient; steps that the scaler skipped."""
         wrapper = runner.optim_wrapper
         scaled = hasattr(wrapper, "loss_scaler")
-        losses = {**self._losses, **(outputs if isinstance(outputs, Mapping) else {})}
+        losses = self._numbers()
+        if isinstance(outputs, dict):
+            # As MMEngine's parse_losses sums them up; numbers that it alone knows are asked for by name.
+            known = {**losses, "loss": sum(v for k, v in losses.items() if "loss" in k)} if losses else {}
+            outputs.update({k: known[k] for k, v in outputs.items() if k in known and isinstance(v, torch.Tensor)})
+            losses = {**losses, **outputs}
         broken = [k for k, v in losses.items() if k.startswith("loss") and not _finite(v)]
         if broken and not scaled:
             self._stop(runner, f"{', '.join(broken)} is not finite", losses)
@@ -100,12 +109,28 @@ class FiniteGuardHook(Hook):
         if broken:
             self._stop(runner, f"{len(broken)} weights are not finite, e.g. {broken[0]}", self._losses)
 
+    def _numbers(self, also: torch.Tensor | None = None) -> dict[str, float]:
+        """Means of what the model gave, in one copy from the device; ``also`` goes with them under the name ``""``."""
+        if self._told is None or also is not None:
+            summed = {k: _summed(v) for k, v in self._losses.items()}
+            tensors = {k: v for k, v in summed.items() if isinstance(v, torch.Tensor)}
+            if also is not None:
+                tensors[""] = also
+            numbers: list[float] = []
+            if tensors:
+                place = next(iter(tensors.values())).device
+                numbers = torch.stack([v.to(place, torch.float64) for v in tensors.values()]).tolist()
+            found = {k: float(v) for k, v in summed.items() if isinstance(v, int | float)}
+            self._told = {**found, **dict(zip(tensors, numbers, strict=True))}
+        return {k: v for k, v in self._told.items() if k}
+
     def _look_at_gradients(self, runner: Runner, optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         dense = [g for g in grads if not g.is_sparse]
-        norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
-        losses = [k for k, v in self._losses.items() if k.startswith("loss") and not _finite(v)]
-        if not losses and bool(torch.isfinite(norms).all()):
+        told = self._numbers(torch.isfinite(torch.stack(torch._foreach_norm(dense))).all() if dense else None)
+        losses = [k for k, v in told.items() if k.startswith("loss") and not _finite(v)]
+        assert self._told is not None
+        if not losses and self._told.get("", 1.0):
             return
         names = {id(p): n for n, p in unwrapped(runner.model).named_parameters()}
         found = [
@@ -151,6 +176,16 @@ def _detached(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach()
     return [_detached(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _summed(value: Any) -> Any:
+    """The number that MMEngine logs: a mean, or the sum of the means of a list; None for what is none."""
+    if isinstance(value, torch.Tensor):
+        return value.mean() if value.is_floating_point() else value.float().mean()
+    if isinstance(value, list | tuple):
+        parts = [_summed(v) for v in value]
+        return sum(parts) if parts and all(isinstance(p, torch.Tensor) for p in parts) else None
+    return value if isinstance(value, int | float) else None
 
 
 def _finite(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shlex
@@ -16,10 +17,12 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.words import AMP_DTYPES
 from smartclip_det.engine.config import fit_norm_layers
 from smartclip_det.utils.cfg_options import format_options
 from smartclip_det.utils.config_files import find_config
+from smartclip_det.utils.devices import bf16_pays
 from smartclip_det.utils.env import versions
 from smartclip_det.utils.safe_load import safe_torch_load
 
@@ -36,6 +39,8 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
     add_guards(config)
     if launcher != "none" and not torch.cuda.is_available():
         start_gloo(launcher)
+        if config.get("strategy"):
+            return
         # MMEngine's wrapper wants a CUDA device id unless told otherwise.
         config.model_wrapper_cfg = {
             "type": "MMDistributedDataParallel",
@@ -66,6 +71,22 @@ def fit_global_batch(config: Config, launcher: str) -> None:
     config.train_dataloader.batch_size = joint // world
 
 
+def check_strategy(config: Config) -> None:
+    """Refuse a strategy that cannot run here.
+
+    Raises:
+        UserError: for DeepSpeed without CUDA devices, and for FSDP without a launcher.
+    """
+    name = (config.get("strategy") or {}).get("type")
+    if name == "DeepSpeedStrategy" and not torch.cuda.is_available():
+        raise UserError(f"strategy {name} needs CUDA devices; here are none. DDP and FSDP run on CPUs too.")
+    if name == "DeepSpeedStrategy" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f'strategy {name} needs deepspeed: pip install "smartclip_det[deepspeed]".')
+    if name in ("FSDPStrategy", "DDPStrategy") and config.launcher == "none":
+        raise UserError(f"strategy {name} is for several processes: start it by tools/dist_train.sh (torchrun), "
+                        "or leave the strategy out.")  # fmt: skip
+
+
 def start_gloo(launcher: str) -> None:
     """Start the process group on CPUs; MMEngine's own start would call CUDA even for gloo."""
     if torch.distributed.is_initialized():
@@ -79,17 +100,28 @@ def start_gloo(launcher: str) -> None:
     torch.distributed.init_process_group("gloo", timeout=timedelta(hours=2))
 
 
-def enable_amp(config: Config) -> None:
-    """Mixed precision: MMEngine's scaler on CUDA, elsewhere bfloat16 where the device has it."""
-    wrapper = config.optim_wrapper
+def enable_amp(config: Config, precision: str = "auto") -> None:
+    """Mixed precision, in place.
+
+    Args:
+        config: of a training.
+        precision: ``bf16``: where the device has it, float32 elsewhere; ``fp16``: with loss scaling, on CUDA;
+            ``auto``: bf16, and fp16 on cards that lack it.
+
+    Raises:
+        UserError: for fp16 without CUDA, and for optimizer wrappers that bring a precision of their own.
+    """
+    wrapper, cuda = config.optim_wrapper, torch.cuda.is_available()
     if wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper", "BFloat16OptimWrapper"):
         raise UserError(f"--amp does not know the optimizer wrapper {wrapper.type}.")
-    if torch.cuda.is_available():
-        wrapper.type = "AmpOptimWrapper"
-        wrapper.setdefault("loss_scale", "dynamic")
+    if check_choice("--amp-dtype", precision, AMP_DTYPES) == "fp16" and not cuda:
+        raise UserError("--amp-dtype fp16 needs a CUDA device; bf16 runs on CPUs that have it.")
+    for key in ("dtype", "loss_scale", "use_fsdp"):
+        wrapper.pop(key, None)
+    if precision == "fp16" or (precision == "auto" and cuda and not bf16_pays("cuda")):
+        wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     else:
         wrapper.type = "BFloat16OptimWrapper"
-        wrapper.pop("loss_scale", None)
 
 
 def enable_auto_scale(config: Config) -> None:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.engine.launch import unwrapped
+from smartclip_det.engine.sharding import whole_parameters
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.utils.parallel import on_rank_zero
 
@@ -68,9 +69,10 @@ class RegionProbeHook(Hook):
         truth.data["images"] = truth.data["images"][: self.max_images]
         training = towers.training
         towers.eval()
-        # Processes meet in the bank, so it is made before one of them goes on alone.
-        bank = build_bank(towers, names, templates=self.templates, progress=False)
-        found = on_rank_zero(lambda: self._accuracies(towers, truth, groups, bank))
+        with whole_parameters(runner.model):
+            # Processes meet in the bank, so it is made before one of them goes on alone.
+            bank = build_bank(towers, names, templates=self.templates, progress=False)
+            found = on_rank_zero(lambda: self._accuracies(towers, truth, groups, bank))
         towers.train(training)
         return found
 

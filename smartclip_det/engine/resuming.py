@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -72,6 +73,7 @@ def _adapt(runner: Runner, checkpoint: dict[str, Any], meta: dict[str, Any]) -> 
     step = _move(runner, meta, old, new)
     changes += _seed(runner, meta)
     schedulers = runner.param_schedulers
+    _fit_scalars(runner, checkpoint.get("optimizer"))
     plain = isinstance(runner.optim_wrapper, OptimWrapper) and isinstance(schedulers, list)
     if plain:
         changes += _changed_schedule(schedulers, checkpoint.get("param_schedulers"))
@@ -117,6 +119,21 @@ def _seed(runner: Runner, meta: dict[str, Any]) -> list[str]:
         return []
     meta["seed"] = asked
     return [f"seed {was} -> {asked} (another order: images of this epoch may come twice)"]
+
+
+def _fit_scalars(runner: Runner, old: Any) -> None:
+    """Moments of parameters of one number, which older checkpoints hold as scalars."""
+    optimizer = getattr(runner.optim_wrapper, "optimizer", None)
+    if optimizer is None or not isinstance(old, Mapping) or not isinstance(old.get("state"), Mapping):
+        return
+    names = [n for group in old.get("param_groups", ()) for n in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, param in zip(names, params, strict=False):
+        state = old["state"].get(name, {})
+        for key, value in state.items():
+            # The count of steps is a scalar and stays one.
+            if isinstance(value, torch.Tensor) and value.dim() == 0 and key != "step" and param.shape == (1,):
+                state[key] = value.reshape(1)
 
 
 def _changed_schedule(schedulers: Sequence[Any], old: Any) -> list[str]:

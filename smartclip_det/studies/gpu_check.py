@@ -1,11 +1,20 @@
-"""What only a GPU can show, on a bare machine (torch and MMEngine): parity, mixed precision, memory."""
+"""What only a GPU can show, on a bare machine (torch and MMEngine): parity, waits, memory, speed, a whole run.
+
+Stages are independent; the JSON is written after each, and a call with the same options goes on with those it lacks.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +24,14 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.caption_batch import caption_batch
+from smartclip_det.formats.json_files import read_json
 from smartclip_det.models.alignment import SmartCLIPAlignment
+from smartclip_det.models.towers.text_batch import texts_to
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.studies.benchmarks.alignment import caption_tokens
-from smartclip_det.studies.benchmarks.measuring import PeakMemory
+from smartclip_det.studies.benchmarks.measuring import PeakMemory, in_turns
+from smartclip_det.studies.gpu_families import build_step, losses_of, waits_of
 from smartclip_det.utils.steps import python_path, verb
 
 
@@ -31,6 +44,9 @@ class GpuCheckOptions:
         arch: of the towers, with random weights.
         batch: pairs of a step.
         big: pairs of the head alone.
+        batches: pairs of the steps whose peak memory and speed are told.
+        train_images: images of the toy world that the whole run trains on; 0 for none.
+        again: forget the stages that an earlier call has done.
         benchmark: also run ``bench alignment`` there.
         out: JSON.
     """
@@ -39,6 +55,9 @@ class GpuCheckOptions:
     arch: str = "SmartCLIP-B-16"
     batch: int = 64
     big: int = 32768
+    batches: tuple[int, ...] = (128, 256, 512)
+    train_images: int = 2048
+    again: bool = False
     benchmark: bool = False
     out: Path = Path("work_dirs/gpu_check.json")
 
@@ -127,13 +146,106 @@ def many_negatives(task: GpuCheckOptions) -> dict[str, Any]:
     return {"pairs": task.big, "peak_mib": peak.mib, "whole_matrix_mib": whole, "passed": finite}
 
 
+def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
+    """Peak memory and pairs a second of a training step with its optimizer, by number of pairs; what fails is told."""
+    rows: dict[str, Any] = {}
+    for count in task.batches:
+        model = model_on(task.device, task.arch)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        pixels, samples = batch_on(task.device, model, count)
+
+        def step(model: Any = model, optimizer: Any = optimizer, pixels: Any = pixels, samples: Any = samples) -> None:
+            with torch.autocast(task.device.split(":")[0], torch.bfloat16):
+                losses = model(pixels, samples, mode="loss")
+            sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        try:
+            found = in_turns({"step": step}, 5)["step"]
+            rows[str(count)] = {"seconds": found["median"], "pairs_per_second": count / found["median"],
+                                "peak_mib": found["peak_mib"]}  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            rows[str(count)] = {"out_of_memory": str(error).splitlines()[0]}
+        del model, optimizer
+    return {"steps": rows, "passed": any("seconds" in r for r in rows.values())}
+
+
+def family(name: str) -> Callable[[GpuCheckOptions], dict[str, Any]]:
+    """The check of a family that needs MMDetection; told and passed over where that is absent."""
+
+    def check(task: GpuCheckOptions) -> dict[str, Any]:
+        if importlib.util.find_spec("mmdet") is None:
+            return {"left_out": "MMDetection is not installed", "passed": True}
+        expected = losses_of(build_step(name, "cpu"))
+        step = build_step(name, task.device)
+        found = losses_of(step)
+        relative = abs(found - expected) / abs(expected)
+        return {"loss": found, "relative_difference": relative, "waits": waits_of(step), "passed": relative < 1e-3}
+
+    return check
+
+
+def waits(task: GpuCheckOptions) -> dict[str, Any]:
+    """Synchronising calls of an alignment step without its logging; None without a card."""
+    model = model_on(task.device, task.arch)
+    pixels, samples = batch_on(task.device, model, task.batch)
+    batch = caption_batch([{"inputs": p, "data_samples": s} for p, s in zip(pixels, samples, strict=True)])
+    texts = texts_to(batch["texts"], torch.device(task.device))
+
+    def step() -> None:
+        losses = model(batch["inputs"], batch["data_samples"], mode="loss", texts=texts)
+        sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+        model.zero_grad(set_to_none=True)
+
+    found = waits_of(step)
+    return {"waits": found, "passed": not found}
+
+
+def whole_run(task: GpuCheckOptions) -> dict[str, Any]:
+    """``train`` of a toy config with its loader, killed after its first checkpoint and gone on with."""
+    if not task.train_images:
+        return {"left_out": "train_images is 0", "passed": True}
+    folder = task.out.with_suffix("")
+    command = [sys.executable, *verb("train", "toy/smartclip-align_toy.py", "--work-dir", str(folder / "run"))]
+    options = [f"data_root={folder}/toy/", "train_cfg.max_epochs=2", "default_hooks.logger.interval=1"]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    if task.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if not (folder / "toy/annotations").is_dir():
+        make = verb("data", "make-toy", "--out", str(folder / "toy"), "--train", str(task.train_images), "--val", "8",
+                    "--test", "4")  # fmt: skip
+        subprocess.run([sys.executable, *make], check=True, env=environment, stdout=subprocess.DEVNULL)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    begun = time.perf_counter()
+    # A group of its own, so that the loader's workers die with it.
+    child = subprocess.Popen([*command, "--cfg-options", *options], env=environment, start_new_session=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # fmt: skip
+    while child.poll() is None and not (folder / "run/epoch_1.pth").is_file():
+        time.sleep(0.2)
+    os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
+    child.wait()
+    again = subprocess.run([*command, "--resume", "--cfg-options", *options], env=environment, check=False,
+                           capture_output=True, text=True)  # fmt: skip
+    rows = [json.loads(line) for f in sorted((folder / "run").glob("*/vis_data/scalars.json"))
+            for line in f.read_text(encoding="utf-8").splitlines()]  # fmt: skip
+    rows = [r for r in rows if "data_time" in r and "loss" in r]
+    busy = [r["time"] for r in rows[len(rows) // 2 :]]
+    told = {"seconds": time.perf_counter() - begun, "steps": len(rows), "step_seconds": statistics.median(busy or [0]),
+            "data_seconds": statistics.median([r["data_time"] for r in rows] or [0])}  # fmt: skip
+    done = again.returncode == 0 and (folder / "run/epoch_2.pth").is_file()
+    return {**told, "passed": done, **({} if done else {"log": (again.stdout + again.stderr)[-2000:]})}
+
+
 CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
-    "parity": parity, "mixed_precision": mixed_precision, "memory": memory, "many_negatives": many_negatives,
+    "parity": parity, "waits": waits, "mixed_precision": mixed_precision, "memory": memory,
+    "many_negatives": many_negatives, "steps": steps_in_bf16, "two-stage": family("two-stage"),
+    "one-stage": family("one-stage"), "referring": family("referring"), "whole_run": whole_run,
 }  # fmt: skip
 
 
 def check_gpu(task: GpuCheckOptions) -> bool:
-    """Run every check; a line for each is printed.
+    """Run every check that an earlier call with the same options has not done; a line for each is printed.
 
     Returns:
         Whether all passed.
@@ -145,16 +257,33 @@ def check_gpu(task: GpuCheckOptions) -> bool:
         raise UserError("No CUDA device here. --device cpu runs the same checks on the CPU.")
     if task.batch < 4 or task.big < 2:
         raise UserError("--batch must be at least 4 and --big at least 2.")
-    found = {}
-    for name, check in CHECKS.items():
-        found[name] = check(task)
-        print(f"{'ok  ' if found[name]['passed'] else 'FAIL'} {name:16s} "
-              + ", ".join(f"{k} {v}" for k, v in found[name].items() if k != "passed"), flush=True)  # fmt: skip
     device = torch.cuda.get_device_name() if task.device != "cpu" else "cpu"
-    stamp = protocol_stamp("gpu_check", device=device, arch=task.arch, batch=task.batch)
-    print(f"written: {write_results(task.out, stamp, found)}")
+    asked = {"device": device, "arch": task.arch, "batch": task.batch, "big": task.big,
+             "batches": list(task.batches), "train_images": task.train_images}  # fmt: skip
+    stamp = protocol_stamp("gpu_check", **asked)
+    found = {} if task.again else _done(task.out, asked, stamp["code"])
+    for name, check in CHECKS.items():
+        before = name in found
+        if not before:
+            begun = time.perf_counter()
+            found[name] = check(task)
+            found[name]["stage_seconds"] = time.perf_counter() - begun
+            write_results(task.out, stamp, found)
+        print(f"{'ok  ' if found[name]['passed'] else 'FAIL'} {name:16s} {'(done before) ' if before else ''}"
+              + ", ".join(f"{k} {v}" for k, v in found[name].items() if k != "passed"), flush=True)  # fmt: skip
+    print(f"written: {task.out}")
     if task.benchmark:
         command = verb("bench", "alignment", "--device", task.device, "--arch", task.arch, "--batch", str(task.batch),
                        "--bf16", "--out", str(task.out.with_name("gpu_benchmark.json")))  # fmt: skip
         subprocess.run([sys.executable, *command], check=True, env={**os.environ, "PYTHONPATH": python_path()})
     return all(f["passed"] for f in found.values())
+
+
+def _done(path: Path, asked: Mapping[str, Any], code: Any) -> dict[str, Any]:
+    """Stages that passed in an earlier call with the same options, device and code."""
+    if not path.is_file():
+        return {}
+    content = read_json(path, "GPU check")
+    stamp, found = content.get("protocol", {}), content.get("metrics", {})
+    same = all(stamp.get(k) == v for k, v in asked.items()) and stamp.get("code") == code
+    return {k: v for k, v in found.items() if k in CHECKS and v.get("passed")} if same else {}

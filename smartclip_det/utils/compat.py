@@ -119,6 +119,31 @@ def install_package_lookup() -> None:
                 setattr(module, function, ours)
 
 
+def install_recomputation() -> None:
+    """Give MMDetection's ``num_cp`` torch's checkpointing, where it would ask for fairscale."""
+    for name in ("detr_layers", "deformable_detr_layers", "grounding_dino_layers"):
+        module = importlib.import_module(f"mmdet.models.layers.transformer.{name}")
+        if module.checkpoint_wrapper is None:
+            module.checkpoint_wrapper = recomputed
+
+
+def recomputed(module: Any) -> Any:
+    """The same module, which computes its forward pass again in the backward pass; names of parameters stay."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    kind = type(module)
+
+    def forward(self: Any, *args: Any, **options: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled()):
+            return kind.forward(self, *args, **options)
+        return checkpoint(kind.forward, self, *args, use_reentrant=False, **options)
+
+    # A class of its own and not a patched method, which copies of the module would share.
+    module.__class__ = type(f"Recomputed{kind.__name__}", (kind,), {"forward": forward})
+    return module
+
+
 def version_of(distribution: str) -> str | None:
     """Installed version of a distribution, or None."""
     try:

@@ -96,6 +96,18 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
+def frozen_precision(device: torch.device, asked: str = "auto") -> AbstractContextManager[Any]:
+    """Precision of a frozen tower, which no gradient flows through.
+
+    Args:
+        device: of the tower.
+        asked: ``auto``: bf16 on cards that have it, what the caller set elsewhere; or a name in :data:`PRECISIONS`.
+    """
+    if asked == "auto":
+        asked = "bf16" if device.type == "cuda" and bf16_pays("cuda") else "fp32"
+    return autocast(device, asked)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """No autocast, whatever the caller set: scores and boxes need fp32."""
     return torch.autocast(device.type, enabled=False)

@@ -17,8 +17,9 @@ from smartclip_det.core.words import FITS
 
 #: CLIP's mean colour, which becomes (almost) zero when pixels are normalised.
 MEAN_COLOUR = (123, 117, 104)
-#: Pixels on each side that a reduced decoding leaves, for each that is needed; see :func:`read_square`.
-REDUCED_MARGIN = 3
+#: By how much decoding may reduce an image: pixels that must be left on each side, for each that is needed. The more is
+#: left out, the less what is left resembles a careful resize. See :func:`read_square`.
+REDUCED_MARGINS = {8: 3, 4: 3, 2: 1}
 #: Levels of 255 that its pixels are off by on average, at most: over photographs, and in any one of them.
 REDUCED_DISTANCE = (1.0, 4.0)
 #: Sides of the square that the longer side may take before it is cut: an image of 1 x 60,000 pixels would take some GB.
@@ -44,18 +45,21 @@ def read_square(source: str | Path | bytes, name: str, side: int, fit: str = "cr
         side: of the square.
         fit: see :data:`FITS`.
         exact: decode the whole image. Otherwise JPEG files are decoded at a half, quarter or eighth where that leaves
-            :data:`REDUCED_MARGIN` times the pixels that are needed on each side, which changes photographs by
-            :data:`REDUCED_DISTANCE` at most. For training only.
+            :data:`REDUCED_MARGINS` times the pixels that are needed on each side, and nothing outside of the square
+            is resized, which changes photographs by :data:`REDUCED_DISTANCE` at most. For training only.
     """
 
     def square(opened: Image.Image) -> Image.Image:
         size = opened.size
         if not exact:
             wanted = _resized(size, side, fit)
-            opened.draft(None, (wanted[0] * REDUCED_MARGIN, wanted[1] * REDUCED_MARGIN))
+            part = next((k for k, margin in REDUCED_MARGINS.items()
+                         if all(n >= k * margin * w for n, w in zip(size, wanted, strict=True))), 1)  # fmt: skip
+            if part > 1:
+                opened.draft(None, (size[0] // part, size[1] // part))
         turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         # A reduced size is rounded up; the square is laid out by the true one.
-        return fit_square(as_rgb(opened), side, fit, size[::-1] if turned else size)
+        return fit_square(as_rgb(opened), side, fit, size[::-1] if turned else size, whole=exact)
 
     return _decoded(io.BytesIO(source) if isinstance(source, bytes) else _existing(source), name, square)
 
@@ -109,7 +113,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values if eight else values >> 8).astype(np.uint8))
 
 
-def fit_square(image: Image.Image, side: int, fit: str = "crop", size: tuple[int, int] | None = None) -> Image.Image:
+def fit_square(
+    image: Image.Image, side: int, fit: str = "crop", size: tuple[int, int] | None = None, *, whole: bool = True
+) -> Image.Image:
     """An RGB image as a ``side`` x ``side`` square, bicubic; see :data:`FITS`.
 
     Args:
@@ -117,12 +123,13 @@ def fit_square(image: Image.Image, side: int, fit: str = "crop", size: tuple[int
         side: of the square.
         fit: see :data:`FITS`.
         size: width and height that the square is laid out by, where ``image`` is a reduced form of the image.
+        whole: resize all of the image before it is cut, as CLIP's own transform does.
     """
     check_choice("fit", fit, FITS)
     width, height = _resized(size or image.size, side, fit)
     if fit == "crop":
         left, top = round((width - side) / 2), round((height - side) / 2)
-        if max(width, height) > _LONGEST * side:
+        if not whole or max(width, height) > _LONGEST * side:
             return _resize_part(image, (width, height), (left, top), side)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))

@@ -9,6 +9,7 @@ from torch.nn import functional
 from smartclip_det.core.contrastive import (
     alignment_logits,
     hard_concrete,
+    main_directions,
     principal_part,
     sigmoid_strip,
     softmax_strip,
@@ -98,17 +99,36 @@ def test_the_sigmoid_form_is_the_sum_over_pairs(tile):
     assert sum(found).item() == pytest.approx(expected, rel=1e-9)
 
 
+def spread(values, rows, dim):
+    """Vectors around a mean with these shares of spread in orthogonal directions."""
+    g = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(dim, len(values), generator=g)).Q
+    return 3 * torch.ones(dim) + torch.randn(rows, len(values), generator=g) * torch.tensor(values) @ axes.t()
+
+
 def test_the_principal_part_is_the_projection_on_the_main_directions():
-    g = torch.Generator().manual_seed(5)
-    v = torch.randn(20, 6, generator=g)
-    unit = functional.normalize(v, dim=-1).double()
+    v = spread([1.0, 0.7, 0.1, 0.05, 0.02], 12, 6)
+    unit = torch.nn.functional.normalize(v, dim=1).double()
     centred = unit - unit.mean(0)
-    values, axes = torch.linalg.eigh(centred.t() @ centred)
-    kept = axes[:, values.argsort(descending=True)[:2]]
+    _, vectors = torch.linalg.eigh(centred.t() @ centred)
+    kept = vectors[:, -2:]
     assert torch.allclose(principal_part(v, 2).double(), centred @ kept @ kept.t() + unit.mean(0), atol=1e-5)
-    assert torch.allclose(principal_part(v, 6).double(), unit, atol=1e-5)
+    for rows in (v, v[:4], torch.cat([v[:2], v[:2]])):
+        whole = torch.nn.functional.normalize(rows, dim=1)
+        assert torch.allclose(principal_part(rows, 6), whole, atol=1e-5)
     with pytest.raises(UserError, match="components"):
         principal_part(v, 0)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.3, 1.0])
+def test_directions_without_an_svd_hold_what_those_of_an_svd_do(power):
+    """Spectra from flat, where any directions are as good, to steep."""
+    rows = spread([(n + 1) ** -power for n in range(48)], 64, 96)
+    rows = rows - rows.mean(0)
+    found = main_directions(rows, 16)
+    assert torch.allclose(found.t() @ found, torch.eye(16), atol=1e-5)
+    best = torch.linalg.svdvals(rows)[:16].square().sum()
+    assert (rows @ found).square().sum() >= 0.99 * best
 
 
 def test_hard_concrete_masks_are_binary_at_the_ends_and_half_in_the_middle():

@@ -42,7 +42,8 @@ def small(bert, plain=False, **options):
     config.num_queries = 12
     config.backbone.update(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], init_cfg=None, with_cp=False)
     config.neck.in_channels = [48, 96, 192]
-    config.encoder.update(num_layers=1, num_cp=0)
+    # As the real config, which recomputes every layer.
+    config.encoder.update(num_layers=1, num_cp=1)
     config.decoder.num_layers = 2
     config.test_cfg.max_per_img = 5
     if plain:

@@ -530,3 +530,30 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
         UserError, match=r'mmcv cannot be used .* Run `pip install "smartclip_det\[det\]"`, or .* `make setup`'
     ):
         compat.check_stack()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_frozen_tower_and_the_neck_run_in_bf16_and_all_else_in_fp32(precision, monkeypatch):
+    """Cards that have bf16 take it by default; here it is asked for by name."""
+    from smartclip_det.utils import devices
+
+    detector = build(smoke_config(**{"model.backbone.precision": precision})).eval()
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    exact = build(smoke_config()).eval()
+    kinds = []
+    detector.neck[0].register_forward_hook(lambda _m, given, out: kinds.append(out[0].dtype))
+    with torch.no_grad():
+        found, expected = detector.extract_feat(pixels), exact.extract_feat(pixels)
+        # A neck of another house is given what the tower's images were.
+        assert all(t.dtype == torch.float32 for t in detector.backbone(pixels))
+    assert kinds == [torch.bfloat16 if precision == "bf16" else torch.float32]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b).abs().mean() <= (0.02 if precision == "bf16" else 0) * b.abs().mean()
+    card = torch.device("cuda")
+    asked = []
+    monkeypatch.setattr(devices, "autocast", lambda device, name: asked.append(name))
+    for has in (True, False):
+        monkeypatch.setattr(devices, "bf16_pays", lambda device, has=has: has)
+        devices.frozen_precision(card)
+        devices.frozen_precision(torch.device("cpu"))
+    assert asked == ["bf16", "fp32", "fp32", "fp32"]

@@ -14,10 +14,27 @@ TOOL = "tools/analysis/gpu_check.py"
 
 @pytest.mark.slow
 def test_the_checks_run_without_a_gpu(tmp_path):
-    run(
-        TOOL, "--device", "cpu", "--arch", "SmartCLIP-tiny", "--batch", "8", "--big", "64", "--out", tmp_path / "c.json"
-    )
-    found = json.loads((tmp_path / "c.json").read_text())["metrics"]
+    command = [TOOL, "--device", "cpu", "--arch", "SmartCLIP-tiny", "--batch", "8", "--big", "64", "--batches", "4", "8",
+               "--train-images", "8", "--out", tmp_path / "c.json"]  # fmt: skip
+    run(*command)
+    content = json.loads((tmp_path / "c.json").read_text())
+    found = content["metrics"]
+    assert found["whole_run"]["steps"] > 0
+    assert set(found["steps"]["steps"]) == {"4", "8"}
+    for name in ("two-stage", "one-stage", "referring"):
+        assert found[name]["relative_difference"] == 0
+        assert found[name]["waits"] is None
+    # A call that was cut off goes on with what is missing, and with what failed.
+    del content["metrics"]["waits"]
+    content["metrics"]["parity"]["passed"] = False
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    told = run(*command).stdout
+    assert told.count("(done before)") == len(found) - 2
+    again = json.loads((tmp_path / "c.json").read_text())["metrics"]
+    assert again.keys() == found.keys()
+    assert again["steps"] == found["steps"]
+    assert again["parity"]["passed"]
+    found = again
     assert found["parity"]["relative_difference"] == 0
     assert found["mixed_precision"]["gradient_cosine"] < 1
     assert all(f["passed"] for f in found.values())

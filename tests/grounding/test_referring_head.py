@@ -106,8 +106,8 @@ def test_matching_and_losses_by_hand():
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2]]])
     output = GroundingOutput(boxes, torch.tensor([[0.0, 1.0]]), torch.zeros(1, 4, 4), None)
     target = torch.tensor([[0.25, 0.2, 0.2, 0.2]])
-    rows, columns = match(boxes[0], output.exists[0], target, {"exists": 1.0, "bbox": 5.0, "giou": 2.0})
-    assert (rows.tolist(), columns.tolist()) == ([1], [0])
+    told = match(output, [target], {"exists": 1.0, "bbox": 5.0, "giou": 2.0})
+    assert [t.tolist() for t in told] == [[0], [1], [0]]
     losses = grounding_losses(output, [target], {"map_focal": 0.0, "map_dice": 0.0})
     exists = (math.log(2) + math.log(1 + math.exp(-1))) / 2
     assert losses["loss_exists"].item() == pytest.approx(exists, abs=1e-6)

@@ -1,7 +1,12 @@
 #!/usr/bin/env python
 """``smartclip-det data check-leakage``, under the name of its file."""
 
-from smartclip_det.cli import run_verb
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    # A checkout works without being installed.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from smartclip_det.cli import run_verb
+
     run_verb("data check-leakage")

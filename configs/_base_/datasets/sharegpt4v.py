@@ -9,7 +9,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type="EpochStreamSampler"),
     batch_sampler=dict(type="StreamBatches"),
-    collate_fn=dict(type="default_collate"),
+    collate_fn=dict(type="caption_batch"),
     dataset=dict(
         type="CaptionDataset",
         data_root=data_root,

@@ -114,9 +114,12 @@ class Referring(Family):
         return out
 
     def _boxes(self, image: EncodedSquare, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Boxes and probabilities of each text, best first."""
+        """Boxes and probabilities of each text, best first, on the host: one copy for each output."""
         width, height = image.size
-        return [self.model.boxes_of(out, k, image.scale, (height, width)) for out, k in self._outputs(image, texts)]
+        found = []
+        for output in (out for out, k in self._outputs(image, texts) if k == 0):
+            found += self.model.boxes_of(output, [(image.scale, (height, width))] * len(output.boxes))
+        return found
 
     def detect(self, image: EncodedSquare, bank: TextBank, threshold: float, limit: int | None) -> Detections:
         """The boxes that each name means, all names together, best first."""

@@ -17,7 +17,6 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.contrastive import principal_part
@@ -30,6 +29,7 @@ from smartclip_det.models.alignment.region_contrast import RegionContrast
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scale
 from smartclip_det.models.towers.low_rank import add_low_rank
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.text_batch import describe_texts, pad_texts, texts_to
 from smartclip_det.models.towers.vision_transformer import DENSE_MODES
 
 #: Terms of the loss that the dense map is trained by as well.
@@ -97,7 +97,7 @@ class SmartCLIPAlignment(BaseModel):
             data_preprocessor: MMEngine's; None leaves uint8 pixels as they are until a part of them is encoded.
             init_cfg: unused; weights come from ``towers``.
         """
-        super().__init__(data_preprocessor=data_preprocessor, init_cfg=None)
+        super().__init__(data_preprocessor=data_preprocessor or {"type": "BaseDataPreprocessor", "non_blocking": True})
         self.towers = load_towers(towers)
         self.loss = AlignmentLoss(**(loss or {}))
         for name, value, low in (("micro_batch", micro_batch, 0), ("text_chunks", text_chunks, 1),
@@ -125,6 +125,9 @@ class SmartCLIPAlignment(BaseModel):
             print_log(f"logit_scale is a logarithm; {was:g} lies outside 0 to ln 100 and starts at {now:.4f}.",
                       "current", logging.WARNING)  # fmt: skip
         self._banks: dict[str, TextBank] = {}
+        self._vocabularies: dict[tuple[str, torch.device], tuple[TextBank, dict[str, Tensor | None]]] = {}
+        # On each device once; not buffers, which DeepSpeed would round to bf16.
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._choose_trained(towers)
 
     def _choose_trained(self, source: Mapping[str, Any]) -> None:
@@ -161,10 +164,12 @@ class SmartCLIPAlignment(BaseModel):
     def set_text_banks(self, banks: Mapping[str, TextBank]) -> None:
         """Vocabularies that :meth:`forward` scores images against in ``predict`` mode, by name."""
         self._banks = dict(banks)
+        self._vocabularies.clear()
 
     def forward(
-        self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor"
-    ) -> Any:
+        self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor",
+        texts: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
         """Run one batch.
 
         Args:
@@ -172,6 +177,7 @@ class SmartCLIPAlignment(BaseModel):
             data_samples: ``drawn_captions`` (or ``drawn_tokens``) each, as many for all, for ``loss``; ``captions``
                 for ``predict``.
             mode: ``loss`` (dict of losses), ``predict`` (see :meth:`predict`), ``tensor`` (``[B, D]`` vectors).
+            texts: for ``loss``, see ``text_batch.pad_texts``; None: made of ``data_samples`` here.
 
         Raises:
             UserError: for another mode, or samples without what the mode needs.
@@ -180,60 +186,65 @@ class SmartCLIPAlignment(BaseModel):
             return self.towers.encode_image(self.normalised(inputs))
         if data_samples is None or mode not in ("loss", "predict"):
             raise UserError(f"mode must be loss or predict with data_samples, or tensor; given {mode!r}.")
-        return self._losses(inputs, data_samples) if mode == "loss" else self.predict(inputs, data_samples)
+        return self._losses(inputs, data_samples, texts) if mode == "loss" else self.predict(inputs, data_samples)
 
     def normalised(self, inputs: Tensor) -> Tensor:
         """Pixels as the tower wants them; what is not uint8 was normalised before."""
         if inputs.dtype != torch.uint8:
             return inputs
-        mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in self.towers.image_statistics())
+        if inputs.device not in self._statistics:
+            mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in self.towers.image_statistics())
+            self._statistics[inputs.device] = mean, std
+        mean, std = self._statistics[inputs.device]
         return (inputs.float() / 255 - mean) / std
 
-    def _losses(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> dict[str, Tensor]:
-        tokens, sets = self._tokens(data_samples, inputs.device)
+    def _losses(
+        self, inputs: Tensor, data_samples: Sequence[BaseDataElement], texts: Mapping[str, Any] | None
+    ) -> dict[str, Tensor]:
+        given = self._texts(data_samples, inputs.device) if texts is None else texts
+        sets = len(given["lengths"]) // len(inputs)
         seen = self._see(inputs)
-        texts = self._read(tokens)
-        losses = self._contrast(seen.pooled, *texts, sets)
+        read = self._read(given)
+        losses = self._contrast(seen.pooled, *read, sets)
         if seen.patch_mean is not None:
-            dense = self._contrast(seen.patch_mean, *texts, sets)
+            dense = self._contrast(seen.patch_mean, *read, sets)
             losses.update({f"{k}_dense": self.dense_weight * v for k, v in dense.items() if k in _ALIGNED})
         if self.distillation is not None:
             assert seen.dense is not None
-            given = self.normalised(inputs[: len(seen.dense)])
-            losses.update(self.distillation(self.towers.image_tower, given, seen.dense))
+            pixels = self.normalised(inputs[: len(seen.dense)])
+            losses.update(self.distillation(self.towers.image_tower, pixels, seen.dense))
         if self.region_contrast is not None:
             assert seen.dense is not None
             losses.update(self._contrast_regions(self.region_contrast, seen.dense, data_samples))
         # Captions over the context are cut, as in the released training: the log tells how many reach the limit.
         limit = self.towers.config.context_length
-        losses["texts_at_limit"] = (tokens.argmax(dim=1) == limit - 1).float().mean()
+        losses["texts_at_limit"] = (given["tokens"].argmax(dim=1) == limit - 1).float().mean()
         return losses
 
-    def _tokens(self, data_samples: Sequence[BaseDataElement], device: torch.device) -> tuple[Tensor, int]:
-        """``[sets * B, L]`` ids, set by set, and the number of sets."""
+    def _texts(self, data_samples: Sequence[BaseDataElement], device: torch.device) -> dict[str, Any]:
+        """What ``caption_batch`` gives of texts, for samples that came without it: set by set."""
         if "drawn_tokens" in data_samples[0]:
-            rows = [[torch.tensor(t) for t in s.drawn_tokens] for s in data_samples]
-            flat = [t for one in zip(*rows, strict=True) for t in one]
-            tokens = pad_sequence(flat, batch_first=True)
-            limit = self.towers.config.context_length
-            if tokens.shape[1] > limit:
-                raise UserError(
-                    f"The data set gives {tokens.shape[1]} tokens, the towers take {limit}: "
-                    "set the data set's context_length to theirs, or towers.stretch=True."
-                )
-            mask_network = self.towers.mask_network
-            if mask_network is not None and mask_network.mask_pad == "include":
-                room = self.towers.config.context_length - tokens.shape[1]
-                tokens = torch.nn.functional.pad(tokens, (0, room))
-            return tokens.to(device), len(rows[0])
-        sets = list(zip(*(s.drawn_captions for s in data_samples), strict=True))
-        return self.towers.tokenize([t for one in sets for t in one], truncate=True).to(device), len(sets)
+            rows = zip(*(s.drawn_tokens for s in data_samples), strict=True)
+            return texts_to(pad_texts([t for one in rows for t in one]), device)
+        captions = zip(*(s.drawn_captions for s in data_samples), strict=True)
+        return self._tokenized([t for one in captions for t in one], device)
 
-    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _tokenized(self, texts: Sequence[str], device: torch.device) -> dict[str, Any]:
+        return texts_to(describe_texts(self.towers.tokenize(texts, truncate=True)), device)
+
+    def _read(self, texts: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Text vectors and mask logits ``[K, D]``, chunk by chunk."""
+        tokens, limit = texts["tokens"], self.towers.config.context_length
+        if tokens.shape[1] > limit:
+            raise UserError(
+                f"The data set gives {tokens.shape[1]} tokens, the towers take {limit}: "
+                "set the data set's context_length to theirs, or towers.stretch=True."
+            )
         again = 0 < self.micro_batch < len(tokens)
-        parts = -(-len(tokens) // self.micro_batch) if again else 1
-        return self.towers.forward_text_by_length(tokens, max(parts, self.text_chunks), recompute=again)
+        parts = max(-(-len(tokens) // self.micro_batch) if again else 1, self.text_chunks)
+        return self.towers.forward_text_by_length(
+            tokens, parts, recompute=again, lengths=texts["lengths"], order=(texts["order"], texts["back"])
+        )
 
     def _see(self, inputs: Tensor) -> SeenImages:
         """Image features, micro-batch by micro-batch."""
@@ -275,7 +286,7 @@ class SmartCLIPAlignment(BaseModel):
         texts = term.texts(told)
         if not texts:
             return term.nothing(dense)
-        embeds, logits = self._read(self.towers.tokenize(texts, truncate=True).to(dense.device))
+        embeds, logits = self._read(self._tokenized(texts, dense.device))
         return term(dense, [s.region_boxes for s in data_samples], told, embeds,
                     self.loss.masks(logits), self.towers.image_tower.patch_size)  # fmt: skip
 
@@ -289,23 +300,28 @@ class SmartCLIPAlignment(BaseModel):
         """
         images = self.towers.encode_image(self.normalised(inputs))
         scores = {}
-        for name, bank in self._banks.items():
-            bank = bank.to(images.device)
-            # A control needs another text to take a mask from.
-            scores[name] = {
-                mode: masked_cosine(
-                    images, bank.embeds, resolve_masks(bank.masks, mode, bank.texts), text_norm=self.loss.text_norm
-                ).cpu()
-                for mode in RETRIEVAL_MODES
-                if mode != "shuffled" or len(bank) > 1
-            }
+        for name in self._banks:
+            bank, masks = self._vocabulary(name, images.device)
+            scores[name] = {mode: masked_cosine(images, bank.embeds, m, text_norm=self.loss.text_norm).cpu()
+                            for mode, m in masks.items()}  # fmt: skip
         texts = [t for s in data_samples for kind in s.captions.values() for t in kind]
         found = self._encode_unique(texts)
+        vectors = images.float().cpu()
         for i, sample in enumerate(data_samples):
-            sample.set_field(images[i].float().cpu(), "image_embed", dtype=Tensor)
+            sample.set_field(vectors[i], "image_embed", dtype=Tensor)
             sample.set_field({k: [found[t] for t in v] for k, v in sample.captions.items()}, "text_features")
             sample.set_field({n: {k: v[i] for k, v in s.items()} for n, s in scores.items()}, "presence_scores")
         return list(data_samples)
+
+    def _vocabulary(self, name: str, device: torch.device) -> tuple[TextBank, dict[str, Tensor | None]]:
+        """A bank in force and its masks by mode on a device, brought there once."""
+        if (name, device) not in self._vocabularies:
+            bank = self._banks[name].to(device)
+            # A control needs another text to take a mask from.
+            masks = {mode: resolve_masks(bank.masks, mode, bank.texts) for mode in RETRIEVAL_MODES
+                     if mode != "shuffled" or len(bank) > 1}  # fmt: skip
+            self._vocabularies[name, device] = bank, masks
+        return self._vocabularies[name, device]
 
     def _encode_unique(self, texts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """``[D]`` vector and mask of each different text."""

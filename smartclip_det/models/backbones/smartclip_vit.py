@@ -6,6 +6,7 @@ Shape letters: B images, H W pixels, h w grid cells, C tap channels (tower width
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from smartclip_det.core.errors import check_choice
 from smartclip_det.models.towers.frozen import hash_tensor, refuse_other_towers
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.vision_transformer import VisionOutput
+from smartclip_det.utils.devices import PRECISIONS, frozen_precision
 
 
 @MODELS.register_module()
@@ -36,6 +39,7 @@ class SmartCLIPViT(BaseModule):
         window_size: int = 0,
         global_layers: Sequence[int] = (),
         checkpointing: bool = False,
+        precision: str = "auto",
         init_cfg: Any = None,
     ) -> None:
         """Build from a towers source.
@@ -48,6 +52,8 @@ class SmartCLIPViT(BaseModule):
             window_size: attention windows in cells, 0 for global attention.
             global_layers: layers that stay global under windows.
             checkpointing: recompute blocks in backward.
+            precision: of a frozen tower and of the neck behind it, see ``devices.frozen_precision``; a trained one has
+                that of the optimizer wrapper (``--amp``).
             init_cfg: unused; weights come from ``towers``.
         """
         super().__init__(init_cfg=None)
@@ -58,6 +64,7 @@ class SmartCLIPViT(BaseModule):
         self.tower_hash = model.checkpoint_hash
         self.out_indices = tuple(out_indices)
         self.frozen = frozen
+        self.precision = check_choice("precision", precision, ("auto", *PRECISIONS))
         self.dense_mode = dense_mode
         self.out_channels = [self.image_tower.tap_channels[i] for i in self.out_indices]
         self._freeze()
@@ -98,5 +105,15 @@ class SmartCLIPViT(BaseModule):
     def features(self, images: Tensor, *, dense: bool = False) -> VisionOutput:
         """Taps, and the dense map ``[B, D, h, w]`` (not normalised) where asked for."""
         mode = self.dense_mode if dense else None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen), self.mixed(images.device):
+            found = self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)
+        if torch.is_autocast_enabled(images.device.type) or found.taps[0].dtype == images.dtype:
+            return found
+        # A neck of another house, which knows nothing of it, is in the precision of its own weights.
+        return VisionOutput(found.pooled, None if found.dense is None else found.dense.float(),
+                            tuple(t.float() for t in found.taps),
+                            None if found.class_token is None else found.class_token.float())  # fmt: skip
+
+    def mixed(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The precision that a frozen tower runs in; the caller's for a trained one."""
+        return frozen_precision(device, self.precision) if self.frozen else nullcontext()

@@ -150,16 +150,16 @@ class OWLHead(BaseModule):
         onehot = torch.zeros_like(logits)
         predicted, wanted = [], []
         truths = [s.gt_instances for s in samples]
+        refuse_unseen(torch.cat([t.labels for t in truths]), bank)
         for i, truth in enumerate(truths):
             boxes = get_box_tensor(truth.bboxes).float()
-            refuse_unseen(truth.labels, bank)
             tokens, matched = self._match(corners[i] * factor, logits[i], boxes, truth.labels, input_shape)
             onehot[i, tokens, truth.labels[matched]] = 1
             predicted.append(torch.stack([found.boxes[i, tokens], corners[i, tokens]]))
             shares = boxes[matched] / factor
             wanted.append(torch.stack([bbox_xyxy_to_cxcywh(shares), shares]))
         ours, theirs = torch.cat(predicted, dim=1), torch.cat(wanted, dim=1)
-        count = reduce_mean(ours.new_tensor([float(ours.shape[1])])).clamp(min=1)
+        count = reduce_mean(ours.new_full((1,), float(ours.shape[1]))).clamp(min=1)
         taking_part = self._classes_in_loss(torch.cat([t.labels for t in truths]), bank)
         focal = sigmoid_focal_loss(logits, onehot, alpha=self.focal["alpha"], gamma=self.focal["gamma"])
         return {

@@ -5,13 +5,14 @@ Shape letters: B images, R regions, D joint embedding, h w grid cells.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from smartclip_det.core.scoring_policy import ScoringPolicy
@@ -70,7 +71,12 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """``[B, 3, H, W]`` to the maps of the pyramid."""
-        return tuple(self.neck(self.backbone(batch_inputs)))
+        with self._mixed(batch_inputs.device):
+            return tuple(self.neck(self.backbone(batch_inputs)))
+
+    def _mixed(self, device: torch.device) -> AbstractContextManager[Any]:
+        """What tower and neck run in; heads, boxes and scores are fp32."""
+        return self.backbone.mixed(device) if hasattr(self.backbone, "mixed") else nullcontext()
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of RPN and RoI head."""
@@ -78,9 +84,7 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
         pyramid = self.extract_feat(batch_inputs)
         with torch.autocast(batch_inputs.device.type, enabled=False):
             pyramid = tuple(p.float() for p in pyramid)
-            agnostic = copy.deepcopy(list(batch_data_samples))
-            for sample in agnostic:
-                sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
+            agnostic = [_agnostic(s) for s in batch_data_samples]
             proposal_cfg = self.train_cfg.get("rpn_proposal", self.test_cfg.rpn)
             rpn, proposals = self.rpn_head.loss_and_predict(pyramid, agnostic, proposal_cfg=proposal_cfg)
             losses = {k if "rpn" in k else f"rpn_{k}": v for k, v in rpn.items()}
@@ -90,8 +94,9 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
         """Detections in ``pred_instances``; a sample with ``proposals`` needs no RPN."""
         bank = self._bank_in_force(batch_inputs.device)
-        features = self.backbone.features(batch_inputs, dense=self.policy.fuses)
-        pyramid = tuple(p.float() for p in self.neck(features.taps))
+        with self._mixed(batch_inputs.device):
+            features = self.backbone.features(batch_inputs, dense=self.policy.fuses)
+            pyramid = tuple(p.float() for p in self.neck(features.taps))
         with torch.autocast(batch_inputs.device.type, enabled=False):
             proposals = [s.get("proposals") for s in batch_data_samples]
             if any(p is None for p in proposals):
@@ -104,3 +109,13 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> tuple[Tensor, ...]:
         """Raw maps of the pyramid."""
         return self.extract_feat(batch_inputs)
+
+
+def _agnostic(sample: Any) -> Any:
+    """The sample as the RPN sees it: boxes of one class. Nothing is copied but facts: masks may be large."""
+    found = type(sample)(metainfo=sample.metainfo)
+    boxes = sample.gt_instances.bboxes
+    found.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros_like(sample.gt_instances.labels))
+    if "ignored_instances" in sample:
+        found.ignored_instances = sample.ignored_instances
+    return found

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import OWN_MASK_MODES, paired_masked_cosine, resolve_masks
 from smartclip_det.models.towers.frozen import FrozenTowers
+from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 #: ``none``: tested as it is (c0 is that and tools/ground.py on its boxes); ``branch``: c1; ``all``: c2.
 TRAINED = ("none", "branch", "all")
@@ -75,7 +76,8 @@ class SentenceContrast(nn.Module):
         super().__init__()
         self.base = base
         self.project = nn.Linear(channels, embed_dim)
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = scalar_parameter(0.0)
+        keep_scalars_in_files(self, "scale")
         #: Vectors and masks ``[B, D]`` of the sentences at hand; the detector sets them.
         self.sentences: tuple[Tensor, Tensor | None] | None = None
         self.register_load_state_dict_pre_hook(_from_base)

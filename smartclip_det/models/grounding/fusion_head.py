@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
+from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 
 @dataclass
@@ -113,8 +114,8 @@ class FusionHead(nn.Module):
         self.box = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
         self.exists = nn.Linear(dim, 1)
         self.refine = nn.Linear(dim, embed_dim)
-        self.map_scale = nn.Parameter(torch.tensor(10.0))
-        self.map_bias = nn.Parameter(torch.tensor(-3.0))
+        self.map_scale, self.map_bias = scalar_parameter(10.0), scalar_parameter(-3.0)
+        keep_scalars_in_files(self, "map_scale", "map_bias")
         self.upscale, self.kernel = None, None
         if mask_branch:
             widths = [dim, dim // 2, dim // 4, dim // 8]

@@ -24,6 +24,7 @@ from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutp
 from smartclip_det.models.grounding.set_losses import WEIGHTS, grounding_losses
 from smartclip_det.models.towers.frozen import FrozenTowers
 from smartclip_det.models.towers.tokenizer import image_statistics
+from smartclip_det.utils.devices import frozen_precision
 
 
 @MODELS.register_module()
@@ -90,9 +91,10 @@ class SmartCLIPReferring(BaseModel):
     @torch.no_grad()
     def image_tokens(self, images: Tensor) -> ImageTokens:
         """Tokens of ``[B, 3, S, S]`` uint8 or float pixels in 0..255."""
-        found = self.towers.image_tower.features(
-            (images.float() - self.mean) / self.std, taps=self.out_indices, dense_mode=self.dense_mode
-        )
+        with frozen_precision(images.device):
+            found = self.towers.image_tower.features(
+                (images.float() - self.mean) / self.std, taps=self.out_indices, dense_mode=self.dense_mode
+            )
         # Taps of finer strides are averaged to the grid of the last one.
         grid = found.dense.shape[-2:]
         taps = [t if t.shape[-2:] == grid else functional.adaptive_avg_pool2d(t, grid) for t in found.taps]
@@ -111,14 +113,16 @@ class SmartCLIPReferring(BaseModel):
         new = [s for s in dict.fromkeys(sentences) if s not in kept]
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
-            tokens = self.towers.tokenize(part).to(self.mean.device)
+            tokens = self.towers.tokenize(part)
+            # Read on the host, where they are.
+            ends = (tokens.argmax(dim=1) + 1).tolist()
+            tokens = tokens.to(self.mean.device)
             # What is kept must not depend on the precision at hand.
             with torch.autocast(tokens.device.type, enabled=False):
                 found = self.towers.forward_text(tokens)
             probs = torch.ones_like(found.embeds) if found.mask_logits is None else found.mask_logits.sigmoid()
-            lengths = (tokens.argmax(dim=1) + 1).tolist()
             for n, s in enumerate(part):
-                kept[s] = (found.states[n, : lengths[n]].float().clone(), found.embeds[n].float(), probs[n].float())
+                kept[s] = (found.states[n, : ends[n]].float().clone(), found.embeds[n].float(), probs[n].float())
         if self.text_cache:
             self._texts.update({s: kept[s] for s in new})
             while len(self._texts) > self.text_cache:
@@ -151,8 +155,10 @@ class SmartCLIPReferring(BaseModel):
             return self._predict(output, data_samples)
         if mode != "loss":
             raise UserError(f"mode must be loss, predict or tensor; given {mode!r}.")
-        targets = [box_convert(b.to(images.device), "xyxy", "cxcywh") / self.image_size
-                   for s in data_samples for b in s.boxes]  # fmt: skip
+        boxes = [b for s in data_samples for b in s.boxes]
+        # One copy to the device for all sentences.
+        shares = box_convert(torch.cat(boxes).to(images.device), "xyxy", "cxcywh") / self.image_size
+        targets = shares.split([len(b) for b in boxes])
         masks = None
         if self.head.upscale is not None:
             masks = torch.cat([s.masks for s in data_samples]).to(images.device)
@@ -160,12 +166,12 @@ class SmartCLIPReferring(BaseModel):
 
     def _predict(self, output: GroundingOutput, samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:
         """Boxes in pixels of the original image, best first; the letterbox is undone."""
-        rows = iter(range(len(output.boxes)))
+        frames = [(s.scale, s.ori_shape) for s in samples for _ in s.sentence_ids]
+        answers = enumerate(self.boxes_of(output, frames))
         for s in samples:
             found = []
             for sentence_id in s.sentence_ids:
-                k = next(rows)
-                boxes, scores = self.boxes_of(output, k, s.scale, s.ori_shape)
+                k, (boxes, scores) = next(answers)
                 one = {"id": sentence_id, "boxes": boxes.tolist(), "scores": scores.tolist()}
                 if output.pixels is not None:
                     one["mask"] = self.mask_of(output.pixels[k], s.scale, s.ori_shape)
@@ -174,26 +180,26 @@ class SmartCLIPReferring(BaseModel):
         return list(samples)
 
     def boxes_of(
-        self, output: GroundingOutput, k: int, scale: tuple[float, float], size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes of sentence k in pixels of the original image, and their probabilities, best first after NMS.
+        self, output: GroundingOutput, frames: Sequence[tuple[tuple[float, float], tuple[int, int]]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Boxes of each sentence in pixels of its original image, and their probabilities, best first after NMS.
 
         Args:
-            output: of the head.
-            k: row of the sentence.
-            scale: square over image pixels, x and y.
-            size: height and width of the image.
+            output: of the head, for K sentences.
+            frames: for each sentence of its image the scale (square over image pixels, x and y), height and width.
 
         Returns:
-            ``[N, 4]`` xyxy, cut at the image's border, and ``[N]``.
+            For each sentence ``[N, 4]`` xyxy, cut at the image's border, and ``[N]``, on the host: one copy for all.
         """
-        height, width = size
-        corners = box_convert(output.boxes[k].float(), "cxcywh", "xyxy") * self.image_size
-        corners = corners / corners.new_tensor([*scale, *scale])
-        corners = torch.minimum(corners.clamp(min=0), corners.new_tensor([width, height, width, height]))
-        scores = output.exists[k].float().sigmoid()
-        order = nms(corners, scores, self.nms_iou)[: self.max_boxes]
-        return corners[order], scores[order]
+        corners = box_convert(output.boxes.float(), "cxcywh", "xyxy") * self.image_size
+        told = torch.cat([corners, output.exists.float().sigmoid().unsqueeze(-1)], dim=-1).cpu()
+        answers = []
+        for row, (scale, (height, width)) in zip(told, frames, strict=True):
+            boxes = row[:, :4] / row.new_tensor([*scale, *scale])
+            boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+            order = nms(boxes, row[:, 4], self.nms_iou)[: self.max_boxes]
+            answers.append((boxes[order], row[order, 4]))
+        return answers
 
     def mask_of(self, logits: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> Any:
         """``[H, W]`` bool of the original image, from a row of ``GroundingOutput.pixels``; see :meth:`boxes_of`."""

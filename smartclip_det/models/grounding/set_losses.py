@@ -28,23 +28,45 @@ WEIGHTS = {
 }
 
 
-def match(boxes: Tensor, exists: Tensor, targets: Tensor, weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """One-to-one assignment of least cost between the Q queries of a sentence and its G targets.
+def match(
+    output: GroundingOutput, targets: Sequence[Tensor], weights: Mapping[str, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One-to-one assignments of least cost between the Q queries of each sentence and its G targets.
 
     Args:
-        boxes: ``[Q, 4]`` cxcywh shares.
-        exists: ``[Q]`` logits.
-        targets: ``[G, 4]`` cxcywh shares.
+        output: of the head, for K sentences.
+        targets: for each sentence ``[G, 4]`` cxcywh shares.
         weights: of ``exists`` (minus the probability), ``bbox`` (L1) and ``giou`` (minus GIoU).
 
     Returns:
-        Indices of queries and of targets, ``min(Q, G)`` each.
+        Indices of sentences, of queries, and of targets in the order of all sentences, ``min(Q, G)`` for each sentence.
+        However many sentences, the device is waited for twice; with one query, once at most.
     """
-    overlap = generalized_box_iou(box_convert(boxes, "cxcywh", "xyxy"), box_convert(targets, "cxcywh", "xyxy"))
-    cost = (weights["bbox"] * torch.cdist(boxes, targets, p=1) - weights["giou"] * overlap
-            - weights["exists"] * exists.sigmoid()[:, None])  # fmt: skip
-    rows, columns = linear_sum_assignment(cost.detach().float().cpu().numpy())
-    return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
+    boxes, counts = output.boxes, [len(t) for t in targets]
+    device, queries, total = boxes.device, boxes.shape[1], sum(counts)
+    if not total:
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        return nothing, nothing, nothing
+    every = torch.cat(list(targets))
+    overlap = generalized_box_iou(box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy"),
+                                  box_convert(every, "cxcywh", "xyxy"))  # fmt: skip
+    cost = (weights["bbox"] * torch.cdist(boxes.flatten(0, 1), every, p=1) - weights["giou"] * overlap
+            - weights["exists"] * output.exists.sigmoid().flatten()[:, None]).detach().float()  # fmt: skip
+    starts = [sum(counts[:k]) for k in range(len(counts))]
+    asked = [k for k, n in enumerate(counts) if n]
+    if queries == 1:
+        nearest = torch.stack([cost[k, starts[k] : starts[k] + counts[k]].argmin() + starts[k] for k in asked])
+        sentences = torch.arange(len(counts), device=device)
+        if len(asked) < len(counts):
+            sentences = torch.tensor(asked, device=device)
+        return sentences, torch.zeros_like(nearest), nearest
+    table = cost.view(len(counts), queries, total).cpu().numpy()
+    triples = []
+    for k in asked:
+        rows, columns = linear_sum_assignment(table[k, :, starts[k] : starts[k] + counts[k]])
+        triples += [(k, int(q), starts[k] + int(g)) for q, g in zip(rows, columns, strict=True)]
+    found = torch.tensor(triples, device=device)
+    return found[:, 0], found[:, 1], found[:, 2]
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -90,16 +112,12 @@ def grounding_losses(
     for key in weights or {}:
         check_choice("loss weight", key, WEIGHTS)
     chosen = {**WEIGHTS, **(weights or {})}
+    sentences, queries, columns = match(output, targets, chosen)
     wanted = torch.zeros_like(output.exists)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for k, mine in enumerate(targets):
-        if len(mine):
-            rows, columns = match(output.boxes[k], output.exists[k], mine, chosen)
-            wanted[k, rows] = 1
-            pairs.append((output.boxes[k][rows], mine[columns]))
+    wanted[sentences, queries] = 1
     losses = {"loss_exists": chosen["exists"] * functional.binary_cross_entropy_with_logits(output.exists, wanted)}
-    found = torch.cat([a for a, _ in pairs]) if pairs else output.boxes.flatten(0, 1)[:0]
-    truth = torch.cat([b for _, b in pairs]) if pairs else found
+    found = output.boxes[sentences, queries]
+    truth = torch.cat(list(targets))[columns] if len(columns) else found
     count = max(1, len(found))
     overlap = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
     losses["loss_bbox"] = chosen["bbox"] * (found - truth).abs().sum() / count

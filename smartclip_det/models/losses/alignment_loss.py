@@ -14,6 +14,7 @@ from smartclip_det.core.contrastive import SCALE, TILE, hard_concrete, sigmoid_s
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import TEXT_NORMS, straight_through
 from smartclip_det.models.losses.gather import gather_rows, logsumexp_over_processes, world_size
+from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 #: Of the logarithm of a learned scale, as in CLIP (arXiv 2103.00020): scales from 1 to 100.
 SCALE_BOUNDS = (0.0, math.log(100.0))
@@ -22,14 +23,19 @@ FORMS = ("softmax", "sigmoid")
 
 
 @torch.no_grad()
+def bound_scale_(logit_scale: Tensor) -> None:
+    """Put the logarithm of a learned scale back into ``SCALE_BOUNDS``, in place and without a wait for the device."""
+    logit_scale.clamp_(*SCALE_BOUNDS)
+
+
 def bound_scale(logit_scale: Tensor) -> float | None:
-    """Put the logarithm of a learned scale back into ``SCALE_BOUNDS``, in place.
+    """:func:`bound_scale_`, told.
 
     Returns:
         What it was where it lay outside; None where nothing changed.
     """
-    was = float(logit_scale)
-    logit_scale.clamp_(*SCALE_BOUNDS)
+    was = float(logit_scale.detach())
+    bound_scale_(logit_scale)
     # The upper bound itself is no float32.
     return None if SCALE_BOUNDS[0] <= was <= SCALE_BOUNDS[1] + 1e-6 else was
 
@@ -70,7 +76,8 @@ class AlignmentLoss(nn.Module):
             raise UserError(f"label_smoothing is in [0, 1), for the softmax form only; given {label_smoothing}.")
         self.modular, self.scale, self.tile, self.label_smoothing = modular, scale, tile, label_smoothing
         self.alignment_weight, self.sparsity_weight = alignment_weight, sparsity_weight
-        self.bias = nn.Parameter(torch.tensor(-10.0)) if form == "sigmoid" else None
+        self.bias = scalar_parameter(-10.0) if form == "sigmoid" else None
+        keep_scalars_in_files(self, "bias")
 
     @property
     def learns_scale(self) -> bool:
@@ -97,7 +104,7 @@ class AlignmentLoss(nn.Module):
             image_embeds: ``[B, D]`` projected, not normalised.
             text_embeds: ``[B, D]``, of the caption of each image.
             mask_logits: ``[B, D]``, or None.
-            logit_scale: scalar logarithm, used where ``scale='learned'`` (at most 100, as in CLIP).
+            logit_scale: logarithm, one number, used where ``scale='learned'`` (at most 100, as in CLIP).
 
         Returns:
             ``loss_sidm`` (same image, different masks: over the captions of each image) and ``loss_dism`` (different
@@ -112,12 +119,12 @@ class AlignmentLoss(nn.Module):
         scale: float | Tensor = float(SCALE if self.learns_scale else self.scale)
         if self.learns_scale:
             # The parameter is kept in its bounds after each step (bound_scale); this is for what was never stepped.
-            scale = logit_scale.float().clamp(max=SCALE_BOUNDS[1]).exp()
+            scale = logit_scale.float().reshape(()).clamp(max=SCALE_BOUNDS[1]).exp()
         # Mean over the joint batch, times the processes that DDP will divide by.
         share = world_size() / len(texts)
         if self.form == "sigmoid":
             assert self.bias is not None
-            strip_sum = sigmoid_strip(images, texts, all_masks, first, scale=scale, bias=self.bias,
+            strip_sum = sigmoid_strip(images, texts, all_masks, first, scale=scale, bias=self.bias.reshape(()),
                                       text_norm=self.text_norm, tile=self.tile)  # fmt: skip
             losses = {"loss_sigmoid": self.alignment_weight * share * strip_sum}
         else:
@@ -125,7 +132,7 @@ class AlignmentLoss(nn.Module):
         if masks is not None:
             losses["loss_sparsity"] = self.sparsity_weight * share * len(masks) * sparsity_loss(masks)
             losses["mask_density"] = (masks.detach() >= 0.5).float().mean()
-        losses["scale"] = torch.as_tensor(scale, device=images.device).detach()
+        losses["scale"] = scale.detach() if isinstance(scale, Tensor) else images.new_full((), scale)
         return losses
 
     def _softmax(

@@ -24,6 +24,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter, masked_cosine
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 Targets = tuple[Tensor, Tensor, Tensor]
 
@@ -82,7 +83,8 @@ class OpenVocabBBoxHead(BaseModule):
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.fc_cls = nn.Linear(widths[-1], embed_dim)
         self.fc_reg = nn.Linear(widths[-1], 4)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(initial_temperature))) if learn_temperature else None
+        self.log_temperature = scalar_parameter(math.log(initial_temperature)) if learn_temperature else None
+        keep_scalars_in_files(self, "log_temperature")
         self.background = nn.Parameter(torch.randn(embed_dim))
         self.counter = DegenerateCounter()
         self._initialise()
@@ -109,7 +111,7 @@ class OpenVocabBBoxHead(BaseModule):
 
     def temperature(self, policy: ScoringPolicy) -> Tensor | float:
         """The factor on cosines: learned where it is, otherwise the policy's."""
-        return policy.temperature if self.log_temperature is None else self.log_temperature.exp()
+        return policy.temperature if self.log_temperature is None else self.log_temperature.exp().reshape(())
 
     def logits(self, vectors: Tensor, bank: TextBank, policy: ScoringPolicy) -> Tensor:
         """Class logits of ``[R, D]`` vectors: ``[R, C + 1]`` for softmax (background last), ``[R, C]`` for sigmoid."""
@@ -171,10 +173,9 @@ class OpenVocabBBoxHead(BaseModule):
             terms = functional.binary_cross_entropy_with_logits(logits, onehot, reduction="none")
             loss_cls = (terms * bank.seen).sum() / max(len(labels), 1)
         losses = {"loss_cls": loss_cls, "acc": (logits.argmax(1) == labels).float().mean() * 100}
-        if positive.any():
-            losses["loss_bbox"] = self.loss_bbox(deltas[positive], box_targets[positive], avg_factor=len(labels))
-        else:
-            losses["loss_bbox"] = deltas.sum() * 0
+        # Background is its own target: the same sum as over positives alone, whose number a card would be asked for.
+        own = torch.where(positive.unsqueeze(1), deltas, box_targets)
+        losses["loss_bbox"] = self.loss_bbox(own, box_targets, avg_factor=len(labels))
         if self.training and policy.background != "learned":
             # Keeps the parameter in the graph, so that DDP sees one graph whatever the rule.
             losses["loss_cls"] = losses["loss_cls"] + self.background.sum() * 0
@@ -183,8 +184,11 @@ class OpenVocabBBoxHead(BaseModule):
 
 def refuse_unseen(labels: Tensor, bank: TextBank) -> None:
     """Raise when labels (background = C) name classes that the bank marks unseen."""
-    inside = labels[labels < len(bank)]
-    leaked = inside[~bank.seen[inside]].unique().tolist()
+    if bank.all_seen:
+        return
+    allowed = functional.pad(bank.seen, (0, 1), value=True)[labels]
+    # One look at the device for the whole batch; names are read only when there is something to tell.
+    leaked = [] if bool(allowed.all()) else labels[~allowed].unique().tolist()
     if leaked:
         raise UserError(
             f"Training boxes of classes that the bank marks unseen: {', '.join(bank.names[i] for i in leaked[:5])}. "

@@ -55,7 +55,8 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     """16 hex digits over names, shapes and fp32 values: the same for every layout of the same weights."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        value = state[name].detach().float().cpu().contiguous()
+        # A copy: numpy would pin the storage, and FSDP frees that of its gathered parameters.
+        value = state[name].detach().float().cpu().contiguous().clone()
         digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]

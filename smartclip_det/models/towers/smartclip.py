@@ -30,6 +30,7 @@ from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
 from smartclip_det.models.towers.text_transformer import TextTransformer
 from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, image_statistics, tokenize
 from smartclip_det.models.towers.vision_transformer import VisionTransformer
+from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class SmartCLIP(nn.Module):
             if c.mask_layers
             else None
         )
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = scalar_parameter(math.log(1 / 0.07))
+        keep_scalars_in_files(self, "logit_scale")
         self._hash: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     @staticmethod
@@ -161,6 +163,10 @@ class SmartCLIP(nn.Module):
             self._hash = (written, state_hash(self.openai_state()))
         return self._hash[1]
 
+    def forget_hash(self) -> None:
+        """Compute :attr:`checkpoint_hash` anew when it is next asked for."""
+        self._hash = None
+
     @staticmethod
     def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of RGB in [0, 1]."""
@@ -188,8 +194,9 @@ class SmartCLIP(nn.Module):
         return TextFeatures(out.embeds, out.states, self.mask_logits(out.states, token_keep(tokens)))
 
     def forward_text_by_length(
-        self, tokens: Tensor, chunks: int, *, recompute: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, tokens: Tensor, chunks: int, *, recompute: bool = False, lengths: Sequence[int] | None = None,
+        order: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Encode ``[K, L]`` ids in chunks of like length, each cut to its longest text: the same rows for less work.
 
         A mask network with ``mask_pad='include'`` reads all positions, so its chunks keep their padding.
@@ -198,25 +205,28 @@ class SmartCLIP(nn.Module):
             tokens: ids, padded on the right.
             chunks: number of chunks; 1 for all at once.
             recompute: compute each chunk again in backward, so that one at a time is kept.
+            lengths: of the texts, where the host knows them; reading them off a card waits for it.
+            order: ``[K]`` that sorts texts by length, and its inverse (see ``text_batch``); goes with ``lengths``.
 
         Returns:
             Embeds and mask logits ``[K, D]`` in the order of ``tokens``.
         """
-        lengths = tokens.argmax(dim=-1) + 1
-        order = lengths.argsort(stable=True)
-        whole = self.mask_network is not None and self.mask_network.mask_pad == "include"
-        parts = []
-        for rows in order.chunk(max(1, chunks)):
-            cut = tokens[rows] if whole else tokens[rows, : int(lengths[rows].max())]
+        if self.mask_network is not None and self.mask_network.mask_pad == "include":
+            tokens = functional.pad(tokens, (0, self.config.context_length - tokens.shape[1]))
+            given, back = list(tokens.chunk(max(1, chunks))), None
+        else:
+            given, back = _by_length(tokens, max(1, chunks), lengths, order)
 
-            def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
-                found = self.forward_text(ids)
-                return found.embeds, found.mask_logits
+        def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            found = self.forward_text(ids)
+            return found.embeds, found.mask_logits
 
-            parts.append(checkpoint(encode, cut, use_reentrant=False) if recompute else encode(cut))
-        back = order.argsort()
-        logits = [m for _, m in parts if m is not None]
-        return torch.cat([e for e, _ in parts])[back], torch.cat(logits)[back] if logits else None
+        parts = [checkpoint(encode, ids, use_reentrant=False) if recompute else encode(ids) for ids in given]
+        embeds, logits = torch.cat([e for e, _ in parts]), [m for _, m in parts if m is not None]
+        masks = torch.cat(logits) if logits else None
+        if back is None:
+            return embeds, masks
+        return embeds[back], None if masks is None else masks[back]
 
     def mask_logits(self, states: Tensor, keep: Tensor) -> Tensor | None:
         """``[K, D]`` mask logits of token states, or None without a mask network."""
@@ -272,6 +282,21 @@ def _image_tower(c: TowerConfig, options: Mapping[str, Any]) -> VisionTransforme
         image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
         heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, saliency=c.saliency, **options,
     )  # fmt: skip
+
+
+def _by_length(
+    tokens: Tensor, chunks: int, lengths: Sequence[int] | None, order: tuple[Tensor, Tensor] | None
+) -> tuple[list[Tensor], Tensor | None]:
+    """Chunks of like length, each cut to its longest text, and what brings their rows back; None where none moved."""
+    if lengths is None or order is None:
+        ends = tokens.argmax(dim=-1) + 1
+        lengths, rows = ends.tolist(), ends.argsort(stable=True)
+        order = rows, rows.argsort()
+    if chunks == 1:
+        return [tokens[:, : max(lengths)]], None
+    parts, ascending = order[0].chunk(chunks), sorted(lengths)
+    ends_of = torch.tensor([len(p) for p in parts]).cumsum(0).tolist()
+    return [tokens[p, : ascending[end - 1]] for p, end in zip(parts, ends_of, strict=True)], order[1]
 
 
 def _stretch(checkpoint: Checkpoint) -> Checkpoint:

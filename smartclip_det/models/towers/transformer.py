@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from smartclip_det.core.errors import check_choice
 
+#: Of QuickGELU's sigmoid.
+SLOPE = 1.702
+
 
 class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)``, the activation that OpenAI CLIP was trained with."""
@@ -20,8 +23,8 @@ class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as ``x``; one new tensor instead of three where no gradient is wanted."""
         if torch.is_grad_enabled():
-            return x * torch.sigmoid(1.702 * x)
-        return (1.702 * x).sigmoid_().mul_(x)
+            return x * torch.sigmoid(SLOPE * x)
+        return (SLOPE * x).sigmoid_().mul_(x)
 
 
 ACTIVATION_LAYERS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -112,7 +115,20 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., W]`` to ``[..., W]``."""
+        # Where the activations outweigh the weights, that is in training, two of its three passes over them are saved.
+        if isinstance(self.activation, QuickGELU) and torch.is_grad_enabled() and x.numel() >= self.c_fc.weight.numel():
+            return folded_quick_gelu(x, self.c_fc, self.c_proj)
         return self.c_proj(self.activation(self.c_fc(x)))
+
+
+def folded_quick_gelu(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """``second(quick_gelu(first(x)))`` with one kernel between the products, forward and backward.
+
+    ``y sigmoid(1.702 y) = silu(1.702 y) / 1.702``, and the two factors go into the weights. Kept for the backward pass
+    are the input of SiLU and its output, where the plain form keeps the sigmoid as well.
+    """
+    inner = functional.linear(x, SLOPE * first.weight, None if first.bias is None else SLOPE * first.bias)
+    return functional.linear(functional.silu(inner), second.weight / SLOPE, second.bias)
 
 
 class ResidualBlock(nn.Module):

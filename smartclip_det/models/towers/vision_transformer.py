@@ -180,7 +180,8 @@ class VisionTransformer(nn.Module):
         full = padded_size((height, width), self.patch_size)
         if full != (height, width):
             images = functional.pad(images, (0, full[1] - width, 0, full[0] - height))
-        cells = self.conv1(images)
+        # Weights may be in half precision whole, as DeepSpeed makes them.
+        cells = self.conv1(images.to(self.conv1.weight.dtype))
         grid = (cells.shape[-2], cells.shape[-1])
         tokens = cells.flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
