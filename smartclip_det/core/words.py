@@ -31,6 +31,8 @@ CAPTION_SETS = ("coco-5k", "flickr30k-full", "flickr30k-31014", "flickr30k-1k", 
 CAPTION_TEXTS = ("all", "long", "short")
 #: Layouts of labels that become COCO json, and what lines of YOLO with more than four numbers are.
 LABEL_LAYOUTS = ("yolo", "voc")
+#: Layouts in which a labelled folder is written.
+LABEL_FORMATS = ("coco", "yolo", "voc", "label-studio")
 YOLO_ROWS = ("auto", "boxes", "outlines")
 #: What becomes of difficult objects of VOC.
 DIFFICULT_RULES = ("ignore", "keep", "drop")

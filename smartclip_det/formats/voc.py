@@ -125,12 +125,12 @@ def _is_difficult(node: ElementTree.Element, where: str) -> bool:
 
 
 def read_voc_folder(folder: str | Path) -> list[VocFile]:
-    """All xml files of a folder, by name.
+    """All xml files of a folder and of those in it, by name.
 
     Raises:
         UserError: for a folder without any, and for two files about one picture.
     """
-    files = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() == ".xml")
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() == ".xml")
     if not files:
         raise UserError(f"No VOC xml files in {folder}.")
     found = [read_voc_xml(p) for p in files]

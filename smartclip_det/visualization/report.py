@@ -28,6 +28,7 @@ figure { margin: .6rem 0; } figcaption { color: #3f4958; font-size: .88rem; max-
 .gallery { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .gallery figure { flex: 0 1 320px; min-width: 220px; margin: 0; } .gallery img { width: 100%; height: auto; }
 img { max-width: 100%; height: auto; border-radius: 3px; }
+a { color: inherit; }
 code { background: #f1f4f8; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
 .wide { overflow-x: auto; } .wide img { min-width: 680px; }
 div.say { max-width: 46rem; margin: 1rem 0; border-left: 4px solid #0072b2; background: #f2f7fb; padding: .6rem .9rem; }
@@ -88,6 +89,14 @@ class ReportPage:
         """Small pictures with captions, side by side."""
         self._blocks.append(f'<div class="gallery">{"".join(_figure(i, c) for i, c in images)}</div>')
 
+    def links(self, images: Sequence[tuple[Image.Image, str, str]]) -> None:
+        """Small photographs with captions, side by side; each leads to an address."""
+        figures = "".join(
+            f'<a href="{html.escape(address)}">{_figure(image, caption, "JPEG")}</a>'
+            for image, caption, address in images
+        )
+        self._blocks.append(f'<div class="gallery">{figures}</div>')
+
     def curves(
         self, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str,
         caption: str = "",
@@ -116,13 +125,14 @@ def _cell(value: str | float | None, digits: int) -> str:
     return html.escape(value) if isinstance(value, str) else f"{value:.{digits}f}"
 
 
-def _figure(image: Image.Image, caption: str) -> str:
+def _figure(image: Image.Image, caption: str, kind: str = "PNG") -> str:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, kind, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     said = html.escape(caption)
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{said}" width="{image.width}" height="{image.height}">'
+        f'<figure><img src="data:image/{kind.lower()};base64,{data}" alt="{said}" width="{image.width}" '
+        f'height="{image.height}">'
         f"<figcaption>{said}</figcaption></figure>"
     )
 

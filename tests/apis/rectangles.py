@@ -16,10 +16,13 @@ class Rectangles:
     """``detect_images`` as predictors have it; ``batches`` tells how many images came together."""
 
     def __init__(self, near=0):
-        self.near, self.batches = near, []
+        self.near, self.batches, self.names = near, [], tuple(COLOURS)
+
+    def set_vocabulary(self, names):
+        self.names = tuple(names)
 
     def detect_images(self, images, texts=None, *, batch_size=1, threshold=0.0, max_detections=None):
-        names = tuple(COLOURS) if texts is None else tuple(texts)
+        names = self.names if texts is None else tuple(texts)
         waiting = iter(images)
         while batch := list(islice(waiting, batch_size)):
             self.batches.append(len(batch))

@@ -1,0 +1,90 @@
+"""The page on which labels of a folder are looked over: least certain first, a click away from the picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from smartclip_det.formats.label_log import PictureLabels
+from smartclip_det.utils.images import open_rgb
+from smartclip_det.visualization.draw import draw_boxes
+from smartclip_det.visualization.report import ReportPage
+
+#: Longer side of a thumbnail, and boxes drawn in it at most.
+SIDE, BOXES = 320, 12
+
+
+def certainty(picture: PictureLabels, thresholds: np.ndarray) -> float:
+    """Distance of the score that is nearest to its threshold, on either side of it; 1 where nothing was found.
+
+    Args:
+        picture: with all detections that were kept, also those below their threshold.
+        thresholds: ``[C]`` of each label.
+    """
+    return min((abs(s - thresholds[k]) for s, k in zip(picture.scores, picture.labels, strict=True)), default=1.0)
+
+
+def review_page(
+    pictures: Sequence[PictureLabels], names: Sequence[str], thresholds: np.ndarray, photos: Path, address: str, *,
+    left_out: Mapping[str, Sequence[str]], count: int,
+) -> ReportPage:  # fmt: skip
+    """Build the page.
+
+    Args:
+        pictures: those that were read, with all detections that were kept.
+        names: of the labels.
+        thresholds: ``[C]``.
+        photos: folder of the pictures.
+        address: of that folder, as the page sees it.
+        left_out: pictures that were not read, by reason.
+        count: pictures shown at most, the least certain.
+    """
+    kept = [p.above(thresholds) for p in pictures]
+    boxes = Counter(k for p in kept for k in p.labels)
+    seen_in = Counter(k for p in kept for k in set(p.labels))
+    page = ReportPage("Labels to look over")
+    total, empty = sum(boxes.values()), sum(not p.labels for p in kept)
+    page.text(f"{len(kept):,} pictures, {total:,} boxes of {len(boxes):,} of {len(names):,} names; {empty:,} pictures "
+              f"without a box; {sum(map(len, left_out.values())):,} files left out.")  # fmt: skip
+    page.heading("Counts by class")
+    rows = [[names[k], f"{n:,}", f"{seen_in[k]:,}", float(thresholds[k])] for k, n in boxes.most_common()]
+    page.table(["class", "boxes", "pictures", "threshold"], rows, digits=2)
+    if len(boxes) < len(names):
+        page.text(f"{len(names) - len(boxes):,} names were found nowhere.", note=True)
+    for reason, files in left_out.items():
+        page.text(f"Left out, {len(files):,}: {reason} (first: {files[0]}).", note=True)
+    order = sorted(range(len(pictures)), key=lambda n: (certainty(pictures[n], thresholds), pictures[n].file))[:count]
+    page.heading("Least certain first")
+    page.text(
+        f"The {len(order):,} pictures whose scores are nearest to a threshold, on either side. A click opens the "
+        "picture.",
+        note=True,
+    )
+    page.links([(_thumbnail(kept[n], names, photos), _caption(pictures[n], kept[n], names, thresholds),
+                 f"{address}/{quote(pictures[n].file)}") for n in order])  # fmt: skip
+    return page
+
+
+def _thumbnail(picture: PictureLabels, names: Sequence[str], photos: Path) -> Image.Image:
+    image = open_rgb(photos / picture.file)
+    scale = min(1.0, SIDE / max(image.size))
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    best = sorted(range(len(picture.scores)), key=lambda n: -picture.scores[n])[:BOXES]
+    boxes = [[v * scale for v in picture.boxes[n]] for n in best]
+    return draw_boxes(small, boxes, [names[picture.labels[n]] for n in best], names, [picture.scores[n] for n in best])
+
+
+def _caption(picture: PictureLabels, kept: PictureLabels, names: Sequence[str], thresholds: np.ndarray) -> str:
+    """The file, its boxes, and the one that is least certain."""
+    told = f"{picture.file}: {len(kept.labels)} boxes"
+    if not picture.scores:
+        return told
+    nearest = min(range(len(picture.scores)), key=lambda n: abs(picture.scores[n] - thresholds[picture.labels[n]]))
+    label, score = picture.labels[nearest], picture.scores[nearest]
+    side = "kept" if score >= thresholds[label] - 1e-9 else "not kept"
+    return f"{told}; {names[label]} {score:.2f} {side} (threshold {thresholds[label]:.2f})"
