@@ -183,7 +183,7 @@ class Detections:
         Raises:
             UserError: where the image is not known.
         """
-        return as_picture(self._known(None)).size
+        return as_picture(self.known_image()).size
 
     def of(self, *names: str) -> Detections:
         """Those of some names.
@@ -359,14 +359,19 @@ class Detections:
         picture = Image.fromarray(self._pixels(image))
         return crops_of(picture, written.inside(self.boxes, picture.size), context)
 
-    def _known(self, image: ImageLike | None) -> ImageLike:
+    def known_image(self, image: ImageLike | None = None) -> ImageLike:
+        """The image given, or the one that was answered about.
+
+        Raises:
+            UserError: where none is known.
+        """
         known = self.image if image is None else image
         if known is None:
             raise UserError("The image of these detections is not known. Give it.")
         return known
 
     def _pixels(self, image: ImageLike | None) -> np.ndarray:
-        return as_picture(self._known(image)).pixels()
+        return as_picture(self.known_image(image)).pixels()
 
     def _repr_png_(self) -> bytes | None:
         """The picture in a notebook; None where the image is not known."""

@@ -13,8 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from smartclip_det.apis.answers import Detections
-from smartclip_det.apis.inputs import Picture, check_count, check_threshold, find_images
+from smartclip_det.apis.inputs import Picture, as_picture, check_count, check_threshold, find_images
 from smartclip_det.apis.tiles import answer_images, check_tile
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.words import LABEL_FORMATS
@@ -160,13 +159,11 @@ def _of_group(
         predictor, pictures, batch_size=options.batch_size, tile=options.tile, on_bad=note_fault, threshold=floor,
         max_detections=options.max_detections,
     )  # fmt: skip
-    rows = {f.image.name: _row(f, sizes) for f in answers}
+    rows = {}
+    for found in answers:
+        name = as_picture(found.known_image()).name
+        rows[name] = PictureLabels.of(name, sizes[name], found.size, found)
     return (rows[f] if f in rows else PictureLabels(f, sizes[f], fault=bad[f]) for f in group)
-
-
-def _row(found: Detections, sizes: Mapping[str, int]) -> PictureLabels:
-    name = found.image.name  # type: ignore[union-attr]
-    return PictureLabels.of(name, sizes[name], found.size, found)
 
 
 def _reason(message: str, picture: Picture) -> str:

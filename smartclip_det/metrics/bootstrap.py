@@ -37,6 +37,7 @@ class ClassMatches:
         hits: ``[T, N]`` True for hits at each IoU threshold.
         counted: ``[T, N]`` False for detections that matched a crowd region.
         truths: ``[I]`` counted ground-truth boxes of each image.
+        scores: ``[N]``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ClassMatches:
     hits: np.ndarray
     counted: np.ndarray
     truths: np.ndarray
+    scores: np.ndarray
 
     def ap(self, weights: np.ndarray) -> np.ndarray:
         """``[T]`` COCO AP under ``[I]`` image weights; NaN without ground truth."""
@@ -139,7 +141,8 @@ def _collect(name: str, per_image: Sequence[dict[str, Any] | None], thresholds: 
     order = np.argsort(-np.concatenate(scores), kind="mergesort")
     found = np.concatenate(hits, axis=1)[:, order]
     skip = np.concatenate(ignored, axis=1)[:, order]
-    return ClassMatches(name, np.concatenate(images)[order], found & ~skip, ~skip, truths)
+    ordered = np.concatenate(scores)[order]
+    return ClassMatches(name, np.concatenate(images)[order], found & ~skip, ~skip, truths, ordered)
 
 
 def detection_metric(matches: Sequence[ClassMatches], groups: Groups | None = None) -> tuple[Metric, int]:
