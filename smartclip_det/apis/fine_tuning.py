@@ -51,28 +51,37 @@ default_hooks = dict(logger=dict(interval=10))
 """
 
 
+#: By patch size, width and dimensions of the towers.
+CONFIGS = {
+    (16, 768, 512): "ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py",
+    (14, 1024, 768): "ov_coco/open-vocab-rcnn_smartclip-l14_8xb8-3e_ov-coco.py",
+}
+
+
 @dataclass(frozen=True)
 class FineTuneOptions:
     """What is trained from, and on what.
 
     Attributes:
-        config: of the detector to start from.
-        checkpoint: its weights.
+        config: of the detector to start from; with ``encoder`` None takes the package's own for such towers.
+        checkpoint: its weights; None with ``encoder``.
         ann: COCO json of the training boxes.
         images: folder of their images.
         val_ann: COCO json of the validation boxes.
         val_images: folder of their images; None: ``images``.
         epochs: of training.
-        lr: learning rate; None: a tenth of the config's own.
+        lr: learning rate; None: a tenth of the config's own, and with ``encoder`` the config's own.
         batch_size: images of a step.
         blend: share of new weights in a blend that is tested too; 0: none.
         old: also test on the config's own test set.
         out: folder of everything that is written.
         cfg_options: overrides for every step.
+        encoder: towers, a file or a name, to start from without anybody's heads: those of the config begin at random,
+            so that there is nothing to test before, to blend with, or to keep.
     """
 
-    config: str | Path
-    checkpoint: str | Path
+    config: str | Path | None
+    checkpoint: str | Path | None
     ann: Path
     images: Path
     val_ann: Path
@@ -84,6 +93,12 @@ class FineTuneOptions:
     old: bool = True
     out: Path = Path("work_dirs/fine_tune")
     cfg_options: Mapping[str, Any] | None = None
+    encoder: str | Path | None = None
+
+    @property
+    def tests_old(self) -> bool:
+        """Whether the config's own test set is a step; without heads there is nothing to be kept."""
+        return self.old and self.encoder is None
 
     @property
     def val_folder(self) -> Path:
@@ -102,12 +117,13 @@ def fine_tune(options: FineTuneOptions) -> str:
     """
     check(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    config = write_whole(options.out / "config.py", own_config(options))
-    weights = {"before": Path(options.checkpoint), "after": options.out / "run" / f"epoch_{options.epochs}.pth"}
+    base = base_config(options)
+    config = write_whole(options.out / "config.py", own_config(options, base))
+    weights = {} if options.checkpoint is None else {"before": Path(options.checkpoint)}
+    weights["after"] = options.out / "run" / f"epoch_{options.epochs}.pth"
     runner = StepRunner(options.out)
-    runner.run_stages([tests(options, config, "before", weights["before"]),
-                       [training(options, config, weights["after"])],
-                       tests(options, config, "after", weights["after"])])  # fmt: skip
+    stages = [tests(options, config, when, path) for when, path in weights.items()]
+    runner.run_stages([*stages[:-1], [training(options, config, weights["after"])], stages[-1]])
     if options.blend:
         weights["blended"] = options.out / f"blend_{options.blend:g}.pth"
         blend(weights["before"], weights["after"], options.blend, weights["blended"])
@@ -117,8 +133,17 @@ def fine_tune(options: FineTuneOptions) -> str:
 
 def check(options: FineTuneOptions) -> None:
     """Refuse what would fail later, when hours are spent."""
-    if not Path(options.checkpoint).is_file():
-        raise UserError(f"No checkpoint at {options.checkpoint}.")
+    if options.encoder is None:
+        if options.config is None or options.checkpoint is None:
+            raise UserError(
+                "Give CONFIG and CHECKPOINT of the detector to start from, or --encoder NAME for towers alone."
+            )
+        if not Path(options.checkpoint).is_file():
+            raise UserError(f"No checkpoint at {options.checkpoint}.")
+    elif options.checkpoint is not None or options.blend:
+        raise UserError(
+            "--encoder starts from towers alone, with new heads: there is no CHECKPOINT to give and nothing to --blend."
+        )
     if options.epochs < 1 or not 0 <= options.blend < 1:
         raise UserError(
             f"--epochs must be at least 1 and --blend in [0, 1); given {options.epochs} and {options.blend}."
@@ -126,18 +151,45 @@ def check(options: FineTuneOptions) -> None:
     check_before_training(options.ann, options.images, options.val_ann, options.val_folder)
 
 
-def own_config(options: FineTuneOptions) -> str:
+def base_config(options: FineTuneOptions) -> str | Path:
+    """The config to start from; of towers alone, one that names them, written to ``towers.py``.
+
+    Raises:
+        UserError: for towers that the package has no config for.
+    """
+    if options.encoder is None:
+        return find_config(str(options.config))
+    from smartclip_det.models.towers.source import load_towers
+
+    chosen = options.config
+    if chosen is None:
+        shape = load_towers({"checkpoint": str(options.encoder)}).config
+        key = (shape.patch_size, shape.vision_width, shape.embed_dim)
+        if key not in CONFIGS:
+            raise UserError(
+                f"{options.encoder} has patches of {key[0]} pixels, {key[1]} channels and {key[2]} dimensions; the "
+                f"package has configs for ViT-B/16 and ViT-L/14. Give the CONFIG of a detector on such towers."
+            )
+        chosen = CONFIGS[key]
+    named = load_config(chosen, {"towers.checkpoint": str(options.encoder)})
+    write_whole(options.out / "towers.py", named.pretty_text)
+    return options.out / "towers.py"
+
+
+def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
     """The text of the config."""
-    base = load_config(options.config)
+    base = load_config(base_path)
     if not base.get("optim_wrapper"):
         raise UserError(f"{options.config} is for testing only: it has no optimizer. Give a config that trains.")
     images = len(load_ground_truth(options.ann).data["images"])
+    start = None if options.checkpoint is None else str(Path(options.checkpoint).resolve())
     return CONFIG.format(
-        base=repr(os.path.relpath(find_config(options.config), options.out)),
-        checkpoint=repr(str(Path(options.checkpoint).resolve())), ann=repr(str(options.ann.resolve())),
+        base=repr(os.path.relpath(base_path, options.out)),
+        checkpoint=repr(start), ann=repr(str(options.ann.resolve())),
         images=repr(f"{options.images.resolve()}/"), val_ann=repr(str(options.val_ann.resolve())),
         val_images=repr(f"{options.val_folder.resolve()}/"), epochs=options.epochs, batch_size=options.batch_size,
-        lr=options.lr or base.optim_wrapper.optimizer.lr / 10, warmup=max(1, min(100, images // options.batch_size)),
+        lr=options.lr or base.optim_wrapper.optimizer.lr / (1 if options.encoder else 10),
+        warmup=max(1, min(100, images // options.batch_size)),
     )  # fmt: skip
 
 
@@ -152,7 +204,8 @@ def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
 def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> list[Step]:
     """Your classes and, where asked for, the old ones."""
     steps = []
-    for what, path in [("own", config), *([] if not options.old else [("old", Path(options.config))])]:
+    old = [("old", Path(options.config))] if options.config is not None and options.tests_old else []
+    for what, path in [("own", config), *old]:
         out = options.out / f"{when}_{what}.json"
         command = verb("test", str(path), str(weights), "--work-dir", str(options.out / "tests" / out.stem), "--out",
                    str(out), *format_options(options.cfg_options or {}))  # fmt: skip
@@ -172,26 +225,29 @@ def blend(before: Path, after: Path, share: float, out: Path) -> None:
 
 def report(options: FineTuneOptions, weights: dict[str, Path]) -> str:
     """The table of before, after and blended."""
-    subjects = ["own"] if not options.old else ["own", "old"]
+    subjects = ["own", "old"] if options.tests_old else ["own"]
     found: dict[str, dict[str, Any]] = {
         w: {n: read_json(options.out / f"{n}_{w}.metrics.json", "result file") for n in weights} for w in subjects
     }
-    lines = ["# What was learned, and what was kept", ""]
+    lines = ["# What was learned, and what was kept" if options.encoder is None else "# What was learned", ""]
+    if options.encoder is not None:
+        lines += [f"From {options.encoder} alone: the heads began at random, so there is no column of before.", ""]
     titles = {"own": "Your validation images", "old": "The config's own test set (old classes)"}
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for what, by_weights in found.items():
         metrics[what] = {n: r["metrics"] for n, r in by_weights.items()}
         lines += [f"## {titles[what]}", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
-        rows = [k for k in metrics[what]["before"] if "AR@" not in k and "AR_" not in k]
+        rows = [k for k in metrics[what]["after"] if "AR@" not in k and "AR_" not in k]
         lines += [f"| {k} | " + " | ".join(number(metrics[what][n].get(k)) for n in weights) + " |" for k in rows]
         per_class = {n: r["per_class"] for n, r in by_weights.items()}
         lines += ["", "AP by class:", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
         lines += [f"| {c} | " + " | ".join(number(per_class[n].get(c)) for n in weights) + " |"
-                  for c in per_class["before"]] + [""]  # fmt: skip
+                  for c in per_class["after"]] + [""]  # fmt: skip
     text = "\n".join(lines)
     write_whole(options.out / "report.md", text)
     stamp = protocol_stamp(
-        "fine_tune", config=str(options.config), checkpoints={n: file_hash(p) for n, p in weights.items()},
+        "fine_tune", config=options.config and str(options.config), encoder=options.encoder and str(options.encoder),
+        checkpoints={n: file_hash(p) for n, p in weights.items()},
         ann=str(options.ann), val_ann=str(options.val_ann), epochs=options.epochs, blend=options.blend,
     )  # fmt: skip
     write_results(options.out / "report.json", stamp, metrics,
