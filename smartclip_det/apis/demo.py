@@ -15,11 +15,13 @@ import numpy as np
 from PIL import Image
 
 from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.choosing import PredictorOptions, load_predictor
 from smartclip_det.apis.inputs import check_threshold, find_images, load_image
 from smartclip_det.apis.predictor import Predictor
 from smartclip_det.core.errors import UserError
+from smartclip_det.formats.thresholds import read_thresholds
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp
-from smartclip_det.visualization import draw_boxes, draw_heatmap, draw_mask_strip, grounding_panel, sheet
+from smartclip_det.visualization import draw_heatmap, draw_mask_strip, grounding_panel, sheet
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class DemoOptions:
         ground: phrases are referring expressions; a panel is drawn for each.
         heatmap: also draw similarity maps and masks.
         threshold: lowest score drawn and written; None: 0.5, and 0 with ``ground``, whose best box is shown.
+        thresholds: file of one by class, in place of ``threshold``.
         top_k: boxes for each expression with ``ground``.
         out: folder that is written to.
         device: see :func:`resolve_device`.
@@ -51,6 +54,7 @@ class DemoOptions:
     ground: bool = False
     heatmap: bool = False
     threshold: float | None = None
+    thresholds: Path | None = None
     top_k: int = 1
     out: Path = Path("work_dirs/demo")
     device: str = "auto"
@@ -68,9 +72,15 @@ def demo(options: DemoOptions) -> list[str]:
     """
     if not options.texts:
         raise UserError("Nothing to look for: give --texts PHRASE... or --vocabulary NAMES.")
+    least_by_name(options)
     images, passed_over = find_images(options.images)
     check_outputs(images, options.out)
-    predictor = load_predictor(options)
+    predictor = load_predictor(
+        PredictorOptions(
+            config=options.config, checkpoint=options.checkpoint, encoder=options.encoder, boxes=options.boxes,
+            device=options.device, cfg_options=options.cfg_options,
+        )
+    )  # fmt: skip
     told = ", ".join(f"{k} {v}" for k, v in _told(predictor.protocol).items())
     print(f"device: {predictor.device}; {told}")
     if options.config and not options.checkpoint:
@@ -100,28 +110,6 @@ def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
             **({"scores": policy["activation"]} if policy else {})}  # fmt: skip
 
 
-def load_predictor(options: DemoOptions) -> Predictor:
-    """The detector of the config, its trained grounding head, or towers and boxes.
-
-    Raises:
-        UserError: where neither a config nor towers are given, or options of one beside the other.
-    """
-    changes = dict(options.cfg_options or {})
-    if options.config:
-        if options.boxes:
-            raise UserError("--boxes is for towers alone: leave --config out, or --boxes; a detector finds its own.")
-        changes |= {"towers.checkpoint": options.encoder} if options.encoder else {}
-        return Predictor.from_config(options.config, options.checkpoint, device=options.device, cfg_options=changes)
-    if not options.encoder:
-        raise UserError(
-            "Nothing to look with: give --encoder NAME (towers alone, without training), or --config CONFIG and "
-            "--checkpoint of a detector."
-        )
-    if options.checkpoint or changes:
-        raise UserError("--checkpoint and --cfg-options go with --config; for towers alone give --encoder NAME.")
-    return Predictor.from_pretrained(options.encoder, boxes=options.boxes or "torchvision", device=options.device)
-
-
 def check_outputs(images: Sequence[Path], out: Path) -> None:
     """Refuse to write two answers to one file, or an answer over a photograph."""
     for stem, count in Counter(p.stem for p in images).items():
@@ -143,12 +131,11 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     everything = answer(predictor, texts, options)
     seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
     threshold = lowest_score(options)
-    found = everything.above(threshold)
+    found = everything.above(least_by_name(options) or threshold)
     picture = Image.fromarray(load_image(path))
     base = options.out / path.stem
     out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
-    drawn = draw_boxes(picture, found.boxes.tolist(), found.label_names, texts, found.scores.tolist())
-    drawn.save(out_picture)
+    found.plot(picture).save(out_picture)
     written = [out_picture, out_json]
     if options.heatmap:
         written += heatmaps(predictor, picture, texts, base)
@@ -162,8 +149,18 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
           + (f"; the first of its {frames} frames" if frames > 1 else ""))  # fmt: skip
     if not len(found):
         best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))
-        print(f"  nothing reaches --threshold {threshold}; the best: {best or 'none'}")
+        told = f"--threshold {threshold}" if options.thresholds is None else str(options.thresholds)
+        print(f"  nothing reaches {told}; the best: {best or 'none'}")
     print(f"  written: {', '.join(map(str, written))}")
+
+
+def least_by_name(options: DemoOptions) -> dict[str, float] | None:
+    """Thresholds of a file, by phrase."""
+    if options.thresholds is None:
+        return None
+    if options.ground or options.threshold is not None:
+        raise UserError("--thresholds is of classes: leave --ground and --threshold out.")
+    return read_thresholds(options.thresholds).of(options.texts, str(options.thresholds))
 
 
 def lowest_score(options: DemoOptions) -> float:

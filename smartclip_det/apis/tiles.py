@@ -106,13 +106,14 @@ def answer_images(
     check_threshold(tile_nms, "tile_nms")
     waiting: deque[_Waiting] = deque()
 
-    def pieces() -> Iterator[np.ndarray]:
+    def pieces() -> Iterator[Picture]:
         for picture, pixels in read_images(images, every=every, on_bad=on_bad):
             size = (pixels.shape[1], pixels.shape[0])
             tiles = np.array([[0, 0, *size]]) if cut is None else tiles_of(size, *cut)
             waiting.append(_Waiting(picture, size, tiles))
             for x1, y1, x2, y2 in tiles:
-                yield pixels[y1:y2, x1:x2]
+                # Sources of boxes look for a picture by its name.
+                yield Picture(pixels[y1:y2, x1:x2], picture.name)
 
     for found in detector.detect_images(pieces(), texts, batch_size=batch_size, **options):
         first = waiting[0]

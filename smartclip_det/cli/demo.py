@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="lowest score drawn and written (default 0.5; with --ground 0: the best box is shown)",
     )
     add("--top-k", type=int, default=1, help="boxes per expression with --ground")
+    add("--thresholds", type=Path, help="file of lowest scores by class, of smartclip-det calibrate")
     add_out(parser, "work_dirs/demo", "folder of pictures and JSON")
     add_device(parser)
     add_cfg_options(parser)
@@ -65,5 +66,6 @@ def run(args: argparse.Namespace) -> int:
         images=args.images, texts=texts, config=args.config, checkpoint=args.checkpoint, ground=args.ground,
         heatmap=args.heatmap, threshold=args.threshold, top_k=args.top_k, out=args.out, device=args.device,
         cfg_options=args.cfg_options, encoder=args.encoder, boxes=args.boxes,
+        thresholds=args.thresholds,
     ))  # fmt: skip
     return 2 if bad else 0

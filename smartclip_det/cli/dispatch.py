@@ -19,6 +19,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "test": ("test", "test a checkpoint by a config, write predictions and metrics"),
     "evaluate": ("evaluate", "score saved predictions, or compare two"),
     "demo": ("demo", "find phrases in photographs: pictures and JSON"),
+    "label": ("label", "a folder of photographs to a data set, and a page to look it over"),
+    "calibrate": ("calibrate", "thresholds by class from a few labelled pictures"),
     "ground": ("ground", "zero-shot grounding of a file of expressions"),
     "rescore": ("rescore", "classify boxes of any origin, without training"),
     "retrieve": ("retrieve", "image-text retrieval by a named protocol"),

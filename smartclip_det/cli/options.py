@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smartclip_det.core.errors import UserError, nearest
+from smartclip_det.core.words import BOX_SOURCES
 from smartclip_det.utils.cfg_options import parse_options
 
 
@@ -94,6 +95,22 @@ def add_cfg_options(parser: argparse.ArgumentParser, what: str = "overrides of t
         "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE",
         help=f"{what}: dots for nesting, [a,b] for lists; text as written, in quotes if it looks like a number",
     )  # fmt: skip
+
+
+def add_predictor(parser: argparse.ArgumentParser) -> None:
+    """What answers: a detector of a config, or towers and a source of boxes."""
+    add = parser.add_argument
+    add("--config", help="of an open-vocabulary detector: a file, or a known name; without, towers alone answer")
+    add("--checkpoint", help="its weights")
+    add("--encoder", help="towers: a name of public weights or a file; with --config its towers.checkpoint")
+    add("--boxes", help=f"without --config, where boxes come from: {', '.join(BOX_SOURCES)}, or a file")
+    add_device(parser)
+    add_cfg_options(parser)
+
+
+def predictor_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of :func:`add_predictor`."""
+    return {k: getattr(args, k) for k in ("config", "checkpoint", "encoder", "boxes", "device", "cfg_options")}
 
 
 def add_encoder(parser: argparse.ArgumentParser, *, open_clip: bool = False, what: str = "towers, any layout") -> None:

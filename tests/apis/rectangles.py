@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.inputs import load_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -31,6 +32,7 @@ class Rectangles:
                 yield found if max_detections is None or not len(found) else found.top(max_detections)
 
     def detect(self, image, names):
+        image = load_image(image)
         boxes, scores, labels = [], [], []
         for label, name in enumerate(names):
             mine = (np.abs(image.astype(int) - COLOURS[name]) <= self.near).all(-1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.inputs import load_image
 from smartclip_det.apis.tiles import answer_images, check_tile, tiles_of
 from smartclip_det.core.errors import UserError
 from tests.apis.rectangles import COLOURS, Rectangles, scene
@@ -63,7 +64,7 @@ class TestTiles:
         class Masked(Rectangles):
             def detect(self, image, names):
                 found = super().detect(image, names)
-                masks = np.zeros((len(found), *image.shape[:2]), bool)
+                masks = np.zeros((len(found), *load_image(image).shape[:2]), bool)
                 for mask, (x1, y1, x2, y2) in zip(masks, found.boxes.astype(int), strict=True):
                     mask[y1:y2, x1:x2] = True
                 return Detections(found.boxes, found.scores, found.labels, found.names, masks=masks)
