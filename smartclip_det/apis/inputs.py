@@ -297,7 +297,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = False) -> tuple[list
         files = [p for p in files if p not in hidden]
         found = [p for p in files if p.suffix.lower() in endings]
         others = Counter(p.suffix.lower() or p.name for p in files if p.suffix.lower() not in endings)
-        folders = 0 if recursive else sum(p.is_dir() for p in inside)
+        folders = sum(p.is_dir() and (not recursive or p.is_symlink()) for p in inside)
         if forks:
             told.append(f"{path}: left out, as no pictures but macOS's second parts of files: {', '.join(forks)}.")
         if hidden:
@@ -306,7 +306,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = False) -> tuple[list
             told.append(f"{path}: left out, as no pictures by their endings: "
                         + ", ".join(f"{n} of {e}" for e, n in others.items()) + ".")  # fmt: skip
         if folders:
-            told.append(f"{path}: {folders} folders inside were not searched.")
+            told.append(f"{path}: {folders} {'links to ' if recursive else ''}folders inside were not searched.")
         if not found:
             raise UserError(" ".join([f"No images in {path}.", *told]))
         out += found
