@@ -23,7 +23,7 @@ from smartclip_det.formats.thresholds import read_thresholds
 from smartclip_det.visualization.review import review_page
 
 #: Detections down to this score are logged, so that thresholds and layouts can change without looking again.
-FLOOR = 0.05
+FLOOR = 0.01
 LOG, REVIEW, SUMMARY = "answers.jsonl", "review.html", "summary.json"
 
 

@@ -117,6 +117,8 @@ class LabelLog:
             first = json.loads(lines[0])
             rows = [json.loads(line) for line in lines[1:]]
             self._check(first)
+            # What was kept down to a lower score serves for a higher one.
+            self.facts = first
             self.done = {r["file"]: PictureLabels(**{**r, "size": tuple(r["size"])}) for r in rows}
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise UserError(
@@ -126,7 +128,10 @@ class LabelLog:
     def _check(self, first: Mapping[str, Any]) -> None:
         if not isinstance(first, Mapping) or first.get("kind") != KIND:
             raise UserError(f"{self.path} is no log of labels of this version. Give another --out.")
-        other = [k for k in dict.fromkeys([*self.facts, *first]) if self.facts.get(k) != first.get(k)]
+        keys = dict.fromkeys([*self.facts, *first])
+        other = [k for k in keys if k != "floor" and self.facts.get(k) != first.get(k)]
+        if first.get("floor", 0) > self.facts.get("floor", 0):
+            other.append("floor")
         if other:
             told = "; ".join(f"{k}: {_short(first.get(k))}, now {_short(self.facts.get(k))}" for k in other)
             raise UserError(

@@ -47,8 +47,9 @@ for layout, importer in (
 ):
     with importer:
         for path, _, labels in importer:
-            boxes = [] if labels is None else [[d.label, *d.bounding_box] for d in labels.detections]
-            found.setdefault(layout, {})[os.path.basename(path)] = boxes
+            labels = labels.get("detections") if isinstance(labels, dict) else labels
+            boxes = labels.detections if labels else []
+            found.setdefault(layout, {})[os.path.basename(path)] = [[d.label, *d.bounding_box] for d in boxes]
 print("FOUND" + json.dumps(found))
 """
 

@@ -168,6 +168,18 @@ def test_answers_of_another_kind_are_not_gone_on_with(photos, tmp_path):
         label_folder(options(photos, tmp_path / "busy"), Rectangles())
 
 
+def test_a_log_down_to_a_lower_score_serves_for_higher_ones_alone(photos, tmp_path):
+    out = tmp_path / "out"
+    Thresholds({"red": 0.005}, 0.5, {}).write(tmp_path / "low.json")
+    label_folder(options(photos, out, thresholds=tmp_path / "low.json"), Rectangles())
+    again = Rectangles()
+    label_folder(options(photos, out), again)
+    assert again.batches == []
+    label_folder(options(photos, tmp_path / "high"), Rectangles())
+    with pytest.raises(UserError, match="floor: 0.01, now 0.005"):
+        label_folder(options(photos, tmp_path / "high", thresholds=tmp_path / "low.json"), Rectangles())
+
+
 def test_corrected_labels_are_not_written_over(photos, tmp_path):
     out = tmp_path / "out"
     label_folder(options(photos, out, layout="yolo"), Rectangles())
