@@ -16,7 +16,12 @@ from smartclip_det.cli.dispatch import find_verb, parser_of
 from smartclip_det.engine.config import load_config
 from tests.conftest import REPO
 
-PAGES = [REPO / "README.md", REPO / "data/README.md", REPO / "docs/own-photographs.md", *sorted((REPO / "configs").rglob("README.md"))]
+PAGES = [
+    REPO / "README.md",
+    REPO / "data/README.md",
+    REPO / "docs/own-photographs.md",
+    *sorted((REPO / "configs").rglob("README.md")),
+]
 
 
 def blocks(page, language):
