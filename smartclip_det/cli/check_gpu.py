@@ -1,7 +1,6 @@
 """What only a GPU can show, in one command on a bare machine (torch and MMEngine).
 
-Parity with the CPU, waits, mixed precision, memory and speed by batch, a step of each detector, a whole run with its
-loader that is killed and gone on with.
+Parity with the CPU, waits, mixed precision, memory and speed by batch, a step of each detector.
 
     smartclip-det check gpu --out work_dirs/gpu_check.json
     smartclip-det check gpu --arch SmartCLIP-B-16 --batch 256 --big 4096 --benchmark
@@ -27,7 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=64, help="pairs of a step")
     add("--big", type=int, default=32768, help="pairs of the head alone")
     add("--batches", type=int, nargs="+", default=[128, 256, 512], help="pairs of the steps that are measured")
-    add("--train-images", type=int, default=2048, help="images of the whole run on the toy world; 0 for none")
     add("--again", action="store_true", help="forget what an earlier call has done")
     add("--benchmark", action="store_true", help="also run smartclip-det bench alignment there")
     add_out(parser, "work_dirs/gpu_check.json", "JSON")

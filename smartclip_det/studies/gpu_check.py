@@ -1,4 +1,4 @@
-"""What only a GPU can show, on a bare machine (torch and MMEngine): parity, waits, memory, speed, a whole run.
+"""What only a GPU can show, on a bare machine (torch and MMEngine): parity, waits, memory and speed.
 
 Stages are independent; the JSON is written after each, and a call with the same options goes on with those it lacks.
 """
@@ -6,11 +6,7 @@ Stages are independent; the JSON is written after each, and a call with the same
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -45,7 +41,6 @@ class GpuCheckOptions:
         batch: pairs of a step.
         big: pairs of the head alone.
         batches: pairs of the steps whose peak memory and speed are told.
-        train_images: images of the toy world that the whole run trains on; 0 for none.
         again: forget the stages that an earlier call has done.
         benchmark: also run ``bench alignment`` there.
         out: JSON.
@@ -56,7 +51,6 @@ class GpuCheckOptions:
     batch: int = 64
     big: int = 32768
     batches: tuple[int, ...] = (128, 256, 512)
-    train_images: int = 2048
     again: bool = False
     benchmark: bool = False
     out: Path = Path("work_dirs/gpu_check.json")
@@ -202,45 +196,10 @@ def waits(task: GpuCheckOptions) -> dict[str, Any]:
     return {"waits": found, "passed": not found}
 
 
-def whole_run(task: GpuCheckOptions) -> dict[str, Any]:
-    """``train`` of a toy config with its loader, killed after its first checkpoint and gone on with."""
-    if not task.train_images:
-        return {"left_out": "train_images is 0", "passed": True}
-    folder = task.out.with_suffix("")
-    command = [sys.executable, *verb("train", "toy/smartclip-align_toy.py", "--work-dir", str(folder / "run"))]
-    options = [f"data_root={folder}/toy/", "train_cfg.max_epochs=2", "default_hooks.logger.interval=1"]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    if task.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    if not (folder / "toy/annotations").is_dir():
-        make = verb("data", "make-toy", "--out", str(folder / "toy"), "--train", str(task.train_images), "--val", "8",
-                    "--test", "4")  # fmt: skip
-        subprocess.run([sys.executable, *make], check=True, env=environment, stdout=subprocess.DEVNULL)
-    shutil.rmtree(folder / "run", ignore_errors=True)
-    begun = time.perf_counter()
-    # A group of its own, so that the loader's workers die with it.
-    child = subprocess.Popen([*command, "--cfg-options", *options], env=environment, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # fmt: skip
-    while child.poll() is None and not (folder / "run/epoch_1.pth").is_file():
-        time.sleep(0.2)
-    os.killpg(child.pid, signal.SIGKILL) if child.poll() is None else None
-    child.wait()
-    again = subprocess.run([*command, "--resume", "--cfg-options", *options], env=environment, check=False,
-                           capture_output=True, text=True)  # fmt: skip
-    rows = [json.loads(line) for f in sorted((folder / "run").glob("*/vis_data/scalars.json"))
-            for line in f.read_text(encoding="utf-8").splitlines()]  # fmt: skip
-    rows = [r for r in rows if "data_time" in r and "loss" in r]
-    busy = [r["time"] for r in rows[len(rows) // 2 :]]
-    told = {"seconds": time.perf_counter() - begun, "steps": len(rows), "step_seconds": statistics.median(busy or [0]),
-            "data_seconds": statistics.median([r["data_time"] for r in rows] or [0])}  # fmt: skip
-    done = again.returncode == 0 and (folder / "run/epoch_2.pth").is_file()
-    return {**told, "passed": done, **({} if done else {"log": (again.stdout + again.stderr)[-2000:]})}
-
-
 CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
     "parity": parity, "waits": waits, "mixed_precision": mixed_precision, "memory": memory,
     "many_negatives": many_negatives, "steps": steps_in_bf16, "two-stage": family("two-stage"),
-    "one-stage": family("one-stage"), "referring": family("referring"), "whole_run": whole_run,
+    "one-stage": family("one-stage"), "referring": family("referring"),
 }  # fmt: skip
 
 
@@ -259,7 +218,7 @@ def check_gpu(task: GpuCheckOptions) -> bool:
         raise UserError("--batch must be at least 4 and --big at least 2.")
     device = torch.cuda.get_device_name() if task.device != "cpu" else "cpu"
     asked = {"device": device, "arch": task.arch, "batch": task.batch, "big": task.big,
-             "batches": list(task.batches), "train_images": task.train_images}  # fmt: skip
+             "batches": list(task.batches)}  # fmt: skip
     stamp = protocol_stamp("gpu_check", **asked)
     found = {} if task.again else _done(task.out, asked, stamp["code"])
     for name, check in CHECKS.items():

@@ -7,19 +7,23 @@ import json
 import pytest
 import torch
 
+from smartclip_det.core.errors import UserError
+from smartclip_det.studies import gpu_check
+from smartclip_det.studies.gpu_check import GpuCheckOptions, check_gpu
 from tests.tools.test_runs import run
 
 TOOL = "tools/analysis/gpu_check.py"
 
 
 @pytest.mark.slow
-def test_the_checks_run_without_a_gpu(tmp_path):
-    command = [TOOL, "--device", "cpu", "--arch", "SmartCLIP-tiny", "--batch", "8", "--big", "64", "--batches", "4", "8",
-               "--train-images", "8", "--out", tmp_path / "c.json"]  # fmt: skip
-    run(*command)
-    content = json.loads((tmp_path / "c.json").read_text())
+def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path, capsys):
+    task = GpuCheckOptions("cpu", "SmartCLIP-tiny", batch=8, big=64, batches=(4, 8), out=tmp_path / "c.json")
+    assert check_gpu(task)
+    content = json.loads(task.out.read_text())
     found = content["metrics"]
-    assert found["whole_run"]["steps"] > 0
+    assert all(f["passed"] for f in found.values())
+    assert found["parity"]["relative_difference"] == 0
+    assert found["mixed_precision"]["gradient_cosine"] < 1
     assert set(found["steps"]["steps"]) == {"4", "8"}
     for name in ("two-stage", "one-stage", "referring"):
         assert found[name]["relative_difference"] == 0
@@ -27,21 +31,22 @@ def test_the_checks_run_without_a_gpu(tmp_path):
     # A call that was cut off goes on with what is missing, and with what failed.
     del content["metrics"]["waits"]
     content["metrics"]["parity"]["passed"] = False
-    (tmp_path / "c.json").write_text(json.dumps(content))
-    told = run(*command).stdout
-    assert told.count("(done before)") == len(found) - 2
-    again = json.loads((tmp_path / "c.json").read_text())["metrics"]
+    task.out.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert check_gpu(task)
+    assert capsys.readouterr().out.count("(done before)") == len(found) - 2
+    again = json.loads(task.out.read_text())["metrics"]
     assert again.keys() == found.keys()
     assert again["steps"] == found["steps"]
-    assert again["parity"]["passed"]
-    found = again
-    assert found["parity"]["relative_difference"] == 0
-    assert found["mixed_precision"]["gradient_cosine"] < 1
-    assert all(f["passed"] for f in found.values())
+    # Another question is another answer.
+    assert gpu_check._done(task.out, {"arch": "SmartCLIP-toy"}, content["protocol"]["code"]) == {}
+    assert gpu_check._done(task.out, {"arch": "SmartCLIP-tiny"}, "another") == {}
+
+
+def test_without_a_gpu_the_cpu_has_to_be_named(tmp_path):
     if not torch.cuda.is_available():
-        done = run(TOOL, "--out", tmp_path / "d.json", check=False)
-        assert done.returncode == 2
-        assert "No CUDA device" in done.stderr
+        with pytest.raises(UserError, match="No CUDA device"):
+            check_gpu(GpuCheckOptions(out=tmp_path / "d.json"))
 
 
 @pytest.mark.gpu
