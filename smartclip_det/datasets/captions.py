@@ -51,9 +51,9 @@ class CaptionDataset(BaseDataset):
         captions: str | Mapping[str, float] | Sequence[Any] = "prefix", captions_per_image: int = 1,
         left_pad: float = 0.0, context_length: int = 0, presence: Mapping[str, str] | None = None,
         presence_file: str | None = None, phrases: Mapping[str, Any] | None = None,
-        regions: Mapping[str, Any] | None = None, scenes: Mapping[str, Any] | None = None, flip: float = 0.0,
-        exact_decode: bool = False,
-        keep_images: bool = False, cache: str | None = None, skip: int = 0, seed: int = 0, test_mode: bool = False,
+        regions: Mapping[str, Any] | None = None, scenes: Mapping[str, Any] | None = None, truth: str | None = None,
+        flip: float = 0.0, exact_decode: bool = False, keep_images: bool = False,
+        cache: str | None = None, skip: int = 0, seed: int = 0, test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Build.
@@ -78,6 +78,7 @@ class CaptionDataset(BaseDataset):
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
             scenes: a scene file that training captions are drawn from in place of ``captions``, options of
                 ``scene_captions.SceneCaptions``.
+            truth: scene file of a toy world, by which tests count every picture that a caption is true of.
             flip: chance in training that an image is mirrored, and left and right exchanged in its texts.
             exact_decode: decode whole images in training, too, as tests always do; see ``utils.images.read_square``.
             keep_images: keep prepared images in memory (3 S^2 bytes each).
@@ -100,6 +101,7 @@ class CaptionDataset(BaseDataset):
         self.phrases = dict(phrases or {})
         self.regions = None if regions is None else RegionTexts(data_root=data_root, **regions)
         self.scenes = None if scenes is None else SceneCaptions(data_root=data_root, **scenes)
+        self.truth = truth
         self.seed, self.epoch, self.flip = seed, 0, flip
         self._kept: dict[int, Tensor] | None = {} if keep_images else None
         self._cache: ImageCache | None = None
@@ -129,6 +131,10 @@ class CaptionDataset(BaseDataset):
                 name: list(read_json(Path(self.data_root) / file, "phrase file")[key])
                 for name, (file, key) in self.phrases.items()
             }
+        if self.truth is not None:
+            from smartclip_det.datasets.toy_world.truth import SceneTruth
+
+            self._metainfo["truth"] = SceneTruth.read(Path(self.data_root) / self.truth)
         if self.regions is not None:
             self.regions.attach(records)
         if self.scenes is not None:

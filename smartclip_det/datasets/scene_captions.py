@@ -9,7 +9,6 @@ from __future__ import annotations
 import os.path as osp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
@@ -17,7 +16,7 @@ from mmengine.logging import print_log
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.prompts import fill
 from smartclip_det.formats.captions import CaptionRecord
-from smartclip_det.formats.json_files import read_json
+from smartclip_det.formats.scenes import read_scenes
 
 #: In the order in which they are said; ``plain`` is nothing to speak of.
 ATTRIBUTES = ("size", "texture", "colour")
@@ -103,19 +102,9 @@ class SceneCaptions:
 
     def attach(self, records: Sequence[CaptionRecord]) -> None:
         """Fill ``objects`` of the records."""
-        found: dict[Any, list[dict[str, str]]] = {}
-        wanted = {"shape", *ATTRIBUTES}
-        for n, scene in enumerate(read_json(self.file, "scene file")):
-            if not isinstance(scene, dict) or "id" not in scene or not isinstance(scene.get("objects"), list):
-                raise UserError(f"{self.file}: entry {n} is no scene; each has id and objects.")
-            for o in scene["objects"]:
-                if not isinstance(o, dict) or not wanted <= o.keys():
-                    raise UserError(
-                        f"{self.file}: an object of scene {scene['id']!r} needs {', '.join(sorted(wanted))}."
-                    )
-            found[scene["id"]] = scene["objects"]
+        scenes = read_scenes(self.file, {"shape", *ATTRIBUTES})
         for r in records:
-            r.objects = found.get(r.id, [])
+            r.objects = scenes[r.id]["objects"] if r.id in scenes else []
         without = sum(not r.objects for r in records)
         if without == len(records):
             raise UserError(f"No scene of {self.file} belongs to a captioned image (they are matched by image id).")

@@ -106,38 +106,6 @@ def retrieval_ranks(
     return t2i, above[torch.unique(image_of_text.cpu())]
 
 
-def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
-    """Area under precision by recall, without interpolation; equal scores are one threshold.
-
-    Args:
-        present: ``[I]`` bool.
-        scores: ``[I]``.
-
-    Returns:
-        A value in (0, 1], or -1 where nothing is present.
-    """
-    total = int(present.sum())
-    if not total:
-        return -1.0
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(present[order])
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
-    precision, recall = hits[last] / (last + 1), hits[last] / total
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
-
-
-def presence_map(present: np.ndarray, scores: np.ndarray) -> float:
-    """Mean over classes of :func:`average_precision`; classes that are nowhere present are left out.
-
-    Args:
-        present: ``[I, C]`` bool.
-        scores: ``[I, C]``: how well an image fits the prompt of a class.
-    """
-    values = [average_precision(present[:, c], scores[:, c]) for c in range(present.shape[1])]
-    known = [v for v in values if v >= 0]
-    return float(np.mean(known)) if known else -1.0
-
-
 def modes_of(vectors: RetrievalVectors) -> list[str]:
     """The mask modes by which vectors can be scored: all but ``off`` need masks."""
     return ["off"] if vectors.masks is None else list(RETRIEVAL_MODES)

@@ -11,15 +11,30 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from smartclip_det.core.errors import check_choice
 from smartclip_det.core.mask_modes import RETRIEVAL_MODES, mask_mode
-from smartclip_det.core.similarity import resolve_masks
+from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
-from smartclip_det.metrics.retrieval import presence_map, retrieval_metrics
+from smartclip_det.metrics.query_precision import (
+    best_recalls,
+    gains,
+    mean_known,
+    misbound,
+    query_precisions,
+    reader_recalls,
+    separation,
+)
+from smartclip_det.metrics.retrieval import RECALLS, retrieval_metrics
 from smartclip_det.protocols.base import Material
 from smartclip_det.protocols.options import RetrievalOptions
 from smartclip_det.protocols.registry import protocol_of
 from smartclip_det.protocols.retrieval import Retrieval
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
+
+#: What kinds of captions are called in the names of caption mAP.
+_CAPTIONS = {"long": "full", "short": "short", "partial": "partial"}
+#: Average precision of each query, by name of the mAP and mask mode.
+Precisions = dict[str, dict[str, np.ndarray]]
 
 
 @METRICS.register_module()
@@ -30,14 +45,25 @@ class AlignmentMetric(BaseMetric):
     name without it is the value of ``scoring``. Where the data set lists phrases, ``t2i_r1_short_held_out_hard`` counts
     the texts that hold one of them (against all images), and ``map_colour_shape_held_out_hard`` those classes alone.
 
+    Where the data set knows the truth of captions (``CaptionDataset.truth``), ``map_caption_full_hard``,
+    ``..._short_hard``, ``..._partial_hard`` count every image that a caption is true of: mAP over different captions;
+    ``map_caption_held_out_hard`` is that of short captions that hold a phrase. Beside recall of a caption's own image
+    stand the highest value that any order of the images reaches (``t2i_r1_short_best``) and what who knows the truth
+    and nothing else finds on average (``t2i_r1_short_reader``).
+
+    ``map_colour_shape_bound_hard`` leaves out images that show both words of a class, but on different objects only;
+    ``auc_binding_hard`` is how often an image where a class is true beats one of exactly those.
+
+    The metrics file has ``intervals``, too: by mAP and control, what the hard masks gain, over queries.
+
     Retrieval is the ``retrieval`` protocol of the registry: the vectors that ``out_file`` keeps score the same by
     ``tools/evaluate.py retrieval``.
     """
 
     def __init__(
         self, scoring: str = "hard", scorings: Sequence[str] = ("hard", "off"), metrics_file: str | None = None,
-        out_file: str | None = None, stamp: Mapping[str, Any] | None = None, collect_device: str = "cpu",
-        prefix: str | None = None,
+        out_file: str | None = None, stamp: Mapping[str, Any] | None = None, binding: str | None = None,
+        collect_device: str = "cpu", prefix: str | None = None,
     ) -> None:  # fmt: skip
         """Build.
 
@@ -47,6 +73,7 @@ class AlignmentMetric(BaseMetric):
             metrics_file: stamped JSON to write.
             out_file: vectors to write, ``.safetensors``; each kind of caption has a file, ``NAME.KIND.safetensors``.
             stamp: further facts for the stamp.
+            binding: vocabulary of attribute and noun, two words each, that binding is measured on.
             collect_device: where ranks gather.
             prefix: prefix of the metric names.
         """
@@ -54,6 +81,7 @@ class AlignmentMetric(BaseMetric):
         self.scorings = [mask_mode(s, RETRIEVAL_MODES, "scorings") for s in scorings]
         self.scoring = mask_mode(scoring, self.scorings, "scoring")
         self.metrics_file, self.out_file, self.stamp = metrics_file, out_file, dict(stamp or {})
+        self.binding = binding
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep what retrieval and presence need of each image."""
@@ -71,25 +99,36 @@ class AlignmentMetric(BaseMetric):
         images = torch.stack([r[1] for r in results])
         metrics: dict[str, float] = {}
         facts: dict[str, Any] = {}
+        found: Precisions = {}
         for kind in dict.fromkeys(k for r in results for k in r[2]):
             vectors = self._vectors(kind, results, images)
             metrics.update(self._retrieval(kind, vectors))
+            if "truth" in self._meta:
+                found.update(self._captions(kind, vectors, [r[0] for r in results], metrics))
             facts[kind] = self._protocol.facts(Material(None, vectors), RetrievalOptions())
             if self.out_file:
                 path = Path(self.out_file)
                 vectors.save(path.with_name(f"{path.stem}.{kind}{path.suffix}"))
-        metrics.update(self._presence(results))
+        found.update(self._presence(results, metrics))
+        metrics.update({f"{n}_{mode}": mean_known(v) for n, by_mode in found.items() for mode, v in by_mode.items()})
         ending = f"_{self.scoring}"
         metrics.update({k.removesuffix(ending): v for k, v in list(metrics.items()) if k.endswith(ending)})
         if self.metrics_file:
             about = {"images": len(results), "scoring": self.scoring, "retrieval": facts, **self.stamp}
             stamp = protocol_stamp("alignment", **about)
-            write_results(self.metrics_file, stamp, metrics)
+            over = [s for s in self.scorings if s != "hard"]
+            intervals = {name: gains(by_mode, over) for name, by_mode in found.items()}
+            write_results(self.metrics_file, stamp, metrics, intervals={k: v for k, v in intervals.items() if v})
         return metrics
 
     @property
+    def _meta(self) -> Mapping[str, Any]:
+        return self.dataset_meta or {}
+
+    @property
     def _phrases(self) -> dict[str, list[str]]:
-        return (self.dataset_meta or {}).get("phrases", {})
+        phrases: dict[str, list[str]] = self._meta.get("phrases", {})
+        return phrases
 
     @property
     def _protocol(self) -> Retrieval:
@@ -124,22 +163,57 @@ class AlignmentMetric(BaseMetric):
                 metrics.update({f"{k}_{kind}_{name}_{mode}": v for k, v in part.items() if k.startswith("t2i")})
         return metrics
 
-    def _presence(self, results: list[Any]) -> dict[str, float]:
-        vocabularies = (self.dataset_meta or {}).get("vocabularies", {})
-        metrics = {}
+    def _captions(
+        self, kind: str, vectors: RetrievalVectors, image_ids: Sequence[Any], metrics: dict[str, float]
+    ) -> Precisions:  # fmt: skip
+        """Precision of each different caption over all images that it is true of; recalls that are possible."""
+        rows = {t: n for n, t in enumerate(vectors.sentences)}
+        texts, kept = list(rows), list(rows.values())
+        true = self._meta["truth"].table(texts, image_ids).T
+        column = {t: n for n, t in enumerate(texts)}
+        counts = true.sum(axis=0)[[column[t] for t in vectors.sentences]]
+        for k, value in best_recalls(vectors.sentences, vectors.owner.numpy(), RECALLS).items():
+            metrics[f"t2i_r{k}_{kind}_best"] = value
+        for k, value in reader_recalls(counts, RECALLS).items():
+            metrics[f"t2i_r{k}_{kind}_reader"] = value
+        out: Precisions = {f"map_caption_{_CAPTIONS[kind]}": {}}
+        held = {n: [c for c, t in enumerate(texts) if any(p in t for p in phrases)]
+                for n, phrases in self._phrases.items() if kind == "short"}  # fmt: skip
+        assert vectors.masks is not None
+        for mode in self.scorings:
+            if mode == "shuffled" and len(texts) < 2:
+                continue
+            masks = resolve_masks(vectors.masks[kept], mode, texts)
+            values = query_precisions(true, masked_cosine(vectors.images, vectors.texts[kept], masks).numpy())
+            out[f"map_caption_{_CAPTIONS[kind]}"][mode] = values
+            for name, columns in held.items():
+                if columns:
+                    out.setdefault(f"map_caption_{name}", {})[mode] = values[columns]
+        return out
+
+    def _presence(self, results: list[Any], metrics: dict[str, float]) -> Precisions:
+        """Precision of each class of each vocabulary; binding."""
+        vocabularies = self._meta.get("vocabularies", {})
+        if self.binding is not None:
+            check_choice("binding", self.binding, list(vocabularies))
+        out: Precisions = {}
         for name, classes in vocabularies.items():
             index = {c: i for i, c in enumerate(classes)}
             present = np.zeros((len(results), len(classes)), dtype=bool)
             for row, r in enumerate(results):
                 present[row, [index[c] for c in r[4][name]]] = True
+            wrong = misbound(present, classes) if name == self.binding else None
             for scoring in self.scorings:
                 if scoring not in results[0][3][name]:
                     continue
                 scores = torch.stack([r[3][name][scoring] for r in results]).numpy()
-                metrics[f"map_{name}_{scoring}"] = presence_map(present, scores)
+                values = out.setdefault(f"map_{name}", {})[scoring] = query_precisions(present, scores)
                 for phrase, members in self._phrases.items():
                     columns = [index[c] for c in members if c in index]
                     if columns:
-                        found = presence_map(present[:, columns], scores[:, columns])
-                        metrics[f"map_{name}_{phrase}_{scoring}"] = found
-        return metrics
+                        out.setdefault(f"map_{name}_{phrase}", {})[scoring] = values[columns]
+                if wrong is not None:
+                    bound = query_precisions(present, scores, wrong)
+                    out.setdefault(f"map_{name}_bound", {})[scoring] = bound
+                    metrics[f"auc_binding_{scoring}"] = separation(present, wrong, scores)
+        return out

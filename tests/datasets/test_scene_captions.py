@@ -110,3 +110,13 @@ def test_bad_options_and_files_say_what_is_wrong(world, tmp_path):
         (tmp_path / "s.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=match):
             dataset(world, file=str(tmp_path / "s.json"))
+
+
+def test_a_data_set_brings_the_truth_of_its_captions(world):
+    found = CaptionDataset("annotations/share_captions_train.json", data_root=str(world), image_size=64, fit="pad",
+                           truth="annotations/scenes_train.json", test_mode=True)  # fmt: skip
+    samples = [found[n]["data_samples"] for n in range(len(found))]
+    captions = [(n, c) for n, s in enumerate(samples) for kind in s.captions.values() for c in kind]
+    table = found.metainfo["truth"].table([c for _, c in captions], [s.img_id for s in samples])
+    assert all(row[n] for row, (n, _) in zip(table, captions, strict=True))
+    assert not table.all()

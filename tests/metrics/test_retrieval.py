@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.metrics.retrieval import (
-    average_precision,
-    presence_map,
     retrieval_metrics,
     retrieval_ranks,
     text_ranks,
@@ -54,22 +51,6 @@ def test_masked_scores_use_each_texts_own_mask():
     assert swapped["t2i_r5"] == 1.0
     with pytest.raises(UserError, match="at least one text"):
         retrieval_metrics(images, texts[:0], None, torch.arange(0))
-
-
-def test_average_precision_by_hand():
-    assert average_precision(np.array([1, 0, 1, 0], bool), np.array([0.9, 0.8, 0.7, 0.6])) == pytest.approx(5 / 6)
-    # Equal scores are one threshold: both orders give the same.
-    assert average_precision(np.array([1, 0], bool), np.array([0.5, 0.5])) == 0.5
-    assert average_precision(np.array([0, 1], bool), np.array([0.5, 0.5])) == 0.5
-    assert average_precision(np.zeros(3, bool), np.arange(3.0)) == -1
-    assert presence_map(np.array([[1, 0], [0, 0]], bool), np.array([[0.1, 0.2], [0.3, 0.4]])) == 0.5
-
-
-def test_a_perfect_order_is_one_and_a_constant_score_is_the_share():
-    rng = np.random.default_rng(0)
-    present = rng.random(200) < 0.2
-    assert average_precision(present, present.astype(float)) == 1.0
-    assert average_precision(present, np.zeros(200)) == pytest.approx(present.mean())
 
 
 def test_a_diverged_model_finds_nothing():

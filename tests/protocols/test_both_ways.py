@@ -166,6 +166,51 @@ def test_retrieval(tmp_path):
     assert {k: told[k] for k in shared - {"name"}} == {k: file.protocol[k] for k in shared - {"name"}}
 
 
+class _Truth:
+    """A drop is in pictures 0 and 1, a heart in 1 and 2; a red drop in 0, a red heart in 2."""
+
+    def table(self, captions, image_ids):
+        answers = {"a drop": [1, 1, 0], "a heart": [0, 1, 1], "a red drop": [1, 0, 0]}
+        return np.array([[bool(answers[c][i]) for i in image_ids] for c in captions])
+
+
+def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
+    metric = AlignmentMetric(scorings=["hard", "off", "random", "shuffled"], metrics_file=str(tmp_path / "m.json"),
+                             binding="colour_shape")  # fmt: skip
+    classes = ["red drop", "blue drop", "blue heart", "red heart"]
+    metric.dataset_meta = {"truth": _Truth(), "phrases": {"held_out": ["red drop"]},
+                           "vocabularies": {"colour_shape": classes}}  # fmt: skip
+    axis = torch.eye(3)
+    vectors = {"a drop": axis[0] + 0.5 * axis[1] + 0.1 * axis[2], "a heart": axis[0] + axis[2], "a red drop": axis[0]}
+    masks = {"a drop": torch.ones(3), "a heart": torch.tensor([0.0, 0.0, 1.0]), "a red drop": torch.ones(3)}
+    present = (["red drop"], ["blue drop", "red heart"], ["blue heart"])
+    # By plain cosine picture 1 is taken for a red drop before picture 0.
+    cosines = torch.tensor([[0.5, 0.1, 0.1, 0.1], [0.7, 0.9, 0.1, 0.9], [0.1, 0.1, 0.9, 0.1]])
+    for n, said in enumerate((["a drop", "a red drop"], ["a drop"], ["a heart"])):
+        metric.process(None, [{
+            "img_id": n, "image_embed": axis[n], "captions": {"short": said}, "present": {"colour_shape": present[n]},
+            "text_features": {"short": [(vectors[t], masks[t]) for t in said]},
+            "presence_scores": {"colour_shape": {"hard": cosines[n].flip(0), "off": cosines[n]}},
+        }])  # fmt: skip
+    metrics = metric.evaluate(3)
+    # "a drop" finds 0 and 1 first; "a heart" finds 2 first and 1 last, tied with 0 by its mask, after it without one.
+    assert metrics["map_caption_short_hard"] == pytest.approx((1 + (0.5 + 0.5 * 2 / 3) + 1) / 3)
+    assert metrics["map_caption_short_off"] == pytest.approx((1 + (1 / 2 * 1 / 2 + 1 / 2 * 2 / 3) + 1) / 3)
+    assert metrics["map_caption_short"] == metrics["map_caption_short_hard"]
+    assert metrics["map_caption_held_out_off"] == 1.0
+    assert metrics["t2i_r1_short_best"] == 3 / 4
+    assert metrics["t2i_r1_short_reader"] == (0.5 + 1 + 0.5 + 0.5) / 4
+    # Picture 1 shows a red heart and a blue drop: it beats the red drop's picture, not the blue heart's.
+    assert metrics["auc_binding_off"] == 0.5
+    assert metrics["map_colour_shape_off"] == pytest.approx((0.5 + 3) / 4)
+    assert metrics["map_colour_shape_bound_off"] == 1.0
+    told = json.loads((tmp_path / "m.json").read_text())["intervals"]
+    assert set(told["map_caption_short"]) == {"off", "random", "shuffled"}
+    row = told["map_caption_short"]["off"]
+    assert row["difference"] == pytest.approx(metrics["map_caption_short_hard"] - metrics["map_caption_short_off"])
+    assert set(told["map_colour_shape"]) == {"off"}
+
+
 def test_every_protocol_is_scored_both_ways():
     assert set(PROTOCOLS) == set(OPTIONS) == {*OF_DETECTIONS, *OF_SENTENCES, "retrieval"}
     assert {p for p, _ in CASES} == set(OF_DETECTIONS)

@@ -33,11 +33,12 @@ val_dataloader = dict(
         fit="pad",
         presence=dict(shape="{category}", colour_shape="{colour} {category}"),
         presence_file="annotations/instances_val.json",
+        truth="annotations/scenes_val.json",
         phrases=dict(held_out=("world.json", "held_out")),
         test_mode=True,
         keep_images=True,
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="AlignmentMetric", scorings=["hard", "off", "random", "shuffled"])
+val_evaluator = dict(type="AlignmentMetric", scorings=["hard", "off", "random", "shuffled"], binding="colour_shape")
 test_evaluator = val_evaluator

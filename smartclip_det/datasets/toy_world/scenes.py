@@ -26,6 +26,8 @@ from smartclip_det.datasets.toy_world.shapes import (
 SPLITS = ("train", "val", "testA", "testB")
 #: Radius as a share of the shorter side.
 SIZES = {"small": 0.125, "medium": 0.2, "large": 0.29}
+#: Words for backgrounds, and their range of brightness.
+BACKGROUNDS = {"pale": (195, 235), "dim": (60, 95), "middling": (140, 175)}
 #: Centres lie on a lattice of the nominal side over this. With sizes and places from a small set, a tiny transformer
 #: begins to learn shapes within a few hundred steps; with free ones it did not (configs/toy/README.md, what was tried).
 LATTICE = 8
@@ -162,7 +164,8 @@ class ToyWorld:
         grey = bool(rng.random() < 0.04)
         height, width = self._canvas_size(rng)
         canvas, background = _background(rng, height, width, grey)
-        covers, facts = [], []
+        covers: list[np.ndarray] = []
+        facts: list[tuple[str, str, str, str]] = []
         for _ in range(1 + int(rng.choice(len(COUNTS), p=COUNTS))):
             colour, shape = self._draw_pair(rng, split, grey)
             texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[0.7, 0.1, 0.1, 0.1]))]
@@ -197,9 +200,8 @@ class ToyWorld:
 
 def _background(rng: np.random.Generator, height: int, width: int, grey: bool) -> tuple[np.ndarray, str]:
     """``[H, W, 3]`` float RGB and a word for it."""
-    words = {"pale": (195, 235), "dim": (60, 95), "middling": (140, 175)}
-    word = list(words)[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
-    low, high = words[word]
+    word = list(BACKGROUNDS)[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
+    low, high = BACKGROUNDS[word]
     first, second = (np.full(3, rng.uniform(low, high)) + (0 if grey else rng.uniform(-12, 12, 3)) for _ in range(2))
     ramp = np.linspace(0, 1, width)[None, :, None] if rng.random() < 0.5 else np.linspace(0, 1, height)[:, None, None]
     canvas = first * (1 - ramp) + second * ramp + np.zeros((height, width, 1))
@@ -231,7 +233,9 @@ def _place(
 
 def _visible_masks(covers: list[np.ndarray]) -> list[np.ndarray]:
     """What later objects leave of each, back to front."""
-    out, above = [], np.zeros_like(covers[0]) if covers else None
+    if not covers:
+        return []
+    out, above = [], np.zeros_like(covers[0])
     for cover in reversed(covers):
         out.append(cover & ~above)
         above = above | cover
