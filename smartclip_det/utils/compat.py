@@ -122,7 +122,7 @@ def install_package_lookup() -> None:
 def install_recomputation() -> None:
     """Give MMDetection's ``num_cp`` torch's checkpointing, where it would ask for fairscale."""
     for name in ("detr_layers", "deformable_detr_layers", "grounding_dino_layers"):
-        module = importlib.import_module(f"mmdet.models.layers.transformer.{name}")
+        module: Any = importlib.import_module(f"mmdet.models.layers.transformer.{name}")
         if module.checkpoint_wrapper is None:
             module.checkpoint_wrapper = recomputed
 
