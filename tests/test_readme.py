@@ -31,6 +31,10 @@ def blocks(page, language):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_python_blocks_run(page):
     for block in blocks(page, "python"):
+        if (
+            "from_pretrained(" in block
+        ):  # Weights by name: run against a hub of random ones in tests/models/test_zoo.py.
+            continue
         done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=REPO, check=False)
         assert done.returncode == 0, done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -16,9 +17,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from PIL import Image
+from torchvision.models import get_model
 
 from smartclip_det import Predictor
 from smartclip_det.core.errors import UserError
+from smartclip_det.models.boxes import rpn
 from smartclip_det.models.towers import SmartCLIP, TowerConfig
 from smartclip_det.models.towers.source import load_encoder, load_towers, resolve_encoder
 from smartclip_det.models.towers.tokenizer import open_clip_names, open_clip_pretrained
@@ -135,6 +139,19 @@ class TestFirstAndLaterUse:
         assert len(predictor.detect(["red mug", "left dog"])) == 4
         with pytest.raises(UserError, match="smartclip-b16"):
             Predictor.from_pretrained("smartclip-b61", boxes=None)
+
+    def test_the_first_lines_of_the_readme(self, hub, tmp_path, monkeypatch):
+        block = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+        assert 'from_pretrained("smartclip-b16"' in block
+        boxes = get_model(rpn.DEFAULT_MODEL, weights=None, weights_backbone=None).state_dict()
+        monkeypatch.setattr(rpn, "safe_url_load", lambda url, **options: boxes)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)).save(
+            tmp_path / "photo.jpg"
+        )
+        monkeypatch.chdir(tmp_path)
+        exec(compile(block, "README.md", "exec"), {})
+        assert Image.open(tmp_path / "answer.png").size == (128, 96)
+        assert any(FILE in path for path, _ in hub.asked())
 
     def test_what_is_here_is_used_without_a_word_and_without_the_network(self, hub, towers, monkeypatch, capsys):
         SmartCLIP.from_pretrained(NAME)

@@ -1,0 +1,48 @@
+"""Draw the pictures of the documentation from a finished toy run: `python docs/pictures/make.py`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from smartclip_det import Predictor
+from smartclip_det.formats.json_files import read_json
+from smartclip_det.studies.toy_pictures import enlarge
+from smartclip_det.visualization import draw_boxes
+
+FOLDER = Path(__file__).parent
+
+
+def first_answer(predictor: Predictor, data: Path, count: int = 4) -> Image.Image:
+    """Validation scenes of two objects, side by side, each asked for what is in it."""
+    scenes = read_json(data / "annotations/scenes_val.json", "scene file")
+    names = {i["id"]: i for i in read_json(data / "annotations/instances_val.json", "annotations")["images"]}
+    square = [s for s in scenes if len(s["objects"]) == 2 and names[s["id"]]["width"] == names[s["id"]]["height"]]
+    tiles = []
+    for scene in square[:count]:
+        phrases = list(dict.fromkeys(f"{o['colour']} {o['shape']}" for o in scene["objects"]))
+        image = Image.open(data / "images/val" / names[scene["id"]]["file_name"]).convert("RGB")
+        predictor.set_image(image)
+        found = predictor.detect(phrases).top(len(scene["objects"]))
+        large = enlarge(image)
+        scale = large.width / image.width
+        tiles.append(draw_boxes(large, (found.boxes * scale).tolist(), found.label_names, found.names,
+                                found.scores.tolist()))  # fmt: skip
+    row = Image.new("RGB", (sum(t.width for t in tiles) + 8 * (count - 1), tiles[0].height), "white")
+    for n, tile in enumerate(tiles):
+        row.paste(tile, (n * (tile.width + 8), 0))
+    return row
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("work_dirs/toy"), help="folder of smartclip-det toy")
+    parser.add_argument("--data", type=Path, default=Path("data/toy"), help="its world")
+    options = parser.parse_args()
+    trained = Predictor.from_config(
+        "toy/open-vocab-rcnn_smartclip-toy_toy", options.run / "checkpoints/detector.pth", device="cpu",
+        cfg_options={"towers.checkpoint": str(options.run / "checkpoints/smartclip.pth")}, templates=["{article} {}"],
+    )  # fmt: skip
+    first_answer(trained, options.data).quantize(64).save(FOLDER / "first-answer.png", optimize=True)
