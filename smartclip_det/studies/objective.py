@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,7 +27,7 @@ from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.datasets.scene_captions import Speech
 from smartclip_det.datasets.toy_world.scenes import COUNTS, SIZES
 from smartclip_det.datasets.toy_world.shapes import COLOURS, SHAPES, TEXTURES
-from smartclip_det.metrics.retrieval import presence_map
+from smartclip_det.metrics.query_precision import mean_known, query_precisions, separation
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scale
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
@@ -278,9 +279,10 @@ def measure(encoders: Encoders, recipe: Recipe, task: ObjectiveOptions, seed: in
         for mode in modes:
             scores = masked_cosine(vectors, embeds, resolve_masks(masks, mode, names), text_norm=recipe.text_norm)
             row = found.setdefault(mode, {})
-            row[what] = presence_map(truth.numpy(), scores.numpy())
+            precisions = query_precisions(truth.numpy(), scores.numpy())
+            row[what] = mean_known(precisions)
             if what == "colour_shape":
-                row["held_out"] = presence_map(truth[:, without].numpy(), scores[:, without].numpy())
+                row["held_out"] = mean_known(precisions[without.numpy()])
                 if mode == modes[0]:
                     found["auc"] = confusions(scores, scenes)
         if what == "colour_shape" and "hard" in modes:
@@ -297,12 +299,9 @@ def confusions(scores: Tensor, scenes: Things) -> dict[str, float]:
              (~shape[:, :, None] & colour[:, None]).flatten(1))  # fmt: skip
     out = {}
     for name, others in zip(WRONG, wrong, strict=True):
-        chances = []
-        for k in range(scores.shape[1]):
-            difference = scores[right[:, k], k][:, None] - scores[others[:, k], k][None]
-            if difference.numel():
-                chances.append(float((difference.sign().mean() + 1) / 2))
-        out[name] = statistics.fmean(chances) if chances else math.nan
+        columns = zip(right.t().numpy(), others.t().numpy(), scores.t().numpy(), strict=True)
+        chances = np.array([separation(r[:, None], o[:, None], v[:, None]) for r, o, v in columns])
+        out[name] = mean_known(np.where(chances < 0, np.nan, chances))
     return out
 
 
