@@ -31,6 +31,7 @@ class ProbeOptions:
         templates: a template set, or own templates.
         views: ``crop``, ``dense``, ``mask``.
         dense_modes: last block of the dense map; each is probed.
+        poolings: ``own``, cells of a region weigh by their length; ``unit``, all alike; each is probed.
         mask_modes: each is scored.
         text_norm: ``full``, or ``masked`` for towers that were trained so.
         dense_size: side of the dense input in pixels; 0: the tower's.
@@ -48,6 +49,7 @@ class ProbeOptions:
     templates: str | Sequence[str] = "photo"
     views: Sequence[str] = ("crop", "dense")
     dense_modes: Sequence[str] = ("value",)
+    poolings: Sequence[str] = ("own",)
     mask_modes: Sequence[str] = ("hard", "off")
     text_norm: str = "full"
     dense_size: int = 0
@@ -71,14 +73,15 @@ def probe(options: ProbeOptions) -> dict[str, dict[str, dict[str, float]]]:
     towers = load_encoder(o.encoder, str(resolve_device(o.device)))
     encoder = RegionEncoder(towers, dense_size=o.dense_size, fit=o.fit, crop_context=o.crop_context)
     bank = build_bank(towers, names, templates=o.templates)
-    regions = probe_regions(encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes)
+    regions = probe_regions(encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes,
+                            poolings=o.poolings)  # fmt: skip
     policy = ScoringPolicy(text_norm=o.text_norm)
     accuracy = probe_accuracy(regions, bank, groups, o.mask_modes, policy)
     if o.out is not None:
         stamp = protocol_stamp(
             "region_probe", ann_sha256=file_hash(o.ann), checkpoint_hash=towers.checkpoint_hash, classes=len(names),
             boxes=len(regions.labels), templates=o.templates, dense_size=encoder.dense_size, fit=o.fit,
-            crop_context=o.crop_context, policy=policy.to_dict(), unit="box, best of all classes",
+            poolings=o.poolings, crop_context=o.crop_context, policy=policy.to_dict(), unit="box, best of all classes",
         )  # fmt: skip
         write_results(o.out, stamp, accuracy)
     return accuracy

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, encoder_source, templates_of
 from smartclip_det.core.mask_modes import MASK_MODES
-from smartclip_det.core.words import DENSE_MODES, TEXT_NORMS
+from smartclip_det.core.words import DENSE_MODES, POOLINGS, TEXT_NORMS
 
 OLD = (Old("--checkpoint", "--encoder"),)
 
@@ -34,6 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--templates", nargs="+", default=["photo"], help="a template set or own templates")
     add("--views", nargs="+", default=["crop", "dense"], choices=["crop", "dense", "mask"], help="region vectors")
     add("--dense-modes", nargs="+", default=["value"], choices=DENSE_MODES, help="last block of the dense map")
+    add("--poolings", nargs="+", default=["own"], choices=POOLINGS,
+        help="cells of a region weigh by their own length, or alike (unit)")  # fmt: skip
     add("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES, help="each is scored")
     add("--text-norm", default="full", choices=TEXT_NORMS, help="masked: for towers that were trained so")
     add("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     accuracy = probe(ProbeOptions(
         ann=args.ann, images=args.images, encoder=encoder_source(args), split_file=args.split_file,
         vocabulary=args.vocabulary, templates=templates_of(args.templates), views=args.views,
-        dense_modes=args.dense_modes, mask_modes=args.mask_modes, text_norm=args.text_norm,
+        dense_modes=args.dense_modes, poolings=args.poolings, mask_modes=args.mask_modes, text_norm=args.text_norm,
         dense_size=args.dense_size, fit=args.fit,
         crop_context=args.crop_context, device=args.device, out=args.out,
     ))  # fmt: skip

@@ -6,6 +6,8 @@ from __future__ import annotations
 DENSE_MODES = ("vanilla", "value", "qq_kk", "clearclip")
 #: How a region vector is made (regions).
 VIEWS = ("crop", "blur", "circle", "dense", "mask")
+#: How cells of a dense map weigh in a region: by their own length, or alike (regions).
+POOLINGS = ("own", "unit")
 #: Views that the training-free predictor joins (``both``: dense and crop).
 REGION_VIEWS = ("dense", "crop", "both")
 #: Sources of boxes of the training-free predictor, as words; ``KIND:WHAT`` tells more (apis.box_sources).

@@ -51,16 +51,18 @@ class CachedRegionEncoder(RegionEncoder):
 
     def vectors(
         self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
-        dense_mode: str | None = None,
+        dense_mode: str | None = None, pooling: str = "own",
     ) -> Tensor:  # fmt: skip
         """As :meth:`RegionEncoder.vectors`, from disk where they are known."""
         if not len(boxes):
-            return super().vectors(image, boxes, view, masks, dense_mode)
+            return super().vectors(image, boxes, view, masks, dense_mode, pooling)
         mode = (dense_mode or self.dense_mode) if view in ("dense", "mask") else ""
+        if mode and pooling != "own":
+            mode += f" {pooling}"
         path = self.folder / f"{self._key(image, boxes, masks, view, mode)}.safetensors"
         if path.is_file():
             return safe_safetensors_load(path)[0]["vectors"]
-        found = super().vectors(image, boxes, view, masks, dense_mode)
+        found = super().vectors(image, boxes, view, masks, dense_mode, pooling)
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"vectors": found.contiguous()}, str(part))
         os.replace(part, path)

@@ -6,6 +6,9 @@
 * ``dense``: RoIAlign of the dense map, one forward pass per image for any number of boxes.
 * ``mask``: mean of the dense map under an instance mask.
 
+In ``dense`` and ``mask`` cells speak for a region by their own lengths (a tower with weighted pooling puts the weight
+of a cell there), or all alike (``pooling="unit"``: each cell has length 1).
+
 Shape letters: R regions, D joint embedding, H W pixels of the original image, S side of the square input, h w cells.
 """
 
@@ -21,7 +24,7 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.words import VIEWS
+from smartclip_det.core.words import POOLINGS, VIEWS
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
@@ -125,7 +128,7 @@ class RegionEncoder:
     @torch.no_grad()
     def vectors(
         self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
-        dense_mode: str | None = None,
+        dense_mode: str | None = None, pooling: str = "own",
     ) -> Tensor:  # fmt: skip
         """``[R, D]`` vectors of xyxy boxes (pixels of the image), on the CPU.
 
@@ -135,8 +138,10 @@ class RegionEncoder:
             view: one of :data:`VIEWS`.
             masks: ``[R, H, W]`` bool, for the ``mask`` view.
             dense_mode: another mode than the constructor's.
+            pooling: of ``dense`` and ``mask``, one of :data:`POOLINGS`.
         """
         check_choice("view", view, VIEWS)
+        check_choice("pooling", pooling, POOLINGS)
         if not len(boxes):
             return torch.zeros(0, self.towers.config.embed_dim)
         if view == "dense":
@@ -145,7 +150,7 @@ class RegionEncoder:
         if view == "mask":
             if masks is None or len(masks) != len(boxes):
                 raise UserError("The mask view needs one mask per box.")
-            return pool_masks(self.dense_map(image, dense_mode)[0], self._fit_masks(masks)).cpu()
+            return pool_masks(self._weighed(image, dense_mode, pooling)[0], self._fit_masks(masks)).cpu()
         return self._encode(self._views(image, boxes, view))
 
     def _views(self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str) -> list[Image.Image]:

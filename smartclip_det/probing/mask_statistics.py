@@ -83,6 +83,35 @@ def jaccard(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, (a * b).sum(dim=1) / union.clamp(min=1), torch.ones_like(union))
 
 
+def kind_overlap(masks: Tensor, kinds: Sequence[str]) -> dict[str, float]:
+    """Mean :func:`jaccard` of two different words' masks, by their kinds.
+
+    Args:
+        masks: ``[K, D]`` hard masks.
+        kinds: kind of each of the K words, e.g. ``colour`` and ``shape``.
+
+    Returns:
+        ``same_KIND`` for each kind of two words or more and ``different_KIND_OTHER`` for each two kinds; ``same`` and
+        ``different`` are the means over all such pairs of words.
+
+    Raises:
+        UserError: for masks that are not hard, or as many kinds as there are not words.
+    """
+    hard = _checked(masks)
+    if len(kinds) != len(hard):
+        raise UserError(f"{len(hard)} masks but {len(kinds)} kinds.")
+    pairs = torch.triu_indices(len(hard), len(hard), offset=1)
+    likeness = jaccard(hard[pairs[0]], hard[pairs[1]]).tolist()
+    order = list(dict.fromkeys(kinds))
+    found: dict[str, list[float]] = {}
+    for (a, b), value in zip(pairs.t().tolist(), likeness, strict=True):
+        first, second = sorted((kinds[a], kinds[b]), key=order.index)
+        names = ("same", f"same_{first}") if first == second else ("different", f"different_{first}_{second}")
+        for name in names:
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
 def expected_jaccard(a: Tensor, b: Tensor) -> float:
     """What masks of these densities would share if they were independent: the level that algebra is read against."""
     p, q = float(a.double().mean()), float(b.double().mean())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class ProbeRegions:
     """Vectors of all boxes.
 
     Attributes:
-        vectors: ``[N, D]`` by view: ``crop``, ``dense_MODE``, ``mask_MODE``.
+        vectors: ``[N, D]`` by view: ``crop``, ``dense_MODE``, ``mask_MODE``; with ``_unit`` where cells weigh alike.
         labels: ``[N]`` class of each box, as an index into ``names``.
         names: C class names.
     """
@@ -45,7 +46,8 @@ class ProbeRegions:
 
 def probe_regions(
     encoder: RegionEncoder, truth: GroundTruth, image_folder: str | Path, names: Sequence[str], *,
-    views: Sequence[str] = ("crop", "dense", "mask"), dense_modes: Sequence[str] = ("value",), progress: bool = True,
+    views: Sequence[str] = ("crop", "dense", "mask"), dense_modes: Sequence[str] = ("value",),
+    poolings: Sequence[str] = ("own",), progress: bool = True,
 ) -> ProbeRegions:  # fmt: skip
     """Encode every box of the annotations.
 
@@ -56,6 +58,7 @@ def probe_regions(
         names: the vocabulary; boxes of other classes are left out.
         views: ``crop``, ``dense``, ``mask``; the last where the annotations have segmentations.
         dense_modes: for ``dense`` and ``mask``.
+        poolings: for ``dense`` and ``mask``, see :meth:`RegionEncoder.vectors`.
         progress: show a bar with rate and remaining time.
 
     Raises:
@@ -79,24 +82,25 @@ def probe_regions(
         mine = boxes[info["id"]]
         image = open_rgb(picture_path(image_folder, info, truth.path))
         labels += [label_of[a["category_id"]] for a in mine]
-        for name, rows in _views_of(encoder, image, mine, views, dense_modes):
+        for name, rows in _views_of(encoder, image, mine, views, dense_modes, poolings):
             vectors.setdefault(name, []).append(rows)
     return ProbeRegions({k: torch.cat(v) for k, v in vectors.items()}, np.array(labels), tuple(names))
 
 
 def _views_of(
     encoder: RegionEncoder, image: Image.Image, annotations: Sequence[dict[str, Any]], views: Sequence[str],
-    dense_modes: Sequence[str],
+    dense_modes: Sequence[str], poolings: Sequence[str],
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
     xyxy = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
     if "crop" in views:
         yield "crop", encoder.vectors(image, xyxy, "crop")
-    for mode in dense_modes:
+    for mode, pooling in product(dense_modes, poolings):
+        name, how = f"{mode}{'' if pooling == 'own' else '_' + pooling}", {"dense_mode": mode, "pooling": pooling}
         if "dense" in views:
-            yield f"dense_{mode}", encoder.vectors(image, xyxy, "dense", dense_mode=mode)
+            yield f"dense_{name}", encoder.vectors(image, xyxy, "dense", **how)
         if "mask" in views:
             masks = np.stack([_decode(a, image) for a in annotations])
-            yield f"mask_{mode}", encoder.vectors(image, xyxy, "mask", masks=masks, dense_mode=mode)
+            yield f"mask_{name}", encoder.vectors(image, xyxy, "mask", masks=masks, **how)
 
 
 def _decode(annotation: dict[str, Any], image: Image.Image) -> np.ndarray:

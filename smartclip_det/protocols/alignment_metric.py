@@ -54,6 +54,8 @@ class AlignmentMetric(BaseMetric):
     ``map_colour_shape_bound_hard`` leaves out images that show both words of a class, but on different objects only;
     ``auc_binding_hard`` is how often an image where a class is true beats one of exactly those.
 
+    ``mask_density_short`` is the share of dimensions that a text keeps, ``mask_unused_short`` that which none keeps.
+
     The metrics file has ``intervals``, too: by mAP and control, what the hard masks gain, over queries.
 
     Retrieval is the ``retrieval`` protocol of the registry: the vectors that ``out_file`` keeps score the same by
@@ -148,7 +150,8 @@ class AlignmentMetric(BaseMetric):
     def _retrieval(self, kind: str, vectors: RetrievalVectors) -> dict[str, float]:
         hard, texts, owner = vectors.masks, vectors.sentences, vectors.owner
         assert hard is not None
-        metrics = {f"mask_density_{kind}": float(hard.mean())}
+        never = (hard == 0).all(dim=0).float()
+        metrics = {f"mask_density_{kind}": float(hard.mean()), f"mask_unused_{kind}": float(never.mean())}
         found = self._protocol.score(Material(None, vectors), RetrievalOptions(), self.scorings).metrics
         for name, value in found.items():
             recall, _, mode = name.rpartition("_")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from smartclip_det.probing.mask_statistics import (
     containment,
     distinctive,
     jaccard,
+    kind_overlap,
     occupancy,
     similarity_order,
 )
@@ -40,6 +41,7 @@ class MaskOptions:
         towers: config of towers, see :func:`load_towers`.
         texts: words or short phrases.
         template: text of a word.
+        kinds: words by kind, e.g. of ``colour`` and ``shape``, whose overlaps are measured.
         captions: caption file of any layout.
         limit: captions read.
         pairs: pairs of words for set algebra.
@@ -51,6 +53,7 @@ class MaskOptions:
     towers: Mapping[str, Any]
     texts: Sequence[str] = ()
     template: str = "{article} {}"
+    kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
     captions: str | None = None
     limit: int = 1000
     pairs: int = 200
@@ -68,8 +71,8 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
     Raises:
         UserError: when there is nothing to look at, or towers have no masks.
     """
-    if not task.texts and not task.captions:
-        raise UserError("Give --texts or --vocabulary, --captions, or both.")
+    if not task.texts and not task.captions and not task.kinds:
+        raise UserError("Give --texts or --vocabulary, --kinds, --captions, or several of them.")
     towers = load_towers(task.towers).to(resolve_device(task.device))
     if towers.mask_network is None:
         raise UserError(f"{task.towers.get('checkpoint') or task.towers.get('arch')} has no mask network: there are "
@@ -81,6 +84,8 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
     metrics: dict[str, Any] = {}
     if task.texts:
         metrics.update(of_words(towers, task, page))
+    if task.kinds:
+        metrics["kinds"] = of_kinds(towers, task, page)
     if task.captions:
         metrics.update(of_captions(towers, task, page))
     stamp = protocol_stamp("masks", **towers.provenance(), template=task.template, pairs=task.pairs, seed=task.seed,
@@ -121,6 +126,18 @@ def of_words(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str
     page.table(["dimension", "kept by", "words that keep it"],
                [[str(d), f, ", ".join(names)] for d, f, names in distinctive(masks, words, 12)])  # fmt: skip
     return found
+
+
+def of_kinds(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str, float]:
+    """Occupancy of words of all kinds, and their overlap within a kind and between kinds."""
+    words = [(kind, word) for kind, mine in task.kinds.items() for word in mine]
+    masks = masks_of(towers, [fill(task.template, w) for _, w in words], "kinds")
+    show_occupancy(page, f"{len(words)} words of {len(task.kinds)} kinds", masks)
+    overlap = kind_overlap(masks, [k for k, _ in words])
+    page.heading("Kinds")
+    page.text("Jaccard of the masks of two different words: of one kind, and of different kinds.")
+    page.table(["pairs", "Jaccard"], [[k.replace("_", " "), v] for k, v in overlap.items()])
+    return {**occupancy(masks).facts(), **{f"overlap_{k}": v for k, v in overlap.items()}}
 
 
 def set_algebra(towers: SmartCLIP, words: list[str], masks: Tensor, task: MaskOptions) -> dict[str, float]:

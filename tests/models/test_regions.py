@@ -121,6 +121,10 @@ def test_vectors_kept_on_disk_are_those_of_the_encoder_and_of_nothing_else(tmp_p
             one.vectors(photo, boxes, "crop")
     with pytest.raises(TypeError):
         again.vectors(photo, boxes, "dense", dense_mode="vanilla")
+    monkeypatch.undo()
+    alike = again.vectors(photo, boxes, "dense", pooling="unit")
+    assert torch.equal(alike, plain.vectors(photo, boxes, "dense", pooling="unit"))
+    assert not torch.allclose(alike, again.vectors(photo, boxes, "dense"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be kept"):
         CachedRegionEncoder(towers, tmp_path / "file")
@@ -186,14 +190,33 @@ def test_the_probe_encodes_with_the_dense_mode_that_it_names(tmp_path):
             "categories": [{"id": 1, "name": "red"}]}  # fmt: skip
     encoder = RegionEncoder(SmartCLIP.from_arch("SmartCLIP-tiny"))
     found = probe_regions(encoder, GroundTruth(data, "a.json"), tmp_path, ["red"], views=("dense", "mask"),
-                          dense_modes=("value", "vanilla"), progress=False).vectors  # fmt: skip
+                          dense_modes=("value", "vanilla"), poolings=("own", "unit"), progress=False).vectors  # fmt: skip
     mask = np.zeros((1, 96, 128), dtype=bool)
     mask[:, :32, :32] = True
     for mode in ("value", "vanilla"):
         for view in ("dense", "mask"):
             expected = encoder.vectors(scene(), BOXES[:1], view, masks=mask, dense_mode=mode)
             assert torch.allclose(found[f"{view}_{mode}"], expected, atol=1e-6)
+            alike = encoder.vectors(scene(), BOXES[:1], view, masks=mask, dense_mode=mode, pooling="unit")
+            assert torch.allclose(found[f"{view}_{mode}_unit"], alike, atol=1e-6)
+            assert not torch.allclose(alike, expected, atol=1e-3)
     assert not torch.allclose(found["dense_value"], found["dense_vanilla"], atol=1e-3)
+
+
+def test_cells_weigh_by_their_length_or_alike(monkeypatch):
+    encoder = RegionEncoder(ColourTowers(), fit="squash")
+    dense = torch.zeros(1, 3, 2, 2)
+    # One cell is three times as long as the other in the box, and of another colour.
+    dense[0, :, 0, 0], dense[0, :, 0, 1] = torch.tensor([3.0, 0, 0]), torch.tensor([0, 1.0, 0])
+    monkeypatch.setattr(encoder, "dense_map", lambda image, mode=None: dense)
+    image = Image.new("RGB", (40, 40))
+    mask = np.zeros((1, 40, 40), dtype=bool)
+    mask[:, :20] = True
+    own, unit = (encoder.vectors(image, [[0, 0, 40, 20]], "mask", masks=mask, pooling=p)[0] for p in ("own", "unit"))
+    assert own.tolist() == pytest.approx([1.5, 0.5, 0])
+    assert unit.tolist() == pytest.approx([0.5, 0.5, 0])
+    with pytest.raises(UserError, match="pooling"):
+        encoder.vectors(image, [[0, 0, 40, 20]], "dense", pooling="mean")
 
 
 def test_one_pass_gives_the_pooled_vector_and_the_dense_map():

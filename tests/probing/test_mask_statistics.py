@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smartclip_det.cli.study.masks import kinds_of
 from smartclip_det.core.errors import UserError
 from smartclip_det.probing.mask_statistics import (
     algebra,
@@ -16,6 +17,7 @@ from smartclip_det.probing.mask_statistics import (
     distinctive,
     expected_jaccard,
     jaccard,
+    kind_overlap,
     occupancy,
     similarity_order,
 )
@@ -34,6 +36,29 @@ def test_occupancy_by_hand():
     for bad in (torch.zeros(0, 4), torch.full((2, 2), 0.5)):
         with pytest.raises(UserError):
             occupancy(bad)
+
+
+def test_overlap_within_a_kind_and_between_kinds():
+    masks = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1.0]])
+    found = kind_overlap(masks, ["colour", "colour", "shape", "shape", "size"])
+    assert found["same_colour"] == pytest.approx(1 / 3)
+    assert found["same_shape"] == 1.0
+    assert found["same"] == pytest.approx(2 / 3)
+    assert found["different_colour_shape"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 3) / 4)
+    assert found["different_colour_size"] == found["different_shape_size"] == 0.5
+    assert found["different"] == pytest.approx((2 / 3 + 4 * 0.5) / 8)
+    assert "same_size" not in found
+    # The order of the words changes nothing but names of pairs, which go by first appearance.
+    assert kind_overlap(masks.flip(0), ["size", "shape", "shape", "colour", "colour"])["same"] == found["same"]
+    with pytest.raises(UserError, match="5 masks but 2 kinds"):
+        kind_overlap(masks, ["a", "b"])
+
+
+def test_kinds_of_the_command_line():
+    assert kinds_of(["colour=red, light blue", "shape=star"]) == {"colour": ["red", "light blue"], "shape": ["star"]}
+    for bad in (["red"], ["=a"], ["c=a,,b"], ["c=a", "c=b"], ["c=a", "d=a"]):
+        with pytest.raises(UserError, match="--kinds"):
+            kinds_of(bad)
 
 
 def test_containment_and_jaccard_by_hand():

@@ -200,6 +200,7 @@ def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
     assert metrics["map_caption_held_out_off"] == 1.0
     assert metrics["t2i_r1_short_best"] == 3 / 4
     assert metrics["t2i_r1_short_reader"] == (0.5 + 1 + 0.5 + 0.5) / 4
+    assert (metrics["mask_density_short"], metrics["mask_unused_short"]) == (pytest.approx(10 / 12), 0.0)
     # Picture 1 shows a red heart and a blue drop: it beats the red drop's picture, not the blue heart's.
     assert metrics["auc_binding_off"] == 0.5
     assert metrics["map_colour_shape_off"] == pytest.approx((0.5 + 3) / 4)

@@ -6,6 +6,7 @@ r"""What a checkpoint's masks do: use of dimensions, prefixes, set algebra, an a
         data/toy/annotations/share_captions_val.json --texts "heart" "star" "ring" "hexagon"
 
 --texts and --vocabulary are words or short phrases: occupancy, set algebra ("a X and a Y"), atlas.
+--kinds are words by kind: how much masks of one kind share, and masks of different kinds.
 --captions are long captions of any readable layout: occupancy by length, prefixes inside whole captions.
 """
 
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from smartclip_det.cli.options import Old, add_device, add_encoder, encoder_source
+from smartclip_det.core.errors import UserError
 from smartclip_det.core.vocabularies import VOCABULARIES
 
 OLD = (Old("--checkpoint", "--encoder"),)
@@ -28,12 +31,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--texts", nargs="+", default=[], help="words or phrases")
     add("--vocabulary", help="names as well: a known name (coco_80, ...), .txt or .json")
     add("--template", default="{article} {}", help="text of a word")
+    add("--kinds", nargs="+", default=[], metavar="KIND=WORD,WORD",
+        help="words by kind, e.g. colour=red,blue shape=heart,star: how much their masks share")  # fmt: skip
     add("--captions", help="caption file of any layout")
     add("--limit", type=int, default=1000, help="captions read")
     add("--pairs", type=int, default=200, help="pairs of words for set algebra")
     add("--seed", type=int, default=0, help="of the pairs")
     add_device(parser)
     add("--out", type=Path, default=Path("work_dirs/masks"), help="folder of masks.html and masks.json; or a .json")
+
+
+def kinds_of(given: Sequence[str]) -> dict[str, list[str]]:
+    """``colour=red,blue shape=star`` as words by kind.
+
+    Raises:
+        UserError: for other forms, a kind that comes twice, and words that do.
+    """
+    kinds: dict[str, list[str]] = {}
+    for entry in given:
+        kind, _, listed = entry.partition("=")
+        words = [w.strip() for w in listed.split(",")]
+        if not kind or not all(words):
+            raise UserError(f"--kinds takes KIND=WORD,WORD, e.g. colour=red,blue; given {entry!r}.")
+        if kind in kinds:
+            raise UserError(f"--kinds has {kind!r} twice. Join its words by commas.")
+        kinds[kind] = words
+    every = [w for words in kinds.values() for w in words]
+    twice = sorted({w for w in every if every.count(w) > 1})
+    if twice:
+        raise UserError(f"--kinds has {', '.join(twice)} twice: a word shares all with itself.")
+    return kinds
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
         texts, vocabulary = [], texts[0]
     texts = [*texts, *(resolve_names(vocabulary) if vocabulary else [])]
     results, page = look_at_masks(MaskOptions(
-        towers=encoder_source(args), texts=texts, template=args.template, captions=args.captions, limit=args.limit,
+        towers=encoder_source(args), texts=texts, template=args.template, kinds=kinds_of(args.kinds),
+        captions=args.captions, limit=args.limit,
         pairs=args.pairs, seed=args.seed, device=args.device, out=args.out,
     ))  # fmt: skip
     print(f"written: {results} and {page}")
