@@ -146,7 +146,7 @@ class RegionEncoder:
             return torch.zeros(0, self.towers.config.embed_dim)
         if view == "dense":
             corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
-            return self.pool(self.dense_map(image, dense_mode), [image.size], [corners]).cpu()
+            return self.pool(self._weighed(image, dense_mode, pooling), [image.size], [corners]).cpu()
         if view == "mask":
             if masks is None or len(masks) != len(boxes):
                 raise UserError("The mask view needs one mask per box.")
@@ -198,6 +198,11 @@ class RegionEncoder:
         if mode not in maps:
             maps[mode] = self.dense_maps([image], mode).float()
         return maps[mode]
+
+    def _weighed(self, image: Image.Image, dense_mode: str | None, pooling: str) -> Tensor:
+        """``[1, D, h, w]`` dense map, for ``unit`` with cells of length 1."""
+        dense = self.dense_map(image, dense_mode)
+        return functional.normalize(dense, dim=1) if pooling == "unit" else dense
 
     def _factors(self, size: tuple[int, int]) -> list[float]:
         """Pixels of the square dense input for each of an image's, for both corners."""
