@@ -95,12 +95,12 @@ def _views_of(
     if "crop" in views:
         yield "crop", encoder.vectors(image, xyxy, "crop")
     for mode, pooling in product(dense_modes, poolings):
-        name, how = f"{mode}{'' if pooling == 'own' else '_' + pooling}", {"dense_mode": mode, "pooling": pooling}
+        name = mode if pooling == "own" else f"{mode}_{pooling}"
         if "dense" in views:
-            yield f"dense_{name}", encoder.vectors(image, xyxy, "dense", **how)
+            yield f"dense_{name}", encoder.vectors(image, xyxy, "dense", dense_mode=mode, pooling=pooling)
         if "mask" in views:
             masks = np.stack([_decode(a, image) for a in annotations])
-            yield f"mask_{name}", encoder.vectors(image, xyxy, "mask", masks=masks, **how)
+            yield f"mask_{name}", encoder.vectors(image, xyxy, "mask", masks, mode, pooling)
 
 
 def _decode(annotation: dict[str, Any], image: Image.Image) -> np.ndarray:
