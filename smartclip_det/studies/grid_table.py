@@ -17,13 +17,14 @@ from smartclip_det.utils.files import write_whole
 Table = dict[str, dict[str, float]]
 #: Of alignments: presence, which every run measures.
 PRESENCE = ("map_shape", "map_colour_shape", "map_colour_shape_held_out")
-#: Of captions, where a run measures them.
+#: Of captions and of binding, where a run measures them.
 CAPTIONS = (
-    "t2i_r1_long",
-    "t2i_r1_short",
-    "t2i_r1_partial",
-    "t2i_r1_short_held_out",
-    "t2i_r5_short_held_out",
+    "map_caption_full",
+    "map_caption_short",
+    "map_caption_partial",
+    "map_caption_held_out",
+    "map_colour_shape_bound",
+    "auc_binding",
 )
 DETECTION = ("base_ap50", "novel_ap50", "all_ap50")
 #: Rows whose difference is told, first minus second: what masks are worth, and whether it is the text's own.

@@ -100,7 +100,7 @@ def metrics_of(path: Path) -> dict[str, Any]:
 
 def alignment_numbers(found: Mapping[str, float]) -> dict[str, float]:
     """Presence, captions and masks under every scoring."""
-    kinds = ("map_", "ap_", "t2i_", "mask_")
+    kinds = ("map_", "auc_", "t2i_", "mask_")
     return {k: v for k, v in found.items() if k.startswith(kinds) and isinstance(v, int | float)}
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 IDEA_TEXT = (
-    "CLIP compares a whole image with a whole caption: both become vectors, and their cosine says how well they fit. A "
-    "caption, though, speaks of a part of its image only, and everything else that the image shows pulls the cosine "
+    "CLIP compares a whole image with a whole caption: both become vectors, and their cosine says how well they fit. "
+    "A caption, though, speaks of a part of its image only, and everything else that the image shows pulls the cosine "
     "down.",
-    "SmartCLIP lets each text choose, with a mask of zeros and ones over the dimensions of these vectors, the "
-    "part of the "
-    "image that it is compared with: the cosine is taken on the dimensions that the mask keeps. The mask is read from "
-    "the text alone, so one image vector serves any number of texts. This page shows what that gives on drawn scenes: "
-    "alignment with captions, then boxes of shapes that no training box ever showed, then phrases that point at one "
-    "object.",
+    "SmartCLIP lets each text choose, with a mask of zeros and ones over the dimensions of these vectors, the part of "
+    "the image that it is compared with: the cosine is taken on the dimensions that the mask keeps. The mask is read "
+    "from the text alone, so one image vector serves any number of texts. This page shows what that gives on drawn "
+    "scenes: alignment with captions, then boxes of shapes that no training box ever showed, then phrases that point "
+    "at one object.",
 )
 
 ALIGNMENT_TERMS = {
@@ -28,29 +27,28 @@ CONTROL_TERMS = {
 
 #: Measured apart from any run, so it is the same on every page.
 BINDING = (
-    "What limits colour + shape for both is binding: which colour belongs to which shape. In trainings of the same "
+    "What limits colour + shape for both is binding: which colour belongs to which shape (last column: how often a "
+    "true picture beats one that shows both words on different objects; 0.5 is chance). In trainings of the same "
     "losses on descriptions of the scenes instead of pictures (nothing to see wrongly), true pictures were told from "
-    "those that show the shape alone with an area under the ROC curve of 0.97 (CLIP 0.969, masked 0.976), and "
-    "from those "
-    "that show the colour alone with 1.00 (0.998, 0.997), but from those that show both on different objects with 0.74 "
-    "to 0.75 only, masked or not. Masks choose dimensions of one vector; they do not say which object a "
+    "those that show the shape alone with an area under the ROC curve of 0.97 (CLIP 0.969, masked 0.976), and from "
+    "those that show the colour alone with 1.00 (0.998, 0.997), but from those that show both on different objects "
+    "with 0.74 to 0.75 only, masked or not. Masks choose dimensions of one vector; they do not say which object a "
     "dimension is of."
 )
 
 PROBE_TEXT = (
-    "Annotated boxes of the validation pictures, named among all 18 shapes by the towers alone. “Dense” takes "
-    "the mean of "
-    "the patch vectors in the box, out of one pass over the whole picture, which is what the detector sees; “crop” "
-    "encodes the box as a picture of its own. What a detector on frozen towers can know of novel shapes rests on the "
-    "dense columns."
+    "Annotated boxes of the validation pictures, named among all 18 shapes by the towers alone. “Dense” takes the "
+    "mean of the patch vectors in the box, out of one pass over the whole picture, which is what the detector sees; "
+    "“crop” encodes the box as a picture of its own. What a detector on frozen towers can know of novel shapes rests "
+    "on the dense columns."
 )
 
 DETECTION_TEXT = (
-    "Heads are trained on the frozen SmartCLIP image tower with boxes of the 12 base shapes ({images:,} "
-    "pictures). All 18 "
-    "names are asked for at once. AP50: average precision, a box being right from an overlap of one half on. Two more "
-    "controls: “names exchanged” scores each name with the text of another, and “random towers” are heads on a tower "
-    "that has learned nothing ({control:,} pictures): whatever those find of novel shapes is not from captions."
+    "Heads are trained on the frozen SmartCLIP image tower with boxes of the 12 base shapes ({images:,} pictures). "
+    "All 18 names are asked for at once. AP50: average precision, a box being right from an overlap of one half on. "
+    "Two more controls: “names exchanged” scores each name with the text of another, and “random towers” are heads on "
+    "a tower that has learned nothing ({control:,} pictures): whatever those find of novel shapes is not from "
+    "captions."
 )
 
 GROUNDING_TEXT = (

@@ -34,7 +34,9 @@ def write_run(folder: Path, data: Path, towers: dict[str, str], detector: str, s
     shares = {"hard": 0.9, "off": 0.7, "shuffled": 0.6, "random": 0.4, "text_shuffled": 0.1, "random_tower": 0.5}
     for name in ("clip", "smartclip"):
         metrics = {
-            f"{k}_{m}": 0.5 for k in ("map_shape", "map_colour_shape", "map_colour_shape_held_out") for m in MODES
+            f"{k}_{m}": 0.5
+            for k in ("map_shape", "map_colour_shape", "map_colour_shape_held_out", "map_caption_partial")
+            for m in MODES
         }
         stamped(folder / f"{name}.metrics.json", metrics)
         logs = folder / name / "20260101_000000/vis_data"
