@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +21,20 @@ def keep_scalars_in_files(module: nn.Module, *names: str) -> None:
         module: that holds the parameters itself.
         names: of the parameters. An empty piece, which FSDP leaves on a process without a share, stays as it is.
     """
+    # Functions of the module, not closures: a model stays one that can be pickled and copied.
+    module.register_state_dict_post_hook(partial(_save, names=names))
+    module.register_load_state_dict_pre_hook(partial(_load, names=names))
 
-    def save(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        for name in names:
-            value = state.get(prefix + name)
-            if isinstance(value, Tensor) and value.shape == (1,):
-                state[prefix + name] = value.reshape(())
 
-    def load(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
-        for name in names:
-            value = state.get(prefix + name)
-            if isinstance(value, Tensor) and value.dim() == 0:
-                state[prefix + name] = value.reshape(1)
+def _save(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = state.get(prefix + name)
+        if isinstance(value, Tensor) and value.shape == (1,):
+            state[prefix + name] = value.reshape(())
 
-    module.register_state_dict_post_hook(save)
-    module.register_load_state_dict_pre_hook(load)
+
+def _load(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = state.get(prefix + name)
+        if isinstance(value, Tensor) and value.dim() == 0:
+            state[prefix + name] = value.reshape(1)

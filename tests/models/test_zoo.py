@@ -97,7 +97,7 @@ def hub(server, tmp_path, monkeypatch):
     monkeypatch.setenv("SMARTCLIP_DET_CACHE", str(tmp_path / "ours"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    torch.hub.set_dir(str(tmp_path / "torch" / "hub"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch" / "hub"))
     return server
 
 

@@ -214,5 +214,7 @@ def test_a_grounding_head_is_trained_tested_and_scored_again(aligned):
     assert [d["name"] for d in told["detections"]] == asked
     assert told["protocol"]["mask_mode"] == "hard"
     assert {p.name for p in (root / "demo").iterdir()} >= {f"{photo.stem}_ground.png", f"{photo.stem}_masks.png"}
-    done = run(*demo, *options, check=False)
-    assert (done.returncode, "say --ground" in done.stderr) == (2, True)
+    # Without --ground the same head answers about names.
+    run(*demo, *options)
+    told = json.loads((root / "demo" / f"{photo.stem}.json").read_text())
+    assert {d["name"] for d in told["detections"]} <= set(asked)

@@ -107,7 +107,8 @@ class SmartCLIPViT(BaseModule):
         mode = self.dense_mode if dense else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen), self.mixed(images.device):
             found = self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)
-        if torch.is_autocast_enabled(images.device.type) or found.taps[0].dtype == images.dtype:
+        given = [t for t in (*found.taps, found.dense) if t is not None]
+        if torch.is_autocast_enabled(images.device.type) or all(t.dtype == images.dtype for t in given):
             return found
         # A neck of another house, which knows nothing of it, is in the precision of its own weights.
         return VisionOutput(found.pooled, None if found.dense is None else found.dense.float(),
