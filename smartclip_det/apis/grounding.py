@@ -71,6 +71,10 @@ class GroundOptions:
         parser: ``auto`` (spaCy where an English pipeline is installed, else rules), ``rules``, or a spaCy pipeline.
         answers: ``one`` (sentences with one target), or ``all``: none and many too.
         margin: with ``all``: scores are over those of the background.
+        presence: with ``all``: exponent of an expression's presence in the picture, see :class:`ScoringPolicy`.
+        presence_source: ``pooled`` or ``cells``.
+        presence_scale: factor on the presence cosine.
+        presence_bias: added to it.
         nms: with ``all``: IoU over which the weaker box goes.
         subtract: captions whose mean score is taken off each region's.
         subtract_count: captions drawn from it.
@@ -103,6 +107,10 @@ class GroundOptions:
     parser: str = "auto"
     answers: str = "one"
     margin: bool = False
+    presence: float = 0.0
+    presence_source: str = "pooled"
+    presence_scale: float = 50.0
+    presence_bias: float = 0.0
     nms: float = 0.7
     subtract: str | None = None
     subtract_count: int = 500
@@ -117,6 +125,8 @@ class GroundOptions:
         check_choice("control", self.control, ("none", "text_shuffled"))
         if self.detector_weight and self.answers == "all":
             raise UserError("A detector weight ranks the boxes of one answer; it has no part in --answers all.")
+        if self.presence and self.answers == "one":
+            raise UserError("Presence decides whether there is an answer, not which: it has a part in --answers all.")
         if self.proposals in ("rpn", "detector") and not (self.config and self.checkpoint):
             raise UserError(f"--proposals {self.proposals} needs --config and --checkpoint.")
 
@@ -186,7 +196,10 @@ def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroS
     return {
         mode: ZeroShotGrounder(encoders, views=options.views, reading=options.reading, reader=reader,
                                subtracted=subtracted,
-                               policy=ScoringPolicy(mask_mode=mode, temperature=options.temperature))
+                               policy=ScoringPolicy(
+                                   mask_mode=mode, temperature=options.temperature, presence=options.presence,
+                                   presence_source=options.presence_source, presence_scale=options.presence_scale,
+                                   presence_bias=options.presence_bias))
         for mode in options.mask_modes
     }  # fmt: skip
 
@@ -255,7 +268,7 @@ def ground(
     out: dict[str, dict[int | str, GroundedBoxes]] = {}
     for mode, grader in graders.items():
         if options.answers == "all":
-            scores = grader.evidence(vectors, regions, sentences, banks, options.margin)
+            scores = grader.evidence(vectors, regions, sentences, banks, options.margin, grader.picture_vectors(image))
         else:
             scores = grader.score(vectors, regions, sentences, banks)
             if options.detector_weight:

@@ -126,8 +126,9 @@ def _rescored(
     else:
         rows = best_boxes(boxes, own, options.proposal_nms, options.max_proposals)
     boxes, own = boxes[rows], own[rows]
+    picture = encoder.picture(image, options.policy.presence_source) if options.policy.presence else None
     scores = class_scores([encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.views], bank.to("cpu"),
-                          options.policy)  # fmt: skip
+                          options.policy, picture)  # fmt: skip
     if options.keep_classes:
         labels = torch.tensor([place[own_names[i]] for i in rows.tolist()], dtype=torch.long)
         return boxes, blend_own_scores(own, labels, scores, options.scores), labels

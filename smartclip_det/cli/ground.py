@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out
+from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out, add_presence
 from smartclip_det.core.mask_modes import MASK_MODES
 from smartclip_det.core.words import DENSE_MODES, READINGS, VIEWS
 from smartclip_det.utils.cli import format_metrics
@@ -64,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--answers", choices=["one", "all"], default="one", help="all: also sentences of none and many")
     add("--margin", action="store_true", help="--answers all: scores are over those of the background")
+    add_presence(parser, "--answers all: ")
     add("--nms", type=float, default=0.7, help="--answers all: IoU over which the weaker box goes")
     add("--subtract", help="captions (a training set) whose mean score is taken off each region's")
     add("--subtract-count", type=int, default=500, help="captions drawn from it")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from smartclip_det.core.errors import UserError, nearest
-from smartclip_det.core.words import BOX_SOURCES
+from smartclip_det.core.words import BOX_SOURCES, PRESENCE_SOURCES
 from smartclip_det.utils.cfg_options import parse_options
 
 
@@ -82,6 +82,16 @@ def a_device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not known. Allowed: auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def add_presence(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """``--presence`` and what it takes; ``when`` says where it holds."""
+    add = parser.add_argument
+    add("--presence", type=float, default=0.0, help=f"{when}exponent of a text's presence in the picture; 0: none")
+    add("--presence-source", choices=PRESENCE_SOURCES, default=PRESENCE_SOURCES[0],
+        help="pooled: of the picture's vector; cells: of the largest weighted cell")  # fmt: skip
+    add("--presence-scale", type=float, default=50.0, help="factor on its cosine (study presence finds it)")
+    add("--presence-bias", type=float, default=0.0, help="added before the sigmoid (found likewise)")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, encoder_source, templates_of
+from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, add_presence, encoder_source, templates_of
 from smartclip_det.core.mask_modes import MASK_MODES
 from smartclip_det.core.words import ACTIVATIONS, BACKGROUNDS, DENSE_MODES, VIEWS
 from smartclip_det.protocols.options import OF_DETECTIONS
@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--activation", choices=ACTIVATIONS, default="softmax", help="cosines to scores")
     add("--background", choices=[b for b in BACKGROUNDS if b != "learned"], default="zero", help="what scores nothing")
     add("--temperature", type=float, default=100.0, help="of the scores")
+    add_presence(parser)
     add("--objectness-power", type=float, default=0.5, help="exponent of a box's own score")
     add("--keep-classes", action="store_true", help="detections keep their class")
     add("--own-power", type=float, default=0.5, help="with --keep-classes: share of their own score")
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
             mask_mode=args.mask_mode, activation=args.activation, background=args.background,
             dense_temperature=args.temperature,
             sigmoid_reference="bias" if args.background == "zero" else "background",
+            presence=args.presence, presence_source=args.presence_source, presence_scale=args.presence_scale,
+            presence_bias=args.presence_bias,
         ),
         scores=RescoreOptions(
             objectness_power=args.objectness_power, own_power=args.own_power, score_threshold=args.threshold,

@@ -12,7 +12,7 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.core.similarity import MASK_MODES, TEXT_NORMS
-from smartclip_det.core.words import ACTIVATIONS, BACKGROUNDS, TEMPLATE_ORDERS
+from smartclip_det.core.words import ACTIVATIONS, BACKGROUNDS, PRESENCE_SOURCES, TEMPLATE_ORDERS
 
 SIGMOID_REFERENCES = ("bias", "background")
 DENSE_NORMS = ("pixel", "none")
@@ -44,6 +44,11 @@ class ScoringPolicy:
         dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), and so undoes
             weights of cells (saliency); ``none`` does not.
         calibration: ``ceiling`` divides each cosine by the ceiling ``|t * m| / |t|`` of its text.
+        presence: exponent of a text's presence in the picture, which multiplies its region scores; 0 leaves it out. Of
+            region vectors without trained heads only, see :mod:`smartclip_det.core.presence`.
+        presence_source: ``pooled``: the picture's pooled vector; ``cells``: the largest weighted cell of its dense map.
+        presence_scale: factor on the presence cosine before its sigmoid.
+        presence_bias: added to it; ``smartclip-det study presence`` finds both.
     """
 
     mask_mode: str = "hard"
@@ -62,6 +67,10 @@ class ScoringPolicy:
     background_weight: float = 1.0
     dense_norm: str = "pixel"
     calibration: str = "none"
+    presence: float = 0.0
+    presence_source: str = PRESENCE_SOURCES[0]
+    presence_scale: float = 50.0
+    presence_bias: float = 0.0
 
     def __post_init__(self) -> None:
         from smartclip_det.core.fusion import FUSIONS
@@ -76,6 +85,7 @@ class ScoringPolicy:
         check_choice("background", self.background, BACKGROUNDS)
         check_choice("dense_norm", self.dense_norm, DENSE_NORMS)
         check_choice("calibration", self.calibration, CALIBRATIONS)
+        check_choice("presence_source", self.presence_source, PRESENCE_SOURCES)
         self._check_numbers()
         binary_only = self.text_norm == "masked" or self.calibration == "ceiling"
         if binary_only and "soft" in (self.mask_mode, self.dense_mode):
@@ -85,16 +95,19 @@ class ScoringPolicy:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("temperature", "dense_temperature", "background_weight", "sigmoid_bias", "alpha", "beta"):
+        for name in ("temperature", "dense_temperature", "background_weight", "sigmoid_bias", "alpha", "beta",
+                     "presence", "presence_scale", "presence_bias"):  # fmt: skip
             value = getattr(self, name)
             if value is None and name in ("alpha", "beta"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(f"{name} must be a number; given {value!r}.")
-            if name in ("temperature", "dense_temperature") and value <= 0:
+            if name in ("temperature", "dense_temperature", "presence_scale") and value <= 0:
                 raise UserError(f"{name} must be a positive number; given {value!r}.")
             if name == "background_weight" and not 0 < value <= 1:
                 raise UserError(f"background_weight must be in (0, 1]; given {value!r}.")
+            if name == "presence" and not 0 <= value <= 10:
+                raise UserError(f"presence is an exponent in [0, 10], 0 to leave it out; given {value!r}.")
             if name in ("alpha", "beta") and not 0 <= value <= 1:
                 raise UserError(f"{name} must be in [0, 1] or None; given {value!r}.")
 
@@ -107,6 +120,19 @@ class ScoringPolicy:
     def fuses(self) -> bool:
         """Whether the dense map is needed at all."""
         return self.fusion != "none"
+
+    def without_presence(self, what: str) -> ScoringPolicy:
+        """The policy itself, for what has no use for presence.
+
+        Raises:
+            UserError: where presence is asked for.
+        """
+        if self.presence:
+            raise UserError(
+                f"{what} have scores of their own, which presence={self.presence} does not join: set presence=0, or "
+                "use region vectors without heads (rescore, ground, RescoringDetector, Predictor with boxes=...)."
+            )
+        return self
 
     def with_(self, **changes: Any) -> ScoringPolicy:
         """A checked copy with some values changed; unknown names raise with the nearest ones."""

@@ -24,6 +24,7 @@ ACTIVATIONS = ("softmax", "sigmoid")
 BACKGROUNDS = ("zero", "text", "text_ones", "learned")
 #: Norm of a text in its cosine: of all of it, or of what its mask keeps.
 TEXT_NORMS = ("full", "masked")
+PRESENCE_SOURCES = ("pooled", "cells")
 TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
 TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
 #: Sets of image-text retrieval.

@@ -14,6 +14,7 @@ Shape letters: R regions, D joint embedding, H W pixels of the original image, S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.words import POOLINGS, VIEWS
+from smartclip_det.core.words import POOLINGS, PRESENCE_SOURCES, VIEWS
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
@@ -203,6 +204,24 @@ class RegionEncoder:
         """``[1, D, h, w]`` dense map, for ``unit`` with cells of length 1."""
         dense = self.dense_map(image, dense_mode)
         return functional.normalize(dense, dim=1) if pooling == "unit" else dense
+
+    @torch.no_grad()
+    def picture(self, image: Image.Image, source: str) -> Tensor:
+        """``[P, D]`` vectors of the whole image, on the CPU, see :func:`core.presence.presence_cosine`.
+
+        Args:
+            image: RGB image.
+            source: ``pooled``: P = 1, of the image as the tower's input; ``cells``: of the dense map, without padding.
+        """
+        if check_choice("presence_source", source, PRESENCE_SOURCES) == "pooled":
+            return self._encode([fit_square(image, self.side, self.fit)])
+        return self.shown_cells(self.dense_map(image)[0], image.size).cpu()
+
+    def shown_cells(self, dense: Tensor, size: tuple[int, int]) -> Tensor:
+        """``[P, D]`` cells of a dense map ``[D, h, w]`` that show an image of a width and height, and not padding."""
+        across, down = (math.ceil(n * f / self.towers.config.patch_size)
+                        for n, f in zip(size, self._factors(size)[:2], strict=True))  # fmt: skip
+        return dense[:, :down, :across].flatten(1).t()
 
     def _factors(self, size: tuple[int, int]) -> list[float]:
         """Pixels of the square dense input for each of an image's, for both corners."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.presence import with_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.selection import select_detections
@@ -43,15 +44,22 @@ class RescoreOptions:
             )
 
 
-def class_scores(views: Sequence[Tensor], bank: TextBank, policy: ScoringPolicy) -> Tensor:
+def class_scores(
+    views: Sequence[Tensor], bank: TextBank, policy: ScoringPolicy, picture: Tensor | None = None
+) -> Tensor:
     """``[R, C]`` class scores of region vectors, in [0, 1].
 
     Args:
         views: ``[R, D]`` vectors of each view; their cosines are averaged.
         bank: the vocabulary.
         policy: mask mode, text norm, calibration, activation, ``dense_temperature``, sigmoid reference and bias,
-            and background (``zero``, ``text`` or ``text_ones``).
+            and background (``zero``, ``text`` or ``text_ones``); presence.
+        picture: ``[P, D]`` vectors of the regions' picture, for presence.
     """
+    return with_presence(_region_scores(views, bank, policy), picture, bank, policy, mask_mode=policy.dense_mode)
+
+
+def _region_scores(views: Sequence[Tensor], bank: TextBank, policy: ScoringPolicy) -> Tensor:
     cosine = torch.stack([bank.cosine(v, policy, mask_mode=policy.dense_mode) for v in views]).mean(dim=0)
     background = torch.stack([_background(v, bank, policy) for v in views]).mean(dim=0)
     if policy.activation == "softmax":

@@ -40,6 +40,7 @@ class EncodedImage:
         image_cells: (rows, columns) of the grid that show the image and not padding.
         shift: ``[R]`` learned shift of each region's cosines; None where there is none.
         scale: ``[R]`` learned raw factor on them.
+        whole: ``[P, D]`` vectors of the picture, for presence; None where the policy has none.
     """
 
     picture: Photograph
@@ -51,6 +52,7 @@ class EncodedImage:
     image_cells: tuple[int, int]
     shift: Tensor | None = field(default=None, repr=False)
     scale: Tensor | None = field(default=None, repr=False)
+    whole: Tensor | None = field(default=None, repr=False)
 
 
 class Family(ABC):

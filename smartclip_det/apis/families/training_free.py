@@ -177,14 +177,24 @@ class TrainingFree(RegionFamily):
         shown = (-(-image.height * down // patch), -(-image.width * across // patch))
         cells_shown = (min(int(shown[0]), dense.shape[1]), min(int(shown[1]), dense.shape[2]))
         second = vectors[1] if len(vectors) > 1 else None
-        return EncodedImage(picture, boxes, found.scores.to(self.device), vectors[0], second, dense, cells_shown)
+        return EncodedImage(picture, boxes, found.scores.to(self.device), vectors[0], second, dense, cells_shown,
+                            whole=self._whole(image, dense))  # fmt: skip
+
+    def _whole(self, image: Image.Image, dense: Tensor) -> Tensor | None:
+        """Vectors of the picture where the policy asks for its presence."""
+        if not self.policy.presence:
+            return None
+        if self.policy.presence_source == "cells":
+            return self.regions.shown_cells(dense, image.size)
+        with autocast(self.device, self.precision):
+            return self.regions.picture(image, "pooled").float().to(self.device)
 
     def _views(self, image: EncodedImage) -> list[Tensor]:
         return [v for v in (image.vectors, image.dense_vectors) if v is not None]
 
     def _weighted(self, image: EncodedImage, bank: TextBank) -> Tensor:
         weight = image.objectness.clamp(min=0).pow(self.options.objectness_power)
-        return class_scores(self._views(image), bank, self.policy) * weight.unsqueeze(1)
+        return class_scores(self._views(image), bank, self.policy, image.whole) * weight.unsqueeze(1)
 
     def select(
         self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None

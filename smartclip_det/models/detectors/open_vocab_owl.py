@@ -45,7 +45,7 @@ class OpenVocabOWL(BankInForce, BaseDetector):
             init_cfg: as for any MMEngine module.
         """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.policy = ScoringPolicy.from_dict(policy)
+        self.policy = ScoringPolicy.from_dict(policy).without_presence("Trained heads")
         self.backbone = MODELS.build(backbone)
         self.bbox_head = MODELS.build({**bbox_head, "test_cfg": test_cfg})
         self.default_vocabulary = default_vocabulary

@@ -54,7 +54,7 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
             init_cfg: as for any MMEngine module.
         """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.policy = ScoringPolicy.from_dict(policy)
+        self.policy = ScoringPolicy.from_dict(policy).without_presence("Trained heads")
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         train, test = train_cfg or {}, test_cfg or {}

@@ -92,6 +92,7 @@ class RescoringDetector(BankInForce, BaseDetector):
         """Detections in ``pred_instances``."""
         bank = self._bank_in_force(batch_inputs.device)
         dense = self.extract_feat(batch_inputs).float()
+        wholes = self._pictures(batch_inputs, dense, batch_data_samples)
         if self.policy.dense_norm == "pixel":
             dense = functional.normalize(dense, dim=1)
         seen = self.proposer.predict(
@@ -99,18 +100,30 @@ class RescoringDetector(BankInForce, BaseDetector):
         )
         cell = self.backbone.image_tower.patch_size
         results = [
-            self._predict_image(s.pred_instances, dense[i : i + 1], cell, s, bank, rescale) for i, s in enumerate(seen)
+            self._predict_image(s.pred_instances, dense[i : i + 1], cell, s, bank, rescale, wholes[i])
+            for i, s in enumerate(seen)
         ]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
+    def _pictures(self, images: Tensor, dense: Tensor, samples: Sequence[Any]) -> list[Tensor | None]:
+        """``[P, D]`` vectors of each image where the policy asks for presence: pooled, or its unpadded cells."""
+        if not self.policy.presence:
+            return [None] * len(images)
+        tower = self.backbone.image_tower
+        if self.policy.presence_source == "pooled":
+            return list(tower(images).float().unsqueeze(1))
+        shown = [[-(-n // tower.patch_size) for n in s.img_shape[:2]] for s in samples]
+        return [m[:, :rows, :columns].flatten(1).t() for m, (rows, columns) in zip(dense, shown, strict=True)]
+
     def _predict_image(
-        self, found: InstanceData, dense: Tensor, cell: float, sample: Any, bank: TextBank, rescale: bool
-    ) -> InstanceData:
+        self, found: InstanceData, dense: Tensor, cell: float, sample: Any, bank: TextBank, rescale: bool,
+        whole: Tensor | None,
+    ) -> InstanceData:  # fmt: skip
         boxes, objectness = found.bboxes.float(), found.scores.float()
         kept = best_boxes(boxes, objectness, self.proposal_nms, self.max_proposals)
         boxes, objectness = boxes[kept], objectness[kept]
         rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-        scores = class_scores([pool_regions(dense, rois, cell)], bank, self.policy)
+        scores = class_scores([pool_regions(dense, rois, cell)], bank, self.policy, whole)
         if rescale and len(boxes):
             boxes = scale_boxes(boxes, [1 / s for s in sample.scale_factor])
         rows, labels, values = detect_in_boxes(boxes, objectness, scores, self.options)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.presence import log_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import READINGS, VIEWS
@@ -192,7 +193,7 @@ class ZeroShotGrounder:
 
     def evidence(
         self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
-        bank: TextBank | Sequence[TextBank], margin: bool = False,
+        bank: TextBank | Sequence[TextBank], margin: bool = False, pictures: Sequence[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """``[E, R]`` how well each box fits each expression by itself.
 
@@ -200,9 +201,40 @@ class ZeroShotGrounder:
         cosine with the expression, with its head, or with both; with a tree, a box that loses to another in a place or
         relation loses what it lacks in the reasoned distribution.
 
+        Under a policy with presence, an expression loses what it lacks in presence: evidence is a logarithm over the
+        scale, so this is the product of both. An expression is no more present than the least present of its texts. The
+        order of boxes does not change, which is why :meth:`score` needs no presence.
+
         Arguments as in :meth:`score`, and:
             margin: less what the bank's background text says of the box: how much better than nothing an answer is.
+            pictures: ``[P, D]`` vectors of the image by each encoder, for presence; see :meth:`picture_vectors`.
         """
+        found = self._evidence(vectors, boxes, expressions, bank, margin)
+        if not self.policy.presence:
+            return found
+        return found + self._log_presence(pictures, expressions, bank).unsqueeze(1) / self._scale
+
+    def picture_vectors(self, image: Image.Image) -> list[Tensor] | None:
+        """``[P, D]`` vectors of an image by each encoder; None where the policy has no presence."""
+        source = self.policy.presence_source
+        return [e.picture(image, source) for e in self.encoders] if self.policy.presence else None
+
+    def _log_presence(
+        self, pictures: Sequence[Tensor] | None, expressions: Sequence[str], bank: TextBank | Sequence[TextBank]
+    ) -> Tensor:
+        """``[E]``: of each expression's least present text, mean over encoders."""
+        if pictures is None or len(pictures) != len(self.encoders):
+            raise UserError(f"presence={self.policy.presence} needs the image's vectors by each encoder.")
+        banks = _banks(bank, self.encoders)
+        found = torch.stack([log_presence(p, b, self.policy) for p, b in zip(pictures, banks, strict=True)])
+        index = {n: k for k, n in enumerate(banks[0].names)}
+        mean = found.mean(dim=0)
+        return torch.stack([mean[[index[t] for t in self.texts(e)]].min() for e in expressions])
+
+    def _evidence(
+        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
+        bank: TextBank | Sequence[TextBank], margin: bool,
+    ) -> Tensor:  # fmt: skip
         cosines = self._logits(self.cosines(vectors, bank), expressions, bank)
         if margin:
             nothing = self._background(vectors, bank)
