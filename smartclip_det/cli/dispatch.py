@@ -48,6 +48,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study objective": ("study.objective", "do masks pay by the loss alone? no pixels, a minute a run"),
     "study masks": ("study.masks", "what a checkpoint's masks do: a page with pictures"),
     "study vocabulary": ("study.vocabulary", "saved detections under small vocabularies"),
+    "study presence": ("study.presence", "does presence pay? absent names, and none in grounding"),
     "study folders": ("study.folders", "one detector on many data sets (ODinW)"),
     "study calibrate": ("study.calibrate", "the score threshold of grounding, on training sentences"),
     "study grounding-pictures": ("study.grounding_pictures", "a sheet of grounding answers"),

@@ -46,8 +46,12 @@ def log_presence(picture: Tensor, bank: TextBank, policy: ScoringPolicy, *, mask
 
     Arguments as for :func:`presence_cosine`; ``presence_scale`` and ``presence_bias`` of the policy hold as well.
     """
-    logit = policy.presence_scale * presence_cosine(picture, bank, policy, mask_mode=mask_mode) + policy.presence_bias
-    return policy.presence * functional.logsigmoid(logit)
+    return weighed_presence(presence_cosine(picture, bank, policy, mask_mode=mask_mode), policy)
+
+
+def weighed_presence(cosines: Tensor, policy: ScoringPolicy) -> Tensor:
+    """Logarithm of the presence behind presence cosines of any shape, to the power of ``policy.presence``."""
+    return policy.presence * functional.logsigmoid(policy.presence_scale * cosines + policy.presence_bias)
 
 
 def with_presence(
