@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.presence import log_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.formats.candidates import Candidates, candidates_of
@@ -152,6 +153,33 @@ def test_evidence_compares_over_images_and_a_bank_is_subtracted():
     # The best box of a text alone may change; the softmax over boxes follows the subtracted logits.
     logits = (expected - expected.mean(dim=0)) * 2 * grounder.policy.temperature
     assert torch.allclose(less.score(vectors, BOXES, texts, bank), logits.softmax(dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["pooled", "cells"])
+def test_presence_takes_from_the_evidence_of_a_text_and_keeps_the_order_of_boxes(source):
+    texts = ["the red", "the green"]
+    bank = bank_of(*texts)
+    encoder = RegionEncoder(ColourTowers(), crop_context=1.0)
+    plain = ZeroShotGrounder(encoder, views=("crop",))
+    policy = plain.policy.with_(presence=0.5, presence_source=source, presence_scale=20.0, presence_bias=-10.0)
+    present = ZeroShotGrounder(encoder, views=("crop",), policy=policy)
+    vectors, pictures = plain.region_vectors(scene(), BOXES), present.picture_vectors(scene())
+    assert plain.picture_vectors(scene()) is None
+    before = plain.evidence(vectors, BOXES, texts, bank)
+    after = present.evidence(vectors, BOXES, texts, bank, pictures=pictures)
+    expected = log_presence(pictures[0], bank, policy) / policy.temperature
+    assert torch.allclose(after - before, expected[:, None].expand(2, 3), atol=1e-6)
+    assert expected[0] > expected[1]
+    assert after.argsort(dim=1).tolist() == before.argsort(dim=1).tolist()
+    with pytest.raises(UserError, match="needs the image's vectors by each encoder"):
+        present.evidence(vectors, BOXES, texts, bank)
+    # A whole is no more present than its least present part.
+    chunks = ZeroShotGrounder(encoder, views=("crop",), policy=policy, reading="chunks")
+    tree = bank_of("the red", "the green")
+    told = chunks.evidence(vectors, BOXES, ["the red left of the green"], tree, pictures=pictures)
+    bare = ZeroShotGrounder(encoder, views=("crop",), reading="chunks")
+    less = told - bare.evidence(vectors, BOXES, ["the red left of the green"], tree)
+    assert torch.allclose(less, expected.min().expand(1, 3), atol=1e-5)
 
 
 def test_a_margin_is_over_what_the_background_says():

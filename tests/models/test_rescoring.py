@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.presence import log_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.engine.launch import refuse_foreign_checkpoint
@@ -118,6 +119,42 @@ def test_classes_and_boxes_follow_the_proposals(detector, monkeypatch):
         row = 0 if box[0] == 0 else 1
         assert torch.allclose(box, boxes[row] * 2)
         assert score == pytest.approx(float(expected[row, label]), abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["pooled", "cells"])
+def test_presence_multiplies_what_a_config_detects(detector, monkeypatch, source):
+    images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.0, 0, 32, 32], [32, 32, 64, 96]])
+
+    def propose(inputs, data, rescale):
+        data[0].pred_instances = InstanceData(bboxes=boxes, scores=torch.ones(2), labels=torch.zeros(2).long())
+        return data
+
+    monkeypatch.setattr(detector.proposer, "predict", propose)
+    monkeypatch.setattr(detector, "options", RescoreOptions(score_threshold=0.0, nms_iou=0.9))
+    found = {}
+    for power in (0.0, 0.7):
+        policy = detector.policy.with_(presence=power, presence_source=source, presence_scale=3.0)
+        monkeypatch.setattr(detector, "policy", policy)
+        with torch.no_grad():
+            rows = detector.predict(images, samples())[0].pred_instances
+        found[power] = {(tuple(b.tolist()), int(n)): float(s)
+                        for b, n, s in zip(rows.bboxes, rows.labels, rows.scores, strict=True)}  # fmt: skip
+    tower, bank = detector.backbone.image_tower, detector.text_bank
+    with torch.no_grad():
+        # The image is 96 rows of 64 pixels; what is right of it is padding, of which no cell counts.
+        picture = tower(images) if source == "pooled" else detector.extract_feat(images)[0, :, :12, :8].flatten(1).t()
+        factor = log_presence(picture, bank, policy, mask_mode=policy.dense_mode).exp()
+    assert len(found[0.7]) == 6
+    for key, score in found[0.0].items():
+        assert found[0.7][key] == pytest.approx(score * float(factor[key[1]]), rel=1e-4)
+
+
+def test_trained_heads_refuse_presence():
+    from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN
+
+    with pytest.raises(UserError, match="Trained heads have scores of their own"):
+        OpenVocabRCNN(policy={"presence": 1.0}, backbone={}, rpn_head={}, roi_head={})
 
 
 def test_the_proposer_sees_its_own_statistics(detector):
