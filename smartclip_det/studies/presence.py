@@ -34,6 +34,7 @@ from smartclip_det.metrics.bootstrap import Metric, paired_bootstrap
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import RescoreOptions, detect_in_boxes
 from smartclip_det.models.towers.source import load_encoder
+from smartclip_det.models.towers.tokenizer import imagenet_names
 from smartclip_det.models.vocabulary import build_bank, resolve_names
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
 from smartclip_det.studies.presence_grounding import measure_grounding
@@ -180,12 +181,7 @@ def foreign_names(source: str, known: Sequence[str], count: int, seed: int) -> l
     Raises:
         UserError: where the source has fewer.
     """
-    if source == IMAGENET:
-        from open_clip import IMAGENET_CLASSNAMES
-
-        names = list(IMAGENET_CLASSNAMES)
-    else:
-        names = resolve_names(source)
+    names = imagenet_names() if source == IMAGENET else resolve_names(source)
     words = {w for n in known for w in _stems(n)}
     free = sorted({n for n in names if not words & _stems(n)})
     wanted = max(0, count - len(known))

@@ -154,7 +154,7 @@ def test_trained_heads_refuse_presence():
     from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN
 
     with pytest.raises(UserError, match="Trained heads have scores of their own"):
-        OpenVocabRCNN(policy={"presence": 1.0}, backbone={}, rpn_head={}, roi_head={})
+        OpenVocabRCNN(policy={"presence": 1.0}, backbone={}, neck={}, rpn_head={}, roi_head={})
 
 
 def test_the_proposer_sees_its_own_statistics(detector):

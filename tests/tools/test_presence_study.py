@@ -95,7 +95,7 @@ def test_foreign_names_share_no_word(world, tmp_path):
     assert sorted(study.foreign_names(str(names), ["star", "ring", "heart"], 5, 0)) == ["starfish", "teapot", "violin"]
     with pytest.raises(UserError, match="need 4 that are never there; .* has 3 of 6"):
         study.foreign_names(str(names), ["star", "ring", "heart"], 7, 0)
-    assert len(study.foreign_names("imagenet_1000", ["star", "ring"], 1000, 0)) >= 980
+    assert len(study.foreign_names(study.IMAGENET, ["star", "ring"], 900, 0)) == 900
 
 
 def test_bad_options(world):

@@ -42,6 +42,13 @@ def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
     return IMAGE_MEAN, IMAGE_STD
 
 
+def imagenet_names() -> list[str]:
+    """The 1,000 classes of ImageNet in words, as open_clip has them (two names come twice)."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return list(IMAGENET_CLASSNAMES)
+
+
 def open_clip_names() -> list[str]:
     """Model names that open_clip knows."""
     from open_clip import list_models
