@@ -158,6 +158,8 @@ def check(kind: str, wheel: Path, root: Path, python: str) -> None:
     listed = "[" + ", ".join(f'"{n}"' for n in names) + "]"
     run(f"{kind}: imports and configs", [venv / "bin/python", "-c", INSIDE, kind, listed], cwd=empty)
     for n, block in enumerate(re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text("utf-8"), flags=re.S)):
+        if "from_pretrained(" in block:  # Weights by name need a hub; a test runs these lines against one of its own.
+            continue
         run(f"{kind}: README's lines {n + 1}", [venv / "bin/python", "-c", block], cwd=empty)
     for command in DET if kind == "det" else BASE:
         run(f"{kind}: {' '.join(command[:2])}", [venv / "bin/smartclip-det", *command], cwd=empty)
