@@ -28,6 +28,7 @@ def made(seed, classes=6, cells=5, dim=12):
     return bank, torch.randn(cells, dim, generator=g), torch.rand(7, classes, generator=g)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), MODES, NORMS)
 def test_an_exponent_of_zero_gives_exactly_the_scores_of_before(seed, mode, norm):
     bank, picture, scores = made(seed)
@@ -36,6 +37,7 @@ def test_an_exponent_of_zero_gives_exactly_the_scores_of_before(seed, mode, norm
     assert with_presence(scores, None, bank, policy) is scores
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), MODES, NORMS, st.floats(0.1, 3), st.integers(1, 5))
 def test_a_name_is_scored_alike_whatever_the_others_are(seed, mode, norm, power, kept):
     bank, picture, scores = made(seed)
@@ -46,6 +48,7 @@ def test_a_name_is_scored_alike_whatever_the_others_are(seed, mode, norm, power,
     assert torch.allclose(found, with_presence(scores, picture, bank, policy)[:, columns], atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.floats(0.1, 3), st.floats(0.1, 100), st.floats(-20, 20))
 def test_more_presence_is_never_a_lower_score(seed, power, scale, bias):
     bank, picture, _ = made(seed, cells=1)
@@ -59,6 +62,7 @@ def test_more_presence_is_never_a_lower_score(seed, power, scale, bias):
     assert float(found[0]) == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), MODES)
 def test_the_largest_weighted_cell_counts_and_lengths_are_relative(seed, mode):
     bank, picture, _ = made(seed)

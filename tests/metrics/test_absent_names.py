@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
@@ -72,6 +72,7 @@ def test_none_at_equal_targets_by_hand():
         none_accuracy(best[target], target[target])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.floats(0.1, 10), st.floats(-5, 5))
 def test_none_accuracy_sees_the_order_alone_and_ties_count_against_us(seed, scale, shift):
     rng = np.random.default_rng(seed)
