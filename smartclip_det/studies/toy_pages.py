@@ -30,9 +30,9 @@ BINDING = (
     "What limits colour + shape for both is binding: which colour belongs to which shape (last column: how often a "
     "true picture beats one that shows both words on different objects; 0.5 is chance). In trainings of the same "
     "losses on descriptions of the scenes instead of pictures (nothing to see wrongly), true pictures were told from "
-    "those that show the shape alone with an area under the ROC curve of 0.97 (CLIP 0.969, masked 0.976), and from "
-    "those that show the colour alone with 1.00 (0.998, 0.997), but from those that show both on different objects "
-    "with 0.74 to 0.75 only, masked or not. Masks choose dimensions of one vector; they do not say which object a "
+    "those that show the shape alone with an area under the ROC curve of 0.97 (CLIP 0.975, masked 0.974), and from "
+    "those that show the colour alone with 1.00 (0.999, 0.998), but from those that show both on different objects "
+    "with 0.75 only, masked or not. Masks choose dimensions of one vector; they do not say which object a "
     "dimension is of."
 )
 
