@@ -29,17 +29,45 @@ HOST, CARD = torch.device("cpu"), torch.device("cuda", 0)
 _PACKAGE = str(Path(smartclip_det.__file__).parent)
 _LIBRARIES = ("mmengine", "mmdet", "mmcv", "torchvision", "torch/optim", "torch/nn/utils", "transformers")
 #: Operators whose result or its shape the host must read.
-_READS = frozenset({
-    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "unique_consecutive",
-    "_unique2", "bincount", "nms", "linalg_svd", "_linalg_svd", "_linalg_eigh", "linalg_eig", "_linalg_solve_ex",
-})  # fmt: skip
+_READS = frozenset(
+    {
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "masked_select",
+        "unique_dim",
+        "unique_consecutive",
+        "_unique2",
+        "bincount",
+        "nms",
+        "linalg_svd",
+        "_linalg_svd",
+        "_linalg_eigh",
+        "linalg_eig",
+        "_linalg_solve_ex",
+    }
+)
 _INDEXING = frozenset({"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"})
 #: Operators that look at a tensor without touching its values.
 _LOOKS = frozenset({"detach", "alias", "set_", "lift_fresh", "is_same_size", "_to_copy", "sym_size", "sym_stride"})
 #: Even a scalar of the host is refused by these.
 _STRICT = frozenset({"cat", "stack", "mm", "bmm", "addmm"})
-_MAKERS = ("arange", "empty", "eye", "full", "linspace", "normal", "ones", "rand", "randint", "randn", "randperm",
-           "scalar_tensor", "zeros")  # fmt: skip
+_MAKERS = (
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "scalar_tensor",
+    "zeros",
+)
 _LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "randint_like", "zeros_like")
 _NEW = ("new_empty", "new_full", "new_ones", "new_zeros")
 
@@ -196,8 +224,11 @@ class PretendedCard(TorchDispatchMode):
         def on_card(x: Any) -> bool:
             return me.where(x) == CARD
 
-        for name, value in (("device", lambda x: CARD if on_card(x) else HOST), ("is_cuda", on_card),
-                            ("is_cpu", lambda x: not on_card(x))):  # fmt: skip
+        for name, value in (
+            ("device", lambda x: CARD if on_card(x) else HOST),
+            ("is_cuda", on_card),
+            ("is_cpu", lambda x: not on_card(x)),
+        ):
             replace(tensor, name, lambda _, value=value: property(value))
         replace(tensor, "get_device", lambda _: lambda x: 0 if on_card(x) else -1)
         replace(tensor, "to", lambda _: lambda x, *a, **k: me._to(x, *a, **k))
@@ -221,21 +252,52 @@ class PretendedCard(TorchDispatchMode):
             replace(tensor, name, reading(f"{name} of the card", fault))
         replace(tensor, "__deepcopy__", lambda before: lambda x, memo: me._copied(before, x, memo))
         for name in _NEW:
-            replace(tensor, name, lambda before: lambda x, *a, device=None, **k: me.put(
-                before(x, *a, **k), me.where(x) if device is None else _place(device)))  # fmt: skip
-        replace(tensor, "new_tensor", lambda before: lambda x, data, *a, device=None, **k: me._from_host(
-            before(x, data, *a, **k), (me.where(x) or HOST) if device is None else _place(device), "new_tensor"))  # fmt: skip
+            replace(
+                tensor,
+                name,
+                lambda before: (
+                    lambda x, *a, device=None, **k: me.put(
+                        before(x, *a, **k), me.where(x) if device is None else _place(device)
+                    )
+                ),
+            )
+        replace(
+            tensor,
+            "new_tensor",
+            lambda before: (
+                lambda x, data, *a, device=None, **k: me._from_host(
+                    before(x, data, *a, **k), (me.where(x) or HOST) if device is None else _place(device), "new_tensor"
+                )
+            ),
+        )
         for name in _MAKERS:
-            replace(torch, name, lambda before: lambda *a, device=None, **k: me.put(
-                before(*a, **k), HOST if device is None else _place(device)))  # fmt: skip
+            replace(
+                torch,
+                name,
+                lambda before: (
+                    lambda *a, device=None, **k: me.put(before(*a, **k), HOST if device is None else _place(device))
+                ),
+            )
         for name in _LIKE:
-            replace(torch, name, lambda before: lambda x, *a, device=None, **k: me.put(
-                before(x, *a, **k), me.where(x) if device is None else _place(device)))  # fmt: skip
+            replace(
+                torch,
+                name,
+                lambda before: (
+                    lambda x, *a, device=None, **k: me.put(
+                        before(x, *a, **k), me.where(x) if device is None else _place(device)
+                    )
+                ),
+            )
         for name in ("tensor", "as_tensor"):
             replace(torch, name, lambda before, name=name: self._reader(before, name))
         cast = torch.amp.autocast_mode.autocast
-        replace(cast, "__init__", lambda before: lambda s, device_type, *a, **k: before(
-            s, "cpu" if device_type == "cuda" else device_type, *a, **k))  # fmt: skip
+        replace(
+            cast,
+            "__init__",
+            lambda before: (
+                lambda s, device_type, *a, **k: before(s, "cpu" if device_type == "cuda" else device_type, *a, **k)
+            ),
+        )
 
     def _copied(self, before: Any, x: torch.Tensor, memo: Any) -> Any:
         with self.watch():  # bytes are copied where they are

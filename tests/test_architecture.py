@@ -96,8 +96,12 @@ def test_scoring_saved_predictions_needs_no_torch():
     """It takes seconds to import, where most files are scored in one."""
     found = subprocess.run(
         [sys.executable, "-c", "import sys; import smartclip_det.protocols.detection; print('torch' in sys.modules)"],
-        capture_output=True, text=True, cwd=REPO, env={**os.environ, "PYTHONPATH": str(REPO)}, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        check=True,
+    )
     assert found.stdout == "False\n"
 
 
@@ -130,9 +134,13 @@ def test_the_rules_bite():
     assert are_strange_sisters("models.roi_heads.x", "visualization.draw")
     assert not are_strange_sisters("models.dense_heads.x", "models.roi_heads.y")
     assert not are_strange_sisters("protocols.base", "metrics.coco")
-    for lower, higher in (("formats.voc", "metrics.voc"), ("metrics.coco", "protocols.base"),
-                          ("protocols.base", "probing.region_probe"), ("models.regions", "models.detectors"),
-                          ("probing.region_probe", "apis.predictor")):  # fmt: skip
+    for lower, higher in (
+        ("formats.voc", "metrics.voc"),
+        ("metrics.coco", "protocols.base"),
+        ("protocols.base", "probing.region_probe"),
+        ("models.regions", "models.detectors"),
+        ("probing.region_probe", "apis.predictor"),
+    ):
         assert layer_of(lower) < layer_of(higher), (lower, higher)
 
 
@@ -246,16 +254,19 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_files_and_functions_stay_short():
     for path in [*modules(), *(REPO / "tools").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 420, f"{path} has {len(text.splitlines())} lines"
+        assert len(text.splitlines()) <= 430, f"{path} has {len(text.splitlines())} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
-                assert length <= 70, f"{path}: {node.name} has {length} lines"
+                # The signature has a line for each argument, and the docstring as many as it needs.
+                described = ast.get_docstring(node, clean=False) is not None and len(node.body) > 1
+                start = node.body[int(described)].lineno
+                length = (node.end_lineno or 0) - start + 1
+                assert length <= 60, f"{path}: {node.name} has {length} lines"
 
 
 def test_no_stray_notes():
     for path in [*modules(), *(REPO / "tools").rglob("*.py")]:
-        for word in ("TODO", "FIXME", "XXX", "NotImplementedError"):
+        for word in ("TODO", "FIXME", "XXX", "NotImplementedError", "fmt: skip", "fmt: off"):
             assert word not in path.read_text(encoding="utf-8"), f"{path}: {word}"
 
 
@@ -278,8 +289,21 @@ sum(v for k, v in losses.items() if 'loss' in k).backward()
 
 
 def test_alignment_trains_on_cached_tokens_with_torch_and_mmengine_alone():
-    blocked = {"mmdet", "mmcv", "open_clip", "regex", "ftfy", "pycocotools", "lvis", "faster_coco_eval", "ijson",
-               "safetensors", "scipy", "timm", "transformers"}  # fmt: skip
+    blocked = {
+        "mmdet",
+        "mmcv",
+        "open_clip",
+        "regex",
+        "ftfy",
+        "pycocotools",
+        "lvis",
+        "faster_coco_eval",
+        "ijson",
+        "safetensors",
+        "scipy",
+        "timm",
+        "transformers",
+    }
     code = BARE.format(blocked=sorted(blocked))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr

@@ -105,8 +105,11 @@ def test_grounding_config_builds_and_takes_a_step(path):
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
     METRICS.build(config.val_evaluator)
-    facts = {"sentences": ["a red cup", "no such thing"], "masks": torch.zeros(2, 64, 64, dtype=torch.bool),
-             "boxes": [torch.tensor([[4.0, 4, 40, 40]]), torch.zeros(0, 4)]}  # fmt: skip
+    facts = {
+        "sentences": ["a red cup", "no such thing"],
+        "masks": torch.zeros(2, 64, 64, dtype=torch.bool),
+        "boxes": [torch.tensor([[4.0, 4, 40, 40]]), torch.zeros(0, 4)],
+    }
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     batch = {"inputs": [torch.zeros(3, 64, 64, dtype=torch.uint8)], "data_samples": [BaseDataElement(metainfo=facts)]}
     logs = model.train_step(batch, wrapper)

@@ -138,8 +138,13 @@ def caption_rows(count):
     g = torch.Generator().manual_seed(0)
     for n in range(count):
         texts = [[49406, *range(320, 324 + n % 5), 49407] for _ in range(2)]
-        facts = {"img_id": n, "drawn_captions": ["a", "b"], "drawn_tokens": texts, "region_texts": [["cup"], ["dog"]][n % 2],
-                 "region_boxes": [[4.0, 4, 40, 50]]}  # fmt: skip
+        facts = {
+            "img_id": n,
+            "drawn_captions": ["a", "b"],
+            "drawn_tokens": texts,
+            "region_texts": [["cup"], ["dog"]][n % 2],
+            "region_boxes": [[4.0, 4, 40, 50]],
+        }
         pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=g)
         yield {"inputs": pixels, "data_samples": BaseDataElement(metainfo=facts)}
 
@@ -200,8 +205,16 @@ def detection_batch(boxes=2):
 
     samples = []
     for n in range(2):
-        s = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "pad_shape": (64, 64),
-                                    "scale_factor": (1.0, 1.0), "img_id": n, "batch_input_shape": (64, 64)})  # fmt: skip
+        s = DetDataSample(
+            metainfo={
+                "img_shape": (64, 64),
+                "ori_shape": (64, 64),
+                "pad_shape": (64, 64),
+                "scale_factor": (1.0, 1.0),
+                "img_id": n,
+                "batch_input_shape": (64, 64),
+            }
+        )
         s.gt_instances = InstanceData(
             bboxes=torch.tensor([[4.0, 4, 40, 40], [20.0, 10, 60, 50]])[:boxes], labels=torch.tensor([0, 1])[:boxes]
         )
@@ -260,8 +273,13 @@ def test_one_stage(names):
 def referring_batch(sentences):
     texts = [f"cup number {n}" for n in range(sentences)]
     boxes = [torch.tensor([[4.0, 4, 40, 40], [20.0, 8, 60, 60]])[: n % 3] for n in range(sentences)]
-    facts = {"sentences": texts, "sentence_ids": list(range(sentences)), "scale": (1.0, 1.0), "ori_shape": (64, 64),
-             "boxes": boxes}  # fmt: skip
+    facts = {
+        "sentences": texts,
+        "sentence_ids": list(range(sentences)),
+        "scale": (1.0, 1.0),
+        "ori_shape": (64, 64),
+        "boxes": boxes,
+    }
     pixels = [torch.zeros(3, 64, 64, dtype=torch.uint8) for _ in range(2)]
     return {"inputs": pixels, "data_samples": [BaseDataElement(metainfo=copy.deepcopy(facts)) for _ in pixels]}
 

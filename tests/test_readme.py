@@ -60,9 +60,14 @@ def words_of_commands(block, folder):
     """The words of every command that a block would start, from within ``folder``."""
     nowhere = folder / "empty"
     nowhere.mkdir(exist_ok=True)
-    done = subprocess.run([shutil.which("bash"), "--restricted", "--norc", "--noprofile", "-euc", TOLD + block],
-                          capture_output=True, text=True, cwd=folder, check=False,
-                          env={"PATH": str(nowhere)})  # fmt: skip
+    done = subprocess.run(
+        [shutil.which("bash"), "--restricted", "--norc", "--noprofile", "-euc", TOLD + block],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+        env={"PATH": str(nowhere)},
+    )
     assert (done.returncode, done.stderr) == (0, ""), f"{block}\n{done.stderr}"
     return [[PLACEHOLDERS.get(w, w) for w in line.split("\0")[:-1]] for line in done.stdout.splitlines()]
 
@@ -129,8 +134,9 @@ def test_shell_blocks_are_taken_by_bash_and_by_the_verbs(page, tmp_path, capsys)
 
 
 def test_the_check_of_an_installation_runs():
-    done = subprocess.run([sys.executable, "-m", "smartclip_det.utils.env"], capture_output=True, text=True, cwd=REPO,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "smartclip_det.utils.env"], capture_output=True, text=True, cwd=REPO, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -28,8 +28,9 @@ def first_answer(predictor: Predictor, data: Path, count: int = 4) -> Image.Imag
         found = predictor.detect(phrases).top(len(scene["objects"]))
         large = enlarge(image)
         scale = large.width / image.width
-        tiles.append(draw_boxes(large, (found.boxes * scale).tolist(), found.label_names, found.names,
-                                found.scores.tolist()))  # fmt: skip
+        tiles.append(
+            draw_boxes(large, (found.boxes * scale).tolist(), found.label_names, found.names, found.scores.tolist())
+        )
     row = Image.new("RGB", (sum(t.width for t in tiles) + 8 * (count - 1), tiles[0].height), "white")
     for n, tile in enumerate(tiles):
         row.paste(tile, (n * (tile.width + 8), 0))
@@ -42,7 +43,10 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=Path("data/toy"), help="its world")
     options = parser.parse_args()
     trained = Predictor.from_config(
-        "toy/open-vocab-rcnn_smartclip-toy_toy", options.run / "checkpoints/detector.pth", device="cpu",
-        cfg_options={"towers.checkpoint": str(options.run / "checkpoints/smartclip.pth")}, templates=["{article} {}"],
-    )  # fmt: skip
+        "toy/open-vocab-rcnn_smartclip-toy_toy",
+        options.run / "checkpoints/detector.pth",
+        device="cpu",
+        cfg_options={"towers.checkpoint": str(options.run / "checkpoints/smartclip.pth")},
+        templates=["{article} {}"],
+    )
     first_answer(trained, options.data).quantize(64).save(FOLDER / "first-answer.png", optimize=True)

@@ -90,14 +90,17 @@ class Detections:
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
             raise UserError("Boxes and scores must be finite numbers.")
         if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
-            raise UserError(f"Labels run from {self.labels.min()} to {self.labels.max()}; there are {len(self.names)} "
-                            "names, numbered from 0.")  # fmt: skip
+            raise UserError(
+                f"Labels run from {self.labels.min()} to {self.labels.max()}; there are {len(self.names)} "
+                "names, numbered from 0."
+            )
 
     @staticmethod
     def none(names: Sequence[str] = (), image: ImageLike | None = None) -> Detections:
         """No detections."""
-        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names),
-                          image)  # fmt: skip
+        return Detections(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names), image
+        )
 
     @staticmethod
     def join(parts: Sequence[Detections]) -> Detections:
@@ -144,10 +147,13 @@ class Detections:
             return Detection((x1, y1, x2, y2), float(self.scores[n]), label, self.names[label], track)
         index = which if isinstance(which, slice) else self._index(which)
         return replace(
-            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index],
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
             tracks=None if self.tracks is None else self.tracks[index],
             masks=None if self.masks is None else self.masks[index],
-        )  # fmt: skip
+        )
 
     def _index(self, which: Any) -> np.ndarray:
         index = (
@@ -268,11 +274,13 @@ class Detections:
             UserError: where supervision is not installed.
         """
         return optional("supervision", "supervision").Detections(
-            xyxy=self.boxes.astype(np.float32), confidence=self.scores.astype(np.float32),
-            class_id=self.labels.astype(int), tracker_id=None if self.tracks is None else self.tracks.astype(int),
+            xyxy=self.boxes.astype(np.float32),
+            confidence=self.scores.astype(np.float32),
+            class_id=self.labels.astype(int),
+            tracker_id=None if self.tracks is None else self.tracks.astype(int),
             mask=None if self.masks is None else self.masks.astype(bool),
             data={"class_name": np.array(self.label_names, dtype=object if not len(self) else None)},
-        )  # fmt: skip
+        )
 
     def to_coco(self, image_id: int | str = 1, categories: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
         """COCO results (``bbox`` xywh), as ``pycocotools.COCO.loadRes`` takes them; ``segmentation`` with masks.
@@ -339,8 +347,14 @@ class Detections:
         shown = self if limit is None or len(self) <= check_count("limit", limit) else self.top(limit)
         if len(shown) < len(self):
             note(f"{len(shown)} of {len(self)} boxes are drawn, the best; plot(limit=None) draws all.")
-        return draw_boxes(Image.fromarray(self._pixels(image)), shown.boxes.tolist(), shown.label_names, self.names,
-                          shown.scores.tolist(), None if shown.tracks is None else shown.tracks.tolist())  # fmt: skip
+        return draw_boxes(
+            Image.fromarray(self._pixels(image)),
+            shown.boxes.tolist(),
+            shown.label_names,
+            self.names,
+            shown.scores.tolist(),
+            None if shown.tracks is None else shown.tracks.tolist(),
+        )
 
     def crops(self, image: ImageLike | None = None, *, context: float = 1.0) -> list[Image.Image]:
         """What is in each box, cut at the image's border; at least one pixel.

@@ -46,8 +46,12 @@ class MMDetectionBoxes:
 
     def facts(self) -> dict[str, Any]:
         """Config, weights and limits."""
-        return {"source": "mmdet", "config": self.config.name, "checkpoint": self.checkpoint.name,
-                "max_boxes": self.max_boxes}  # fmt: skip
+        return {
+            "source": "mmdet",
+            "config": self.config.name,
+            "checkpoint": self.checkpoint.name,
+            "max_boxes": self.max_boxes,
+        }
 
     def to(self, device: torch.device) -> MMDetectionBoxes:
         """Move the detector."""

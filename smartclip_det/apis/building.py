@@ -12,9 +12,11 @@ _FACTS = ("img_id", "ori_shape", "img_shape", "scale_factor")
 
 
 def build_detector(
-    config: str | Path, checkpoint: str | Path | None, cfg_options: Mapping[str, Any] | None = None,
+    config: str | Path,
+    checkpoint: str | Path | None,
+    cfg_options: Mapping[str, Any] | None = None,
     only: str | Sequence[str] | None = None,
-) -> tuple[Any, Any]:  # fmt: skip
+) -> tuple[Any, Any]:
     """The config and its detector, on the CPU.
 
     Args:

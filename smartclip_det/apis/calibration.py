@@ -70,9 +70,13 @@ def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]
     predictor.set_vocabulary(names)
     images = truth.data["images"]
     answers = answer_images(
-        predictor, [picture_path(options.images, i, truth.path) for i in images], batch_size=options.batch_size,
-        tile=options.tile, threshold=LOWEST, max_detections=options.max_detections,
-    )  # fmt: skip
+        predictor,
+        [picture_path(options.images, i, truth.path) for i in images],
+        batch_size=options.batch_size,
+        tile=options.tile,
+        threshold=LOWEST,
+        max_detections=options.max_detections,
+    )
     ids = {name: number for number, name in truth.categories.items()}
     results = [row for i, found in zip(images, answers, strict=True) for row in found.to_coco(i["id"], ids)]
     limit = max(100, options.max_detections)
@@ -81,10 +85,13 @@ def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]
     )
     facts = {
         "chosen": "best F1" if options.least_precision is None else f"precision {options.least_precision:g}",
-        "ann": str(options.ann), "ann_sha256": file_hash(options.ann), "pictures": len(images),
-        "predictor": getattr(predictor, "protocol", {}), "tile": options.tile,
+        "ann": str(options.ann),
+        "ann_sha256": file_hash(options.ann),
+        "pictures": len(images),
+        "predictor": getattr(predictor, "protocol", {}),
+        "tile": options.tile,
         "held_out": {r.name: {"boxes": r.boxes, "hits": r.hits, "misses": r.misses, "own": r.own} for r in rows},
-    }  # fmt: skip
+    }
     Thresholds({r.name: r.threshold for r in rows if r.own}, shared, facts).write(options.out)
     return rows
 
@@ -93,15 +100,22 @@ def calibration_table(rows: Sequence[ClassThreshold]) -> str:
     """Lines for people: threshold, boxes, precision and recall with their intervals, by class and over all."""
     width = max([len(r.name) for r in rows] + [9])
     lines = [f"{'class':{width}s}  threshold  boxes  precision            recall"]
-    lines += [f"{r.name:{width}s}  {r.threshold:9.4f}{' ' if r.own else '*'} {r.boxes:5d}  {_share(r.precision):20s} "
-              f"{_share(r.recall)}" for r in rows]  # fmt: skip
+    lines += [
+        f"{r.name:{width}s}  {r.threshold:9.4f}{' ' if r.own else '*'} {r.boxes:5d}  {_share(r.precision):20s} "
+        f"{_share(r.recall)}"
+        for r in rows
+    ]
     hits, misses, boxes = (sum(getattr(r, k) for r in rows) for k in ("hits", "misses", "boxes"))
-    lines.append(f"{'all':{width}s}  {'':10s} {boxes:5d}  {_share(with_interval(hits, hits + misses)):20s} "
-                 f"{_share(with_interval(hits, boxes))}")  # fmt: skip
+    lines.append(
+        f"{'all':{width}s}  {'':10s} {boxes:5d}  {_share(with_interval(hits, hits + misses)):20s} "
+        f"{_share(with_interval(hits, boxes))}"
+    )
     if not all(r.own for r in rows):
         lines.append(f"* fewer than {OWN_FROM} boxes, or nothing right: the threshold of all classes together")
-    lines.append("Precision and recall: at an overlap of 0.5, on pictures held out of the choice; 95 % intervals "
-                 "(Wilson), as if boxes were independent.")  # fmt: skip
+    lines.append(
+        "Precision and recall: at an overlap of 0.5, on pictures held out of the choice; 95 % intervals "
+        "(Wilson), as if boxes were independent."
+    )
     return "\n".join(lines)
 
 

@@ -82,8 +82,12 @@ def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[st
     measured = {name: _measure(name, folder, options) for name, folder in options.sets.items()}
     rows = [verdict(a, measured[a.set]["metrics"][a.metric]) for a in anchors]
     passed = all(r["passed"] for r in rows) and not options.partial
-    stamp = protocol_stamp("verify_checkpoint", model=options.model, partial=options.partial,
-                           sets={n: m["protocol"] for n, m in measured.items()})  # fmt: skip
+    stamp = protocol_stamp(
+        "verify_checkpoint",
+        model=options.model,
+        partial=options.partial,
+        sets={n: m["protocol"] for n, m in measured.items()},
+    )
     write_results(options.out, stamp, {"passed": passed}, anchors=rows)
     return passed, rows
 
@@ -98,11 +102,23 @@ def _measure(name: str, folder: Path, options: VerifyOptions) -> dict[str, Any]:
     towers = {"checkpoint": options.checkpoint}
     try:
         if name == "imagenet":
-            classify(ClassifyOptions(folder, towers, names=options.names, workers=options.workers,
-                                     device=options.device, out=out))  # fmt: skip
+            classify(
+                ClassifyOptions(
+                    folder, towers, names=options.names, workers=options.workers, device=options.device, out=out
+                )
+            )
         else:
-            retrieve(RetrieveOptions(name, folder, towers, partial=options.partial, workers=options.workers,
-                                     device=options.device, out=out))  # fmt: skip
+            retrieve(
+                RetrieveOptions(
+                    name,
+                    folder,
+                    towers,
+                    partial=options.partial,
+                    workers=options.workers,
+                    device=options.device,
+                    out=out,
+                )
+            )
     except UserError as error:
         raise UserError(f"{name} could not be measured: {error}") from error
     found: dict[str, Any] = read_json(out, "result file")

@@ -84,8 +84,13 @@ def classify(options: ClassifyOptions) -> ClassifyResult:
     towers = load_towers(options.towers).to(device)
     print(data.summary(str(options.folder)))
     classes = distinct_names(data.all_names)
-    bank = build_bank(towers, [c[0] for c in classes], synonyms={c[0]: c[1:] for c in classes if c[1:]},
-                      templates=options.templates, cache_dir=default_cache_dir())  # fmt: skip
+    bank = build_bank(
+        towers,
+        [c[0] for c in classes],
+        synonyms={c[0]: c[1:] for c in classes if c[1:]},
+        templates=options.templates,
+        cache_dir=default_cache_dir(),
+    )
     embeds, masks = bank.embeds.to(device), bank.masks.to(device)
     columns, repeated = columns_of(data.all_names)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in towers.image_statistics())
@@ -106,7 +111,15 @@ def classify(options: ClassifyOptions) -> ClassifyResult:
         by_class = torch.cat(parts)[:, columns].masked_fill(repeated, float("-inf"))
         metrics.update({f"{k}_{name}": v for k, v in accuracies(by_class, labels).items()})
     if options.out:
-        stamp = protocol_stamp("classification", set=str(options.folder), images=len(labels), classes=len(data.names),
-                               **data.counts, ties="against", fit=options.fit, **bank.provenance)  # fmt: skip
+        stamp = protocol_stamp(
+            "classification",
+            set=str(options.folder),
+            images=len(labels),
+            classes=len(data.names),
+            **data.counts,
+            ties="against",
+            fit=options.fit,
+            **bank.provenance,
+        )
         write_results(options.out, stamp, metrics)
     return ClassifyResult(metrics, int(repeated.sum()))

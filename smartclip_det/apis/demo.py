@@ -77,17 +77,25 @@ def demo(options: DemoOptions) -> list[str]:
     check_outputs(images, options.out)
     predictor = load_predictor(
         PredictorOptions(
-            config=options.config, checkpoint=options.checkpoint, encoder=options.encoder, boxes=options.boxes,
-            device=options.device, cfg_options=options.cfg_options,
+            config=options.config,
+            checkpoint=options.checkpoint,
+            encoder=options.encoder,
+            boxes=options.boxes,
+            device=options.device,
+            cfg_options=options.cfg_options,
         )
-    )  # fmt: skip
+    )
     told = ", ".join(f"{k} {v}" for k, v in _told(predictor.protocol).items())
     print(f"device: {predictor.device}; {told}")
     if options.config and not options.checkpoint:
         print("note: no --checkpoint: the heads are random and the boxes mean nothing.")
     options.out.mkdir(parents=True, exist_ok=True)
-    stamp = protocol_stamp("demo", config=options.config, **predictor.protocol,
-                           checkpoint_sha256=file_hash(options.checkpoint) if options.checkpoint else None)  # fmt: skip
+    stamp = protocol_stamp(
+        "demo",
+        config=options.config,
+        **predictor.protocol,
+        checkpoint_sha256=file_hash(options.checkpoint) if options.checkpoint else None,
+    )
     bad: list[str] = []
     for path in images:
         try:
@@ -106,8 +114,11 @@ def demo(options: DemoOptions) -> list[str]:
 def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """The few facts of a stamp that a reader wants at once; the whole one is in each JSON."""
     policy = protocol.get("policy", {})
-    return {"towers": protocol.get("towers"), "masks": policy.get("mask_mode", protocol.get("mask_mode")),
-            **({"scores": policy["activation"]} if policy else {})}  # fmt: skip
+    return {
+        "towers": protocol.get("towers"),
+        "masks": policy.get("mask_mode", protocol.get("mask_mode")),
+        **({"scores": policy["activation"]} if policy else {}),
+    }
 
 
 def check_outputs(images: Sequence[Path], out: Path) -> None:
@@ -145,8 +156,10 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
     out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     frames = frames_of(path)
-    print(f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
-          + (f"; the first of its {frames} frames" if frames > 1 else ""))  # fmt: skip
+    print(
+        f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
+        + (f"; the first of its {frames} frames" if frames > 1 else "")
+    )
     if not len(found):
         best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))
         told = f"--threshold {threshold}" if options.thresholds is None else str(options.thresholds)
@@ -182,9 +195,11 @@ def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Dete
         return predictor.detect(texts)
     parts = predictor.ground(texts, top_k=options.top_k)
     return Detections(
-        np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
-        np.concatenate([p.labels + i for i, p in enumerate(parts)]), tuple(texts),
-    )  # fmt: skip
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        np.concatenate([p.labels + i for i, p in enumerate(parts)]),
+        tuple(texts),
+    )
 
 
 def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
@@ -197,9 +212,14 @@ def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold
     maps = {t: predictor.explain(t).similarity for t in ([expression] if tree is None else tree.texts())}
     none = not len(found) or found.scores[0] < threshold
     return grounding_panel(
-        picture, expression, found.boxes.tolist(), found.scores.tolist(), outline=tree.outline() if tree else (),
-        maps=maps, title=f"none reaches {threshold}" if none else "",
-    )  # fmt: skip
+        picture,
+        expression,
+        found.boxes.tolist(),
+        found.scores.tolist(),
+        outline=tree.outline() if tree else (),
+        maps=maps,
+        title=f"none reaches {threshold}" if none else "",
+    )
 
 
 def heatmaps(predictor: Predictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:

@@ -38,8 +38,9 @@ class EncodesImages:
         """
         return self.set_images([image], boxes=None if boxes is None else [boxes])[0]
 
-    def set_images(self, images: Sequence[ImageLike], *, boxes: Sequence[Any] | None = None,
-                   batch_size: int = 8) -> list[Any]:  # fmt: skip
+    def set_images(
+        self, images: Sequence[ImageLike], *, boxes: Sequence[Any] | None = None, batch_size: int = 8
+    ) -> list[Any]:
         """Encode images and hold them for :meth:`detect_images` and queries with ``image=``; see :meth:`set_image`.
 
         Args:
@@ -60,15 +61,18 @@ class EncodesImages:
         return self.encode_images([image], boxes=None if boxes is None else [boxes])[0]
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[ImageLike | Photograph], *, boxes: Sequence[Any] | None = None,
-                      batch_size: int = 8) -> list[Any]:  # fmt: skip
+    def encode_images(
+        self, images: Sequence[ImageLike | Photograph], *, boxes: Sequence[Any] | None = None, batch_size: int = 8
+    ) -> list[Any]:
         """Encode images; arguments as in :meth:`set_images`. An image does not see the others of its batch."""
         check_count("batch_size", batch_size)
         if boxes is not None and len(boxes) != len(images):
             raise UserError(f"boxes must hold one entry for each image; given {len(boxes)} for {len(images)} images.")
         pictures = [picture_of(i) for i in images]
-        given = [None if b is None else checked_boxes(b, p.image.size)
-                 for b, p in zip(boxes or [None] * len(pictures), pictures, strict=True)]  # fmt: skip
+        given = [
+            None if b is None else checked_boxes(b, p.image.size)
+            for b, p in zip(boxes or [None] * len(pictures), pictures, strict=True)
+        ]
         return self.family.encode(pictures, given, batch_size)
 
     def _image(self, given: Any) -> Any:

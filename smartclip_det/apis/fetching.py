@@ -101,9 +101,15 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 def _opener() -> urllib.request.OpenerDirector:
     """No handlers of files, data addresses or ftp, which the usual one has."""
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(),
-                    _Redirections(), urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
-                    urllib.request.UnknownHandler()):  # fmt: skip
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        _Redirections(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
+    ):
         opener.add_handler(handler)
     opener.addheaders = [("User-Agent", f"smartclip_det/{__version__}")]
     return opener

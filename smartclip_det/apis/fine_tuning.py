@@ -185,12 +185,16 @@ def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
     start = None if options.checkpoint is None else str(Path(options.checkpoint).resolve())
     return CONFIG.format(
         base=repr(os.path.relpath(base_path, options.out)),
-        checkpoint=repr(start), ann=repr(str(options.ann.resolve())),
-        images=repr(f"{options.images.resolve()}/"), val_ann=repr(str(options.val_ann.resolve())),
-        val_images=repr(f"{options.val_folder.resolve()}/"), epochs=options.epochs, batch_size=options.batch_size,
+        checkpoint=repr(start),
+        ann=repr(str(options.ann.resolve())),
+        images=repr(f"{options.images.resolve()}/"),
+        val_ann=repr(str(options.val_ann.resolve())),
+        val_images=repr(f"{options.val_folder.resolve()}/"),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
         lr=options.lr or base.optim_wrapper.optimizer.lr / (1 if options.encoder else 10),
         warmup=max(1, min(100, images // options.batch_size)),
-    )  # fmt: skip
+    )
 
 
 def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
@@ -207,8 +211,16 @@ def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> l
     old = [("old", Path(options.config))] if options.config is not None and options.tests_old else []
     for what, path in [("own", config), *old]:
         out = options.out / f"{when}_{what}.json"
-        command = verb("test", str(path), str(weights), "--work-dir", str(options.out / "tests" / out.stem), "--out",
-                   str(out), *format_options(options.cfg_options or {}))  # fmt: skip
+        command = verb(
+            "test",
+            str(path),
+            str(weights),
+            "--work-dir",
+            str(options.out / "tests" / out.stem),
+            "--out",
+            str(out),
+            *format_options(options.cfg_options or {}),
+        )
         steps.append(Step(out.stem, command, [out.with_suffix(".metrics.json")]))
     return steps
 
@@ -241,17 +253,27 @@ def report(options: FineTuneOptions, weights: dict[str, Path]) -> str:
         lines += [f"| {k} | " + " | ".join(number(metrics[what][n].get(k)) for n in weights) + " |" for k in rows]
         per_class = {n: r["per_class"] for n, r in by_weights.items()}
         lines += ["", "AP by class:", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
-        lines += [f"| {c} | " + " | ".join(number(per_class[n].get(c)) for n in weights) + " |"
-                  for c in per_class["after"]] + [""]  # fmt: skip
+        lines += [
+            f"| {c} | " + " | ".join(number(per_class[n].get(c)) for n in weights) + " |" for c in per_class["after"]
+        ] + [""]
     text = "\n".join(lines)
     write_whole(options.out / "report.md", text)
     stamp = protocol_stamp(
-        "fine_tune", config=options.config and str(options.config), encoder=options.encoder and str(options.encoder),
+        "fine_tune",
+        config=options.config and str(options.config),
+        encoder=options.encoder and str(options.encoder),
         checkpoints={n: file_hash(p) for n, p in weights.items()},
-        ann=str(options.ann), val_ann=str(options.val_ann), epochs=options.epochs, blend=options.blend,
-    )  # fmt: skip
-    write_results(options.out / "report.json", stamp, metrics,
-                  per_class={w: {n: r["per_class"] for n, r in f.items()} for w, f in found.items()})  # fmt: skip
+        ann=str(options.ann),
+        val_ann=str(options.val_ann),
+        epochs=options.epochs,
+        blend=options.blend,
+    )
+    write_results(
+        options.out / "report.json",
+        stamp,
+        metrics,
+        per_class={w: {n: r["per_class"] for n, r in f.items()} for w, f in found.items()},
+    )
     return text
 
 

@@ -13,18 +13,26 @@ from smartclip_det.core.scoring_policy import ScoringPolicy
 
 
 def _told(name: str) -> None:
-    warnings.warn(f"{name} is now smartclip_det.Predictor; the old name goes with the next version.", FutureWarning,
-                  stacklevel=3)  # fmt: skip
+    warnings.warn(
+        f"{name} is now smartclip_det.Predictor; the old name goes with the next version.", FutureWarning, stacklevel=3
+    )
 
 
 class SmartCLIPPredictor(Predictor):
     """:class:`Predictor` of a two-stage detector."""
 
     def __init__(
-        self, detector: Any, encoder: Any, pipeline: Any, *, templates: str | Sequence[str] = "photo",
-        policy: ScoringPolicy | None = None, cache_dir: str | Path | None = None, parser: str = "auto",
+        self,
+        detector: Any,
+        encoder: Any,
+        pipeline: Any,
+        *,
+        templates: str | Sequence[str] = "photo",
+        policy: ScoringPolicy | None = None,
+        cache_dir: str | Path | None = None,
+        parser: str = "auto",
         precision: str = "fp32",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """As before."""
         from smartclip_det.apis.families.detectors import TwoStage
 

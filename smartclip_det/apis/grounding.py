@@ -185,8 +185,10 @@ def ground_expressions(options: GroundOptions) -> GroundResult:
 def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroShotGrounder]:
     """A grounder for each mask mode; they share their encoders."""
     settings = {
-        "dense_size": options.dense_size, "dense_mode": options.dense_mode, "crop_context": options.crop_context
-    }  # fmt: skip
+        "dense_size": options.dense_size,
+        "dense_mode": options.dense_mode,
+        "crop_context": options.crop_context,
+    }
     encoders = [
         CachedRegionEncoder(t, options.cache, **settings) if options.cache else RegionEncoder(t, **settings)
         for t in towers
@@ -194,30 +196,51 @@ def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroS
     subtracted = subtracted_banks(options, towers)
     reader = reader_of(options.parser)
     return {
-        mode: ZeroShotGrounder(encoders, views=options.views, reading=options.reading, reader=reader,
-                               subtracted=subtracted,
-                               policy=ScoringPolicy(
-                                   mask_mode=mode, temperature=options.temperature, presence=options.presence,
-                                   presence_source=options.presence_source, presence_scale=options.presence_scale,
-                                   presence_bias=options.presence_bias))
+        mode: ZeroShotGrounder(
+            encoders,
+            views=options.views,
+            reading=options.reading,
+            reader=reader,
+            subtracted=subtracted,
+            policy=ScoringPolicy(
+                mask_mode=mode,
+                temperature=options.temperature,
+                presence=options.presence,
+                presence_source=options.presence_source,
+                presence_scale=options.presence_scale,
+                presence_bias=options.presence_bias,
+            ),
+        )
         for mode in options.mask_modes
-    }  # fmt: skip
+    }
 
 
 def stamp_of(options: GroundOptions, towers: Sequence[Any], grader: ZeroShotGrounder) -> dict[str, Any]:
     """The protocol of the numbers."""
     o, every = options, options.answers == "all"
     return protocol_stamp(
-        "grounding_zero_shot", proposals=o.proposals, max_proposals=o.max_proposals, views=list(o.views),
+        "grounding_zero_shot",
+        proposals=o.proposals,
+        max_proposals=o.max_proposals,
+        views=list(o.views),
         detector=o.checkpoint and {"config": o.config, "checkpoint_sha256": file_hash(o.checkpoint)},
-        detector_weight=o.detector_weight, dense_mode=o.dense_mode, dense_size=grader.encoders[0].dense_size,
-        crop_context=o.crop_context, reading=o.reading, parser=parser_name(o.parser), control=o.control,
+        detector_weight=o.detector_weight,
+        dense_mode=o.dense_mode,
+        dense_size=grader.encoders[0].dense_size,
+        crop_context=o.crop_context,
+        reading=o.reading,
+        parser=parser_name(o.parser),
+        control=o.control,
         answers=o.answers,
-        margin=o.margin, nms=o.nms if every else None,
+        margin=o.margin,
+        nms=o.nms if every else None,
         subtract=o.subtract and {"captions": o.subtract, "count": o.subtract_count, "seed": o.seed},
-        checkpoint_hash=[t.checkpoint_hash for t in towers], ann_sha256=file_hash(o.ann), split=o.split,
-        policy=grader.policy.to_dict(), unit="sentence" if every else "sentence with one target",
-    )  # fmt: skip
+        checkpoint_hash=[t.checkpoint_hash for t in towers],
+        ann_sha256=file_hash(o.ann),
+        split=o.split,
+        policy=grader.policy.to_dict(),
+        unit="sentence" if every else "sentence with one target",
+    )
 
 
 def measured(
@@ -251,9 +274,13 @@ def same_boxes(mine: Sequence[Expression], boxes: dict[int | str, Candidates]) -
 
 
 def ground(
-    options: GroundOptions, graders: dict[str, ZeroShotGrounder], banks: list[TextBank], image: Image.Image,
-    group: Sequence[Expression], candidates: Candidates,
-) -> dict[str, dict[int | str, GroundedBoxes]]:  # fmt: skip
+    options: GroundOptions,
+    graders: dict[str, ZeroShotGrounder],
+    banks: list[TextBank],
+    image: Image.Image,
+    group: Sequence[Expression],
+    candidates: Candidates,
+) -> dict[str, dict[int | str, GroundedBoxes]]:
     """Boxes of sentences that share their candidates, by mask mode."""
     regions = candidates.boxes
     if not regions:

@@ -234,8 +234,9 @@ def _flat(images: Any) -> Iterator[Any]:
         for image in images:
             yield from _flat(image)
     else:
-        raise UserError(f"Images are {_FORMS}, a folder, a pattern, a video, or a list of these; given "
-                        f"{type(images).__name__}.")  # fmt: skip
+        raise UserError(
+            f"Images are {_FORMS}, a folder, a pattern, a video, or a list of these; given {type(images).__name__}."
+        )
 
 
 def _of_path(path: str | Path) -> Iterator[Any]:
@@ -303,8 +304,11 @@ def find_images(paths: Sequence[Path], *, recursive: bool = False) -> tuple[list
         if hidden:
             told.append(f"{path}: left out, as hidden: {len(hidden)} files.")
         if others:
-            told.append(f"{path}: left out, as no pictures by their endings: "
-                        + ", ".join(f"{n} of {e}" for e, n in others.items()) + ".")  # fmt: skip
+            told.append(
+                f"{path}: left out, as no pictures by their endings: "
+                + ", ".join(f"{n} of {e}" for e, n in others.items())
+                + "."
+            )
         if folders:
             told.append(f"{path}: {folders} {'links to ' if recursive else ''}folders inside were not searched.")
         if not found:

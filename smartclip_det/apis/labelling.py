@@ -109,9 +109,12 @@ def label_folder(options: LabelOptions, predictor: Any) -> LabelResult:
     check_stems(options.layout, files)
     predictor.set_vocabulary(list(options.names))
     facts = {
-        "names": list(options.names), "predictor": getattr(predictor, "protocol", {}), "tile": tile,
-        "floor": min(FLOOR, *lowest.values()), "max_detections": options.max_detections,
-    }  # fmt: skip
+        "names": list(options.names),
+        "predictor": getattr(predictor, "protocol", {}),
+        "tile": tile,
+        "floor": min(FLOOR, *lowest.values()),
+        "max_detections": options.max_detections,
+    }
     with LabelLog(options.out / LOG, facts) as log:
         _answer(log, files, options, predictor)
         log.keep(files)
@@ -156,9 +159,14 @@ def _of_group(
 
     pictures = [Picture(options.photos / f, f) for f in group]
     answers = answer_images(
-        predictor, pictures, batch_size=options.batch_size, tile=options.tile, on_bad=note_fault, threshold=floor,
+        predictor,
+        pictures,
+        batch_size=options.batch_size,
+        tile=options.tile,
+        on_bad=note_fault,
+        threshold=floor,
         max_detections=options.max_detections,
-    )  # fmt: skip
+    )
     rows = {}
     for found in answers:
         name = as_picture(found.known_image()).name
@@ -194,8 +202,14 @@ def _write(
         link_pictures(out, options.photos)
     address = quote(os.path.relpath(options.photos.resolve(), out.resolve()))
     page = review_page(good, names, thresholds, options.photos, address, left_out=left_out, count=options.review)
-    summary = {"pictures": len(good), "boxes": result.boxes, "thresholds": dict(lowest), "left_out": left_out,
-               "passed_over": told, "format": options.layout}  # fmt: skip
+    summary = {
+        "pictures": len(good),
+        "boxes": result.boxes,
+        "thresholds": dict(lowest),
+        "left_out": left_out,
+        "passed_over": told,
+        "format": options.layout,
+    }
     write_files(out, {SUMMARY: json.dumps(summary, indent=1) + "\n"}, overwrite=True)
     result.files = [*dict.fromkeys(out / Path(f).parts[0] for f in files), out / SUMMARY, page.write(out / REVIEW)]
     return result

@@ -22,9 +22,15 @@ DETECTORS, HEAD = ("OpenVocabRCNN", "OpenVocabOWL"), "SmartCLIPReferring"
 
 
 def family_of_config(
-    config: str | Path, checkpoint: str | Path | None, *, device: str, cfg_options: Mapping[str, Any] | None,
-    policy: Mapping[str, Any] | None, precision: str, cache_dir: Path | None,
-) -> Family:  # fmt: skip
+    config: str | Path,
+    checkpoint: str | Path | None,
+    *,
+    device: str,
+    cfg_options: Mapping[str, Any] | None,
+    policy: Mapping[str, Any] | None,
+    precision: str,
+    cache_dir: Path | None,
+) -> Family:
     """The family of a config; its towers are read once, for images and texts.
 
     Raises:
@@ -48,9 +54,16 @@ def family_of_config(
 
 
 def family_of_towers(
-    name: Any, boxes: str | Path | BoxSource | None, *, device: str, masks: str, policy: Mapping[str, Any] | None,
-    precision: str, options: Mapping[str, Any], cache_dir: Path | None,
-) -> TrainingFree:  # fmt: skip
+    name: Any,
+    boxes: str | Path | BoxSource | None,
+    *,
+    device: str,
+    masks: str,
+    policy: Mapping[str, Any] | None,
+    precision: str,
+    options: Mapping[str, Any],
+    cache_dir: Path | None,
+) -> TrainingFree:
     """Towers by name and a source of boxes by words; see :meth:`Predictor.from_pretrained`."""
     known = [f.name for f in fields(FreeOptions)]
     for key in options:

@@ -62,10 +62,19 @@ class Predictor(EncodesImages):
 
     @classmethod
     def from_pretrained(
-        cls, name: Any, *, boxes: str | Path | BoxSource | None = "torchvision", device: str = "auto",
-        templates: str | Sequence[str] = "photo", masks: str = "hard", policy: Mapping[str, Any] | None = None,
-        use_cache: bool = True, parser: str = "auto", precision: str = "fp32", **options: Any,
-    ) -> Predictor:  # fmt: skip
+        cls,
+        name: Any,
+        *,
+        boxes: str | Path | BoxSource | None = "torchvision",
+        device: str = "auto",
+        templates: str | Sequence[str] = "photo",
+        masks: str = "hard",
+        policy: Mapping[str, Any] | None = None,
+        use_cache: bool = True,
+        parser: str = "auto",
+        precision: str = "fp32",
+        **options: Any,
+    ) -> Predictor:
         """Towers alone, without training: boxes of any source, ranked by region vectors.
 
         Args:
@@ -87,17 +96,31 @@ class Predictor(EncodesImages):
             UserError: for unknown names, sources and options, with the nearest ones, and files that are not there.
         """
         family = family_of_towers(
-            name, boxes, device=device, masks=masks, policy=policy, precision=precision, options=options,
+            name,
+            boxes,
+            device=device,
+            masks=masks,
+            policy=policy,
+            precision=precision,
+            options=options,
             cache_dir=default_cache_dir() if use_cache else None,
-        )  # fmt: skip
+        )
         return Predictor(family, templates=templates, parser=parser)
 
     @classmethod
     def from_config(
-        cls, config: str | Path, checkpoint: str | Path | None = None, *, device: str = "auto",
-        cfg_options: Mapping[str, Any] | None = None, templates: str | Sequence[str] = "photo",
-        policy: Mapping[str, Any] | None = None, use_cache: bool = True, parser: str = "auto", precision: str = "fp32",
-    ) -> Predictor:  # fmt: skip
+        cls,
+        config: str | Path,
+        checkpoint: str | Path | None = None,
+        *,
+        device: str = "auto",
+        cfg_options: Mapping[str, Any] | None = None,
+        templates: str | Sequence[str] = "photo",
+        policy: Mapping[str, Any] | None = None,
+        use_cache: bool = True,
+        parser: str = "auto",
+        precision: str = "fp32",
+    ) -> Predictor:
         """A detector (two-stage or one-stage) or a grounding head of a config, and its checkpoint.
 
         Args:
@@ -115,9 +138,14 @@ class Predictor(EncodesImages):
             UserError: for missing files, configs of other models, or a device that is not there.
         """
         family = family_of_config(
-            config, checkpoint, device=device, cfg_options=cfg_options, policy=policy, precision=precision,
+            config,
+            checkpoint,
+            device=device,
+            cfg_options=cfg_options,
+            policy=policy,
+            precision=precision,
             cache_dir=default_cache_dir() if use_cache else None,
-        )  # fmt: skip
+        )
         return Predictor(family, templates=templates, parser=parser)
 
     @property
@@ -196,9 +224,13 @@ class Predictor(EncodesImages):
 
     @torch.no_grad()
     def detect(
-        self, texts: Sequence[str] | TextBank | None = None, *, threshold: float = 0.0,
-        max_detections: int | None = None, image: Any = None,
-    ) -> Detections:  # fmt: skip
+        self,
+        texts: Sequence[str] | TextBank | None = None,
+        *,
+        threshold: float = 0.0,
+        max_detections: int | None = None,
+        image: Any = None,
+    ) -> Detections:
         """Boxes of each text.
 
         Args:
@@ -235,10 +267,17 @@ class Predictor(EncodesImages):
 
     @torch.no_grad()
     def detect_images(
-        self, images: ImageLike | Iterable[ImageLike] | None = None, texts: Sequence[str] | TextBank | None = None, *,
-        batch_size: int = 1, threshold: float = 0.0, max_detections: int | None = None,
-        tile: tuple[int, int] | None = None, every: int = 1, on_bad: OnBad | None = None,
-    ) -> Iterator[Detections]:  # fmt: skip
+        self,
+        images: ImageLike | Iterable[ImageLike] | None = None,
+        texts: Sequence[str] | TextBank | None = None,
+        *,
+        batch_size: int = 1,
+        threshold: float = 0.0,
+        max_detections: int | None = None,
+        tile: tuple[int, int] | None = None,
+        every: int = 1,
+        on_bad: OnBad | None = None,
+    ) -> Iterator[Detections]:
         """:meth:`detect` of each image; the texts are encoded once and do not replace the vocabulary in force.
 
         Args:
@@ -257,8 +296,17 @@ class Predictor(EncodesImages):
             yield from (self._detect(e, bank, threshold, max_detections) for e in self._held.get())
             return
         if tile is not None:
-            yield from answer_images(self, images, bank, batch_size=batch_size, tile=tile, every=every, on_bad=on_bad,
-                                     threshold=threshold, max_detections=max_detections)  # fmt: skip
+            yield from answer_images(
+                self,
+                images,
+                bank,
+                batch_size=batch_size,
+                tile=tile,
+                every=every,
+                on_bad=on_bad,
+                threshold=threshold,
+                max_detections=max_detections,
+            )
             return
         waiting = read_images(images, every=every, on_bad=on_bad)
         while batch := list(islice(waiting, check_count("batch_size", batch_size))):
@@ -282,12 +330,26 @@ class Predictor(EncodesImages):
     ) -> Detections: ...
 
     @overload
-    def ground(self, expression: Sequence[str], *, top_k: int = 1, threshold: float = 0.0,
-               reading: str | None = None, image: Any = None) -> list[Detections]: ...  # fmt: skip
+    def ground(
+        self,
+        expression: Sequence[str],
+        *,
+        top_k: int = 1,
+        threshold: float = 0.0,
+        reading: str | None = None,
+        image: Any = None,
+    ) -> list[Detections]: ...
 
     @torch.no_grad()
-    def ground(self, expression: str | Sequence[str], *, top_k: int = 1, threshold: float = 0.0,
-               reading: str | None = None, image: Any = None) -> Detections | list[Detections]:  # fmt: skip
+    def ground(
+        self,
+        expression: str | Sequence[str],
+        *,
+        top_k: int = 1,
+        threshold: float = 0.0,
+        reading: str | None = None,
+        image: Any = None,
+    ) -> Detections | list[Detections]:
         """The boxes that referring expressions mean: by a trained head, or zero-shot by regions and reasoning.
 
         Texts are encoded as they stand, without a template, and all in one pass; the image is not encoded again.

@@ -73,15 +73,25 @@ def probe(options: ProbeOptions) -> dict[str, dict[str, dict[str, float]]]:
     towers = load_encoder(o.encoder, str(resolve_device(o.device)))
     encoder = RegionEncoder(towers, dense_size=o.dense_size, fit=o.fit, crop_context=o.crop_context)
     bank = build_bank(towers, names, templates=o.templates)
-    regions = probe_regions(encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes,
-                            poolings=o.poolings)  # fmt: skip
+    regions = probe_regions(
+        encoder, truth, str(o.images), names, views=o.views, dense_modes=o.dense_modes, poolings=o.poolings
+    )
     policy = ScoringPolicy(text_norm=o.text_norm)
     accuracy = probe_accuracy(regions, bank, groups, o.mask_modes, policy)
     if o.out is not None:
         stamp = protocol_stamp(
-            "region_probe", ann_sha256=file_hash(o.ann), checkpoint_hash=towers.checkpoint_hash, classes=len(names),
-            boxes=len(regions.labels), templates=o.templates, dense_size=encoder.dense_size, fit=o.fit,
-            poolings=o.poolings, crop_context=o.crop_context, policy=policy.to_dict(), unit="box, best of all classes",
-        )  # fmt: skip
+            "region_probe",
+            ann_sha256=file_hash(o.ann),
+            checkpoint_hash=towers.checkpoint_hash,
+            classes=len(names),
+            boxes=len(regions.labels),
+            templates=o.templates,
+            dense_size=encoder.dense_size,
+            fit=o.fit,
+            poolings=o.poolings,
+            crop_context=o.crop_context,
+            policy=policy.to_dict(),
+            unit="box, best of all classes",
+        )
         write_results(o.out, stamp, accuracy)
     return accuracy

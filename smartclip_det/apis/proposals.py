@@ -19,9 +19,13 @@ class DetectorProposals:
     """The best boxes of a detector, whatever their class; of a detector that reads text, for an expression."""
 
     def __init__(
-        self, config: str | Path, checkpoint: str | Path | None, *, device: str = "cpu",
+        self,
+        config: str | Path,
+        checkpoint: str | Path | None,
+        *,
+        device: str = "cpu",
         cfg_options: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:

@@ -127,8 +127,12 @@ def _rescored(
         rows = best_boxes(boxes, own, options.proposal_nms, options.max_proposals)
     boxes, own = boxes[rows], own[rows]
     picture = encoder.picture(image, options.policy.presence_source) if options.policy.presence else None
-    scores = class_scores([encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.views], bank.to("cpu"),
-                          options.policy, picture)  # fmt: skip
+    scores = class_scores(
+        [encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.views],
+        bank.to("cpu"),
+        options.policy,
+        picture,
+    )
     if options.keep_classes:
         labels = torch.tensor([place[own_names[i]] for i in rows.tolist()], dtype=torch.long)
         return boxes, blend_own_scores(own, labels, scores, options.scores), labels
@@ -140,16 +144,26 @@ def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank)
     """What writes and scores, with its stamp."""
     o = options
     metric = OpenVocabMetric(
-        str(o.ann), protocol=o.protocol, split_file=o.split_file, out_file=str(o.out),
+        str(o.ann),
+        protocol=o.protocol,
+        split_file=o.split_file,
+        out_file=str(o.out),
         metrics_file=str(o.out.with_suffix(".metrics.json")),
         stamp={
-            "family": "rescoring", "boxes": o.boxes, "keep_classes": o.keep_classes, "views": list(o.views),
-            "dense_mode": o.dense_mode, "dense_size": encoder.dense_size, "region_scores": vars(o.scores),
-            "proposal_nms": o.proposal_nms, "max_proposals": o.max_proposals, "policy": o.policy.to_dict(),
+            "family": "rescoring",
+            "boxes": o.boxes,
+            "keep_classes": o.keep_classes,
+            "views": list(o.views),
+            "dense_mode": o.dense_mode,
+            "dense_size": encoder.dense_size,
+            "region_scores": vars(o.scores),
+            "proposal_nms": o.proposal_nms,
+            "max_proposals": o.max_proposals,
+            "policy": o.policy.to_dict(),
             "bank": bank.provenance,
             "boxes_sha256": None if o.boxes == GROUND_TRUTH else file_hash(o.boxes),
         },
-    )  # fmt: skip
+    )
     metric.dataset_meta = {"classes": tuple(bank.names)}
     return metric
 

@@ -94,8 +94,10 @@ def encode(towers: SmartCLIP, images: list[CaptionedImage], options: RetrieveOpt
     squares = SquareImages([partial(open_source, i.path) for i in images], towers.config.image_size, options.fit)
     loader = squares.batches(size, options.workers)
     count = math.ceil(len(squares) / size)
-    seen = [towers.encode_image((batch.to(device).float() / 255 - mean) / std).float().cpu()
-            for batch in tqdm(loader, desc="images", unit="batch", total=count)]  # fmt: skip
+    seen = [
+        towers.encode_image((batch.to(device).float() / 255 - mean) / std).float().cpu()
+        for batch in tqdm(loader, desc="images", unit="batch", total=count)
+    ]
     sentences = [t for i in images for t in i.texts]
     embeds, logits, cut = [], [], 0
     for n in tqdm(range(0, len(sentences), size), desc="texts", unit="batch"):

@@ -22,9 +22,14 @@ class Detector(Protocol):
     """What the loop needs of a predictor."""
 
     def detect_images(
-        self, images: Iterable[ImageLike], texts: Sequence[str] | TextBank | None = None, *, batch_size: int = 1,
-        threshold: float = 0.0, max_detections: int | None = None,
-    ) -> Iterator[Detections]:  # fmt: skip
+        self,
+        images: Iterable[ImageLike],
+        texts: Sequence[str] | TextBank | None = None,
+        *,
+        batch_size: int = 1,
+        threshold: float = 0.0,
+        max_detections: int | None = None,
+    ) -> Iterator[Detections]:
         """An answer for each image, in order."""
 
 
@@ -81,11 +86,17 @@ def _starts(length: int, side: int, step: int) -> list[int]:
 
 
 def answer_images(
-    detector: Detector, images: ImageLike | Iterable[ImageLike],
-    texts: Sequence[str] | TextBank | None = None, *,
-    batch_size: int = 1, tile: tuple[int, int] | None = None, tile_nms: float = TILE_NMS, every: int = 1,
-    on_bad: OnBad | None = None, **options: Any,
-) -> Iterator[Detections]:  # fmt: skip
+    detector: Detector,
+    images: ImageLike | Iterable[ImageLike],
+    texts: Sequence[str] | TextBank | None = None,
+    *,
+    batch_size: int = 1,
+    tile: tuple[int, int] | None = None,
+    tile_nms: float = TILE_NMS,
+    every: int = 1,
+    on_bad: OnBad | None = None,
+    **options: Any,
+) -> Iterator[Detections]:
     """An answer for each image, in order, each with its ``image``; as many images are held as are in a batch.
 
     Args:

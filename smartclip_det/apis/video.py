@@ -210,9 +210,12 @@ class Tracker:
             threshold: lowest score that starts a track; detections below it continue one.
         """
         self._new = partial(
-            optional("trackers", "video").ByteTrackTracker, frame_rate=float(rate), minimum_consecutive_frames=1,
-            track_activation_threshold=check_threshold(threshold), high_conf_det_threshold=threshold,
-        )  # fmt: skip
+            optional("trackers", "video").ByteTrackTracker,
+            frame_rate=float(rate),
+            minimum_consecutive_frames=1,
+            track_activation_threshold=check_threshold(threshold),
+            high_conf_det_threshold=threshold,
+        )
         self._trackers: dict[str, Any] = {}
         self._numbers: dict[tuple[str, int], int] = {}
 
@@ -233,10 +236,17 @@ class Tracker:
 
 
 def answer_video(
-    detector: Detector, path: str | Path, texts: Sequence[str] | None = None, *, every: int = 1,
-    out: str | Path | None = None, track: bool = False, threshold: float = 0.5, limit: int | None = None,
+    detector: Detector,
+    path: str | Path,
+    texts: Sequence[str] | None = None,
+    *,
+    every: int = 1,
+    out: str | Path | None = None,
+    track: bool = False,
+    threshold: float = 0.5,
+    limit: int | None = None,
     **options: Any,
-) -> Iterator[Detections]:  # fmt: skip
+) -> Iterator[Detections]:
     """An answer for every n-th frame of a video; each has the frame as ``image``.
 
     Args:

@@ -25,8 +25,19 @@ from pathlib import Path
 from smartclip_det.cli.options import add_device
 from smartclip_det.core.words import PREDICT_PARTS
 
-SUBJECTS = ("similarity", "vocabulary", "detect", "towers", "train", "one-stage", "grounding-dino", "evaluation",
-            "alignment", "ground", "predict")  # fmt: skip
+SUBJECTS = (
+    "similarity",
+    "vocabulary",
+    "detect",
+    "towers",
+    "train",
+    "one-stage",
+    "grounding-dino",
+    "evaluation",
+    "alignment",
+    "ground",
+    "predict",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

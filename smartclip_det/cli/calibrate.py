@@ -37,8 +37,13 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.choosing import PredictorOptions, load_predictor
 
     options = CalibrateOptions(
-        ann=args.ann, images=args.images, out=args.out, least_precision=args.least_precision,
-        batch_size=args.batch_size, tile=args.tile and tuple(args.tile), max_detections=args.max_detections,
-    )  # fmt: skip
+        ann=args.ann,
+        images=args.images,
+        out=args.out,
+        least_precision=args.least_precision,
+        batch_size=args.batch_size,
+        tile=args.tile and tuple(args.tile),
+        max_detections=args.max_detections,
+    )
     print(calibration_table(calibrate(options, load_predictor(PredictorOptions(**predictor_options(args))))))
     print(f"written: {args.out}")

@@ -38,10 +38,19 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.classification import ClassifyOptions, classify
 
     out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
-    found = classify(ClassifyOptions(
-        folder=args.folder, towers=encoder_source(args), names=args.names, templates=args.templates, fit=args.fit,
-        batch_size=args.batch_size, workers=args.workers, device=args.device, out=out,
-    ))  # fmt: skip
+    found = classify(
+        ClassifyOptions(
+            folder=args.folder,
+            towers=encoder_source(args),
+            names=args.names,
+            templates=args.templates,
+            fit=args.fit,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            device=args.device,
+            out=out,
+        )
+    )
     if found.repeated:
         print(f"note: {found.repeated} classes repeat another's name; as published, the first of them is answered.")
     print(format_metrics(found.metrics))

@@ -62,10 +62,22 @@ def run(args: argparse.Namespace) -> int:
     from smartclip_det.models.vocabulary import resolve_names
 
     texts = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
-    bad = demo(DemoOptions(
-        images=args.images, texts=texts, config=args.config, checkpoint=args.checkpoint, ground=args.ground,
-        heatmap=args.heatmap, threshold=args.threshold, top_k=args.top_k, out=args.out, device=args.device,
-        cfg_options=args.cfg_options, encoder=args.encoder, boxes=args.boxes,
-        thresholds=args.thresholds,
-    ))  # fmt: skip
+    bad = demo(
+        DemoOptions(
+            images=args.images,
+            texts=texts,
+            config=args.config,
+            checkpoint=args.checkpoint,
+            ground=args.ground,
+            heatmap=args.heatmap,
+            threshold=args.threshold,
+            top_k=args.top_k,
+            out=args.out,
+            device=args.device,
+            cfg_options=args.cfg_options,
+            encoder=args.encoder,
+            boxes=args.boxes,
+            thresholds=args.thresholds,
+        )
+    )
     return 2 if bad else 0

@@ -106,14 +106,18 @@ def find_verb(given: Sequence[str]) -> tuple[str, list[str]]:
         words = list(dict.fromkeys([*(v.split()[0] for v in VERBS), *(v.split()[-1] for v in VERBS)]))
         full = {v.split()[-1]: v for v in VERBS}
         near = [full.get(n, n) for n in nearest(first, words)]
-        raise UserError(f"{first!r} is no verb of smartclip-det. Nearest: {', '.join(near) or 'none'}. "
-                        "smartclip-det --help lists all.")  # fmt: skip
+        raise UserError(
+            f"{first!r} is no verb of smartclip-det. Nearest: {', '.join(near) or 'none'}. "
+            "smartclip-det --help lists all."
+        )
     if len(given) == 1 or given[1] in HELP:
         return "", []
     if given[1] not in inner:
         near = nearest(given[1], inner)
-        raise UserError(f"{given[1]!r} is nothing that {first} does. It does: {', '.join(inner)}."
-                        + (f" Nearest: {near[0]}." if near else ""))  # fmt: skip
+        raise UserError(
+            f"{given[1]!r} is nothing that {first} does. It does: {', '.join(inner)}."
+            + (f" Nearest: {near[0]}." if near else "")
+        )
     return f"{first} {given[1]}", list(given[2:])
 
 

@@ -41,15 +41,24 @@ def run(args: argparse.Namespace) -> None:
     encoder = load_towers(encoder_source(args)).to(resolve_device(args.device))
     start = time.perf_counter()
     bank = build_bank(
-        encoder, names, templates=args.templates, template_order=args.template_order,
-        seen=resolve_names(args.seen) if args.seen else None, batch_size=args.batch_size,
+        encoder,
+        names,
+        templates=args.templates,
+        template_order=args.template_order,
+        seen=resolve_names(args.seen) if args.seen else None,
+        batch_size=args.batch_size,
         cache_dir=None if args.no_cache else default_cache_dir(),
-    )  # fmt: skip
+    )
     seconds = time.perf_counter() - start
     args.out.parent.mkdir(parents=True, exist_ok=True)
     bank.save(args.out)
-    facts = {"classes": len(bank), "rows": len(bank.texts), "dim": bank.dim, "mask_density": float(bank.masks.mean()),
-             "seconds": seconds}  # fmt: skip
+    facts = {
+        "classes": len(bank),
+        "rows": len(bank.texts),
+        "dim": bank.dim,
+        "mask_density": float(bank.masks.mean()),
+        "seconds": seconds,
+    }
     print(json.dumps(facts))
     out = write_results(args.out.with_suffix(".json"), protocol_stamp("encode_texts", **bank.provenance), facts)
     print(f"written: {args.out}, {out}")

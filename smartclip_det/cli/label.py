@@ -55,10 +55,18 @@ def run(args: argparse.Namespace) -> int:
 
     names = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
     options = LabelOptions(
-        photos=args.photos, names=names, out=args.out, layout=args.layout, threshold=args.threshold,
-        thresholds=args.thresholds, batch_size=args.batch_size, tile=args.tile and tuple(args.tile),
-        max_detections=args.max_detections, review=args.review, overwrite=args.overwrite,
-    )  # fmt: skip
+        photos=args.photos,
+        names=names,
+        out=args.out,
+        layout=args.layout,
+        threshold=args.threshold,
+        thresholds=args.thresholds,
+        batch_size=args.batch_size,
+        tile=args.tile and tuple(args.tile),
+        max_detections=args.max_detections,
+        review=args.review,
+        overwrite=args.overwrite,
+    )
     result = label_folder(options, load_predictor(PredictorOptions(**predictor_options(args))))
     print("\n".join(summary_lines(result)))
     return 2 if result.left_out else 0

@@ -88,8 +88,12 @@ def add_presence(parser: argparse.ArgumentParser, when: str = "") -> None:
     """``--presence`` and what it takes; ``when`` says where it holds."""
     add = parser.add_argument
     add("--presence", type=float, default=0.0, help=f"{when}exponent of a text's presence in the picture; 0: none")
-    add("--presence-source", choices=PRESENCE_SOURCES, default=PRESENCE_SOURCES[0],
-        help="pooled: of the picture's vector; cells: of the largest weighted cell")  # fmt: skip
+    add(
+        "--presence-source",
+        choices=PRESENCE_SOURCES,
+        default=PRESENCE_SOURCES[0],
+        help="pooled: of the picture's vector; cells: of the largest weighted cell",
+    )
     add("--presence-scale", type=float, default=50.0, help="factor on its cosine (study presence finds it)")
     add("--presence-bias", type=float, default=0.0, help="added before the sigmoid (found likewise)")
 
@@ -102,9 +106,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_cfg_options(parser: argparse.ArgumentParser, what: str = "overrides of the config") -> None:
     """``--cfg-options``."""
     parser.add_argument(
-        "--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE",
+        "--cfg-options",
+        nargs="+",
+        action=CfgOptions,
+        metavar="KEY=VALUE",
         help=f"{what}: dots for nesting, [a,b] for lists; text as written, in quotes if it looks like a number",
-    )  # fmt: skip
+    )
 
 
 def add_predictor(parser: argparse.ArgumentParser) -> None:
@@ -138,8 +145,12 @@ def add_encoder(parser: argparse.ArgumentParser, *, open_clip: bool = False, wha
 def encoder_source(args: argparse.Namespace) -> dict[str, Any]:
     """The encoder that :func:`add_encoder` was told, as a config of towers."""
     if getattr(args, "open_clip", None):
-        return {"open_clip": args.open_clip, "checkpoint": args.weights, "tokenizer": args.tokenizer,
-                "image_size": args.image_size}  # fmt: skip
+        return {
+            "open_clip": args.open_clip,
+            "checkpoint": args.weights,
+            "tokenizer": args.tokenizer,
+            "image_size": args.image_size,
+        }
     return {"checkpoint": args.encoder} if args.encoder else {"arch": args.arch}
 
 
@@ -178,7 +189,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="config file, or the name of one of the package (ov_coco/NAME)")
     parser.add_argument("--work-dir", help="folder of logs and checkpoints; default work_dirs/CONFIG_NAME")
     add_cfg_options(parser)
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none",
-                        help="what started the processes")  # fmt: skip
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="what started the processes"
+    )
     # Launchers spell it either way.
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)

@@ -34,8 +34,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--templates", nargs="+", default=["photo"], help="a template set or own templates")
     add("--views", nargs="+", default=["crop", "dense"], choices=["crop", "dense", "mask"], help="region vectors")
     add("--dense-modes", nargs="+", default=["value"], choices=DENSE_MODES, help="last block of the dense map")
-    add("--poolings", nargs="+", default=["own"], choices=POOLINGS,
-        help="cells of a region weigh by their own length, or alike (unit)")  # fmt: skip
+    add(
+        "--poolings",
+        nargs="+",
+        default=["own"],
+        choices=POOLINGS,
+        help="cells of a region weigh by their own length, or alike (unit)",
+    )
     add("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES, help="each is scored")
     add("--text-norm", default="full", choices=TEXT_NORMS, help="masked: for towers that were trained so")
     add("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's")
@@ -49,13 +54,26 @@ def run(args: argparse.Namespace) -> None:
     """Probe, print a table."""
     from smartclip_det.apis.probing import ProbeOptions, probe
 
-    accuracy = probe(ProbeOptions(
-        ann=args.ann, images=args.images, encoder=encoder_source(args), split_file=args.split_file,
-        vocabulary=args.vocabulary, templates=templates_of(args.templates), views=args.views,
-        dense_modes=args.dense_modes, poolings=args.poolings, mask_modes=args.mask_modes, text_norm=args.text_norm,
-        dense_size=args.dense_size, fit=args.fit,
-        crop_context=args.crop_context, device=args.device, out=args.out,
-    ))  # fmt: skip
+    accuracy = probe(
+        ProbeOptions(
+            ann=args.ann,
+            images=args.images,
+            encoder=encoder_source(args),
+            split_file=args.split_file,
+            vocabulary=args.vocabulary,
+            templates=templates_of(args.templates),
+            views=args.views,
+            dense_modes=args.dense_modes,
+            poolings=args.poolings,
+            mask_modes=args.mask_modes,
+            text_norm=args.text_norm,
+            dense_size=args.dense_size,
+            fit=args.fit,
+            crop_context=args.crop_context,
+            device=args.device,
+            out=args.out,
+        )
+    )
     print(f"{'accuracy':24s}" + "".join(f"{m:>10s}" for m in args.mask_modes))
     for group, views in accuracy.items():
         for view, values in views.items():

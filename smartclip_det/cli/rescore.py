@@ -63,22 +63,43 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.core.scoring_policy import ScoringPolicy
     from smartclip_det.models.rescoring import RescoreOptions
 
-    metrics = rescore_file(RescoreFileOptions(
-        ann=args.ann, images=args.images, encoder=encoder_source(args), boxes=args.boxes, vocabulary=args.vocabulary,
-        protocol=args.protocol, split_file=args.split_file, views=args.views, dense_mode=args.dense_mode,
-        dense_size=args.dense_size, templates=templates_of(args.templates), keep_classes=args.keep_classes,
-        proposal_nms=args.proposal_nms, max_proposals=args.max_proposals, device=args.device, out=args.out,
-        policy=ScoringPolicy(
-            mask_mode=args.mask_mode, activation=args.activation, background=args.background,
-            dense_temperature=args.temperature,
-            sigmoid_reference="bias" if args.background == "zero" else "background",
-            presence=args.presence, presence_source=args.presence_source, presence_scale=args.presence_scale,
-            presence_bias=args.presence_bias,
-        ),
-        scores=RescoreOptions(
-            objectness_power=args.objectness_power, own_power=args.own_power, score_threshold=args.threshold,
-            nms_iou=args.nms_iou, max_detections=args.max_detections,
-        ),
-    ))  # fmt: skip
+    metrics = rescore_file(
+        RescoreFileOptions(
+            ann=args.ann,
+            images=args.images,
+            encoder=encoder_source(args),
+            boxes=args.boxes,
+            vocabulary=args.vocabulary,
+            protocol=args.protocol,
+            split_file=args.split_file,
+            views=args.views,
+            dense_mode=args.dense_mode,
+            dense_size=args.dense_size,
+            templates=templates_of(args.templates),
+            keep_classes=args.keep_classes,
+            proposal_nms=args.proposal_nms,
+            max_proposals=args.max_proposals,
+            device=args.device,
+            out=args.out,
+            policy=ScoringPolicy(
+                mask_mode=args.mask_mode,
+                activation=args.activation,
+                background=args.background,
+                dense_temperature=args.temperature,
+                sigmoid_reference="bias" if args.background == "zero" else "background",
+                presence=args.presence,
+                presence_source=args.presence_source,
+                presence_scale=args.presence_scale,
+                presence_bias=args.presence_bias,
+            ),
+            scores=RescoreOptions(
+                objectness_power=args.objectness_power,
+                own_power=args.own_power,
+                score_threshold=args.threshold,
+                nms_iou=args.nms_iou,
+                max_detections=args.max_detections,
+            ),
+        )
+    )
     print(format_metrics(metrics))
     print(f"written: {args.out} and {args.out.with_suffix('.metrics.json')}")

@@ -47,12 +47,22 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
 
     out = args.out or Path(f"work_dirs/retrieval_{args.set}.json")
-    metrics = retrieve(RetrieveOptions(
-        set=args.set, data=args.data, towers={**encoder_source(args), "stretch": args.stretch}, images=args.images,
-        texts=args.texts, partial=args.partial, fit=args.fit, batch_size=args.batch_size, workers=args.workers,
-        device=args.device,
-        vectors=args.vectors, out=out,
-    ))  # fmt: skip
+    metrics = retrieve(
+        RetrieveOptions(
+            set=args.set,
+            data=args.data,
+            towers={**encoder_source(args), "stretch": args.stretch},
+            images=args.images,
+            texts=args.texts,
+            partial=args.partial,
+            fit=args.fit,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            device=args.device,
+            vectors=args.vectors,
+            out=out,
+        )
+    )
     print(format_metrics(metrics))
     if args.vectors:
         print(f"written: {args.vectors}")

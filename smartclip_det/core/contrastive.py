@@ -49,9 +49,13 @@ class Strip:
 
 
 def alignment_logits(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, *, scale: float | Tensor = SCALE,
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None,
+    *,
+    scale: float | Tensor = SCALE,
     text_norm: str = "full",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``[Bi, Bt]`` scaled similarities of images (rows) and captions (columns), each caption masking every image.
 
     Args:
@@ -65,9 +69,15 @@ def alignment_logits(
 
 
 def softmax_strip(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, first: int = 0, *,
-    scale: float | Tensor = SCALE, text_norm: str = "full", tile: int = TILE,
-) -> Strip:  # fmt: skip
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None,
+    first: int = 0,
+    *,
+    scale: float | Tensor = SCALE,
+    text_norm: str = "full",
+    tile: int = TILE,
+) -> Strip:
     """The strip of one process for the softmax losses.
 
     Args:
@@ -104,9 +114,16 @@ def softmax_strip(
 
 
 def sigmoid_strip(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, first: int, *, scale: float | Tensor,
-    bias: float | Tensor, text_norm: str = "full", tile: int = TILE,
-) -> Tensor:  # fmt: skip
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None,
+    first: int,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    text_norm: str = "full",
+    tile: int = TILE,
+) -> Tensor:
     """Sum over a strip of ``softplus(-z (scale cos + bias))``, z = 1 for an image's own caption and -1 else (SigLIP).
 
     Arguments as in :func:`softmax_strip`; ``bias`` is added to each scaled cosine.
@@ -122,9 +139,13 @@ def sigmoid_strip(
 
 
 def _tiled(
-    run: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, ...]], images: Tensor, texts: Tensor,
-    masks: Tensor | None, first: int, tile: int,
-) -> list[list[tuple[Tensor, ...]]]:  # fmt: skip
+    run: Callable[[Tensor, Tensor, Tensor | None, int], tuple[Tensor, ...]],
+    images: Tensor,
+    texts: Tensor,
+    masks: Tensor | None,
+    first: int,
+    tile: int,
+) -> list[list[tuple[Tensor, ...]]]:
     """``run(images, texts, masks, offset)`` of each tile, as lines; computed again in backward if there are several."""
     if tile < 1:
         raise UserError(f"tile must be at least 1; given {tile}.")

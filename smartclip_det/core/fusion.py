@@ -126,9 +126,15 @@ def fuse(
 
 
 def fuse_named(
-    name: str, det: Tensor, vlm: Tensor | None, base_mask: Tensor, obj: Tensor | None = None,
-    alpha: float | None = None, beta: float | None = None, total: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    name: str,
+    det: Tensor,
+    vlm: Tensor | None,
+    base_mask: Tensor,
+    obj: Tensor | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
     """:func:`fuse` with the constants of a preset; ``alpha`` and ``beta`` override where given."""
     preset = FUSIONS[name]
     return fuse(

@@ -95,8 +95,17 @@ class ScoringPolicy:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("temperature", "dense_temperature", "background_weight", "sigmoid_bias", "alpha", "beta",
-                     "presence", "presence_scale", "presence_bias"):  # fmt: skip
+        for name in (
+            "temperature",
+            "dense_temperature",
+            "background_weight",
+            "sigmoid_bias",
+            "alpha",
+            "beta",
+            "presence",
+            "presence_scale",
+            "presence_bias",
+        ):
             value = getattr(self, name)
             if value is None and name in ("alpha", "beta"):
                 continue

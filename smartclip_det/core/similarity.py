@@ -126,10 +126,11 @@ def masked_cosine(
         gates = None if masks is None else masks.to(image.dtype)
         size = chunk_size or max(1, texts.shape[0])
         parts = [
-            _masked_cosine_block(image, texts[k : k + size], None if gates is None else gates[k : k + size],
-                                 text_norm, counter)
+            _masked_cosine_block(
+                image, texts[k : k + size], None if gates is None else gates[k : k + size], text_norm, counter
+            )
             for k in range(0, max(1, texts.shape[0]), size)
-        ]  # fmt: skip
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -237,8 +238,11 @@ def resolve_masks(
     if mode == "hard":
         return hard
     if mode == "random":
-        return torch.stack([_random_like(row, text) for row, text in zip(hard, texts, strict=True)]) if len(
-            texts) else hard  # fmt: skip
+        return (
+            torch.stack([_random_like(row, text) for row, text in zip(hard, texts, strict=True)])
+            if len(texts)
+            else hard
+        )
     return hard[donor_rows(texts, class_index).to(hard.device)]
 
 

@@ -147,9 +147,14 @@ class TextBank:
         return replace(self, seen=torch.tensor([n in wanted for n in self.names], dtype=torch.bool))
 
     def with_images(
-        self, name: str, pictures: Sequence[tuple[Any, Sequence[float]]], *, like: str | None = None,
-        contrast: bool = True, encoder: PictureEncoder | None = None,
-    ) -> TextBank:  # fmt: skip
+        self,
+        name: str,
+        pictures: Sequence[tuple[Any, Sequence[float]]],
+        *,
+        like: str | None = None,
+        contrast: bool = True,
+        encoder: PictureEncoder | None = None,
+    ) -> TextBank:
         """The bank with a row from pictures: of a new, unseen class, or beside the texts of the class of that name.
 
         The row is made by :func:`picture_row`; its provenance says so.
@@ -181,12 +186,16 @@ class TextBank:
         label = self.index_of(name) if known else len(self)
         probs = None if self.mask_probs is None else torch.cat([self.mask_probs, mask[None]])
         return replace(
-            self, names=self.names if known else (*self.names, name), embeds=torch.cat([self.embeds, row[None]]),
-            masks=torch.cat([self.masks, mask[None]]), texts=(*self.texts, f"{name} ({len(pictures)} pictures)"),
+            self,
+            names=self.names if known else (*self.names, name),
+            embeds=torch.cat([self.embeds, row[None]]),
+            masks=torch.cat([self.masks, mask[None]]),
+            texts=(*self.texts, f"{name} ({len(pictures)} pictures)"),
             class_index=torch.cat([self.class_index, self.class_index.new_tensor([label])]),
-            seen=self.seen if known else torch.cat([self.seen, self.seen.new_tensor([False])]), mask_probs=probs,
+            seen=self.seen if known else torch.cat([self.seen, self.seen.new_tensor([False])]),
+            mask_probs=probs,
             provenance={**self.provenance, "rows_from_pictures": "contrast" if contrast else "plain"},
-        )  # fmt: skip
+        )
 
     def text_shuffled(self) -> TextBank:
         """A control: every class takes the rows of another class (fixed by the texts), under its own name.
@@ -196,8 +205,13 @@ class TextBank:
         """
         donors = donor_rows(self.texts, self.class_index).to(self.embeds.device)
         probs = None if self.mask_probs is None else self.mask_probs[donors]
-        return replace(self, embeds=self.embeds[donors], masks=self.masks[donors], mask_probs=probs,
-                       provenance={**self.provenance, "control": "text_shuffled"})  # fmt: skip
+        return replace(
+            self,
+            embeds=self.embeds[donors],
+            masks=self.masks[donors],
+            mask_probs=probs,
+            provenance={**self.provenance, "control": "text_shuffled"},
+        )
 
     def to(self, device: torch.device | str) -> TextBank:
         """The bank on another device (the same object when it is there already)."""
@@ -273,10 +287,15 @@ class TextBank:
         chosen = inside.nonzero().squeeze(1)
         rows = chosen.to(self.embeds.device)
         part = replace(
-            self, names=self.names[first:end], embeds=self.embeds[rows], masks=self.masks[rows],
-            texts=tuple(self.texts[r] for r in chosen.tolist()), class_index=self.class_index[chosen] - first,
-            seen=self.seen[first:end], mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
-        )  # fmt: skip
+            self,
+            names=self.names[first:end],
+            embeds=self.embeds[rows],
+            masks=self.masks[rows],
+            texts=tuple(self.texts[r] for r in chosen.tolist()),
+            class_index=self.class_index[chosen] - first,
+            seen=self.seen[first:end],
+            mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
+        )
         object.__setattr__(part, "_whole", (self, rows))
         return part
 
@@ -295,9 +314,14 @@ class TextBank:
         return facts["all_seen"]
 
     def cosine(
-        self, vectors: Tensor, policy: ScoringPolicy, *, mask_mode: str | None = None,
-        counter: DegenerateCounter | None = None, chunk_size: int | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        vectors: Tensor,
+        policy: ScoringPolicy,
+        *,
+        mask_mode: str | None = None,
+        counter: DegenerateCounter | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
         """``[R, C]`` calibrated class cosines of ``[R, D]`` vectors under a policy.
 
         A class's cosine does not depend on the other classes present (the control ``shuffled`` apart).
@@ -324,8 +348,12 @@ class TextBank:
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         """Everything as tensors; texts too, because a safetensors header has no room for 100,000 of them."""
         binary = bool(((self.masks == 0) | (self.masks == 1)).all())
-        words = {"names": self.names, "texts": self.texts, "provenance": self.provenance,
-                 "mask_dtype": str(self.masks.dtype).removeprefix("torch.")}  # fmt: skip
+        words = {
+            "names": self.names,
+            "texts": self.texts,
+            "provenance": self.provenance,
+            "mask_dtype": str(self.masks.dtype).removeprefix("torch."),
+        }
         tensors = {
             "embeds": self.embeds,
             "masks": self.masks.to(torch.uint8) if binary else self.masks,

@@ -28,8 +28,19 @@ PRESENCE_SOURCES = ("pooled", "cells")
 TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
 TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
 #: Sets of image-text retrieval.
-CAPTION_SETS = ("coco-5k", "flickr30k-full", "flickr30k-31014", "flickr30k-1k", "urban1k", "sharegpt4v-1k",
-                "sharegpt4v-1k-first", "docci", "dci", "long-dci", "iiw")  # fmt: skip
+CAPTION_SETS = (
+    "coco-5k",
+    "flickr30k-full",
+    "flickr30k-31014",
+    "flickr30k-1k",
+    "urban1k",
+    "sharegpt4v-1k",
+    "sharegpt4v-1k-first",
+    "docci",
+    "dci",
+    "long-dci",
+    "iiw",
+)
 #: Which texts of an image are taken (caption groups).
 CAPTION_TEXTS = ("all", "long", "short")
 #: Layouts of labels that become COCO json, and what lines of YOLO with more than four numbers are.
@@ -42,8 +53,17 @@ DIFFICULT_RULES = ("ignore", "keep", "drop")
 #: Layouts of expressions that are written.
 EXPRESSION_LAYOUTS = ("jsonl", "mdetr", "odvg", "refs", "transvg")
 #: Full sets of expressions, whose counts are known.
-EXPRESSION_SETS = ("refcoco-unc", "refcoco+-unc", "refcocog-umd", "refcocog-google", "refcoco-google", "grefcoco-unc",
-                   "flickr-transvg", "referit-transvg", "ref-l4")  # fmt: skip
+EXPRESSION_SETS = (
+    "refcoco-unc",
+    "refcoco+-unc",
+    "refcocog-umd",
+    "refcocog-google",
+    "refcoco-google",
+    "grefcoco-unc",
+    "flickr-transvg",
+    "referit-transvg",
+    "ref-l4",
+)
 
 #: Types of mixed precision in training; ``auto``: bf16 where the device has it.
 AMP_DTYPES = ("auto", "bf16", "fp16")

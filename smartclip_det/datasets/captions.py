@@ -46,16 +46,32 @@ class CaptionDataset(BaseDataset):
     """
 
     def __init__(
-        self, ann_file: str, data_root: str = "", image_folder: str = "", layout: str = "auto",
-        image_size: int = 224, fit: str = "crop",
-        captions: str | Mapping[str, float] | Sequence[Any] = "prefix", captions_per_image: int = 1,
-        left_pad: float = 0.0, context_length: int = 0, presence: Mapping[str, str] | None = None,
-        presence_file: str | None = None, phrases: Mapping[str, Any] | None = None,
-        regions: Mapping[str, Any] | None = None, scenes: Mapping[str, Any] | None = None, truth: str | None = None,
-        flip: float = 0.0, exact_decode: bool = False, keep_images: bool = False,
-        cache: str | None = None, skip: int = 0, seed: int = 0, test_mode: bool = False,
+        self,
+        ann_file: str,
+        data_root: str = "",
+        image_folder: str = "",
+        layout: str = "auto",
+        image_size: int = 224,
+        fit: str = "crop",
+        captions: str | Mapping[str, float] | Sequence[Any] = "prefix",
+        captions_per_image: int = 1,
+        left_pad: float = 0.0,
+        context_length: int = 0,
+        presence: Mapping[str, str] | None = None,
+        presence_file: str | None = None,
+        phrases: Mapping[str, Any] | None = None,
+        regions: Mapping[str, Any] | None = None,
+        scenes: Mapping[str, Any] | None = None,
+        truth: str | None = None,
+        flip: float = 0.0,
+        exact_decode: bool = False,
+        keep_images: bool = False,
+        cache: str | None = None,
+        skip: int = 0,
+        seed: int = 0,
+        test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:
@@ -195,10 +211,17 @@ class CaptionDataset(BaseDataset):
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, index])
         long = [record["long"]] if record["long"] else []
-        captions = {"long": long, "short": record["short"],
-                    "partial": [partial_caption(record["long"], rng)] if long else []}  # fmt: skip
-        facts = {"img_id": record["id"], "img_path": record["image"], "captions": captions,
-                 "present": record["present"]}  # fmt: skip
+        captions = {
+            "long": long,
+            "short": record["short"],
+            "partial": [partial_caption(record["long"], rng)] if long else [],
+        }
+        facts = {
+            "img_id": record["id"],
+            "img_path": record["image"],
+            "captions": captions,
+            "present": record["present"],
+        }
         return BaseDataElement(metainfo=facts)
 
     def _train_sample(self, image: Tensor, index: int, epoch: int) -> tuple[Tensor, BaseDataElement]:

@@ -35,9 +35,15 @@ class ImageCache:
     """A folder with ``images.u8`` ``[N, 3, S, S]``, ``rows.u8`` ``[N]`` and ``cache.json``."""
 
     def __init__(
-        self, folder: str | Path, names: Sequence[str], image_size: int, fit: str, *, create: bool = False,
+        self,
+        folder: str | Path,
+        names: Sequence[str],
+        image_size: int,
+        fit: str,
+        *,
+        create: bool = False,
         exact: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Open, or create.
 
         Args:
@@ -54,8 +60,11 @@ class ImageCache:
         """
         self.folder = Path(folder)
         facts: dict[str, Any] = {
-            "images": len(names), "names": names_digest(names), "image_size": image_size, "fit": fit,
-        }  # fmt: skip
+            "images": len(names),
+            "names": names_digest(names),
+            "image_size": image_size,
+            "fit": fit,
+        }
         described = self.folder / "cache.json"
         if not described.is_file():
             if not create:

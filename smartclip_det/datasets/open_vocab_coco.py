@@ -105,8 +105,9 @@ class OpenVocabCocoDataset(BaseDetDataset):
         records = [self._record(i, boxes.kept.get(i["id"], [])) for i in truth.data["images"]]
         print_log(
             f"{osp.basename(self.ann_file)}: {len(records)} images, {len(wanted)} of {len(names)} classes\n"
-            f"{boxes.table()}", "current",
-        )  # fmt: skip
+            f"{boxes.table()}",
+            "current",
+        )
         return records
 
     def image_path(self, image: Mapping[str, Any]) -> str:
@@ -139,15 +140,23 @@ class OpenVocabCocoDataset(BaseDetDataset):
             if self.with_masks:
                 instance["mask"] = self._mask(a, image["height"], image["width"])
             instances.append(instance)
-        return {"img_path": self.image_path(image), "img_id": image["id"], "width": image["width"],
-                "height": image["height"], "seg_map_path": None, "instances": instances}  # fmt: skip
+        return {
+            "img_path": self.image_path(image),
+            "img_id": image["id"],
+            "width": image["width"],
+            "height": image["height"],
+            "seg_map_path": None,
+            "instances": instances,
+        }
 
     def _mask(self, annotation: dict[str, Any], height: Any, width: Any) -> Any:
         """The segmentation of an annotation as it is; one that MMDetection cannot draw is refused before training."""
         problem = segmentation_problem(annotation.get("segmentation"), height, width)
         if problem:
-            raise UserError(f"{self.ann_file}: annotation {annotation.get('id')!r}: {problem} Mend it, or train on "
-                            "boxes alone (no with_mask in the pipeline, no mask head).")  # fmt: skip
+            raise UserError(
+                f"{self.ann_file}: annotation {annotation.get('id')!r}: {problem} Mend it, or train on "
+                "boxes alone (no with_mask in the pipeline, no mask head)."
+            )
         return annotation["segmentation"]
 
     def filter_data(self) -> list[dict[str, Any]]:
@@ -157,10 +166,11 @@ class OpenVocabCocoDataset(BaseDetDataset):
         smallest = self.filter_cfg.get("min_size", 0)
         need_box = self.filter_cfg.get("filter_empty_gt", False)
         kept = [
-            r for r in self.data_list
+            r
+            for r in self.data_list
             if min(r["width"], r["height"]) >= smallest
             and not (need_box and all(i["ignore_flag"] for i in r["instances"]))
-        ]  # fmt: skip
+        ]
         if self.data_list and not kept:
             raise UserError(
                 f"{self.ann_file}: none of {len(self.data_list)} images is left to learn from: filter_cfg asks for "

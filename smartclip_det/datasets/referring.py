@@ -39,11 +39,23 @@ class ReferringDataset(BaseDataset):
     """
 
     def __init__(
-        self, ann_file: str | Sequence[str], images: str = "", data_root: str = "", split: str | None = None,
-        instances: str | None = None, image_size: int = 384, fit: str = "pad", sentences_per_image: int = 0,
-        with_masks: bool = False, flip: float = 0.0, crop: float = 0.0, without: str | None = None,
-        seed: int = 0, test_mode: bool = False, indices: int | Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        ann_file: str | Sequence[str],
+        images: str = "",
+        data_root: str = "",
+        split: str | None = None,
+        instances: str | None = None,
+        image_size: int = 384,
+        fit: str = "pad",
+        sentences_per_image: int = 0,
+        with_masks: bool = False,
+        flip: float = 0.0,
+        crop: float = 0.0,
+        without: str | None = None,
+        seed: int = 0,
+        test_mode: bool = False,
+        indices: int | Sequence[int] | None = None,
+    ) -> None:
         """Build.
 
         Args:
@@ -88,8 +100,9 @@ class ReferringDataset(BaseDataset):
         """One record per image."""
         by_image: dict[Any, list[Expression]] = {}
         for n, file in enumerate(self.files):
-            found = load_expressions(self._path(file), split=self.split,
-                                     instances=self.instances and self._path(self.instances))  # fmt: skip
+            found = load_expressions(
+                self._path(file), split=self.split, instances=self.instances and self._path(self.instances)
+            )
             for e in found:
                 by_image.setdefault((n, e.image_id), []).append(e)
         left_out = 0
@@ -125,11 +138,13 @@ class ReferringDataset(BaseDataset):
                 )
             mine = [_with_checked_masks(e) for e in mine]
         return {
-            "img_id": mine[0].image_id, "img_path": self._path(str(Path(self.images) / mine[0].file_name)),
-            "sentences": [e.sentence for e in mine], "sentence_ids": [e.id for e in mine],
+            "img_id": mine[0].image_id,
+            "img_path": self._path(str(Path(self.images) / mine[0].file_name)),
+            "sentences": [e.sentence for e in mine],
+            "sentence_ids": [e.id for e in mine],
             "boxes": [[list(b) for b in e.boxes] for e in mine],
             "segmentations": [list(e.masks) for e in mine] if self.with_masks else None,
-        }  # fmt: skip
+        }
 
     def prepare_data(self, idx: int) -> dict[str, Any]:
         """``inputs`` and ``data_samples``, a function of (seed, epoch, index) and the record."""
@@ -150,19 +165,30 @@ class ReferringDataset(BaseDataset):
         if not self.test_mode:
             image, boxes, sentences, masks, flipped = self._augmented(image, boxes, sentences, masks, rng)
         square, size = pixels(fit_square(image, self.image_size, self.fit)), image.size
-        facts = {"img_id": record["img_id"], "img_path": record["img_path"], "ori_shape": size[::-1],
-                 "scale": square_scale(size, self.image_size, self.fit), "sentences": sentences, "flipped": flipped,
-                 "sentence_ids": [record["sentence_ids"][i] for i in chosen],
-                 "boxes": [torch.from_numpy(square_boxes(np.array(b), size, self.image_size, self.fit)).float()
-                           for b in boxes]}  # fmt: skip
+        facts = {
+            "img_id": record["img_id"],
+            "img_path": record["img_path"],
+            "ori_shape": size[::-1],
+            "scale": square_scale(size, self.image_size, self.fit),
+            "sentences": sentences,
+            "flipped": flipped,
+            "sentence_ids": [record["sentence_ids"][i] for i in chosen],
+            "boxes": [
+                torch.from_numpy(square_boxes(np.array(b), size, self.image_size, self.fit)).float() for b in boxes
+            ],
+        }
         if masks is not None:
             facts["masks"] = torch.stack([self._square_mask(m) for m in masks])
         return {"inputs": square, "data_samples": BaseDataElement(metainfo=facts)}
 
     def _augmented(
-        self, image: Image.Image, boxes: list[Any], sentences: list[str], masks: list[np.ndarray] | None,
+        self,
+        image: Image.Image,
+        boxes: list[Any],
+        sentences: list[str],
+        masks: list[np.ndarray] | None,
         rng: np.random.Generator,
-    ) -> tuple[Image.Image, list[Any], list[str], list[np.ndarray] | None, bool]:  # fmt: skip
+    ) -> tuple[Image.Image, list[Any], list[str], list[np.ndarray] | None, bool]:
         """Crop and mirror by their chances."""
         flip, crop = rng.random() < self.flip, rng.random() < self.crop
         ends = np.cumsum([0, *(len(b) for b in boxes)])

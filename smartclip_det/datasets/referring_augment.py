@@ -17,13 +17,70 @@ from smartclip_det.datasets.sides import mirrored_sentence
 Box = Sequence[float]
 #: Words that a crop could make untrue. Hyphens and word ends bound them: "top-left" has two, "stop" has none.
 POSITION_WORDS = (
-    "left", "right", "leftmost", "rightmost", "top", "bottom", "topmost", "bottommost", "upper", "lower", "uppermost",
-    "middle", "center", "centre", "corner", "edge", "side", "above", "below", "under", "over", "beneath", "between",
-    "behind", "front", "back", "nearest", "closest", "farthest", "furthest", "far", "near", "first", "second", "third",
-    "last", "highest", "lowest", "north", "south", "east", "west", "largest", "biggest", "smallest",
-    "tallest", "shortest", "closer", "nearer", "end", "1st", "2nd", "3rd", "4th", "fourth", "lefthand", "righthand",
-    "leftest", "rightest", "leftward", "rightward", "leftwards", "rightwards",
-)  # fmt: skip
+    "left",
+    "right",
+    "leftmost",
+    "rightmost",
+    "top",
+    "bottom",
+    "topmost",
+    "bottommost",
+    "upper",
+    "lower",
+    "uppermost",
+    "middle",
+    "center",
+    "centre",
+    "corner",
+    "edge",
+    "side",
+    "above",
+    "below",
+    "under",
+    "over",
+    "beneath",
+    "between",
+    "behind",
+    "front",
+    "back",
+    "nearest",
+    "closest",
+    "farthest",
+    "furthest",
+    "far",
+    "near",
+    "first",
+    "second",
+    "third",
+    "last",
+    "highest",
+    "lowest",
+    "north",
+    "south",
+    "east",
+    "west",
+    "largest",
+    "biggest",
+    "smallest",
+    "tallest",
+    "shortest",
+    "closer",
+    "nearer",
+    "end",
+    "1st",
+    "2nd",
+    "3rd",
+    "4th",
+    "fourth",
+    "lefthand",
+    "righthand",
+    "leftest",
+    "rightest",
+    "leftward",
+    "rightward",
+    "leftwards",
+    "rightwards",
+)
 _POSITION = re.compile(r"\b(" + "|".join(POSITION_WORDS) + r")\b", re.IGNORECASE)
 
 
@@ -45,9 +102,12 @@ def mirror(
 
 
 def random_crop(
-    image: Image.Image, boxes: Sequence[Box], sentences: Sequence[str], rng: np.random.Generator,
+    image: Image.Image,
+    boxes: Sequence[Box],
+    sentences: Sequence[str],
+    rng: np.random.Generator,
     least: float = 0.6,
-) -> tuple[Image.Image, list[list[float]]]:  # fmt: skip
+) -> tuple[Image.Image, list[list[float]]]:
     """A crop that keeps every box whole, or the image as it is when a sentence names a place.
 
     Args:

@@ -63,10 +63,15 @@ class RegionTexts:
     """Boxes of COCO annotations and a text for each, for region-caption contrast."""
 
     def __init__(
-        self, file: str, pattern: str = "{category}", template: str = "{article} {}",
-        classes: Sequence[str] | None = None, limit: int = 8,
-        min_side: float = 4.0, data_root: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        file: str,
+        pattern: str = "{category}",
+        template: str = "{article} {}",
+        classes: Sequence[str] | None = None,
+        limit: int = 8,
+        min_side: float = 4.0,
+        data_root: str = "",
+    ) -> None:
         """Build.
 
         Args:

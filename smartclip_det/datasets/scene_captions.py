@@ -81,9 +81,13 @@ class SceneCaptions:
     """Captions of captioned images by a scene file: a JSON list of ``{"id": ..., "objects": [{"shape": ...}]}``."""
 
     def __init__(
-        self, file: str, start: Mapping[str, float] | None = None, end: Mapping[str, float] | None = None,
-        ramp: int = 0, data_root: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        file: str,
+        start: Mapping[str, float] | None = None,
+        end: Mapping[str, float] | None = None,
+        ramp: int = 0,
+        data_root: str = "",
+    ) -> None:
         """Build.
 
         Args:
@@ -109,8 +113,11 @@ class SceneCaptions:
         if without == len(records):
             raise UserError(f"No scene of {self.file} belongs to a captioned image (they are matched by image id).")
         if without:
-            print_log(f"{without} of {len(records)} images have no object in {self.file}; their captions are those of "
-                      "the caption file.", "current")  # fmt: skip
+            print_log(
+                f"{without} of {len(records)} images have no object in {self.file}; their captions are those of "
+                "the caption file.",
+                "current",
+            )
 
     def draw(self, objects: Sequence[Mapping[str, str]], seen: int, rng: np.random.Generator) -> str:
         """A caption, after ``seen`` pictures of the training."""

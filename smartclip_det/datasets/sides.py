@@ -11,8 +11,19 @@ import re
 _PAIRS = (("left", "right"), ("lft", "rgt"), ("lt", "rt"), ("lhs", "rhs"), ("l", "r"))
 _OTHER = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
 #: Further spellings of a side, which turn into the plain word.
-_SPELLED = {"lef": "right", "lefft": "right", "leftt": "right", "letf": "right", "rght": "left", "rigth": "left",
-            "righ": "left", "rigt": "left", "rite": "left", "righht": "left", "rightt": "left"}  # fmt: skip
+_SPELLED = {
+    "lef": "right",
+    "lefft": "right",
+    "leftt": "right",
+    "letf": "right",
+    "rght": "left",
+    "rigth": "left",
+    "righ": "left",
+    "rigt": "left",
+    "rite": "left",
+    "righht": "left",
+    "rightt": "left",
+}
 _BEFORE = r"(?:top|bottom|upper|lower|far|mid|middle|center|centre|back|front|most|very|btm|bot|up|low)?"
 _AFTER = r"(?:most|side|sided|hand|handed|hander|er|est|y|ie|ward|wards|ish|s|'s)?"
 _SIDE = re.compile(rf"\b({_BEFORE})({'|'.join([*_OTHER, *_SPELLED])})({_AFTER})\b", re.IGNORECASE)

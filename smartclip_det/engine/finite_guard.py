@@ -100,8 +100,12 @@ class FiniteGuardHook(Hook):
         self.skipped_in_all += not self._stepped
         if self.skipped > self.max_skipped:
             what = f"{', '.join(broken)} is" if broken else "gradients are"
-            self._stop(runner, f"{what} not finite in {self.skipped} steps in a row, at a loss scale of "
-                       f"{wrapper.loss_scaler.get_scale():g}", losses)  # fmt: skip
+            self._stop(
+                runner,
+                f"{what} not finite in {self.skipped} steps in a row, at a loss scale of "
+                f"{wrapper.loss_scaler.get_scale():g}",
+                losses,
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """No weights that are not finite are saved as if they were good."""
@@ -134,9 +138,11 @@ class FiniteGuardHook(Hook):
             return
         names = {id(p): n for n, p in unwrapped(runner.model).named_parameters()}
         found = [
-            names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]
+            names.get(id(p), "?")
+            for group in optimizer.param_groups
+            for p in group["params"]
             if p.grad is not None and not _finite(p.grad)
-        ]  # fmt: skip
+        ]
         if not losses and not found:
             # Finite numbers whose squares are not: clipping and the optimizer would make them so.
             found = ["the norm of finite gradients"]
@@ -151,8 +157,12 @@ class FiniteGuardHook(Hook):
         told = {k: _number(v) for k, v in losses.items()}
         facts = [f"{k} {told[k]:.4g}" for k in told if k == "scale" or "density" in k or k.startswith("loss")]
         path = Path(runner.work_dir) / f"not_finite_step_{step}.rank{runner.rank}.json"
-        write_whole(path, json.dumps({"step": step, "what": what, "losses": {k: str(v) for k, v in told.items()},
-                                      "samples": ids}, indent=1))  # fmt: skip
+        write_whole(
+            path,
+            json.dumps(
+                {"step": step, "what": what, "losses": {k: str(v) for k, v in told.items()}, "samples": ids}, indent=1
+            ),
+        )
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise UserError(
             f"Training stopped at step {step}: {what}. Samples: {shown or 'not told'} (all in {path}). "

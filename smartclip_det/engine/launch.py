@@ -83,8 +83,10 @@ def check_strategy(config: Config) -> None:
     if name == "DeepSpeedStrategy" and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f'strategy {name} needs deepspeed: pip install "smartclip_det[deepspeed]".')
     if name in ("FSDPStrategy", "DDPStrategy") and config.launcher == "none":
-        raise UserError(f"strategy {name} is for several processes: start it by tools/dist_train.sh (torchrun), "
-                        "or leave the strategy out.")  # fmt: skip
+        raise UserError(
+            f"strategy {name} is for several processes: start it by tools/dist_train.sh (torchrun), "
+            "or leave the strategy out."
+        )
 
 
 def start_gloo(launcher: str) -> None:

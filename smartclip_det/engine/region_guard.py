@@ -30,10 +30,19 @@ class RegionProbeHook(Hook):
     """
 
     def __init__(
-        self, ann_file: str, images: str, *, data_root: str = "", split_file: str | None = None,
-        templates: str | Sequence[str] = "photo", views: Sequence[str] = ("dense",), dense_size: int = 0,
-        fit: str = "pad", max_images: int = 500, warn_below: float = 0.9,
-    ) -> None:  # fmt: skip
+        self,
+        ann_file: str,
+        images: str,
+        *,
+        data_root: str = "",
+        split_file: str | None = None,
+        templates: str | Sequence[str] = "photo",
+        views: Sequence[str] = ("dense",),
+        dense_size: int = 0,
+        fit: str = "pad",
+        max_images: int = 500,
+        warn_below: float = 0.9,
+    ) -> None:
         """Build.
 
         Args:
@@ -83,9 +92,12 @@ class RegionProbeHook(Hook):
         encoder = RegionEncoder(towers, dense_size=self.dense_size, fit=self.fit)
         regions = probe_regions(encoder, truth, self.images, bank.names, views=self.views, progress=False)
         modes = ["off"] if towers.mask_network is None else ["hard", "off"]
-        return {f"region_{group}_{view.split('_')[0]}_{mode}": value
-                for group, views in probe_accuracy(regions, bank, groups, modes).items()
-                for view, values in views.items() for mode, value in values.items()}  # fmt: skip
+        return {
+            f"region_{group}_{view.split('_')[0]}_{mode}": value
+            for group, views in probe_accuracy(regions, bank, groups, modes).items()
+            for view, values in views.items()
+            for mode, value in values.items()
+        }
 
     def before_train(self, runner: Runner) -> None:
         """Measure the towers as they start; a resumed run has that already.

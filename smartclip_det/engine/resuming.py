@@ -51,8 +51,12 @@ def _setting(runner: Runner) -> dict[str, Any]:
     loader, world = runner.train_dataloader, get_world_size()
     size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 1
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
-    return {"images": len(loader.dataset), "batch": size * world, "processes": world,
-            "optimizer": type(optimizer).__name__}  # fmt: skip
+    return {
+        "images": len(loader.dataset),
+        "batch": size * world,
+        "processes": world,
+        "optimizer": type(optimizer).__name__,
+    }
 
 
 def _position(runner: Runner, epoch: int, step: int) -> dict[str, int]:
@@ -210,9 +214,15 @@ def _changed_sections(old: Any, new: str) -> list[str]:
     """Names of the parts of a config that differ; the old text is parsed, never run."""
     try:
         before, now = (
-            {t.id: ast.dump(n.value) for n in ast.parse(text).body if isinstance(n, ast.Assign)
-             for t in n.targets if isinstance(t, ast.Name)} for text in (old, new)
-        )  # fmt: skip
+            {
+                t.id: ast.dump(n.value)
+                for n in ast.parse(text).body
+                if isinstance(n, ast.Assign)
+                for t in n.targets
+                if isinstance(t, ast.Name)
+            }
+            for text in (old, new)
+        )
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         return []
     names = [k for k in dict.fromkeys([*now, *before]) if before.get(k) != now.get(k)]

@@ -62,8 +62,11 @@ class ShardedStrategy(FSDPStrategy):
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         os.environ.setdefault("LOCAL_RANK", "0")
         if not torch.cuda.is_available():
-            self.model_wrapper = {"type": "MMFullyShardedDataParallel", **(self.model_wrapper or {}),
-                                  "device_id": torch.device("cpu")}  # fmt: skip
+            self.model_wrapper = {
+                "type": "MMFullyShardedDataParallel",
+                **(self.model_wrapper or {}),
+                "device_id": torch.device("cpu"),
+            }
             # Of a model on the CPU, torch 2.11 frees what it offloads before it is copied.
             for config in (self.state_dict_config, self.optim_state_dict_config):
                 config.offload_to_cpu = False
@@ -76,8 +79,10 @@ class ShardedStrategy(FSDPStrategy):
             UserError: for ``clip_grad``.
         """
         if isinstance(optim_wrapper, Mapping) and optim_wrapper.get("clip_grad"):
-            raise UserError("optim_wrapper.clip_grad under FSDP would clip each process's share by its own norm: "
-                            "leave it out, or train with DDP.")  # fmt: skip
+            raise UserError(
+                "optim_wrapper.clip_grad under FSDP would clip each process's share by its own norm: "
+                "leave it out, or train with DDP."
+            )
         return super().build_optim_wrapper(optim_wrapper, model)
 
     def model_state_dict(self) -> dict[str, Any]:
@@ -122,9 +127,14 @@ class ShardedStrategy(FSDPStrategy):
         self.optim_wrapper.load_state_dict(state_dict)
 
     def save_checkpoint(
-        self, filename: str, *, save_optimizer: bool = True, save_param_scheduler: bool = True,
-        extra_ckpt: dict[str, Any] | None = None, callback: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         """Write a file (full) or a folder (local); arguments as in MMEngine's."""
         content: dict[str, Any] = {"state_dict": self.model_state_dict()}
         if save_optimizer and hasattr(self, "optim_wrapper"):

@@ -73,8 +73,11 @@ class StreamBatches:
         self.joint = batch_size * sampler.world_size
         self.left_out = len(sampler) % self.joint if 0 < len(sampler) % self.joint < sampler.world_size else 0
         if self.left_out:
-            print_log(f"The last {self.left_out} images of each epoch's order are fewer than the processes and are "
-                      "left out of that epoch.", "current")  # fmt: skip
+            print_log(
+                f"The last {self.left_out} images of each epoch's order are fewer than the processes and are "
+                "left out of that epoch.",
+                "current",
+            )
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -143,9 +146,14 @@ class StreamTrainLoop(IterBasedTrainLoop):
     """``max_epochs`` epochs of a stream, counted in steps; resumes at exactly the next step."""
 
     def __init__(
-        self, runner: Runner, dataloader: Any, max_epochs: int = 3, max_steps: int | None = None,
-        val_interval: int | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        runner: Runner,
+        dataloader: Any,
+        max_epochs: int = 3,
+        max_steps: int | None = None,
+        val_interval: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Build.
 
         Args:

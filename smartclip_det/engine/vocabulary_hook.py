@@ -30,9 +30,12 @@ class VocabularyHook(Hook):
     priority = "VERY_HIGH"
 
     def __init__(
-        self, towers: Mapping[str, Any], templates: str | Sequence[str] = "photo", cache_dir: str | None = "default",
+        self,
+        towers: Mapping[str, Any],
+        templates: str | Sequence[str] = "photo",
+        cache_dir: str | None = "default",
         control: str = "none",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:
@@ -63,9 +66,12 @@ class VocabularyHook(Hook):
         if key not in self._banks:
             encoder: SmartCLIP = load_towers(self.towers).to(device)
             bank = build_bank(
-                encoder, [prompted.get(n, n) for n in names], templates=templates, template_order=template_order,
+                encoder,
+                [prompted.get(n, n) for n in names],
+                templates=templates,
+                template_order=template_order,
                 cache_dir=self.cache_dir,
-            )  # fmt: skip
+            )
             bank = replace(bank, names=tuple(names))
             self._banks[key] = bank if seen is None else bank.with_seen(seen)
         return self._banks[key]

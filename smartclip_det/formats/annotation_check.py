@@ -210,8 +210,16 @@ class AnnotationCheck:
         except (KeyError, TypeError, AttributeError, IndexError):
             return None
         types: list[tuple[list[Any], set[type]]]
-        types = [(ids, {int}), (images, {int, str}), (categories, {int, str}), (boxes, {list}), (crowds, {int}),
-                 (marks, {int}), (areas, {int, float}), (numbers, {int, float})]  # fmt: skip
+        types = [
+            (ids, {int}),
+            (images, {int, str}),
+            (categories, {int, str}),
+            (boxes, {list}),
+            (crowds, {int}),
+            (marks, {int}),
+            (areas, {int, float}),
+            (numbers, {int, float}),
+        ]
         if not all(set(map(type, values)) <= allowed for values, allowed in types):
             return None
         new = set(ids)
@@ -248,8 +256,11 @@ class AnnotationCheck:
 
     def _annotation(self, entry: Any, n: int) -> dict[str, Any]:
         self._has(entry, "annotations", n, ("image_id", "category_id", "bbox"))
-        out = {**entry, "image_id": self._reference(entry, "image_id", n, self._images, "for image"),
-               "category_id": self._reference(entry, "category_id", n, self._categories, "of category")}  # fmt: skip
+        out = {
+            **entry,
+            "image_id": self._reference(entry, "image_id", n, self._images, "for image"),
+            "category_id": self._reference(entry, "category_id", n, self._categories, "of category"),
+        }
         if problem := box_problem(entry["bbox"]):
             hint = " A picture without objects has no annotation at all." if entry["bbox"] in ([], None) else ""
             raise self.refuse("annotations", n, f"has bbox={entry['bbox']!r}: {problem}.{hint}")
@@ -321,9 +332,11 @@ class AnnotationCheck:
         found = self._number(value, "area", "annotations", n)
         if found is None or found < 0:
             raise self.refuse(
-                "annotations", n, f"has area={value!r}; a number of square pixels is needed. Where area is left out, "
-                "width x height is used."
-            )  # fmt: skip
+                "annotations",
+                n,
+                f"has area={value!r}; a number of square pixels is needed. Where area is left out, "
+                "width x height is used.",
+            )
         return found
 
     def _number(self, value: Any, key: str, part: str, n: int) -> Any:

@@ -33,9 +33,12 @@ class Candidates:
 
 
 def candidates_of(
-    kind: str, expressions: Sequence[Expression], instances: str | None = None, limit: int = 100,
+    kind: str,
+    expressions: Sequence[Expression],
+    instances: str | None = None,
+    limit: int = 100,
     known: Sequence[Expression] | None = None,
-) -> dict[int | str, Candidates]:  # fmt: skip
+) -> dict[int | str, Candidates]:
     """Candidate boxes of each sentence.
 
     Args:

@@ -110,8 +110,11 @@ def choose_texts(images: Sequence[ImageTexts], which: str, source: str) -> tuple
     kept = [i for i in images if i.texts(which)]
     if not kept:
         raise UserError(f"{source} has no {which} captions; it has {'short' if which == 'long' else 'long'} ones.")
-    facts = {"texts_taken": which, "long_texts": sum(len(i.long) for i in kept) if which != "short" else 0,
-             "short_texts": sum(len(i.short) for i in kept) if which != "long" else 0}  # fmt: skip
+    facts = {
+        "texts_taken": which,
+        "long_texts": sum(len(i.long) for i in kept) if which != "short" else 0,
+        "short_texts": sum(len(i.short) for i in kept) if which != "long" else 0,
+    }
     if len(kept) < len(images):
         facts[f"images_without_{which}"] = len(images) - len(kept)
     return kept, facts

@@ -86,8 +86,12 @@ def load_protocol(
         )
     if not images:
         raise UserError(f"{root} has no image of {name}.")
-    return images, {"set": name if whole else f"{name}, partial", "images": len(images), "texts": texts,
-                    "read_as": protocol.source}  # fmt: skip
+    return images, {
+        "set": name if whole else f"{name}, partial",
+        "images": len(images),
+        "texts": texts,
+        "read_as": protocol.source,
+    }
 
 
 def load_captions(
@@ -114,8 +118,10 @@ def load_captions(
     kept, facts = choose_texts(found, which, str(source))
     images = [CaptionedImage(i.id, source_of(i.image, root), i.texts(which)) for i in kept]
     texts = sum(len(i.texts) for i in images)
-    tell(f"{len(images):,} different images of {len(records):,} records; {which} texts: {texts:,} "
-         f"({facts['long_texts']:,} long, {facts['short_texts']:,} short)")  # fmt: skip
+    tell(
+        f"{len(images):,} different images of {len(records):,} records; {which} texts: {texts:,} "
+        f"({facts['long_texts']:,} long, {facts['short_texts']:,} short)"
+    )
     joined = sorted({i.id for i in named} - {i.id for i in found})
     if joined:
         facts["joined_ids"] = joined
@@ -236,11 +242,17 @@ PROTOCOLS: dict[str, CaptionProtocol] = {
         7805, 7805, "annotations/*.json and photos/", _dci, "short caption and extra text of all images"
     ),
     "long-dci": CaptionProtocol(
-        7602, 7602, "long_dci.jsonl (image, caption) and images/", _listed("long_dci.jsonl", "caption"),
+        7602,
+        7602,
+        "long_dci.jsonl (image, caption) and images/",
+        _listed("long_dci.jsonl", "caption"),
         "Long-DCI's list",
     ),
     "iiw": CaptionProtocol(
-        400, 400, "IIW-400/data.jsonl as iiw400.jsonl (image/key, IIW) and images/", _listed("iiw400.jsonl", "IIW"),
+        400,
+        400,
+        "IIW-400/data.jsonl as iiw400.jsonl (image/key, IIW) and images/",
+        _listed("iiw400.jsonl", "IIW"),
         "ImageInWords, IIW-400",
     ),
-}  # fmt: skip
+}

@@ -22,8 +22,21 @@ from smartclip_det.utils.files import is_debris
 #: ``pairs``: a folder of NAME.jpg beside NAME.txt. ``webdataset``: tar shards of KEY.jpg with KEY.txt or KEY.json.
 #: A .txt of several lines has a caption on each; where blank lines part paragraphs it is one long caption.
 LAYOUTS = ("share-captioner", "coco", "pairs", "webdataset")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".jpe", ".ppm", ".pgm",
-                 ".avif")  # fmt: skip
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".jfif",
+    ".jpe",
+    ".ppm",
+    ".pgm",
+    ".avif",
+)
 #: Files above this size are read record by record: a million long captions are some gigabytes as Python objects.
 _STREAM_BYTES = 64 << 20
 
@@ -69,8 +82,11 @@ def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list
     """
     found = detect_layout(source) if layout == "auto" else check_choice("layout", layout, LAYOUTS)
     readers: dict[str, Callable[[Path, CaptionCounts], Iterator[CaptionRecord]]] = {
-        "share-captioner": _share_captioner, "coco": _coco, "pairs": _pairs, "webdataset": _webdataset,
-    }  # fmt: skip
+        "share-captioner": _share_captioner,
+        "coco": _coco,
+        "pairs": _pairs,
+        "webdataset": _webdataset,
+    }
     counts, kept = CaptionCounts(), []
     for record in readers[found](Path(source), counts):
         counts["records"] += 1
@@ -163,9 +179,10 @@ def _list_items(path: Path) -> Iterator[Any]:
         import ijson
         from tqdm import tqdm
 
-        with path.open("rb") as handle, tqdm(
-            total=path.stat().st_size, desc="reading captions", unit="B", unit_scale=True, leave=False
-        ) as bar:  # fmt: skip
+        with (
+            path.open("rb") as handle,
+            tqdm(total=path.stat().st_size, desc="reading captions", unit="B", unit_scale=True, leave=False) as bar,
+        ):
             if handle.read(3) != codecs.BOM_UTF8:
                 handle.seek(0)
             try:

@@ -45,10 +45,11 @@ class DetectionColumns(Sequence[dict[str, Any]]):
             return results
         categories = [r["category_id"] for r in results]
         return DetectionColumns.from_arrays(
-            [r["image_id"] for r in results], id_array(categories),
+            [r["image_id"] for r in results],
+            id_array(categories),
             np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4),
             np.array([r["score"] for r in results], dtype=np.float64),
-        )  # fmt: skip
+        )
 
     @staticmethod
     def from_arrays(
@@ -70,10 +71,12 @@ class DetectionColumns(Sequence[dict[str, Any]]):
         # Numbers beside texts would all become texts.
         mixed = len({p.categories.dtype.kind for p in parts}) > 1
         return DetectionColumns(
-            list(place), np.concatenate(images),
+            list(place),
+            np.concatenate(images),
             np.concatenate([p.categories.astype(object) if mixed else p.categories for p in parts]),
-            np.concatenate([p.boxes for p in parts]), np.concatenate([p.scores for p in parts]),
-        )  # fmt: skip
+            np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.scores for p in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.scores)

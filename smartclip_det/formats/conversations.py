@@ -48,6 +48,9 @@ def _texts(turn: Mapping[str, Any], counts: CaptionCounts, where: str) -> list[s
     said = turn["value"] if "value" in turn else turn.get("content")
     if isinstance(said, list):
         # Parts of chat services: {"type": "text", "text": ...} beside images.
-        said = [p["text"] if isinstance(p, Mapping) and isinstance(p.get("text"), str) else p
-                for p in said if not (isinstance(p, Mapping) and "image" in str(p.get("type")))]  # fmt: skip
+        said = [
+            p["text"] if isinstance(p, Mapping) and isinstance(p.get("text"), str) else p
+            for p in said
+            if not (isinstance(p, Mapping) and "image" in str(p.get("type")))
+        ]
     return take_texts(said, counts, where)

@@ -85,8 +85,10 @@ class PictureFolder:
             if len(found) == 1:
                 return found[0]
             if found:
-                raise UserError(f"The labels name the picture {name!r}; {self.folder} holds several of that name: "
-                                f"{', '.join(found[:3])}. Write the whole name into the labels.")  # fmt: skip
+                raise UserError(
+                    f"The labels name the picture {name!r}; {self.folder} holds several of that name: "
+                    f"{', '.join(found[:3])}. Write the whole name into the labels."
+                )
         return None
 
 
@@ -94,5 +96,7 @@ def refuse_lost(lost: Iterable[str], asked: int, folder: Path) -> None:
     """Refuse pictures that are not there, before a file is written whose images do not exist."""
     names = list(lost)
     if names:
-        raise UserError(f"{len(names)} of {asked} pictures that the labels name are not in {folder}, e.g. "
-                        f"{folder / names[0]}. Give their folder by --images, or mend the names.")  # fmt: skip
+        raise UserError(
+            f"{len(names)} of {asked} pictures that the labels name are not in {folder}, e.g. "
+            f"{folder / names[0]}. Give their folder by --images, or mend the names."
+        )

@@ -61,6 +61,12 @@ def read_demo_answers(path: str | Path, truth: GroundTruth) -> list[dict[str, An
             if not isinstance(box, list) or len(box) != 4 or "score" not in found:
                 raise UserError(f"Detection {n} of {file} needs a box [x1, y1, x2, y2] and a score; it is {found!r}.")
             x1, y1, x2, y2 = box
-            out.append({"image_id": ids[0], "category_id": category.get(str(found.get("name")), -1),
-                        "bbox": [x1, y1, x2 - x1, y2 - y1], "score": found["score"]})  # fmt: skip
+            out.append(
+                {
+                    "image_id": ids[0],
+                    "category_id": category.get(str(found.get("name")), -1),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": found["score"],
+                }
+            )
     return out

@@ -51,8 +51,9 @@ class PictureLabels:
     def of(file: str, count: int, size: tuple[int, int], found: Any) -> PictureLabels:
         """From detections, rounded."""
         boxes = [[round(float(v), PIXELS) for v in box] for box in found.boxes]
-        return PictureLabels(file, count, size, boxes, [round(float(s), SCORES) for s in found.scores],
-                             [int(k) for k in found.labels])  # fmt: skip
+        return PictureLabels(
+            file, count, size, boxes, [round(float(s), SCORES) for s in found.scores], [int(k) for k in found.labels]
+        )
 
     def above(self, thresholds: np.ndarray) -> PictureLabels:
         """Those that reach the threshold of their label.
@@ -62,9 +63,11 @@ class PictureLabels:
         """
         kept = [n for n, (s, k) in enumerate(zip(self.scores, self.labels, strict=True)) if s >= thresholds[k] - 1e-9]
         return replace(
-            self, boxes=[self.boxes[n] for n in kept], scores=[self.scores[n] for n in kept],
+            self,
+            boxes=[self.boxes[n] for n in kept],
+            scores=[self.scores[n] for n in kept],
             labels=[self.labels[n] for n in kept],
-        )  # fmt: skip
+        )
 
 
 class LabelLog:

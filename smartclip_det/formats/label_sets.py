@@ -46,9 +46,11 @@ def files_of(layout: str, pictures: Sequence[PictureLabels], names: Sequence[str
         "coco": lambda: {"annotations.json": _coco(pictures, names)},
         "yolo": lambda: _yolo(pictures, names),
         "voc": lambda: _voc(pictures, names),
-        "label-studio": lambda: {"tasks.json": _studio(pictures, names, prefix),
-                                 "label_config.xml": written.studio_setup(names)},
-    }  # fmt: skip
+        "label-studio": lambda: {
+            "tasks.json": _studio(pictures, names, prefix),
+            "label_config.xml": written.studio_setup(names),
+        },
+    }
     return writers[check_choice("format", layout, LABEL_FORMATS)]()
 
 
@@ -115,9 +117,7 @@ def _voc(pictures: Sequence[PictureLabels], names: Sequence[str]) -> Files:
 
 
 def _studio(pictures: Sequence[PictureLabels], names: Sequence[str], prefix: str) -> str:
-    tasks = [
-        written.studio_task(*_arrays(p), names, p.size, f"{prefix}{quote(p.file)}") for p in pictures
-    ]  # fmt: skip
+    tasks = [written.studio_task(*_arrays(p), names, p.size, f"{prefix}{quote(p.file)}") for p in pictures]
     return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -91,8 +91,10 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
     for meta, test, skip in (("batches.meta.txt", "test_batch.bin", 0), ("fine_label_names.txt", "test.bin", 1)):
         if (root / meta).is_file():
             return _cifar(root / test, (root / meta).read_text(encoding="utf-8").split(), skip)
-    for meta, test, names_key, labels_key in (("batches.meta", "test_batch", "label_names", "labels"),
-                                              ("meta", "test", "fine_label_names", "fine_labels")):  # fmt: skip
+    for meta, test, names_key, labels_key in (
+        ("batches.meta", "test_batch", "label_names", "labels"),
+        ("meta", "test", "fine_label_names", "fine_labels"),
+    ):
         if (root / meta).is_file():
             return _cifar_pickles(root / meta, root / test, names_key, labels_key)
     if not root.is_dir():
@@ -111,8 +113,13 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
         {f: (f.replace("_", " "),) for f in filled} if names is None else read_class_names(names, list(files), filled)
     )
     labels = np.array([n for n, f in enumerate(filled) for _ in files[f]])
-    return LabelledImages([called[f][0] for f in filled], labels, [p for f in filled for p in files[f]],
-                          synonyms=[called[f][1:] for f in filled], counts=counts)  # fmt: skip
+    return LabelledImages(
+        [called[f][0] for f in filled],
+        labels,
+        [p for f in filled for p in files[f]],
+        synonyms=[called[f][1:] for f in filled],
+        counts=counts,
+    )
 
 
 def _files_of_classes(root: Path, counts: FolderCounts) -> dict[str, list[Path]]:
@@ -187,6 +194,8 @@ def _cifar_pickles(meta: Path, test: Path, names_key: str, labels_key: str) -> L
         or rows.shape != (len(labels), 3072)
         or not set(labels.tolist()) <= set(range(len(names)))
     ):
-        raise UserError(f"{test}: data of {rows.dtype} {rows.shape} and {len(labels)} labels of {len(names)} classes; "
-                        "CIFAR has a uint8 row of 3,072 for each label.")  # fmt: skip
+        raise UserError(
+            f"{test}: data of {rows.dtype} {rows.shape} and {len(labels)} labels of {len(names)} classes; "
+            "CIFAR has a uint8 row of 3,072 for each label."
+        )
     return _cifar_images(names, labels.astype(int), rows)

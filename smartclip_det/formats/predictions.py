@@ -253,9 +253,14 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
 
 
 def write_columnar(
-    path: str | Path, image_ids: Sequence[int], xyxy: np.ndarray, scores: np.ndarray, name_index: np.ndarray,
-    names: Sequence[str], stamp: Mapping[str, Any],
-) -> None:  # fmt: skip
+    path: str | Path,
+    image_ids: Sequence[int],
+    xyxy: np.ndarray,
+    scores: np.ndarray,
+    name_index: np.ndarray,
+    names: Sequence[str],
+    stamp: Mapping[str, Any],
+) -> None:
     """Write predictions as columns, exact, with names and protocol stamp inside.
 
     Args:
@@ -345,9 +350,11 @@ def _read_lines(path: Path, truth: GroundTruth) -> Sequence[Mapping[str, Any]]:
     _refuse_bad_corners(boxes, str(path))
     boxes[:, 2:] -= boxes[:, :2]
     columns = DetectionColumns.from_arrays(
-        [r["image_id"] for r in rows for _ in r["scores"]], truth.ids_of([n for r in rows for n in r["names"]]), boxes,
+        [r["image_id"] for r in rows for _ in r["scores"]],
+        truth.ids_of([n for r in rows for n in r["names"]]),
+        boxes,
         np.array([s for r in rows for s in r["scores"]], dtype=np.float64),
-    )  # fmt: skip
+    )
     if not any("masks" in r for r in rows):
         return columns
     masks = [m for r in rows for m in r["masks"]]

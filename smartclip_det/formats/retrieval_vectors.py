@@ -53,8 +53,12 @@ class RetrievalVectors:
         tensors = {"image_embeds": self.images, "text_embeds": self.texts, "image_of_text": self.owner}
         if self.masks is not None:
             tensors["text_masks"] = self.masks.to(torch.uint8)
-        header = {"format": _FORMAT, "image_ids": json.dumps(self.image_ids), "texts": json.dumps(self.sentences),
-                  "stamp": json.dumps(self.stamp, default=str)}  # fmt: skip
+        header = {
+            "format": _FORMAT,
+            "image_ids": json.dumps(self.image_ids),
+            "texts": json.dumps(self.sentences),
+            "stamp": json.dumps(self.stamp, default=str),
+        }
         part = path.with_name(path.name + ".part")
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(part), metadata=header)
         part.replace(path)
@@ -78,8 +82,15 @@ class RetrievalVectors:
             raise UserError(f"{path}: image_of_text names rows outside of the {len(images)} images.")
         ids = json.loads(header.get("image_ids", "null")) or [str(n) for n in range(len(images))]
         sentences = json.loads(header.get("texts", "null")) or [str(n) for n in range(len(texts))]
-        return RetrievalVectors(images, texts, owner, None if masks is None else masks.float(), ids, sentences,
-                                json.loads(header.get("stamp", "{}")))  # fmt: skip
+        return RetrievalVectors(
+            images,
+            texts,
+            owner,
+            None if masks is None else masks.float(),
+            ids,
+            sentences,
+            json.loads(header.get("stamp", "{}")),
+        )
 
     def check_against(self, ann: str | Path) -> None:
         """Raise where a caption file has other images, or fewer texts of one, than the vectors (COCO's first 5 fit)."""

@@ -66,8 +66,10 @@ def _is_whole(value: Any, least: int = 0) -> bool:
 
 def _polygon_problem(polygons: Sequence[Any], height: int, width: int) -> str:
     if not isinstance(polygons[0], list | tuple | Mapping):
-        return ("segmentation is one flat list; polygons are a list of lists: write [[x1, y1, x2, y2, x3, y3, ...]] "
-                f"(given: {reprlib.repr(polygons)}).")  # fmt: skip
+        return (
+            "segmentation is one flat list; polygons are a list of lists: write [[x1, y1, x2, y2, x3, y3, ...]] "
+            f"(given: {reprlib.repr(polygons)})."
+        )
     far = FAR * max(height, width)
     for n, polygon in enumerate(polygons):
         if not isinstance(polygon, list | tuple):
@@ -77,13 +79,17 @@ def _polygon_problem(polygons: Sequence[Any], height: int, width: int) -> str:
             return f"polygon {n} holds {reprlib.repr(odd)}, which is no number."
         # Two points after a whole polygon are a line, which the references draw; in its place they are taken for a box.
         if len(polygon) % 2 or len(polygon) < (6 if n == 0 else 4):
-            return (f"polygon {n} has {len(polygon)} numbers; x and y of three points at least are needed. A box is "
-                    "[[x, y, x + w, y, x + w, y + h, x, y + h]].")  # fmt: skip
+            return (
+                f"polygon {n} has {len(polygon)} numbers; x and y of three points at least are needed. A box is "
+                "[[x, y, x + w, y, x + w, y + h, x, y + h]]."
+            )
         # A NaN is in no range.
         if not all(-far <= v <= far for v in polygon):
             odd = next(v for v in polygon if not -far <= v <= far)
-            return (f"polygon {n} has the coordinate {reprlib.repr(odd)}, which is not finite or far outside of its "
-                    f"image of {width} x {height} pixels.")  # fmt: skip
+            return (
+                f"polygon {n} has the coordinate {reprlib.repr(odd)}, which is not finite or far outside of its "
+                f"image of {width} x {height} pixels."
+            )
     return ""
 
 
@@ -98,8 +104,10 @@ def _run_length_problem(found: Mapping[str, Any], height: int, width: int) -> st
         turned = (
             " Height and width may have changed places." if list(size) == [width, height] != [height, width] else ""
         )
-        return (f"Run lengths are of {size[1]:g} x {size[0]:g} pixels (width x height), their image has {width} x "
-                f"{height}.{turned} Make masks at the size of the image.")  # fmt: skip
+        return (
+            f"Run lengths are of {size[1]:g} x {size[0]:g} pixels (width x height), their image has {width} x "
+            f"{height}.{turned} Make masks at the size of the image."
+        )
     if isinstance(found, RunLengths):
         return ""
     if isinstance(counts, list | tuple):
@@ -179,8 +187,10 @@ def with_run_lengths(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         try:
             annotations.append({**a, "segmentation": dict(run_lengths(a.get("segmentation"), *sizes[a["image_id"]]))})
         except UserError as error:
-            raise UserError(f"{where}: entry {n} of annotations (id {a.get('id')!r}, image {a['image_id']!r}): {error} "
-                            "Mend the file, or work on boxes alone (--iou-type bbox).") from error  # fmt: skip
+            raise UserError(
+                f"{where}: entry {n} of annotations (id {a.get('id')!r}, image {a['image_id']!r}): {error} "
+                "Mend the file, or work on boxes alone (--iou-type bbox)."
+            ) from error
     return {**data, "annotations": annotations}
 
 

@@ -8,8 +8,13 @@ from pathlib import Path
 from smartclip_det.core.errors import UserError
 
 #: UTF-32's mark begins with UTF-16's, so it is looked for first.
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-          (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # fmt: skip
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 HOW_TO_CONVERT = "iconv -f LATIN1 -t UTF-8 (or the encoding that it was written in) converts it"
 
 

@@ -89,13 +89,16 @@ def summary(options: ToCocoOptions, found: Converted) -> list[str]:
     names_of = {c["id"]: c["name"] for c in found.data["categories"]}
     counts = Counter(names_of[a["category_id"]] for a in found.data["annotations"])
     crowds = sum(a["iscrowd"] for a in found.data["annotations"])
-    lines = [f"{options.out}: {len(found.data['images'])} images, {len(found.data['annotations'])} boxes ({crowds} to "
-             "be ignored)"]  # fmt: skip
+    lines = [
+        f"{options.out}: {len(found.data['images'])} images, {len(found.data['annotations'])} boxes ({crowds} to "
+        "be ignored)"
+    ]
     lines += [f"  {counts[name]:7d}  {name}" for name in names_of.values()]
     lines += [f"note: {count} {reason}." for reason, count in found.told.items() if count]
     if found.root is not None:
         lines.append(f"File names are relative to {found.root}.")
     if options.layout == "voc" and options.names is None:
-        lines.append(f"The classes are those of {options.xml}; give other splits the same ones with --names "
-                     f"{options.out}.")  # fmt: skip
+        lines.append(
+            f"The classes are those of {options.xml}; give other splits the same ones with --names {options.out}."
+        )
     return lines

@@ -22,9 +22,27 @@ from smartclip_det.formats.pictures import picture_size
 from smartclip_det.formats.texts import decode_text, is_text
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 #: What becomes of difficult objects in a conversion.
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)[\"']")
 #: Chinese files name the oldest of three encodings that contain each other.
@@ -84,8 +102,10 @@ def _root(path: Path) -> ElementTree.Element:
         # A text, so that the parser, which knows few encodings, goes by none.
         root = ElementTree.fromstring(text.strip("\ufeff \t\r\n"))
     except (UnicodeError, LookupError) as error:
-        raise UserError(f"{path} cannot be read in the encoding {encoding!r} ({error}). Save it as UTF-8, and let its "
-                        "first line say so.") from error  # fmt: skip
+        raise UserError(
+            f"{path} cannot be read in the encoding {encoding!r} ({error}). Save it as UTF-8, and let its "
+            "first line say so."
+        ) from error
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{path} is not valid xml ({error}).") from error
     if root.tag != "annotation":
@@ -137,8 +157,10 @@ def read_voc_folder(folder: str | Path) -> list[VocFile]:
     twice = [n for n, count in Counter(f.file_name for f in found if f.file_name).items() if count > 1]
     if twice:
         both = [f.path.name for f in found if f.file_name == twice[0]]
-        raise UserError(f"{folder}: {len(twice)} pictures are named by several xml files, e.g. {twice[0]} by "
-                        f"{' and '.join(both[:3])}. Mend <filename>.")  # fmt: skip
+        raise UserError(
+            f"{folder}: {len(twice)} pictures are named by several xml files, e.g. {twice[0]} by "
+            f"{' and '.join(both[:3])}. Mend <filename>."
+        )
     return found
 
 
@@ -157,9 +179,17 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
         size = {} if f.size is None else {"width": f.size[0], "height": f.size[1]}
         images.append({"id": number, "file_name": f.file_name or f"{f.path.stem}.jpg", **size})
         for name, (x1, y1, x2, y2), difficult in f.objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": names.index(name) + 1,
-                                "iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
-                                "difficult": int(difficult)})  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": names.index(name) + 1,
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "difficult": int(difficult),
+                }
+            )
     data = {"images": images, "annotations": annotations, "categories": categories_of(names)}
     return load_ground_truth(data, where=str(folder))
 
@@ -210,9 +240,15 @@ def voc_to_coco(
                 continue
             box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
             data["annotations"].append(
-                {"id": len(data["annotations"]) + 1, "image_id": number, "category_id": classes.index(category) + 1,
-                 "bbox": box, "area": box[2] * box[3], "iscrowd": int(hard and difficult == "ignore")}
-            )  # fmt: skip
+                {
+                    "id": len(data["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": classes.index(category) + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(hard and difficult == "ignore"),
+                }
+            )
     return Converted(data, images, told)
 
 

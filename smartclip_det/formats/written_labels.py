@@ -83,8 +83,15 @@ def coco_annotations(
     rows = []
     for (x1, y1, x2, y2), score, label in zip(inside(boxes, size).tolist(), scores, labels, strict=True):
         w, h = x2 - x1, y2 - y1
-        rows.append({"category_id": int(label) + 1, "bbox": [round(v, PIXELS) for v in (x1, y1, w, h)],
-                     "area": round(w * h, PIXELS), "iscrowd": 0, "score": round(float(score), SCORES)})  # fmt: skip
+        rows.append(
+            {
+                "category_id": int(label) + 1,
+                "bbox": [round(v, PIXELS) for v in (x1, y1, w, h)],
+                "area": round(w * h, PIXELS),
+                "iscrowd": 0,
+                "score": round(float(score), SCORES),
+            }
+        )
     return rows
 
 
@@ -107,9 +114,13 @@ def yolo_text(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], scor
 
 
 def voc_text(
-    boxes: np.ndarray, labels: np.ndarray, names: Sequence[str], size: tuple[int, int], file_name: str,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    size: tuple[int, int],
+    file_name: str,
     scores: np.ndarray | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """A VOC xml; its corners count from 1, and are whole pixels that hold the box.
 
     Args:
@@ -144,9 +155,14 @@ def _leaves(parent: ElementTree.Element, values: Mapping[str, object]) -> None:
 
 
 def studio_task(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, names: Sequence[str], size: tuple[int, int],
-    image: str, model: str = "smartclip_det",
-) -> dict[str, Any]:  # fmt: skip
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    size: tuple[int, int],
+    image: str,
+    model: str = "smartclip_det",
+) -> dict[str, Any]:
     """A task of Label Studio with the boxes as a prediction, to be accepted or corrected.
 
     Args:
@@ -163,12 +179,19 @@ def studio_task(
     for n, ((x1, y1, x2, y2), label) in enumerate(zip(inside(boxes, size).tolist(), labels, strict=True)):
         shares = (x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height)
         value = {k: round(100 * v, SCORES) for k, v in zip(("x", "y", "width", "height"), shares, strict=True)}
-        results.append({
-            "id": f"box{n}", "type": "rectanglelabels", "from_name": BOXES_NAME, "to_name": IMAGE_NAME,
-            "original_width": width, "original_height": height, "image_rotation": 0,
-            "value": {**value, "rotation": 0, "rectanglelabels": [names[int(label)]]},
-            "score": round(float(scores[n]), SCORES),
-        })  # fmt: skip
+        results.append(
+            {
+                "id": f"box{n}",
+                "type": "rectanglelabels",
+                "from_name": BOXES_NAME,
+                "to_name": IMAGE_NAME,
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "value": {**value, "rotation": 0, "rectanglelabels": [names[int(label)]]},
+                "score": round(float(scores[n]), SCORES),
+            }
+        )
     mean = round(float(np.mean(scores)), SCORES) if len(results) else 0.0
     return {"data": {IMAGE_NAME: image}, "predictions": [{"model_version": model, "score": mean, "result": results}]}
 

@@ -145,9 +145,13 @@ def _place(path: Path, data: dict[str, Any], split: str, entry: str, told: Count
 
 
 def yolo_to_coco(
-    images: Path | Sequence[Path], names: Sequence[str], labels: Path | None = None, *, key_points: int = 0,
+    images: Path | Sequence[Path],
+    names: Sequence[str],
+    labels: Path | None = None,
+    *,
+    key_points: int = 0,
     rows: str = "auto",
-) -> Converted:  # fmt: skip
+) -> Converted:
     """COCO annotations of pictures with YOLO labels.
 
     Args:
@@ -173,8 +177,9 @@ def yolo_to_coco(
     for folder in folders if labels is None else [labels]:
         _check_labels(labels or _label_file(folder / "any").parent, folder, set(texts))
     if not any(t.is_file() for t in texts):
-        raise UserError(f"None of {len(pictures)} pictures has a label file, e.g. {texts[0]}. Give their folder by "
-                        "--labels.")  # fmt: skip
+        raise UserError(
+            f"None of {len(pictures)} pictures has a label file, e.g. {texts[0]}. Give their folder by --labels."
+        )
     found = [list(_lines(t, len(names))) if t.is_file() else [] for t in texts]
     told["pictures without a label file, taken as empty"] += sum(not t.is_file() for t in texts)
     kinds = iter(_kinds([line for lines in found for line in lines], key_points, rows, told))
@@ -189,9 +194,7 @@ def yolo_to_coco(
             if record["area"] <= 1e-9 * record["bbox"][2] * record["bbox"][3]:
                 told["boxes without area left out"] += 1
                 continue
-            data["annotations"].append(
-                {"id": len(data["annotations"]) + 1, "image_id": number, "iscrowd": 0, **record}
-            )  # fmt: skip
+            data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number, "iscrowd": 0, **record})
     return Converted(data, root, told)
 
 
@@ -229,8 +232,9 @@ def _listed(source: Path) -> list[Path]:
 def _label_file(picture: Path) -> Path:
     parts = list(picture.absolute().parts)
     if "images" not in parts[:-1]:
-        raise UserError(f'{picture.parent} has no part named "images" to replace by "labels". Give the folder by '
-                        "--labels.")  # fmt: skip
+        raise UserError(
+            f'{picture.parent} has no part named "images" to replace by "labels". Give the folder by --labels.'
+        )
     last = len(parts) - 2 - parts[-2::-1].index("images")
     return Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
 
@@ -309,8 +313,10 @@ def _kinds(lines: Sequence[_Line], key_points: int, rows: str, told: Counter[str
         kinds = ["box"] * len(lines)
     else:
         if rows == "auto" and _look_like_key_points(lines):
-            raise UserError(f"{lines[0].where}: the labels look like boxes with key points. Write kpt_shape into "
-                            "data.yaml, or say --rows boxes, or --rows outlines where they are outlines.")  # fmt: skip
+            raise UserError(
+                f"{lines[0].where}: the labels look like boxes with key points. Write kpt_shape into "
+                "data.yaml, or say --rows boxes, or --rows outlines where they are outlines."
+            )
         kinds = [_kind(line, rows) for line in lines]
         kinds = _decided(lines, kinds)
     told["boxes whose confidence or track id was left out"] += sum(
@@ -322,8 +328,10 @@ def _kinds(lines: Sequence[_Line], key_points: int, rows: str, told: Counter[str
 def _pose(line: _Line, key_points: int) -> str:
     # A confidence and a track id may follow.
     if len(line.values) - 4 - key_points not in (0, 1, 2, -key_points):
-        raise UserError(f"{line.where} has {len(line.values)} numbers after the class: 4 of a box and {key_points} of "
-                        "its key points (kpt_shape) are needed.")  # fmt: skip
+        raise UserError(
+            f"{line.where} has {len(line.values)} numbers after the class: 4 of a box and {key_points} of "
+            "its key points (kpt_shape) are needed."
+        )
     return "box"
 
 
@@ -333,9 +341,11 @@ def _kind(line: _Line, rows: str) -> str:
     if count == 4 or (count == 5 and rows == "auto"):
         return "box"
     if count % 2:
-        raise UserError(f"{line.where} has {count} numbers after the class: 4 of a box (5 or 6 with a confidence and a "
-                        "track id), or x and y of 3 and more points of an outline. Key points need kpt_shape in "
-                        "data.yaml; --rows boxes reads the first four.")  # fmt: skip
+        raise UserError(
+            f"{line.where} has {count} numbers after the class: 4 of a box (5 or 6 with a confidence and a "
+            "track id), or x and y of 3 and more points of an outline. Key points need kpt_shape in "
+            "data.yaml; --rows boxes reads the first four."
+        )
     if count > 6 or rows == "outlines":
         return "outline"
     if not line.shares():
@@ -352,8 +362,10 @@ def _decided(lines: Sequence[_Line], kinds: Sequence[str]) -> list[str]:
     if not outlines:
         boxes = boxes or any(all(line.values[k] == int(line.values[k]) for line in doubtful) for k in (4, 5))
     if doubtful and outlines == boxes:
-        raise UserError(f"{doubtful[0].where} has 6 numbers after the class: the 3 points of an outline, or a box with "
-                        "a confidence and a track id. Say --rows outlines or --rows boxes.")  # fmt: skip
+        raise UserError(
+            f"{doubtful[0].where} has 6 numbers after the class: the 3 points of an outline, or a box with "
+            "a confidence and a track id. Say --rows outlines or --rows boxes."
+        )
     return [kind if kind != "doubt" else "outline" if outlines else "box" for kind in kinds]
 
 

@@ -80,8 +80,9 @@ class PooledDetections:
         joined = {k: np.concatenate([r[k] for r in rows]) for k in ("scores", "hits", "absent", "foreign")}
         images = np.repeat(np.arange(len(rows)), [len(r["scores"]) for r in rows])
         order = np.argsort(-joined["scores"], kind="stable")
-        return PooledDetections(images=images[order], objects=np.array(objects, dtype=float),
-                                **{k: v[order] for k, v in joined.items()})  # fmt: skip
+        return PooledDetections(
+            images=images[order], objects=np.array(objects, dtype=float), **{k: v[order] for k, v in joined.items()}
+        )
 
     def ap(self, weights: np.ndarray | None = None) -> float:
         """All-point average precision of the one ranking, under weights ``[I]`` of images."""

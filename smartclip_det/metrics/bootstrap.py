@@ -67,9 +67,13 @@ class ClassMatches:
 
 
 def coco_matches(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], names: Sequence[str], *, iou_type: str = IOU_TYPES[0],
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    iou_type: str = IOU_TYPES[0],
     max_dets: int = COCO_LIMITS[-1],
-) -> list[ClassMatches]:  # fmt: skip
+) -> list[ClassMatches]:
     """Match by pycocotools, per class (area: all)."""
     truth, results = with_numbers(truth, results)
     with contextlib.redirect_stdout(io.StringIO()):

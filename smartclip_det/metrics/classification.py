@@ -21,5 +21,8 @@ def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
     ranks = (~(scores < own)).sum(dim=1) - 1
     right = (ranks == 0).double()
     of_class = [float(right[labels == c].mean()) for c in torch.unique(labels)]
-    return {"top1": float(right.mean()), "top5": float((ranks < 5).double().mean()),
-            "mean_per_class": float(np.mean(of_class))}  # fmt: skip
+    return {
+        "top1": float(right.mean()),
+        "top5": float((ranks < 5).double().mean()),
+        "mean_per_class": float(np.mean(of_class)),
+    }

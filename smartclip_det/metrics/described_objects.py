@@ -91,15 +91,22 @@ def fgovd_metrics(
         chances.append(1 / (1 + len(others)))
     if not ranks:
         raise UserError("The file has no annotation.")
-    metrics = {"top1": float(np.mean(np.array(ranks) == 1)), "mean_rank": float(np.mean(ranks)),
-               "median_rank": float(np.median(ranks)), "chance": float(np.mean(chances))}  # fmt: skip
+    metrics = {
+        "top1": float(np.mean(np.array(ranks) == 1)),
+        "mean_rank": float(np.mean(ranks)),
+        "median_rank": float(np.median(ranks)),
+        "chance": float(np.mean(chances)),
+    }
     return metrics, {"annotations": len(ranks)}
 
 
 def fgovd_map(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], negatives: int = 0, nms: float = 0.5,
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    negatives: int = 0,
+    nms: float = 0.5,
     backend: str = BACKENDS[0],
-) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:  # fmt: skip
+) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:
     """COCO mAP over true captions, after NMS across the captions that are asked of an object.
 
     A hard negative that scores better on the same box removes the true caption there. Detections of captions that no

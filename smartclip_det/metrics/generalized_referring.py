@@ -52,9 +52,13 @@ def _mean(values: Any) -> float:
 
 
 def grec_metrics(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, score: float = GREC_SCORE,
-    threshold: float = 0.5, overlap: str = GREC_OVERLAP,
-) -> tuple[dict[str, float], dict[str, int]]:  # fmt: skip
+    truth: Sequence[Expression],
+    predictions: Mapping[int | str, GroundedBoxes],
+    *,
+    score: float = GREC_SCORE,
+    threshold: float = 0.5,
+    overlap: str = GREC_OVERLAP,
+) -> tuple[dict[str, float], dict[str, int]]:
     """GREC (gRefCOCO, arXiv 2308.16182): how many sentences are answered exactly.
 
     Args:
@@ -75,15 +79,23 @@ def grec_metrics(
     none = [kept == 0 for target, _, kept in rows if not target]
     some = [kept > 0 for target, _, kept in rows if target]
     metrics = {"f1": _mean(f1 >= 1), "f1_mean": _mean(f1), "n_acc": _mean(none), "t_acc": _mean(some)}
-    counts = {"sentences": len(rows), "no_target": len(none), "many_targets": sum(len(e.boxes) > 1 for e in truth),
-              "missing": sum(e.id not in predictions for e in truth)}  # fmt: skip
+    counts = {
+        "sentences": len(rows),
+        "no_target": len(none),
+        "many_targets": sum(len(e.boxes) > 1 for e in truth),
+        "missing": sum(e.id not in predictions for e in truth),
+    }
     return metrics, counts
 
 
 def calibrate_threshold(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, threshold: float = 0.5,
-    overlap: str = GREC_OVERLAP, measure: str = "f1",
-) -> tuple[float, dict[str, float]]:  # fmt: skip
+    truth: Sequence[Expression],
+    predictions: Mapping[int | str, GroundedBoxes],
+    *,
+    threshold: float = 0.5,
+    overlap: str = GREC_OVERLAP,
+    measure: str = "f1",
+) -> tuple[float, dict[str, float]]:
     """The score threshold with the best GREC on these sentences; to be found on train or val and used elsewhere.
 
     Thresholds between any two scores answer alike, so the middles between neighbouring scores are all there is to try;
@@ -106,16 +118,22 @@ def calibrate_threshold(
     middles = np.concatenate([[scores[0] - 1e-6], (scores[1:] + scores[:-1]) / 2, [scores[-1] + 1e-6]])
     if len(middles) > 200:
         middles = np.quantile(middles, np.linspace(0, 1, 200))
-    found = [(grec_metrics(truth, predictions, score=float(t), threshold=threshold, overlap=overlap)[0], float(t))
-             for t in middles]  # fmt: skip
+    found = [
+        (grec_metrics(truth, predictions, score=float(t), threshold=threshold, overlap=overlap)[0], float(t))
+        for t in middles
+    ]
     metrics, best = max(found, key=lambda row: row[0][measure])
     return best, metrics
 
 
 def phrase_recall(
-    truth: Sequence[Expression], predictions: Mapping[int | str, GroundedBoxes], *, boxes: str = BOX_RULES[0],
-    threshold: float = 0.5, tops: Sequence[int] = (1, 5, 10),
-) -> tuple[dict[str, float], dict[str, int]]:  # fmt: skip
+    truth: Sequence[Expression],
+    predictions: Mapping[int | str, GroundedBoxes],
+    *,
+    boxes: str = BOX_RULES[0],
+    threshold: float = 0.5,
+    tops: Sequence[int] = (1, 5, 10),
+) -> tuple[dict[str, float], dict[str, int]]:
     """Flickr30k Entities: share of phrases that one of the best k boxes hits.
 
     Args:
@@ -138,11 +156,17 @@ def phrase_recall(
             corners = np.array(e.boxes)
             targets = [[*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0)]]
         found = predictions.get(e.id)
-        places = [n for n, b in enumerate(found.boxes if found else ())
-                  if any(box_overlap(b, t) >= threshold for t in targets)]  # fmt: skip
+        places = [
+            n
+            for n, b in enumerate(found.boxes if found else ())
+            if any(box_overlap(b, t) >= threshold for t in targets)
+        ]
         hits.append(places[0] if places else 10**9)
-    counts = {"phrases": len(asked), "without_box": len(truth) - len(asked),
-              "missing": sum(e.id not in predictions for e in asked)}  # fmt: skip
+    counts = {
+        "phrases": len(asked),
+        "without_box": len(truth) - len(asked),
+        "missing": sum(e.id not in predictions for e in asked),
+    }
     return {f"recall_{k}": float(np.mean(np.array(hits) < k)) for k in tops}, counts
 
 
@@ -191,8 +215,11 @@ def ris_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:
         return dict.fromkeys(("oiou", "miou", *(f"p{round(100 * t)}" for t in PRECISIONS)), -1.0)
     values = np.array([p.iou for p in pairs])
     union = sum(p.union for p in pairs)
-    return {"oiou": sum(p.intersection for p in pairs) / union if union else 1.0, "miou": float(values.mean()),
-            **{f"p{round(100 * t)}": float(np.mean(values >= t)) for t in PRECISIONS}}  # fmt: skip
+    return {
+        "oiou": sum(p.intersection for p in pairs) / union if union else 1.0,
+        "miou": float(values.mean()),
+        **{f"p{round(100 * t)}": float(np.mean(values >= t)) for t in PRECISIONS},
+    }
 
 
 def gres_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:
@@ -208,6 +235,10 @@ def gres_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:
     union = sum(p.union for p in pairs)
     targets, none = [p for p in pairs if p.target], [p for p in pairs if not p.target]
     scores = [p.iou if p.target else float(not p.predicted) for p in pairs]
-    out = {"giou": float(np.mean(scores)), "ciou": sum(p.intersection for p in pairs) / union if union else 1.0,
-           "n_acc": _mean([not p.predicted for p in none]), "t_acc": _mean([p.predicted for p in targets])}  # fmt: skip
+    out = {
+        "giou": float(np.mean(scores)),
+        "ciou": sum(p.intersection for p in pairs) / union if union else 1.0,
+        "n_acc": _mean([not p.predicted for p in none]),
+        "t_acc": _mean([p.predicted for p in targets]),
+    }
     return out | {f"p{round(100 * t)}": _mean([p.iou >= t for p in targets]) for t in (0.7, 0.8, 0.9)}

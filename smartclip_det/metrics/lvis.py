@@ -63,9 +63,14 @@ def limit_per_class(results: Sequence[Mapping[str, Any]], limit: int = FIXED_PER
 
 
 def evaluate_lvis(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = BACKENDS[0],
-    iou_type: str = IOU_TYPES[0], max_dets: int = LVIS_LIMIT, fixed: bool = False,
-) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    backend: str = BACKENDS[0],
+    iou_type: str = IOU_TYPES[0],
+    max_dets: int = LVIS_LIMIT,
+    fixed: bool = False,
+) -> tuple[dict[str, float], dict[str, float | None]]:
     """LVIS metrics and AP of each class.
 
     Args:
@@ -98,8 +103,9 @@ def evaluate_lvis(
     return metrics, tables.class_ap()
 
 
-def base_novel_metrics(metrics: Mapping[str, float], class_ap: Mapping[str, float | None], truth: GroundTruth,
-                       iou_type: str = "bbox") -> dict[str, float]:  # fmt: skip
+def base_novel_metrics(
+    metrics: Mapping[str, float], class_ap: Mapping[str, float | None], truth: GroundTruth, iou_type: str = "bbox"
+) -> dict[str, float]:
     """OV-LVIS reading: novel = rare, base = common and frequent (866 and 337 of LVIS v1)."""
     frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
     base = [v for n, v in class_ap.items() if v is not None and frequency[n] in "cf"]

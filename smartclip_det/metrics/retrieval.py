@@ -34,9 +34,14 @@ def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
 
 
 def retrieval_metrics(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *,
-    recalls: Sequence[int] = RECALLS, chunk_size: int = 4096,
-) -> dict[str, float]:  # fmt: skip
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None,
+    image_of_text: Tensor,
+    *,
+    recalls: Sequence[int] = RECALLS,
+    chunk_size: int = 4096,
+) -> dict[str, float]:
     """``t2i_r1``, ``i2t_r1``, ... as shares in [0, 1].
 
     Args:
@@ -57,9 +62,14 @@ def retrieval_metrics(
 
 
 def retrieval_ranks(
-    image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None, image_of_text: Tensor, *, chunk_size: int = 4096,
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    masks: Tensor | None,
+    image_of_text: Tensor,
+    *,
+    chunk_size: int = 4096,
     progress: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Exact ranks (0 is best) without ever holding all ``I x K`` scores.
 
     Two passes over chunks of texts: the first finds each text's rank and each image's best own score, the second counts

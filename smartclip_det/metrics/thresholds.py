@@ -104,9 +104,7 @@ def choose_thresholds(
         images: ``[I]`` True for those that are used; None: all.
     """
     used = [_used(c, images) for c in classes]
-    own = [
-        best_threshold(s, h, t, least_precision) if t >= OWN_FROM else None for s, h, t in used
-    ]  # fmt: skip
+    own = [best_threshold(s, h, t, least_precision) if t >= OWN_FROM else None for s, h, t in used]
     scores = np.concatenate([s for s, _, _ in used]) if used else np.zeros(0)
     hits = np.concatenate([h for _, h, _ in used]) if used else np.zeros(0, bool)
     order = np.argsort(-scores, kind="stable")
@@ -145,10 +143,16 @@ def calibrate_classes(
             misses[k] += int((~right & kept).sum())
     own, shared = choose_thresholds(classes, least_precision)
     rows = [
-        ClassThreshold(c.name, _first(own[k], shared, fallback), own[k] is not None, int(c.truths.sum()), int(hits[k]),
-                       int(misses[k]))
+        ClassThreshold(
+            c.name,
+            _first(own[k], shared, fallback),
+            own[k] is not None,
+            int(c.truths.sum()),
+            int(hits[k]),
+            int(misses[k]),
+        )
         for k, c in enumerate(classes)
-    ]  # fmt: skip
+    ]
     return rows, _first(shared, fallback)
 
 

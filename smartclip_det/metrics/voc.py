@@ -101,9 +101,13 @@ def average_precision(hits: np.ndarray, misses: np.ndarray, truths: float, point
 
 
 def evaluate_voc(
-    truth: GroundTruth, results: Sequence[Mapping[str, Any]], *, backend: str = BACKENDS[0],
-    threshold: float = 0.5, difficult: str = DIFFICULT[0],
-) -> tuple[dict[str, float], dict[str, float | None]]:  # fmt: skip
+    truth: GroundTruth,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    backend: str = BACKENDS[0],
+    threshold: float = 0.5,
+    difficult: str = DIFFICULT[0],
+) -> tuple[dict[str, float], dict[str, float | None]]:
     """VOC metrics.
 
     Returns:
@@ -156,7 +160,8 @@ def _reference(
             a[f"bboxes{kind}"] = np.array(a[f"bboxes{kind}"], dtype=float).reshape(-1, 4)
             a[f"labels{kind}"] = np.array(a[f"labels{kind}"], dtype=np.int64)
     mode = "11points" if points == "11" else "area"
-    _, tables = eval_map(found, annotations, iou_thr=threshold, eval_mode=mode, logger="silent", nproc=1,
-                         use_legacy_coordinate=True)  # fmt: skip
+    _, tables = eval_map(
+        found, annotations, iou_thr=threshold, eval_mode=mode, logger="silent", nproc=1, use_legacy_coordinate=True
+    )
     aps = [float(t["ap"]) if t["num_gts"] else float("nan") for t in tables]
     return {truth.categories[c]: ap for c, ap in zip(categories, aps, strict=True)}

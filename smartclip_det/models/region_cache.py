@@ -44,15 +44,26 @@ class CachedRegionEncoder(RegionEncoder):
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"Region vectors cannot be kept in {folder} ({error}).") from error
-        settings = {**towers.provenance(), "side": self.side, "dense_size": self.dense_size, "fit": self.fit,
-                    "crop_context": self.crop_context, "blur": BLUR}  # fmt: skip
+        settings = {
+            **towers.provenance(),
+            "side": self.side,
+            "dense_size": self.dense_size,
+            "fit": self.fit,
+            "crop_context": self.crop_context,
+            "blur": BLUR,
+        }
         self._settings = json.dumps(settings, sort_keys=True)
         self._hashed: tuple[Image.Image, bytes] | None = None
 
     def vectors(
-        self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
-        dense_mode: str | None = None, pooling: str = "own",
-    ) -> Tensor:  # fmt: skip
+        self,
+        image: Image.Image,
+        boxes: Sequence[Sequence[float]],
+        view: str,
+        masks: np.ndarray | None = None,
+        dense_mode: str | None = None,
+        pooling: str = "own",
+    ) -> Tensor:
         """As :meth:`RegionEncoder.vectors`, from disk where they are known."""
         if not len(boxes):
             return super().vectors(image, boxes, view, masks, dense_mode, pooling)

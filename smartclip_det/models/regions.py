@@ -73,8 +73,12 @@ def crop_window(image: Image.Image, box: Sequence[float], context: float, side: 
 
 def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image) -> Image.Image:
     """The image sharp inside of an xyxy box, and as in ``blurred`` elsewhere."""
-    corners = (max(0, int(box[0])), max(0, int(box[1])), min(image.width, int(np.ceil(box[2]))),
-               min(image.height, int(np.ceil(box[3]))))  # fmt: skip
+    corners = (
+        max(0, int(box[0])),
+        max(0, int(box[1])),
+        min(image.width, int(np.ceil(box[2]))),
+        min(image.height, int(np.ceil(box[3]))),
+    )
     out = blurred.copy()
     if corners[2] > corners[0] and corners[3] > corners[1]:
         out.paste(image.crop(corners), corners[:2])
@@ -94,9 +98,15 @@ class RegionEncoder:
     """Region vectors of one image after another; the dense map of the image at hand is computed once."""
 
     def __init__(
-        self, towers: Encoder, *, dense_size: int = 0, dense_mode: str = "value", fit: str = "pad",
-        crop_context: float = 1.2, batch_size: int = 64,
-    ) -> None:  # fmt: skip
+        self,
+        towers: Encoder,
+        *,
+        dense_size: int = 0,
+        dense_mode: str = "value",
+        fit: str = "pad",
+        crop_context: float = 1.2,
+        batch_size: int = 64,
+    ) -> None:
         """Build.
 
         Args:
@@ -128,9 +138,14 @@ class RegionEncoder:
 
     @torch.no_grad()
     def vectors(
-        self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str, masks: np.ndarray | None = None,
-        dense_mode: str | None = None, pooling: str = "own",
-    ) -> Tensor:  # fmt: skip
+        self,
+        image: Image.Image,
+        boxes: Sequence[Sequence[float]],
+        view: str,
+        masks: np.ndarray | None = None,
+        dense_mode: str | None = None,
+        pooling: str = "own",
+    ) -> Tensor:
         """``[R, D]`` vectors of xyxy boxes (pixels of the image), on the CPU.
 
         Args:
@@ -219,8 +234,9 @@ class RegionEncoder:
 
     def shown_cells(self, dense: Tensor, size: tuple[int, int]) -> Tensor:
         """``[P, D]`` cells of a dense map ``[D, h, w]`` that show an image of a width and height, and not padding."""
-        across, down = (math.ceil(n * f / self.towers.config.patch_size)
-                        for n, f in zip(size, self._factors(size)[:2], strict=True))  # fmt: skip
+        across, down = (
+            math.ceil(n * f / self.towers.config.patch_size) for n, f in zip(size, self._factors(size)[:2], strict=True)
+        )
         return dense[:, :down, :across].flatten(1).t()
 
     def _factors(self, size: tuple[int, int]) -> list[float]:

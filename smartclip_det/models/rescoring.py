@@ -102,9 +102,12 @@ def detect_in_boxes(
     """
     weighted = scores * objectness.clamp(min=0).pow(options.objectness_power).unsqueeze(1)
     return select_detections(
-        boxes, weighted, score_threshold=options.score_threshold, iou_threshold=options.nms_iou,
+        boxes,
+        weighted,
+        score_threshold=options.score_threshold,
+        iou_threshold=options.nms_iou,
         max_detections=options.max_detections,
-    )  # fmt: skip
+    )
 
 
 def blend_own_scores(own: Tensor, labels: Tensor, scores: Tensor, options: RescoreOptions) -> Tensor:

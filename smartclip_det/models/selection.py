@@ -34,15 +34,22 @@ def select_detections(
         ``[N]`` box indices, ``[N]`` class indices and ``[N]`` scores, best first.
     """
     return select_from_parts(
-        boxes, lambda: [scores], score_threshold=score_threshold, iou_threshold=iou_threshold,
+        boxes,
+        lambda: [scores],
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
         max_detections=max_detections,
-    )  # fmt: skip
+    )
 
 
 def select_from_parts(
-    boxes: Tensor, parts: Callable[[], Iterable[Tensor]], *, score_threshold: float, iou_threshold: float,
+    boxes: Tensor,
+    parts: Callable[[], Iterable[Tensor]],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
     max_detections: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`select_detections` for scores that come in pieces ``[R, C_i]`` of the classes, never all at once.
 
     Args:

@@ -151,9 +151,15 @@ def build_bank(
 
 
 def _encode_classes(
-    encoder: Encoder, names: list[str], texts: list[tuple[str, ...]], templates: str | Sequence[str], order: str,
-    cache_dir: str | Path | None, batch_size: int, progress: bool,
-) -> TextBank:  # fmt: skip
+    encoder: Encoder,
+    names: list[str],
+    texts: list[tuple[str, ...]],
+    templates: str | Sequence[str],
+    order: str,
+    cache_dir: str | Path | None,
+    batch_size: int,
+    progress: bool,
+) -> TextBank:
     split = order == "per_template"
     units = [(t,) for group in texts for t in group] if split else texts
     label = templates if isinstance(templates, str) else json.dumps(list(templates))
@@ -170,19 +176,34 @@ def _encode_classes(
     masks = (probs >= 0.5).float()
     rows = [c for c, group in enumerate(texts) for _ in (group if split else [group])]
     count = sum(1 for c in rows if c < len(names))
-    background = TextBank((BACKGROUND,), embeds[count:], masks[count:], texts=[" | ".join(u) for u in units[count:]],  # type: ignore[arg-type]
-                          class_index=torch.zeros(len(units) - count), mask_probs=probs[count:])  # fmt: skip
+    background = TextBank(
+        (BACKGROUND,),
+        embeds[count:],
+        masks[count:],
+        texts=[" | ".join(u) for u in units[count:]],  # type: ignore[arg-type]
+        class_index=torch.zeros(len(units) - count),
+        mask_probs=probs[count:],
+    )
     return TextBank(
-        names=tuple(names), embeds=embeds[:count], masks=masks[:count],
-        texts=tuple(" | ".join(u) for u in units[:count]), class_index=torch.tensor(rows[:count], dtype=torch.long),
-        mask_probs=probs[:count], provenance=provenance, background=background,
-    )  # fmt: skip
+        names=tuple(names),
+        embeds=embeds[:count],
+        masks=masks[:count],
+        texts=tuple(" | ".join(u) for u in units[:count]),
+        class_index=torch.tensor(rows[:count], dtype=torch.long),
+        mask_probs=probs[:count],
+        provenance=provenance,
+        background=background,
+    )
 
 
 def _encode_units(
-    encoder: Encoder, units: Sequence[tuple[str, ...]], order: str, cache: TextCache | None, batch_size: int,
+    encoder: Encoder,
+    units: Sequence[tuple[str, ...]],
+    order: str,
+    cache: TextCache | None,
+    batch_size: int,
     progress: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """``[N, 2, D]`` vector and mask probabilities of N units, from the cache or the towers."""
     found: list[Tensor | None] = [None] * len(units) if cache is None else cache.get(units)
     missing = [i for i, v in enumerate(found) if v is None]

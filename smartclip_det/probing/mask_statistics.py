@@ -157,8 +157,9 @@ def distinctive(masks: Tensor, names: Sequence[str], count: int = 5) -> list[tup
         raise UserError(f"{len(hard)} masks but {len(names)} texts.")
     frequency = hard.mean(dim=0)
     order = (frequency - 0.5).abs().argsort()[:count]
-    return [(int(d), float(frequency[d]), [names[k] for k in hard[:, d].nonzero().flatten()[:12].tolist()])
-            for d in order]  # fmt: skip
+    return [
+        (int(d), float(frequency[d]), [names[k] for k in hard[:, d].nonzero().flatten()[:12].tolist()]) for d in order
+    ]
 
 
 def similarity_order(masks: Tensor) -> list[int]:

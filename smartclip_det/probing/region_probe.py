@@ -45,10 +45,16 @@ class ProbeRegions:
 
 
 def probe_regions(
-    encoder: RegionEncoder, truth: GroundTruth, image_folder: str | Path, names: Sequence[str], *,
-    views: Sequence[str] = ("crop", "dense", "mask"), dense_modes: Sequence[str] = ("value",),
-    poolings: Sequence[str] = ("own",), progress: bool = True,
-) -> ProbeRegions:  # fmt: skip
+    encoder: RegionEncoder,
+    truth: GroundTruth,
+    image_folder: str | Path,
+    names: Sequence[str],
+    *,
+    views: Sequence[str] = ("crop", "dense", "mask"),
+    dense_modes: Sequence[str] = ("value",),
+    poolings: Sequence[str] = ("own",),
+    progress: bool = True,
+) -> ProbeRegions:
     """Encode every box of the annotations.
 
     Args:
@@ -88,9 +94,13 @@ def probe_regions(
 
 
 def _views_of(
-    encoder: RegionEncoder, image: Image.Image, annotations: Sequence[dict[str, Any]], views: Sequence[str],
-    dense_modes: Sequence[str], poolings: Sequence[str],
-) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    encoder: RegionEncoder,
+    image: Image.Image,
+    annotations: Sequence[dict[str, Any]],
+    views: Sequence[str],
+    dense_modes: Sequence[str],
+    poolings: Sequence[str],
+) -> Iterator[tuple[str, Tensor]]:
     xyxy = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in annotations)]
     if "crop" in views:
         yield "crop", encoder.vectors(image, xyxy, "crop")
@@ -123,9 +133,12 @@ def _check_masks(truth: GroundTruth, boxes: dict[Any, list[dict[str, Any]]]) -> 
 
 
 def probe_accuracy(
-    regions: ProbeRegions, bank: TextBank, groups: dict[str, Sequence[str]], mask_modes: Sequence[str],
+    regions: ProbeRegions,
+    bank: TextBank,
+    groups: dict[str, Sequence[str]],
+    mask_modes: Sequence[str],
     policy: ScoringPolicy | None = None,
-) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
+) -> dict[str, dict[str, dict[str, float]]]:
     """Share of boxes whose class scores best among all classes of the bank.
 
     Args:

@@ -90,8 +90,10 @@ def vocabulary_report(
     sizes = [len(episodes.present[i]) + len(episodes.absent[i]) for i in episodes.present]
     report: dict[str, Any] = {
         "ap50": evaluate_tables(asked, kept.take(on_absent | on_present)).ap(0.5) if boxes else -1.0,
-        "vocabulary": float(np.mean(sizes)) if sizes else 0.0, "short_images": episodes.short, "thresholds": {},
-    }  # fmt: skip
+        "vocabulary": float(np.mean(sizes)) if sizes else 0.0,
+        "short_images": episodes.short,
+        "thresholds": {},
+    }
     wrong = on_present & ~true_positives(kept, on_present, boxes)
     for threshold in thresholds:
         loud = kept.scores >= threshold

@@ -63,10 +63,16 @@ class AlignmentMetric(BaseMetric):
     """
 
     def __init__(
-        self, scoring: str = "hard", scorings: Sequence[str] = ("hard", "off"), metrics_file: str | None = None,
-        out_file: str | None = None, stamp: Mapping[str, Any] | None = None, binding: str | None = None,
-        collect_device: str = "cpu", prefix: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        scoring: str = "hard",
+        scorings: Sequence[str] = ("hard", "off"),
+        metrics_file: str | None = None,
+        out_file: str | None = None,
+        stamp: Mapping[str, Any] | None = None,
+        binding: str | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
         """Build.
 
         Args:
@@ -89,11 +95,14 @@ class AlignmentMetric(BaseMetric):
         """Keep what retrieval and presence need of each image."""
         for s in data_samples:
             texts = {
-                kind: (s["captions"][kind], torch.stack([e for e, _ in found]),
-                       torch.stack([m for _, m in found]).to(torch.uint8))
+                kind: (
+                    s["captions"][kind],
+                    torch.stack([e for e, _ in found]),
+                    torch.stack([m for _, m in found]).to(torch.uint8),
+                )
                 for kind, found in s["text_features"].items()
                 if found
-            }  # fmt: skip
+            }
             self.results.append((s["img_id"], s["image_embed"], texts, s["presence_scores"], s["present"]))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -168,7 +177,7 @@ class AlignmentMetric(BaseMetric):
 
     def _captions(
         self, kind: str, vectors: RetrievalVectors, image_ids: Sequence[Any], metrics: dict[str, float]
-    ) -> Precisions:  # fmt: skip
+    ) -> Precisions:
         """Precision of each different caption over all images that it is true of; recalls that are possible."""
         rows = {t: n for n, t in enumerate(vectors.sentences)}
         texts, kept = list(rows), list(rows.values())
@@ -180,8 +189,11 @@ class AlignmentMetric(BaseMetric):
         for k, value in reader_recalls(counts, RECALLS).items():
             metrics[f"t2i_r{k}_{kind}_reader"] = value
         out: Precisions = {f"map_caption_{_CAPTIONS[kind]}": {}}
-        held = {n: [c for c, t in enumerate(texts) if any(p in t for p in phrases)]
-                for n, phrases in self._phrases.items() if kind == "short"}  # fmt: skip
+        held = {
+            n: [c for c, t in enumerate(texts) if any(p in t for p in phrases)]
+            for n, phrases in self._phrases.items()
+            if kind == "short"
+        }
         assert vectors.masks is not None
         for mode in self.scorings:
             if mode == "shuffled" and len(texts) < 2:

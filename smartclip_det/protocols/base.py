@@ -82,8 +82,10 @@ class Protocol(ABC, Generic[O]):
         Raises:
             UserError: where the protocol cannot be compared.
         """
-        raise UserError(f"{self.name} cannot be compared; --compare knows coco, ov-coco (joint), lvis, ov-lvis, voc, "
-                        "refcoco and retrieval.")  # fmt: skip
+        raise UserError(
+            f"{self.name} cannot be compared; --compare knows coco, ov-coco (joint), lvis, ov-lvis, voc, "
+            "refcoco and retrieval."
+        )
 
     def stamp(
         self, material: Material, options: O, ann: str | Path, pred: str | Path | None = None, **more: Any
@@ -110,9 +112,16 @@ class Protocol(ABC, Generic[O]):
         return Evaluation(scores.metrics, {**material.counts, **scores.counts}, scores.per_class, stamp)
 
     def compare(
-        self, ann: str | Path, first: str | Path, second: str | Path, options: O, *, resamples: int = 1000,
-        seed: int = 0, progress: bool = True,
-    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:  # fmt: skip
+        self,
+        ann: str | Path,
+        first: str | Path,
+        second: str | Path,
+        options: O,
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
         """Paired bootstrap between two prediction files.
 
         Returns:
@@ -127,10 +136,17 @@ class Protocol(ABC, Generic[O]):
             metrics.append(metric)
         outcome = paired_bootstrap(metrics[0], metrics[1], images, resamples=resamples, seed=seed, progress=progress)
         stamp = protocol_stamp(
-            self.name, test="paired bootstrap over images", **self.compared(options), resamples=resamples, seed=seed,
-            ann_sha256=file_hash(ann), a=str(first), b=str(second), a_sha256=file_hash(files[0]),
+            self.name,
+            test="paired bootstrap over images",
+            **self.compared(options),
+            resamples=resamples,
+            seed=seed,
+            ann_sha256=file_hash(ann),
+            a=str(first),
+            b=str(second),
+            a_sha256=file_hash(files[0]),
             b_sha256=file_hash(files[1]),
-        )  # fmt: skip
+        )
         return stamp, outcome
 
     def compared(self, options: O) -> Mapping[str, Any]:

@@ -97,9 +97,12 @@ class Coco(Detections[CocoOptions]):
     def score(self, material: Material, options: CocoOptions) -> Scores:
         """The twelve numbers."""
         tables = evaluate_tables(
-            material.truth, material.found, backend=options.backend, iou_type=options.iou_type,
+            material.truth,
+            material.found,
+            backend=options.backend,
+            iou_type=options.iou_type,
             max_dets=limits_of(options.max_dets),
-        )  # fmt: skip
+        )
         return Scores(coco_metrics(tables, options.iou_type), per_class=tables.class_ap())
 
     def facts(self, material: Material, options: CocoOptions) -> dict[str, Any]:
@@ -144,9 +147,13 @@ class OvCoco(Detections[OvCocoOptions]):
                     "was given the novel names alone."
                 )
         tables = evaluate_tables(
-            truth, material.found, backend=options.backend, iou_type=options.iou_type,
-            max_dets=limits_of(options.max_dets), names=novel if alone else [*base, *novel],
-        )  # fmt: skip
+            truth,
+            material.found,
+            backend=options.backend,
+            iou_type=options.iou_type,
+            max_dets=limits_of(options.max_dets),
+            names=novel if alone else [*base, *novel],
+        )
         if alone:
             metrics = {"target_only_novel_ap50": tables.ap(0.5)}
         else:
@@ -157,9 +164,13 @@ class OvCoco(Detections[OvCocoOptions]):
         """What the numbers are."""
         base, novel, split = ov_coco_split(options.split_file)
         alone = options.setting == "target-only"
-        return {"ap": "AP at IoU 0.5, 101 points, one joint run", "split": split,
-                "vocabulary": len(novel) + (0 if alone else len(base)), "base": len(base),
-                "novel": len(novel)}  # fmt: skip
+        return {
+            "ap": "AP at IoU 0.5, 101 points, one joint run",
+            "split": split,
+            "vocabulary": len(novel) + (0 if alone else len(base)),
+            "base": len(base),
+            "novel": len(novel),
+        }
 
     def resampled(self, material: Material, options: OvCocoOptions) -> tuple[bootstrap.Metric, int]:
         """AP at IoU 0.5 of each group."""
@@ -188,9 +199,12 @@ class Lvis(Detections[LvisOptions]):
     def score(self, material: Material, options: LvisOptions) -> Scores:
         """AP by frequency; for ``ov-lvis`` also base and novel."""
         metrics, per_class = evaluate_lvis(
-            material.truth, material.found, backend=options.backend, iou_type=options.iou_type,
+            material.truth,
+            material.found,
+            backend=options.backend,
+            iou_type=options.iou_type,
             max_dets=options.max_dets,
-        )  # fmt: skip
+        )
         if self.name == "ov-lvis":
             metrics.update(base_novel_metrics(metrics, per_class, material.truth, options.iou_type))
         return Scores(metrics, per_class=per_class)
@@ -223,8 +237,12 @@ class LvisFixed(Detections[LvisFixedOptions]):
 
     def facts(self, material: Material, options: LvisFixedOptions) -> dict[str, Any]:
         """What the numbers are."""
-        return {"ap": "LVIS, IoU 0.5:0.95, federated, fixed: best 10,000 of each class", "iou_type": "bbox",
-                "max_dets": NO_LIMIT, "classes": len(material.truth.categories)}  # fmt: skip
+        return {
+            "ap": "LVIS, IoU 0.5:0.95, federated, fixed: best 10,000 of each class",
+            "iou_type": "bbox",
+            "max_dets": NO_LIMIT,
+            "classes": len(material.truth.categories),
+        }
 
 
 class Voc(Detections[VocOptions]):

@@ -43,10 +43,18 @@ class OpenVocabMetric(BaseMetric):
     """Average precision of boxes and masks by any protocol of detections; classes are matched by name."""
 
     def __init__(
-        self, ann_file: str, data_root: str = "", protocol: str = "coco", iou_types: Sequence[str] = IOU_TYPES[:1],
-        out_file: str | None = None, metrics_file: str | None = None, stamp: Mapping[str, Any] | None = None,
-        collect_device: str = "cpu", prefix: str | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        ann_file: str,
+        data_root: str = "",
+        protocol: str = "coco",
+        iou_types: Sequence[str] = IOU_TYPES[:1],
+        out_file: str | None = None,
+        metrics_file: str | None = None,
+        stamp: Mapping[str, Any] | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+        **options: Any,
+    ) -> None:
         """Build.
 
         Args:
@@ -102,8 +110,12 @@ class OpenVocabMetric(BaseMetric):
             boxes, scores = found["bboxes"].cpu().numpy(), found["scores"].cpu().numpy()
             masks = _run_lengths(found) if "segm" in self.iou_types else None
             self.results.append((sample["img_id"], boxes, scores, np.array(places, dtype=np.int32), masks))
-            line = {"image_id": sample["img_id"], "boxes": boxes.tolist(), "scores": scores.tolist(),
-                    "names": [classes[i] for i in places]}  # fmt: skip
+            line = {
+                "image_id": sample["img_id"],
+                "boxes": boxes.tolist(),
+                "scores": scores.tolist(),
+                "names": [classes[i] for i in places],
+            }
             lines.append(line if masks is None else {**line, "masks": masks})
         if self.partial_file:
             self.partial_file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,10 +148,12 @@ class OpenVocabMetric(BaseMetric):
         if self.metrics_file:
             classes: dict[str, Any] = {t: s.per_class for t, (_, s) in zip(self.iou_types, scored, strict=True)}
             write_results(
-                self.metrics_file, self._stamp(scored[0][0], self.out_file), metrics,
+                self.metrics_file,
+                self._stamp(scored[0][0], self.out_file),
+                metrics,
                 counts={**scored[-1][0].counts, **scored[-1][1].counts},
                 per_class=classes if len(classes) > 1 else scored[0][1].per_class,
-            )  # fmt: skip
+            )
         return metrics
 
     def _stamp(self, material: Material, pred: str | None) -> dict[str, Any]:

@@ -86,9 +86,8 @@ class DetectionOptions(Options):
 
     backend: str = option(BACKENDS[0], "reference: pycocotools, lvis-api, MMDetection", BACKENDS)
     images: str = option(
-        IMAGES[0],
-        "annotated: those with a box of the protocol's classes; predicted: those of a run that died", IMAGES
-    )  # fmt: skip
+        IMAGES[0], "annotated: those with a box of the protocol's classes; predicted: those of a run that died", IMAGES
+    )
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ class CocoOptions(DetectionOptions):
     """Of ``coco``."""
 
     iou_type: str = option(IOU_TYPES[0], "boxes or masks", IOU_TYPES)
-    max_dets: int = option(COCO_LIMITS[-1], f"detections per image: COCO {COCO_LIMITS[-1]}, LVIS {LVIS_LIMIT}; LVIS "
-                                            f"also {NO_LIMIT}: no limit")  # fmt: skip
+    max_dets: int = option(
+        COCO_LIMITS[-1],
+        f"detections per image: COCO {COCO_LIMITS[-1]}, LVIS {LVIS_LIMIT}; LVIS also {NO_LIMIT}: no limit",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,8 +287,9 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag_of(name), dest=name, action="store_true", default=argparse.SUPPRESS, help=about)
         else:
             choices = [*meta["choices"], *OLD_WORDS] if name == "scoring" else meta["choices"] or None
-            parser.add_argument(flag_of(name), dest=name, type=meta["kind"], choices=choices,
-                                default=argparse.SUPPRESS, help=about)  # fmt: skip
+            parser.add_argument(
+                flag_of(name), dest=name, type=meta["kind"], choices=choices, default=argparse.SUPPRESS, help=about
+            )
 
 
 def given_options(protocol: str, args: argparse.Namespace) -> Any:

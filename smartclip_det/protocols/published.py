@@ -60,6 +60,12 @@ def verdict(anchor: Anchor, measured: float) -> dict[str, float | str | bool]:
     """Whether a measured share in [0, 1] reproduces an anchor."""
     difference = 100 * measured - anchor.percent
     # A difference of exactly the tolerance passes, whatever binary fractions make of it.
-    return {"set": anchor.set, "metric": anchor.metric, "published": anchor.percent, "measured": 100 * measured,
-            "difference": difference, "tolerance": anchor.tolerance,
-            "passed": abs(difference) <= anchor.tolerance + 1e-9}  # fmt: skip
+    return {
+        "set": anchor.set,
+        "metric": anchor.metric,
+        "published": anchor.percent,
+        "measured": 100 * measured,
+        "difference": difference,
+        "tolerance": anchor.tolerance,
+        "passed": abs(difference) <= anchor.tolerance + 1e-9,
+    }

@@ -28,10 +28,19 @@ class ReferringMetric(BaseMetric):
     """
 
     def __init__(
-        self, ann_file: str, data_root: str = "", split: str | None = None, instances: str | None = None,
-        protocols: Sequence[str] = ("refcoco",), out_file: str | None = None, metrics_file: str | None = None,
-        stamp: Mapping[str, Any] | None = None, collect_device: str = "cpu", prefix: str | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        ann_file: str,
+        data_root: str = "",
+        split: str | None = None,
+        instances: str | None = None,
+        protocols: Sequence[str] = ("refcoco",),
+        out_file: str | None = None,
+        metrics_file: str | None = None,
+        stamp: Mapping[str, Any] | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+        **options: Any,
+    ) -> None:
         """Build.
 
         Args:

@@ -13,10 +13,22 @@ from smartclip_det.protocols.retrieval import Retrieval
 from smartclip_det.protocols.sentences import Flickr, Grefcoco, Grefseg, Masks, Refcoco, RefL4, Refseg
 
 _KINDS: dict[str, type[Protocol[Any]]] = {
-    "coco": Coco, "ov-coco": OvCoco, "lvis": Lvis, "ov-lvis": Lvis, "lvis-fixed": LvisFixed, "voc": Voc,
-    "refcoco": Refcoco, "grefcoco": Grefcoco, "ref-l4": RefL4, "flickr": Flickr, "refseg": Refseg, "grefseg": Grefseg,
-    "dcube": Dcube, "fgovd": Fgovd, "retrieval": Retrieval,
-}  # fmt: skip
+    "coco": Coco,
+    "ov-coco": OvCoco,
+    "lvis": Lvis,
+    "ov-lvis": Lvis,
+    "lvis-fixed": LvisFixed,
+    "voc": Voc,
+    "refcoco": Refcoco,
+    "grefcoco": Grefcoco,
+    "ref-l4": RefL4,
+    "flickr": Flickr,
+    "refseg": Refseg,
+    "grefseg": Grefseg,
+    "dcube": Dcube,
+    "fgovd": Fgovd,
+    "retrieval": Retrieval,
+}
 PROTOCOLS: dict[str, Protocol[Any]] = {name: _KINDS[name](name) for name in OPTIONS}
 #: Of boxes or masks with a class and a score, which a detector's run gives.
 OF_DETECTIONS = {n: p for n, p in PROTOCOLS.items() if isinstance(p, Detections)}
@@ -46,9 +58,16 @@ def evaluate(protocol: str, ann: str | Path, pred: str | Path, **options: Any) -
 
 
 def compare(
-    protocol: str, ann: str | Path, first: str | Path, second: str | Path, *, resamples: int = 1000, seed: int = 0,
-    progress: bool = True, **options: Any,
-) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:  # fmt: skip
+    protocol: str,
+    ann: str | Path,
+    first: str | Path,
+    second: str | Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Paired bootstrap over images between two prediction files: the stamp, and the outcome of each metric."""
     return protocol_of(protocol).compare(
         ann, first, second, options_of(protocol, options), resamples=resamples, seed=seed, progress=progress

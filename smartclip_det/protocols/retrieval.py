@@ -23,9 +23,12 @@ class Retrieval(Protocol[RetrievalOptions]):
         return Material(None, vectors, {"images": len(vectors.images), "texts": len(vectors.texts)})
 
     def score(
-        self, material: Material, options: RetrievalOptions, modes: Sequence[str] | None = None,
+        self,
+        material: Material,
+        options: RetrievalOptions,
+        modes: Sequence[str] | None = None,
         progress: bool = False,
-    ) -> Scores:  # fmt: skip
+    ) -> Scores:
         """Recalls; ``modes`` leaves out the other mask modes."""
         from smartclip_det.metrics.retrieval import modes_of, recall_metrics
 

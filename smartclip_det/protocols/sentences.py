@@ -74,8 +74,12 @@ class RefL4(_Boxes[BoxedSentenceOptions]):
 
     def facts(self, material: Material, options: BoxedSentenceOptions) -> dict[str, Any]:
         """What the numbers are."""
-        return {"overlap": "iou", "strict": True, "sizes": list(SIZES),
-                "unit": "sentence, best-scored box; class averages over merged classes"}  # fmt: skip
+        return {
+            "overlap": "iou",
+            "strict": True,
+            "sizes": list(SIZES),
+            "unit": "sentence, best-scored box; class averages over merged classes",
+        }
 
 
 class Grefcoco(_Boxes[GrefcocoOptions]):
@@ -83,9 +87,11 @@ class Grefcoco(_Boxes[GrefcocoOptions]):
 
     def score(self, material: Material, options: GrefcocoOptions) -> Scores:
         """GREC."""
-        return Scores(*grec_metrics(
-            material.truth, material.found, score=options.score_threshold, threshold=_HIT, overlap=options.overlap
-        ))  # fmt: skip
+        return Scores(
+            *grec_metrics(
+                material.truth, material.found, score=options.score_threshold, threshold=_HIT, overlap=options.overlap
+            )
+        )
 
     def facts(self, material: Material, options: GrefcocoOptions) -> dict[str, Any]:
         """What the numbers are."""

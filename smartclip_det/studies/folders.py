@@ -65,16 +65,26 @@ def _step(task: FolderOptions, name: str, ann: Path, prompt_names: Mapping[str, 
     out = task.out / f"{name}.json"
     options: dict[str, Any] = {
         **(task.cfg_options or {}),
-        "test_dataloader.dataset.data_root": f"{ann.parent}/", "test_dataloader.dataset.ann_file": ann.name,
-        "test_dataloader.dataset.data_prefix.img": "", "test_evaluator.data_root": f"{ann.parent}/",
+        "test_dataloader.dataset.data_root": f"{ann.parent}/",
+        "test_dataloader.dataset.ann_file": ann.name,
+        "test_dataloader.dataset.data_prefix.img": "",
+        "test_evaluator.data_root": f"{ann.parent}/",
         "test_evaluator.ann_file": ann.name,
-    }  # fmt: skip
+    }
     if prompt_names:
         texts = task.out / f"{name}.prompt_names.json"
         write_json(texts, dict(prompt_names))
         options["test_dataloader.dataset.prompt_names"] = str(texts)
-    command = verb("test", task.config, task.checkpoint, "--work-dir", str(task.out / "runs" / name), "--out", str(out),
-                   *format_options(options))  # fmt: skip
+    command = verb(
+        "test",
+        task.config,
+        task.checkpoint,
+        "--work-dir",
+        str(task.out / "runs" / name),
+        "--out",
+        str(out),
+        *format_options(options),
+    )
     return Step(name, command, [out.with_suffix(".metrics.json")])
 
 
@@ -103,8 +113,9 @@ def measure_folders(task: FolderOptions) -> str:
     by_folder = {n: read_json(task.out / f"{n}.metrics.json", "result file")["metrics"] for n in folders}
     keys = [k for k in next(iter(by_folder.values())) if all(k in m for m in by_folder.values())]
     mean = {k: statistics.fmean(m[k] for m in by_folder.values()) for k in keys}
-    stamp = protocol_stamp("folders", root=str(task.root), folders=list(folders), config=task.config,
-                           prompt_names=prompt_names)  # fmt: skip
+    stamp = protocol_stamp(
+        "folders", root=str(task.root), folders=list(folders), config=task.config, prompt_names=prompt_names
+    )
     write_results(task.out / "folders.json", stamp, mean, by_folder=by_folder)
     rows = [f"| {n} | {m['bbox_mAP']:.4f} | {m['bbox_mAP_50']:.4f} |" for n, m in [*by_folder.items(), ("mean", mean)]]
     table = "\n".join(["| data set | bbox_mAP | bbox_mAP_50 |", "|---|---|---|", *rows]) + "\n"

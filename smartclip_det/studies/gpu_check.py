@@ -64,8 +64,13 @@ def model_on(device: str, arch: str, **options: Any) -> SmartCLIPAlignment:
 def batch_on(device: str, model: SmartCLIPAlignment, count: int) -> tuple[Tensor, list[BaseDataElement]]:
     """Random pixels and tokens, the same on any device."""
     config = model.towers.config
-    pixels = torch.randint(0, 256, (count, 3, config.image_size, config.image_size), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(1))  # fmt: skip
+    pixels = torch.randint(
+        0,
+        256,
+        (count, 3, config.image_size, config.image_size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(1),
+    )
     tokens = caption_tokens(count, config.context_length, config.context_length // 2)
     ends = tokens.argmax(dim=1) + 1
     samples = [BaseDataElement(metainfo={"drawn_tokens": [t[:n].tolist()]}) for t, n in zip(tokens, ends, strict=True)]
@@ -91,8 +96,12 @@ def parity(task: GpuCheckOptions) -> dict[str, Any]:
     own = loss_and_gradients(model_on(task.device, task.arch), task.device, count, False)
     cosine = float(torch.nn.functional.cosine_similarity(own[1], theirs[1], dim=0))
     relative = abs(own[0] - theirs[0]) / abs(theirs[0])
-    return {"loss": own[0], "relative_difference": relative, "gradient_cosine": cosine,
-            "passed": relative < 1e-3 and cosine > 0.999}  # fmt: skip
+    return {
+        "loss": own[0],
+        "relative_difference": relative,
+        "gradient_cosine": cosine,
+        "passed": relative < 1e-3 and cosine > 0.999,
+    }
 
 
 def mixed_precision(task: GpuCheckOptions) -> dict[str, Any]:
@@ -103,8 +112,12 @@ def mixed_precision(task: GpuCheckOptions) -> dict[str, Any]:
     cosine = float(torch.nn.functional.cosine_similarity(found[1], exact[1], dim=0))
     relative = abs(found[0] - exact[0]) / abs(exact[0])
     finite = bool(torch.isfinite(found[1]).all())
-    return {"relative_difference": relative, "gradient_cosine": cosine, "finite": finite,
-            "passed": finite and relative < 0.05 and cosine > 0.9}  # fmt: skip
+    return {
+        "relative_difference": relative,
+        "gradient_cosine": cosine,
+        "finite": finite,
+        "passed": finite and relative < 0.05 and cosine > 0.9,
+    }
 
 
 def memory(task: GpuCheckOptions) -> dict[str, Any]:
@@ -118,8 +131,13 @@ def memory(task: GpuCheckOptions) -> dict[str, Any]:
         peaks[name] = peak.mib
         del model
     relative = abs(losses["parts"] - losses["whole"]) / abs(losses["whole"])
-    out = {"batch": task.batch, "part": part, "peak_mib": peaks, "relative_difference": relative,
-           "passed": relative < 0.02}  # fmt: skip
+    out = {
+        "batch": task.batch,
+        "part": part,
+        "peak_mib": peaks,
+        "relative_difference": relative,
+        "passed": relative < 0.02,
+    }
     if task.device != "cpu":
         # A process's own peak on a CPU is not returned between runs; a card's is.
         out["passed"] = out["passed"] and peaks["parts"] < 0.7 * peaks["whole"]
@@ -157,8 +175,11 @@ def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
 
         try:
             found = in_turns({"step": step}, 5)["step"]
-            rows[str(count)] = {"seconds": found["median"], "pairs_per_second": count / found["median"],
-                                "peak_mib": found["peak_mib"]}  # fmt: skip
+            rows[str(count)] = {
+                "seconds": found["median"],
+                "pairs_per_second": count / found["median"],
+                "peak_mib": found["peak_mib"],
+            }
         except torch.OutOfMemoryError as error:
             rows[str(count)] = {"out_of_memory": str(error).splitlines()[0]}
         del model, optimizer
@@ -197,10 +218,16 @@ def waits(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
-    "parity": parity, "waits": waits, "mixed_precision": mixed_precision, "memory": memory,
-    "many_negatives": many_negatives, "steps": steps_in_bf16, "two-stage": family("two-stage"),
-    "one-stage": family("one-stage"), "referring": family("referring"),
-}  # fmt: skip
+    "parity": parity,
+    "waits": waits,
+    "mixed_precision": mixed_precision,
+    "memory": memory,
+    "many_negatives": many_negatives,
+    "steps": steps_in_bf16,
+    "two-stage": family("two-stage"),
+    "one-stage": family("one-stage"),
+    "referring": family("referring"),
+}
 
 
 def check_gpu(task: GpuCheckOptions) -> bool:
@@ -217,8 +244,7 @@ def check_gpu(task: GpuCheckOptions) -> bool:
     if task.batch < 4 or task.big < 2:
         raise UserError("--batch must be at least 4 and --big at least 2.")
     device = torch.cuda.get_device_name() if task.device != "cpu" else "cpu"
-    asked = {"device": device, "arch": task.arch, "batch": task.batch, "big": task.big,
-             "batches": list(task.batches)}  # fmt: skip
+    asked = {"device": device, "arch": task.arch, "batch": task.batch, "big": task.big, "batches": list(task.batches)}
     stamp = protocol_stamp("gpu_check", **asked)
     found = {} if task.again else _done(task.out, asked, stamp["code"])
     for name, check in CHECKS.items():
@@ -228,12 +254,26 @@ def check_gpu(task: GpuCheckOptions) -> bool:
             found[name] = check(task)
             found[name]["stage_seconds"] = time.perf_counter() - begun
             write_results(task.out, stamp, found)
-        print(f"{'ok  ' if found[name]['passed'] else 'FAIL'} {name:16s} {'(done before) ' if before else ''}"
-              + ", ".join(f"{k} {v}" for k, v in found[name].items() if k != "passed"), flush=True)  # fmt: skip
+        print(
+            f"{'ok  ' if found[name]['passed'] else 'FAIL'} {name:16s} {'(done before) ' if before else ''}"
+            + ", ".join(f"{k} {v}" for k, v in found[name].items() if k != "passed"),
+            flush=True,
+        )
     print(f"written: {task.out}")
     if task.benchmark:
-        command = verb("bench", "alignment", "--device", task.device, "--arch", task.arch, "--batch", str(task.batch),
-                       "--bf16", "--out", str(task.out.with_name("gpu_benchmark.json")))  # fmt: skip
+        command = verb(
+            "bench",
+            "alignment",
+            "--device",
+            task.device,
+            "--arch",
+            task.arch,
+            "--batch",
+            str(task.batch),
+            "--bf16",
+            "--out",
+            str(task.out.with_name("gpu_benchmark.json")),
+        )
         subprocess.run([sys.executable, *command], check=True, env={**os.environ, "PYTHONPATH": python_path()})
     return all(f["passed"] for f in found.values())
 

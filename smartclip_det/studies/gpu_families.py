@@ -110,6 +110,11 @@ def _detection_batch() -> dict[str, Any]:
 def _referring_batch(side: int) -> dict[str, Any]:
     from mmengine.structures import BaseDataElement
 
-    facts = {"sentences": ["a red cup", "the dog on the left"], "sentence_ids": [0, 1], "scale": (1.0, 1.0),
-             "ori_shape": (side, side), "boxes": [torch.tensor([[8.0, 8, 60, 60]]), torch.zeros(0, 4)]}  # fmt: skip
+    facts = {
+        "sentences": ["a red cup", "the dog on the left"],
+        "sentence_ids": [0, 1],
+        "scale": (1.0, 1.0),
+        "ori_shape": (side, side),
+        "boxes": [torch.tensor([[8.0, 8, 60, 60]]), torch.zeros(0, 4)],
+    }
     return {"inputs": _pixels(side), "data_samples": [BaseDataElement(metainfo=copy.deepcopy(facts)) for _ in range(2)]}

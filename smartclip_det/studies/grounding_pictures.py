@@ -82,8 +82,18 @@ def draw_groundings(task: GroundingPicturesOptions) -> tuple[int, int]:
         image, tree, mine = open_rgb(task.images / e.file_name), parse_expression(e.sentence), found[e.id]
         maps = None if encoder is None else similarity_maps(encoder, image, e.sentence, tree, task.mask_mode)
         told = f"IoU {overlap:.2f}, score {mine.scores[0]:.3f}" if mine.boxes else "answered: none"
-        panels.append(grounding_panel(image, e.sentence, mine.boxes, mine.scores, targets=e.boxes, maps=maps,
-                                      outline=tree.outline(), title=told))  # fmt: skip
+        panels.append(
+            grounding_panel(
+                image,
+                e.sentence,
+                mine.boxes,
+                mine.scores,
+                targets=e.boxes,
+                maps=maps,
+                outline=tree.outline(),
+                title=told,
+            )
+        )
     task.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(panels, task.columns).save(task.out)
     return len(panels), len(truth)

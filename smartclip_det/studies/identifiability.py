@@ -145,7 +145,7 @@ def network(inputs: int, outputs: int, width: int = 256) -> nn.Sequential:
     """Two hidden layers."""
     return nn.Sequential(
         nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
-    )  # fmt: skip
+    )
 
 
 class Encoders(nn.Module):
@@ -191,8 +191,13 @@ def train(nature: Nature, task: IdentifyOptions, masked: bool, seed: int, label:
     """Encoders of one world, with SmartCLIP's loss or CLIP's."""
     torch.manual_seed(seed)
     encoders = Encoders(nature)
-    loss = AlignmentLoss("hard" if masked else "off", modular=nature.world.modular, scale=task.scale,
-                         alignment_weight=1.0, sparsity_weight=nature.world.sparsity)  # fmt: skip
+    loss = AlignmentLoss(
+        "hard" if masked else "off",
+        modular=nature.world.modular,
+        scale=task.scale,
+        alignment_weight=1.0,
+        sparsity_weight=nature.world.sparsity,
+    )
     optimizer = torch.optim.AdamW(encoders.parameters(), lr=3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
     for _ in trange(task.steps, desc=label, leave=False):
@@ -256,8 +261,12 @@ def identification(nature: Nature, encoders: Encoders, rows: int) -> dict[str, f
             union = int((both | masks[(c,)]).sum())
             overlaps.append(int((both & masks[(c,)]).sum()) / union if union else 1.0)
     on = statistics.fmean(int(masks[(c,)].sum()) for c in concepts)
-    return {"own_block_r2": statistics.fmean(own), "other_block_r2": statistics.fmean(other),
-            "jaccard": statistics.fmean(overlaps), "dimensions_on": on}  # fmt: skip
+    return {
+        "own_block_r2": statistics.fmean(own),
+        "other_block_r2": statistics.fmean(other),
+        "jaccard": statistics.fmean(overlaps),
+        "dimensions_on": on,
+    }
 
 
 @torch.no_grad()
@@ -277,8 +286,11 @@ def measure(world: World, seed: int, task: IdentifyOptions, label: str) -> dict[
     nature = Nature(world, seed)
     ours = train(nature, task, True, seed, f"{label}, SmartCLIP")
     theirs = train(nature, task, False, seed, f"{label}, CLIP")
-    partial = {"hard": partial_retrieval(nature, ours, True), "off": partial_retrieval(nature, ours, False),
-               "clip": partial_retrieval(nature, theirs, False)}  # fmt: skip
+    partial = {
+        "hard": partial_retrieval(nature, ours, True),
+        "off": partial_retrieval(nature, ours, False),
+        "clip": partial_retrieval(nature, theirs, False),
+    }
     return {**identification(nature, ours, task.rows), "partial": partial}
 
 
@@ -311,12 +323,22 @@ def identify(task: IdentifyOptions) -> dict[str, list[dict[str, Any]]]:
         found[name] = [measure(world, seed, task, f"{name}, seed {seed}") for seed in range(task.seeds)]
         m = mean_of(found[name])
         recalls = "  ".join(f"{m['partial'][k]:.3f}" for k in PARTIAL)
-        print(f"{name:26s} {m['own_block_r2']:7.3f} {m['other_block_r2']:7.3f} {m['jaccard']:8.3f} "
-              f"{m['dimensions_on']:5.1f}   {recalls}", flush=True)  # fmt: skip
+        print(
+            f"{name:26s} {m['own_block_r2']:7.3f} {m['other_block_r2']:7.3f} {m['jaccard']:8.3f} "
+            f"{m['dimensions_on']:5.1f}   {recalls}",
+            flush=True,
+        )
     base = mean_of(found["base"])
-    stamp = protocol_stamp("identifiability", seeds=task.seeds, steps=task.steps, batch=task.batch, scale=task.scale,
-                           rows=task.rows, retrieval="text to image, recall@1 among 512, ties against",
-                           world=asdict(STRESS["base"]))  # fmt: skip
+    stamp = protocol_stamp(
+        "identifiability",
+        seeds=task.seeds,
+        steps=task.steps,
+        batch=task.batch,
+        scale=task.scale,
+        rows=task.rows,
+        retrieval="text to image, recall@1 among 512, ties against",
+        world=asdict(STRESS["base"]),
+    )
     stress = {n: {"world": asdict(worlds[n]), **mean_of(f)} for n, f in found.items()}
     write_results(task.out, stamp, base, **base, stress=stress, by_seed=found)
     draw({n: mean_of(f) for n, f in found.items()}, task.out.with_suffix(".png"))
@@ -330,8 +352,10 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(11, 1.2 + 0.45 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     recalls = {k: [r["partial"][k] for r in rows.values()] for k in PARTIAL}
-    groups = ((left, "identification", {k: [r[k] for r in rows.values()] for k in KEYS[:3]}),
-              (right, "recall@1 of partial captions", recalls))  # fmt: skip
+    groups = (
+        (left, "identification", {k: [r[k] for r in rows.values()] for k in KEYS[:3]}),
+        (right, "recall@1 of partial captions", recalls),
+    )
     for axes, title, series in groups:
         for n, (label, values) in enumerate(series.items()):
             axes.barh(

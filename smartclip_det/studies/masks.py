@@ -75,8 +75,10 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
         raise UserError("Give --texts or --vocabulary, --kinds, --captions, or several of them.")
     towers = load_towers(task.towers).to(resolve_device(task.device))
     if towers.mask_network is None:
-        raise UserError(f"{task.towers.get('checkpoint') or task.towers.get('arch')} has no mask network: there are "
-                        "no masks to look at.")  # fmt: skip
+        raise UserError(
+            f"{task.towers.get('checkpoint') or task.towers.get('arch')} has no mask network: there are "
+            "no masks to look at."
+        )
     page = ReportPage("Masks")
     page.text(
         f"Towers {towers.checkpoint_hash}, {towers.config.embed_dim} dimensions, mask_pad {towers.config.mask_pad}."
@@ -88,8 +90,15 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
         metrics["kinds"] = of_kinds(towers, task, page)
     if task.captions:
         metrics.update(of_captions(towers, task, page))
-    stamp = protocol_stamp("masks", **towers.provenance(), template=task.template, pairs=task.pairs, seed=task.seed,
-                           captions=task.captions, limit=task.limit)  # fmt: skip
+    stamp = protocol_stamp(
+        "masks",
+        **towers.provenance(),
+        template=task.template,
+        pairs=task.pairs,
+        seed=task.seed,
+        captions=task.captions,
+        limit=task.limit,
+    )
     # A file asked for by name, or a folder for both.
     results = task.out if task.out.suffix == ".json" else task.out / "masks.json"
     page.write(results.with_suffix(".html"))
@@ -99,8 +108,10 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
 def masks_of(towers: SmartCLIP, texts: list[str], what: str, batch: int = 64) -> Tensor:
     """``[K, D]`` hard masks on the CPU; texts over the context are cut, which is counted in the page."""
     unique = list(dict.fromkeys(texts))
-    parts = [towers.encode_text(unique[n : n + batch], truncate=True).masks.cpu()
-             for n in tqdm(range(0, len(unique), batch), desc=what, unit="batch")]  # fmt: skip
+    parts = [
+        towers.encode_text(unique[n : n + batch], truncate=True).masks.cpu()
+        for n in tqdm(range(0, len(unique), batch), desc=what, unit="batch")
+    ]
     row = {t: n for n, t in enumerate(unique)}
     return torch.cat(parts)[[row[t] for t in texts]]
 
@@ -114,17 +125,25 @@ def of_words(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str
     if len(words) >= 3:
         found["algebra"] = set_algebra(towers, words, masks, task)
         page.heading("Set algebra")
-        page.text("Masks of joined texts beside unions, and intersections of joined texts beside the shared word "
-                  "(Jaccard; chance: independent masks of the same densities).")  # fmt: skip
-        page.table(["", "Jaccard", "chance"], [[k, found["algebra"][k], found["algebra"][f"{k}_chance"]]
-                                               for k in ("union", "intersection")])  # fmt: skip
+        page.text(
+            "Masks of joined texts beside unions, and intersections of joined texts beside the shared word "
+            "(Jaccard; chance: independent masks of the same densities)."
+        )
+        page.table(
+            ["", "Jaccard", "chance"],
+            [[k, found["algebra"][k], found["algebra"][f"{k}_chance"]] for k in ("union", "intersection")],
+        )
     page.heading("Atlas")
     order = similarity_order(masks)
-    page.picture(stripes(masks[order], masks.mean(dim=0).argsort(descending=True)),
-                 "Rows: words, like masks together. Columns: dimensions, most used first. Dark: kept.")  # fmt: skip
+    page.picture(
+        stripes(masks[order], masks.mean(dim=0).argsort(descending=True)),
+        "Rows: words, like masks together. Columns: dimensions, most used first. Dark: kept.",
+    )
     page.table(["word", "nearest by mask", "Jaccard", "density"], neighbours(words, masks, order))
-    page.table(["dimension", "kept by", "words that keep it"],
-               [[str(d), f, ", ".join(names)] for d, f, names in distinctive(masks, words, 12)])  # fmt: skip
+    page.table(
+        ["dimension", "kept by", "words that keep it"],
+        [[str(d), f, ", ".join(names)] for d, f, names in distinctive(masks, words, 12)],
+    )
     return found
 
 
@@ -171,9 +190,13 @@ def of_captions(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[
         found["prefix_containment"] = dict(zip(map(str, shares["contained"][0]), shares["contained"][1], strict=True))
         found["prefix_containment_chance"] = float(masks[several].mean())
         page.heading("Prefixes")
-        page.curves(shares, "share of sentences", "share of dimensions",
-                    f"Of {len(several)} captions with several sentences. contained: dimensions of the prefix's mask "
-                    f"that the whole caption keeps (chance {found['prefix_containment_chance']:.2f}).")  # fmt: skip
+        page.curves(
+            shares,
+            "share of sentences",
+            "share of dimensions",
+            f"Of {len(several)} captions with several sentences. contained: dimensions of the prefix's mask "
+            f"that the whole caption keeps (chance {found['prefix_containment_chance']:.2f}).",
+        )
     return found
 
 
@@ -189,10 +212,17 @@ def show_occupancy(page: ReportPage, what: str, masks: Tensor) -> None:
     page.heading(f"Occupancy of {what}")
     page.table(list(use.facts()), [list(use.facts().values())])
     ranked = use.frequency.sort(descending=True).values.tolist()
-    page.curves({"frequency": (list(range(len(ranked))), ranked),
-                 "density of texts": (np.linspace(0, len(ranked), len(use.density)).tolist(),
-                                      use.density.sort(descending=True).values.tolist())},
-                "rank (dimensions; texts stretched over them)", "share")  # fmt: skip
+    page.curves(
+        {
+            "frequency": (list(range(len(ranked))), ranked),
+            "density of texts": (
+                np.linspace(0, len(ranked), len(use.density)).tolist(),
+                use.density.sort(descending=True).values.tolist(),
+            ),
+        },
+        "rank (dimensions; texts stretched over them)",
+        "share",
+    )
 
 
 def neighbours(words: list[str], masks: Tensor, order: list[int]) -> list[list[str | float | None]]:

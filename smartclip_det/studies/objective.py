@@ -218,16 +218,18 @@ def train(recipe: Recipe, task: ObjectiveOptions, seed: int, label: str = "") ->
     """One model; pictures, captions and their order depend on the seed alone."""
     torch.manual_seed(seed)
     encoders = Encoders(recipe)
-    loss = AlignmentLoss(recipe.masks, scale="learned", alignment_weight=1.0, sparsity_weight=recipe.sparsity,
-                         text_norm=recipe.text_norm)  # fmt: skip
+    loss = AlignmentLoss(
+        recipe.masks, scale="learned", alignment_weight=1.0, sparsity_weight=recipe.sparsity, text_norm=recipe.text_norm
+    )
     groups: dict[str, list[Tensor]] = {"mask": [], "rest": []}
     for name, value in encoders.named_parameters():
         if name != "logit_scale":
             groups["mask" if name.startswith("mask.") else "rest"].append(value)
     rows: list[dict[str, Any]] = [
-        {"params": groups["rest"]}, {"params": groups["mask"], "lr": task.rate * recipe.mask_rate},
+        {"params": groups["rest"]},
+        {"params": groups["mask"], "lr": task.rate * recipe.mask_rate},
         {"params": [encoders.logit_scale], "weight_decay": 0.0},
-    ]  # fmt: skip
+    ]
     optimizer = torch.optim.AdamW(rows, lr=task.rate, weight_decay=0.05)
     steps = task.steps * recipe.longer
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -268,8 +270,11 @@ def measure(encoders: Encoders, recipe: Recipe, task: ObjectiveOptions, seed: in
     pairs[torch.arange(PAIRS), PARTS[0] + torch.arange(PAIRS) % PARTS[1]] = 1
     images, has_pair = encoders.images(scenes), scenes.pairs()
     has_shape = scenes.part(0).amax(dim=1) > 0
-    asked = {"shape": (alone(shapes), images, has_shape), "colour_shape": (alone(pairs), images, has_pair),
-             "captions": (captions, images[:600], is_true(captions, some))}  # fmt: skip
+    asked = {
+        "shape": (alone(shapes), images, has_shape),
+        "colour_shape": (alone(pairs), images, has_pair),
+        "captions": (captions, images[:600], is_true(captions, some)),
+    }
     found: dict[str, Any] = {}
     modes = ("off",) if recipe.masks == "off" else RETRIEVAL_MODES
     for what, (texts, vectors, truth) in asked.items():
@@ -295,8 +300,11 @@ def confusions(scores: Tensor, scenes: Things) -> dict[str, float]:
     shape, colour = ((scenes.part(i).amax(dim=1) > 0) for i in (0, 1))
     right = scenes.pairs()
     both = (shape[:, :, None] & colour[:, None]).flatten(1)
-    wrong = (both & ~right, (shape[:, :, None] & ~colour[:, None]).flatten(1),
-             (~shape[:, :, None] & colour[:, None]).flatten(1))  # fmt: skip
+    wrong = (
+        both & ~right,
+        (shape[:, :, None] & ~colour[:, None]).flatten(1),
+        (~shape[:, :, None] & colour[:, None]).flatten(1),
+    )
     out = {}
     for name, others in zip(WRONG, wrong, strict=True):
         columns = zip(right.t().numpy(), others.t().numpy(), scores.t().numpy(), strict=True)
@@ -307,8 +315,10 @@ def confusions(scores: Tensor, scenes: Things) -> dict[str, float]:
 
 def mean_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean over seeds, key by key."""
-    return {k: mean_of([f[k] for f in found]) if isinstance(v, Mapping) else statistics.fmean(f[k] for f in found)
-            for k, v in found[0].items()}  # fmt: skip
+    return {
+        k: mean_of([f[k] for f in found]) if isinstance(v, Mapping) else statistics.fmean(f[k] for f in found)
+        for k, v in found[0].items()
+    }
 
 
 def compare(task: ObjectiveOptions) -> dict[str, list[dict[str, Any]]]:
@@ -335,7 +345,11 @@ def compare(task: ObjectiveOptions) -> dict[str, list[dict[str, Any]]]:
             more = f"   {m.get('density', 1):.2f}, {m['auc']['unbound']:.3f}" if own else ""
             print(f"{name:14s} {mode:9s} " + " ".join(f"{m[mode][k]:6.3f}" for k in MEASURES) + more, flush=True)
     facts = {k: v for k, v in asdict(task).items() if k not in ("recipes", "out")}
-    stamp = protocol_stamp("objective", **facts, recipes={n: asdict(r) for n, r in chosen.items()},
-                           metric="average precision over all true pictures")  # fmt: skip
+    stamp = protocol_stamp(
+        "objective",
+        **facts,
+        recipes={n: asdict(r) for n, r in chosen.items()},
+        metric="average precision over all true pictures",
+    )
     write_results(task.out, stamp, {n: mean_of(f) for n, f in found.items()}, by_seed=found)
     return found

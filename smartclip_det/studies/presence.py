@@ -101,8 +101,10 @@ class PresenceOptions:
         for s in self.sources:
             check_choice("presence source", s, PRESENCE_SOURCES)
         if min(self.sizes, default=0) < 2 or min(self.powers, default=0) <= 0:
-            raise UserError(f"Vocabularies have at least 2 names, and exponents are over 0; given {list(self.sizes)} "
-                            f"and {list(self.powers)}.")  # fmt: skip
+            raise UserError(
+                f"Vocabularies have at least 2 names, and exponents are over 0; given {list(self.sizes)} "
+                f"and {list(self.powers)}."
+            )
 
 
 @dataclass
@@ -150,24 +152,49 @@ def measure_presence(options: PresenceOptions) -> tuple[Results, Path]:
     results["detection"] = {str(k): measure_detection(o, half, bank, len(known), k, policies) for k in o.sizes}
     if o.expressions is not None:
         results["grounding"] = measure_grounding(
-            o.expressions, o.expression_images or o.images, str(o.ann), encoder, next(iter(policies.values())),
-            sources=o.sources, powers=o.powers, scale=scale, resamples=o.resamples,
-            calibrates=lambda image_id: calibrates(image_id, o.seed), limit=o.limit,
-        )  # fmt: skip
+            o.expressions,
+            o.expression_images or o.images,
+            str(o.ann),
+            encoder,
+            next(iter(policies.values())),
+            sources=o.sources,
+            powers=o.powers,
+            scale=scale,
+            resamples=o.resamples,
+            calibrates=lambda image_id: calibrates(image_id, o.seed),
+            limit=o.limit,
+        )
     stamp = protocol_stamp(
-        "presence", ann_sha256=file_hash(o.ann), checkpoint_hash=towers.checkpoint_hash, boxes=o.boxes,
-        absent=o.absent, foreign=len(foreign), known=len(known), template=o.template, policy=policy.to_dict(),
-        learned_scale=o.learned_scale, dense_size=encoder.dense_size, max_boxes=o.max_boxes, seed=o.seed, limit=o.limit,
-        resamples=o.resamples, iou=0.5, measured="half of the pictures; the other half calibrates",
+        "presence",
+        ann_sha256=file_hash(o.ann),
+        checkpoint_hash=towers.checkpoint_hash,
+        boxes=o.boxes,
+        absent=o.absent,
+        foreign=len(foreign),
+        known=len(known),
+        template=o.template,
+        policy=policy.to_dict(),
+        learned_scale=o.learned_scale,
+        dense_size=encoder.dense_size,
+        max_boxes=o.max_boxes,
+        seed=o.seed,
+        limit=o.limit,
+        resamples=o.resamples,
+        iou=0.5,
+        measured="half of the pictures; the other half calibrates",
         expressions_sha256=None if o.expressions is None else file_hash(o.expressions),
-    )  # fmt: skip
+    )
     counts = {"pictures": len(seen), "measured": len(half)}
     return results, write_results(o.out, stamp, results, counts=counts)
 
 
 def _told(policy: ScoringPolicy) -> dict[str, float]:
-    return {"presence_scale": policy.presence_scale, "presence_bias": policy.presence_bias,
-            "region_scale": policy.dense_temperature, "region_bias": policy.sigmoid_bias}  # fmt: skip
+    return {
+        "presence_scale": policy.presence_scale,
+        "presence_bias": policy.presence_bias,
+        "region_scale": policy.dense_temperature,
+        "region_bias": policy.sigmoid_bias,
+    }
 
 
 def calibrates(image_id: Any, seed: int) -> bool:
@@ -221,8 +248,9 @@ def see(
         vectors = encoder.vectors(image, corners[best].tolist(), "dense")
         presence = {s: presence_cosine(encoder.picture(image, s), bank, policy) for s in o.sources}
         classes = torch.tensor([row[a["category_id"]] for a in mine], dtype=torch.long)
-        out.append(SeenPicture(info["id"], corners[best], own[best], bank.cosine(vectors, policy), presence, objects,
-                               classes))  # fmt: skip
+        out.append(
+            SeenPicture(info["id"], corners[best], own[best], bank.cosine(vectors, policy), presence, objects, classes)
+        )
     return out
 
 
@@ -233,22 +261,39 @@ def calibrated(
     if not half:
         raise UserError("No picture is in the half that calibrates: give more pictures, or another --seed.")
     # A box has the name of an object that it overlaps by half.
-    right = [torch.stack([torch.from_numpy(match_boxes(p.boxes, torch.full((len(p.boxes),), c), p.objects, p.classes))
-                          for c in range(known)], dim=1) for p in half]  # fmt: skip
+    right = [
+        torch.stack(
+            [
+                torch.from_numpy(match_boxes(p.boxes, torch.full((len(p.boxes),), c), p.objects, p.classes))
+                for c in range(known)
+            ],
+            dim=1,
+        )
+        for p in half
+    ]
     regions = fit_sigmoid(torch.cat([p.regions[:, :known] for p in half]), torch.cat(right), scale)
     there = torch.stack([torch.isin(torch.arange(known), p.classes) for p in half])
     out = {}
     for s in o.sources:
         presence = fit_sigmoid(torch.stack([p.presence[s][:known] for p in half]), there, scale)
-        out[s] = policy.with_(presence_source=s, presence_scale=presence[0], presence_bias=presence[1],
-                              dense_temperature=regions[0], sigmoid_bias=regions[1])  # fmt: skip
+        out[s] = policy.with_(
+            presence_source=s,
+            presence_scale=presence[0],
+            presence_bias=presence[1],
+            dense_temperature=regions[0],
+            sigmoid_bias=regions[1],
+        )
     return out
 
 
 def measure_detection(
-    o: PresenceOptions, half: Sequence[SeenPicture], bank: TextBank, known: int, size: int,
+    o: PresenceOptions,
+    half: Sequence[SeenPicture],
+    bank: TextBank,
+    known: int,
+    size: int,
     policies: Mapping[str, ScoringPolicy],
-) -> Results:  # fmt: skip
+) -> Results:
     """Rows of one vocabulary size: without presence, with it, and its controls; gains in pairs over no presence."""
     asked = [episode(p, known, len(bank), size, o.seed) for p in half]
     first = next(iter(policies.values()))
@@ -284,9 +329,12 @@ def episode(picture: SeenPicture, known: int, names: int, size: int, seed: int) 
 
 
 def detect(
-    half: Sequence[SeenPicture], asked: Sequence[Tensor], known: int, policy: ScoringPolicy,
+    half: Sequence[SeenPicture],
+    asked: Sequence[Tensor],
+    known: int,
+    policy: ScoringPolicy,
     presence: Sequence[Tensor | None],
-) -> PooledDetections:  # fmt: skip
+) -> PooledDetections:
     """Detections of every picture under its vocabulary, as one ranking."""
     rows, objects = [], []
     for picture, names, cosines in zip(half, asked, presence, strict=True):
@@ -297,9 +345,12 @@ def detect(
         wanted = torch.isin(picture.classes, names)
         objects.append(int(wanted.sum()))
         told = names[labels]
-        rows.append({
-            "scores": values.numpy(), "foreign": (told >= known).numpy(),
-            "absent": ~np.isin(told.numpy(), picture.classes.numpy()),
-            "hits": match_boxes(picture.boxes[boxes], told, picture.objects[wanted], picture.classes[wanted]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "scores": values.numpy(),
+                "foreign": (told >= known).numpy(),
+                "absent": ~np.isin(told.numpy(), picture.classes.numpy()),
+                "hits": match_boxes(picture.boxes[boxes], told, picture.objects[wanted], picture.classes[wanted]),
+            }
+        )
     return PooledDetections.cat(rows, objects)

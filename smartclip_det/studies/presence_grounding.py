@@ -49,10 +49,19 @@ class SeenSentences:
 
 
 def measure_grounding(
-    expressions: Path, folder: Path, instances: str, encoder: RegionEncoder, policy: ScoringPolicy, *,
-    sources: Sequence[str], powers: Sequence[float], scale: float | None, resamples: int,
-    calibrates: Callable[[Any], bool], limit: int = 0,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    expressions: Path,
+    folder: Path,
+    instances: str,
+    encoder: RegionEncoder,
+    policy: ScoringPolicy,
+    *,
+    sources: Sequence[str],
+    powers: Sequence[float],
+    scale: float | None,
+    resamples: int,
+    calibrates: Callable[[Any], bool],
+    limit: int = 0,
+) -> dict[str, dict[str, Any]]:
     """Rows: without presence, with it, and with that of another picture; gains in pairs over no presence.
 
     Args:
@@ -94,9 +103,13 @@ def measure_grounding(
 
 
 def see(
-    wanted: Sequence[Expression], folder: Path, instances: str, grounder: ZeroShotGrounder, sources: Sequence[str],
+    wanted: Sequence[Expression],
+    folder: Path,
+    instances: str,
+    grounder: ZeroShotGrounder,
+    sources: Sequence[str],
     limit: int,
-) -> SeenSentences:  # fmt: skip
+) -> SeenSentences:
     """Evidence and presence of every sentence whose picture has candidates."""
     groups: dict[Any, list[Expression]] = {}
     for e in wanted:
@@ -125,6 +138,9 @@ def see(
             own[s].append(presence_cosine(pictures[n][s], part, grounder.policy)[column])
             other[s].append(presence_cosine(pictures[(n + 1) % len(ids)][s], part, grounder.policy)[column])
     return SeenSentences(
-        [i for i in ids for _ in groups[i]], np.array([bool(e.boxes) for i in ids for e in groups[i]]),
-        torch.cat(evidence), {s: torch.cat(v) for s, v in own.items()}, {s: torch.cat(v) for s, v in other.items()},
-    )  # fmt: skip
+        [i for i in ids for _ in groups[i]],
+        np.array([bool(e.boxes) for i in ids for e in groups[i]]),
+        torch.cat(evidence),
+        {s: torch.cat(v) for s, v in own.items()},
+        {s: torch.cat(v) for s, v in other.items()},
+    )

@@ -37,8 +37,10 @@ def _exit_code(main: Callable[[], int | None]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
-        print(f"error: out of memory ({str(error).splitlines()[0] if str(error) else 'no size told'}).\n{_SMALLER}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"error: out of memory ({str(error).splitlines()[0] if str(error) else 'no size told'}).\n{_SMALLER}",
+            file=sys.stderr,
+        )
         return 2
     except BrokenPipeError:
         # The reader of our output (head, less) left; what was promised on disk is checked by its own exit code.

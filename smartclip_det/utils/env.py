@@ -13,9 +13,20 @@ from smartclip_det.utils import compat
 from smartclip_det.version import __version__
 
 #: Distributions; of several that provide the same module, the first that is installed.
-_SHOWN = ("torch", "torchvision", "mmcv-lite/mmcv", "mmdet", "mmengine/onedl-mmengine", "open-clip-torch",
-          "pycocotools", "lvis", "faster-coco-eval", "numpy", "opencv-python-headless/opencv-python",
-          "safetensors")  # fmt: skip
+_SHOWN = (
+    "torch",
+    "torchvision",
+    "mmcv-lite/mmcv",
+    "mmdet",
+    "mmengine/onedl-mmengine",
+    "open-clip-torch",
+    "pycocotools",
+    "lvis",
+    "faster-coco-eval",
+    "numpy",
+    "opencv-python-headless/opencv-python",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:
@@ -72,8 +83,13 @@ def check_operators(device: str) -> list[str]:
         shapes = torch.tensor([[4, 4]], device=device)
         starts = torch.zeros(1, dtype=torch.long, device=device)
         points = torch.full((3, 1, 1, 2), 0.5, device=device).transpose(0, 1)
-        out = attention(torch.rand(3, 1, 8, device=device), value=torch.rand(16, 1, 8, device=device),
-                        reference_points=points, spatial_shapes=shapes, level_start_index=starts)  # fmt: skip
+        out = attention(
+            torch.rand(3, 1, 8, device=device),
+            value=torch.rand(16, 1, 8, device=device),
+            reference_points=points,
+            spatial_shapes=shapes,
+            level_start_index=starts,
+        )
     except (RuntimeError, ImportError, AttributeError) as error:
         raise UserError(f"An operator failed on {device} ({error}). Run `{compat.SETUP_COMMAND}`.") from error
     if kept.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):

@@ -53,8 +53,14 @@ def read_square(source: str | Path | bytes, name: str, side: int, fit: str = "cr
         size = opened.size
         if not exact:
             wanted = _resized(size, side, fit)
-            part = next((k for k, margin in REDUCED_MARGINS.items()
-                         if all(n >= k * margin * w for n, w in zip(size, wanted, strict=True))), 1)  # fmt: skip
+            part = next(
+                (
+                    k
+                    for k, margin in REDUCED_MARGINS.items()
+                    if all(n >= k * margin * w for n, w in zip(size, wanted, strict=True))
+                ),
+                1,
+            )
             if part > 1:
                 opened.draft(None, (size[0] // part, size[1] // part))
         turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)

@@ -109,9 +109,13 @@ def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> 
 
 
 def safe_url_load(
-    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, check_hash: bool = False,
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,
+    check_hash: bool = False,
     file_name: str | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """:func:`torch.hub.load_state_dict_from_url` without running pickled code; MMEngine's ``https://`` checkpoints.
 
     Raises:

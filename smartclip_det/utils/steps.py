@@ -133,8 +133,9 @@ class StepRunner:
         configs = step.config_hash()
         begin = time.perf_counter()
         with log.open("w", encoding="utf-8") as handle:
-            child = subprocess.Popen([sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT,
-                                     env=environment)  # fmt: skip
+            child = subprocess.Popen(
+                [sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT, env=environment
+            )
             shown = begin
             while child.poll() is None:
                 time.sleep(0.2)

@@ -17,9 +17,17 @@ from smartclip_det.visualization.lettering import Font, fitting, font, shown_lab
 
 #: Ten colours that stay apart on white and for colour-blind eyes (after Okabe and Ito, darkened).
 PALETTE = (
-    (0, 114, 178), (213, 94, 0), (0, 145, 105), (190, 90, 150), (200, 140, 0),
-    (60, 140, 200), (110, 70, 160), (150, 40, 40), (70, 110, 30), (90, 90, 90),
-)  # fmt: skip
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 145, 105),
+    (190, 90, 150),
+    (200, 140, 0),
+    (60, 140, 200),
+    (110, 70, 160),
+    (150, 40, 40),
+    (70, 110, 30),
+    (90, 90, 90),
+)
 
 
 #: Contrast of white letters on a label, at least (WCAG, large text).
@@ -47,9 +55,13 @@ def contrast_with_white(colour: tuple[int, int, int]) -> float:
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str], names: Sequence[str],
-    scores: Sequence[float] | None = None, tracks: Sequence[int] | None = None,
-) -> Image.Image:  # fmt: skip
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    names: Sequence[str],
+    scores: Sequence[float] | None = None,
+    tracks: Sequence[int] | None = None,
+) -> Image.Image:
     """Draw labelled boxes on a copy of an image.
 
     Args:
@@ -99,9 +111,13 @@ def _area(box: Sequence[float]) -> float:
 
 
 def _label_place(
-    draw: ImageDraw.ImageDraw, text: str, face: Font,
-    box: tuple[float, float, float, float], size: tuple[int, int], taken: Sequence[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float]:  # fmt: skip
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    face: Font,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
     """Above the box, else inside its top, below, or inside its bottom; at its left, else its right side.
 
     Moved onto the canvas; the first place that is free of other labels, else the one that hides the least of them.

@@ -19,10 +19,16 @@ _WIDTH, _BAR, _LINE = 320, 16, 15
 
 
 def grounding_panel(
-    image: Image.Image, expression: str, boxes: Sequence[Sequence[float]], scores: Sequence[float], *,
-    targets: Sequence[Sequence[float]] = (), outline: Sequence[str] = (),
-    maps: Mapping[str, np.ndarray] | None = None, title: str = "",
-) -> Image.Image:  # fmt: skip
+    image: Image.Image,
+    expression: str,
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[float],
+    *,
+    targets: Sequence[Sequence[float]] = (),
+    outline: Sequence[str] = (),
+    maps: Mapping[str, np.ndarray] | None = None,
+    title: str = "",
+) -> Image.Image:
     """One expression: its best boxes numbered, a bar for each score, the tree, and similarity maps.
 
     Args:
@@ -52,8 +58,17 @@ def grounding_panel(
     rows = -(-len(small) // 2)
     map_height = max((m.height for _, m in small), default=0) + _LINE + 6
     text = [expression, *([title] if title else [])]
-    height = (len(text) * _LINE + 10 + picture.height + 6 + shown * (_BAR + 4) + 6 + len(outline) * _LINE + 6
-              + rows * map_height)  # fmt: skip
+    height = (
+        len(text) * _LINE
+        + 10
+        + picture.height
+        + 6
+        + shown * (_BAR + 4)
+        + 6
+        + len(outline) * _LINE
+        + 6
+        + rows * map_height
+    )
     canvas = Image.new("RGB", (_WIDTH + 12, height), "white")
     draw, y = ImageDraw.Draw(canvas), 4
     for n, words in enumerate(text):
@@ -75,9 +90,13 @@ def grounding_panel(
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], words: str, size: int, width: int,
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    words: str,
+    size: int,
+    width: int,
     colour: tuple[int, int, int] = INK,
-) -> None:  # fmt: skip
+) -> None:
     """One line of a panel; the indent of a tree is kept."""
     indent = len(words) - len(words.lstrip())
     text = " " * indent + (shown_labels([words])[words] if words.strip() else "")

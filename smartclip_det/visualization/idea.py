@@ -58,8 +58,13 @@ def draw_idea(image: Image.Image, vector: np.ndarray, texts: Sequence[IdeaText])
         colour = tuple(c / 255 for c in PALETTE[n % len(PALETTE)])
         mask, row = t.mask[order] > 0, 1 + 3 * n
         axes = figure.add_subplot(grid[row, 1])
-        axes.set_title(f"“{t.text}”: cosine {t.masked:.2f} on the {int(mask.sum())} dimensions that it keeps, "
-                       f"{t.plain:.2f} on all {len(mask)}", fontsize=11, color=colour, loc="left")  # fmt: skip
+        axes.set_title(
+            f"“{t.text}”: cosine {t.masked:.2f} on the {int(mask.sum())} dimensions that it keeps, "
+            f"{t.plain:.2f} on all {len(mask)}",
+            fontsize=11,
+            color=colour,
+            loc="left",
+        )
         _bars(axes, mask, "mask", colour)
         _strip(figure.add_subplot(grid[row + 1, 1]), vector[order], mask, "image", colour)
         _strip(figure.add_subplot(grid[row + 2, 1]), t.vector[order], mask, "text", colour)
@@ -83,8 +88,9 @@ def _strip(axes: Any, values: np.ndarray, mask: np.ndarray | None, label: str, c
 def _bars(axes: Any, mask: np.ndarray, label: str, colour: Any) -> None:
     from matplotlib.colors import ListedColormap
 
-    axes.imshow(mask[None], aspect="auto", cmap=ListedColormap(["#ffffff", colour]), vmin=0, vmax=1,
-                interpolation="nearest")  # fmt: skip
+    axes.imshow(
+        mask[None], aspect="auto", cmap=ListedColormap(["#ffffff", colour]), vmin=0, vmax=1, interpolation="nearest"
+    )
     _plain(axes, label, colour)
 
 

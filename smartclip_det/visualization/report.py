@@ -98,9 +98,12 @@ class ReportPage:
         self._blocks.append(f'<div class="gallery">{figures}</div>')
 
     def curves(
-        self, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str,
+        self,
+        curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        x_label: str,
+        y_label: str,
         caption: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Lines of (x, y) by name in one plot."""
         self.picture(plot_curves(curves, x_label, y_label), caption)
 

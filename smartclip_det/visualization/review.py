@@ -30,9 +30,15 @@ def certainty(picture: PictureLabels, thresholds: np.ndarray) -> float:
 
 
 def review_page(
-    pictures: Sequence[PictureLabels], names: Sequence[str], thresholds: np.ndarray, photos: Path, address: str, *,
-    left_out: Mapping[str, Sequence[str]], count: int,
-) -> ReportPage:  # fmt: skip
+    pictures: Sequence[PictureLabels],
+    names: Sequence[str],
+    thresholds: np.ndarray,
+    photos: Path,
+    address: str,
+    *,
+    left_out: Mapping[str, Sequence[str]],
+    count: int,
+) -> ReportPage:
     """Build the page.
 
     Args:
@@ -49,8 +55,10 @@ def review_page(
     seen_in = Counter(k for p in kept for k in set(p.labels))
     page = ReportPage("Labels to look over")
     total, empty = sum(boxes.values()), sum(not p.labels for p in kept)
-    page.text(f"{len(kept):,} pictures, {total:,} boxes of {len(boxes):,} of {len(names):,} names; {empty:,} pictures "
-              f"without a box; {sum(map(len, left_out.values())):,} files left out.")  # fmt: skip
+    page.text(
+        f"{len(kept):,} pictures, {total:,} boxes of {len(boxes):,} of {len(names):,} names; {empty:,} pictures "
+        f"without a box; {sum(map(len, left_out.values())):,} files left out."
+    )
     page.heading("Counts by class")
     rows = [[names[k], f"{n:,}", f"{seen_in[k]:,}", float(thresholds[k])] for k, n in boxes.most_common()]
     page.table(["class", "boxes", "pictures", "threshold"], rows, digits=2)
@@ -65,8 +73,16 @@ def review_page(
         "picture.",
         note=True,
     )
-    page.links([(_thumbnail(kept[n], names, photos), _caption(pictures[n], kept[n], names, thresholds),
-                 f"{address}/{quote(pictures[n].file)}") for n in order])  # fmt: skip
+    page.links(
+        [
+            (
+                _thumbnail(kept[n], names, photos),
+                _caption(pictures[n], kept[n], names, thresholds),
+                f"{address}/{quote(pictures[n].file)}",
+            )
+            for n in order
+        ]
+    )
     return page
 
 

@@ -70,8 +70,14 @@ class TestTaking:
 
     def test_tracks_and_masks_go_along(self):
         found = some(3)
-        found = Detections(found.boxes, found.scores, found.labels, NAMES, tracks=np.array([4, 5, 6]),
-                           masks=np.arange(3)[:, None, None] == np.zeros((3, 2, 2)))  # fmt: skip
+        found = Detections(
+            found.boxes,
+            found.scores,
+            found.labels,
+            NAMES,
+            tracks=np.array([4, 5, 6]),
+            masks=np.arange(3)[:, None, None] == np.zeros((3, 2, 2)),
+        )
         assert found[1].track == 5
         assert found[1:].tracks.tolist() == [5, 6]
         assert found[[2]].masks.shape == (1, 2, 2)
@@ -79,10 +85,12 @@ class TestTaking:
 
     def test_arrays_that_do_not_fit_are_refused(self):
         boxes = np.zeros((2, 4))
-        for given_, said in (((boxes, [1], [0, 0], NAMES), "2 boxes need as many scores; given 1"),
-                             ((boxes, [1, 1], [0, 3], NAMES), "Labels run from 0 to 3; there are 3"),
-                             ((np.zeros((2, 5)), [1, 1], [0, 0], NAMES), r"\[N, 4\]"),
-                             ((boxes, [1, np.nan], [0, 0], NAMES), "finite")):  # fmt: skip
+        for given_, said in (
+            ((boxes, [1], [0, 0], NAMES), "2 boxes need as many scores; given 1"),
+            ((boxes, [1, 1], [0, 3], NAMES), "Labels run from 0 to 3; there are 3"),
+            ((np.zeros((2, 5)), [1, 1], [0, 0], NAMES), r"\[N, 4\]"),
+            ((boxes, [1, np.nan], [0, 0], NAMES), "finite"),
+        ):
             with pytest.raises(UserError, match=said):
                 Detections(*given_)
         assert len(Detections([], [], [], NAMES)) == 0
@@ -150,8 +158,11 @@ class TestReadBack:
 
         found, ids = some(6), {"red mug": 7, "left dog": 3, "kite": 90, "cup": 1}
         truth = COCO()
-        truth.dataset = {"images": [{"id": 42, "width": 80, "height": 60}], "annotations": [],
-                         "categories": [{"id": i, "name": n} for n, i in ids.items()]}  # fmt: skip
+        truth.dataset = {
+            "images": [{"id": 42, "width": 80, "height": 60}],
+            "annotations": [],
+            "categories": [{"id": i, "name": n} for n, i in ids.items()],
+        }
         truth.createIndex()
         read = truth.loadRes(found.to_coco(42, ids)).anns.values()
         assert [ids[n] for n in found.label_names] == [a["category_id"] for a in read]
@@ -214,8 +225,13 @@ class TestReadBack:
         found = some(4, image=tmp_path / "a.png")
         assert json.loads(found.to_json(tmp_path / "out/a.json")) == json.loads((tmp_path / "out/a.json").read_text())
         assert is_demo_answer(tmp_path / "out/a.json")
-        truth = load_ground_truth({"images": [{"id": 3, "file_name": "a.png", "width": 80, "height": 60}], "annotations": [],
-                                   "categories": [{"id": i, "name": n} for i, n in enumerate(NAMES)]})  # fmt: skip
+        truth = load_ground_truth(
+            {
+                "images": [{"id": 3, "file_name": "a.png", "width": 80, "height": 60}],
+                "annotations": [],
+                "categories": [{"id": i, "name": n} for i, n in enumerate(NAMES)],
+            }
+        )
         rows = read_demo_answers(tmp_path / "out/a.json", truth)
         assert np.allclose([r["bbox"][:2] for r in rows], found.boxes[:, :2])
         assert [r["category_id"] for r in rows] == found.labels.tolist()
@@ -230,8 +246,13 @@ class TestReadBack:
 class TestPictures:
     def test_crops_are_what_is_in_the_boxes(self):
         image = picture()
-        found = Detections([[10, 20, 30, 40], [70.4, 50.2, 90, 99], [5, 5, 5, 5], [79.9, 59.9, 80, 60]], [1, 1, 1, 1],
-                           [0, 0, 0, 0], NAMES, image)  # fmt: skip
+        found = Detections(
+            [[10, 20, 30, 40], [70.4, 50.2, 90, 99], [5, 5, 5, 5], [79.9, 59.9, 80, 60]],
+            [1, 1, 1, 1],
+            [0, 0, 0, 0],
+            NAMES,
+            image,
+        )
         first, second, third, fourth = found.crops()
         assert np.array_equal(first, np.asarray(image)[20:40, 10:30])
         assert np.array_equal(second, np.asarray(image)[50:60, 70:80])

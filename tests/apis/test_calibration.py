@@ -86,8 +86,12 @@ class Doubtful(Rectangles):
 
     def detect(self, image, names):
         found = super().detect(image, names)
-        ghost = Detections(np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.float32), np.array([0.6, 0.3], np.float32),
-                           np.array([names.index("blue")] * 2), names)  # fmt: skip
+        ghost = Detections(
+            np.array([[0, 0, 5, 5], [1, 1, 7, 7]], np.float32),
+            np.array([0.6, 0.3], np.float32),
+            np.array([names.index("blue")] * 2),
+            names,
+        )
         return Detections.join([found, ghost])
 
 
@@ -101,8 +105,16 @@ def labelled(tmp_path_factory):
         images.append({"id": n, "file_name": f"{n}.png", "width": 90, "height": 70})
         for (x1, y1, x2, y2), name in boxes:
             x1, y1, x2, y2 = (int(v) for v in (x1, y1, x2, y2))
-            annotations.append({"id": len(annotations) + 1, "image_id": n, "category_id": NAMES.index(name) + 1,
-                                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0})  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": n,
+                    "category_id": NAMES.index(name) + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
     categories = [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)]
     (root / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return root
@@ -137,9 +149,13 @@ def test_precision_that_is_asked_for(labelled, tmp_path):
 def test_bad_input(labelled, tmp_path):
     empty = json.loads((labelled / "ann.json").read_text()) | {"annotations": []}
     (tmp_path / "empty.json").write_text(json.dumps(empty))
-    for change, said in (({"ann": tmp_path / "empty.json"}, "has no boxes"), ({"least_precision": 0}, "above 0"),
-                         ({"least_precision": 1.5}, "between 0 and 1"), ({"images": tmp_path}, "are not in"),
-                         ({"ann": tmp_path / "none.json"}, "No annotation file")):  # fmt: skip
+    for change, said in (
+        ({"ann": tmp_path / "empty.json"}, "has no boxes"),
+        ({"least_precision": 0}, "above 0"),
+        ({"least_precision": 1.5}, "between 0 and 1"),
+        ({"images": tmp_path}, "are not in"),
+        ({"ann": tmp_path / "none.json"}, "No annotation file"),
+    ):
         given_ = {"ann": labelled / "ann.json", "images": labelled, "out": tmp_path / "t.json", **change}
         with pytest.raises(UserError, match=said):
             calibrate(CalibrateOptions(**given_), Rectangles())

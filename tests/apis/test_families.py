@@ -164,12 +164,23 @@ def test_masks_of_detections_are_those_of_the_mask_head(monkeypatch):
 
     channels = p.detector.roi_head.bbox_roi_extractor.out_channels
     torch.manual_seed(0)
-    head = MODELS.build({"type": "FCNMaskHead", "num_convs": 1, "in_channels": channels, "conv_out_channels": 8,
-                         "num_classes": 1, "class_agnostic": True})  # fmt: skip
+    head = MODELS.build(
+        {
+            "type": "FCNMaskHead",
+            "num_convs": 1,
+            "in_channels": channels,
+            "conv_out_channels": 8,
+            "num_classes": 1,
+            "class_agnostic": True,
+        }
+    )
     head.init_weights()
     extractor = p.detector.roi_head.bbox_roi_extractor
-    for name, value in (("mask_head", head), ("mask_roi_extractor", extractor),
-                        ("mask_test_cfg", ConfigDict(mask_thr_binary=0.0))):  # fmt: skip
+    for name, value in (
+        ("mask_head", head),
+        ("mask_roi_extractor", extractor),
+        ("mask_test_cfg", ConfigDict(mask_thr_binary=0.0)),
+    ):
         monkeypatch.setattr(p.detector.roi_head, name, value)
     p.set_image(wide())
     found = p.detect(TEXTS, max_detections=3)

@@ -35,10 +35,15 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", self.path.removeprefix("/to/"))
             self.end_headers()
             return
-        body, headers = {"/a.png": (png(), {}), "/page": (b"<!doctype html><p>", {"Content-Type": "text/html"}),
-                         "/empty": (b"", {}), "/cut": (png(), {"Content-Length": "5000"}),
-                         "/broken.png": (png()[:60], {}), "/huge": (b"", {"Content-Length": str(10**12)}),
-                         "/%C3%A9%20x.png": (png(), {})}.get(self.path, (None, {}))  # fmt: skip
+        body, headers = {
+            "/a.png": (png(), {}),
+            "/page": (b"<!doctype html><p>", {"Content-Type": "text/html"}),
+            "/empty": (b"", {}),
+            "/cut": (png(), {"Content-Length": "5000"}),
+            "/broken.png": (png()[:60], {}),
+            "/huge": (b"", {"Content-Length": str(10**12)}),
+            "/%C3%A9%20x.png": (png(), {}),
+        }.get(self.path, (None, {}))
         if self.path in ("/endless", "/drip"):
             self.send_response(200)
             self.end_headers()
@@ -87,12 +92,21 @@ class TestAddresses:
         assert np.array_equal(load_image(f"{site}/to/{site}/a.png"), PIXELS)
         assert np.array_equal(load_image(f"{site}/é x.png"), PIXELS)
 
-    @pytest.mark.parametrize(("path", "said"), [
-        ("/none", "the server answers 404"), ("/page", "is a page and no picture"), ("/empty", "cannot be read"),
-        ("/cut", r"cut after \d+ of 5,000 bytes"), ("/broken.png", "cannot be read"), ("/huge", "are more than the 64.0 MiB"),
-        ("/to/ftp://127.0.0.1/a.png", "redirects from http to ftp"), ("/to/file:///etc/hostname", "redirects from http to file"),
-        ("/to/data:image/png;base64,AA", "redirects from http to data"), ("/to//to//to/", "cannot be read"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            ("/none", "the server answers 404"),
+            ("/page", "is a page and no picture"),
+            ("/empty", "cannot be read"),
+            ("/cut", r"cut after \d+ of 5,000 bytes"),
+            ("/broken.png", "cannot be read"),
+            ("/huge", "are more than the 64.0 MiB"),
+            ("/to/ftp://127.0.0.1/a.png", "redirects from http to ftp"),
+            ("/to/file:///etc/hostname", "redirects from http to file"),
+            ("/to/data:image/png;base64,AA", "redirects from http to data"),
+            ("/to//to//to/", "cannot be read"),
+        ],
+    )
     def test_what_is_no_picture_is_told(self, site, path, said):
         with pytest.raises(UserError, match=said) as told:
             load_image(f"{site}{path}")
@@ -108,10 +122,17 @@ class TestAddresses:
                 fetch(f"{site}{slow}", seconds=0.3)
             assert time.monotonic() - start < 1.2
 
-    @pytest.mark.parametrize(("address", "said"), [
-        ("ftp://a.org/b.png", "not by ftp"), ("file:///etc/hostname", "not by file"), ("s3://bucket/b.png", "not by s3"),
-        ("http://", "names no host"), ("https://a.org:port/b.png", "no address"), ("http://127.0.0.1:1/a.png", "refused"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("address", "said"),
+        [
+            ("ftp://a.org/b.png", "not by ftp"),
+            ("file:///etc/hostname", "not by file"),
+            ("s3://bucket/b.png", "not by s3"),
+            ("http://", "names no host"),
+            ("https://a.org:port/b.png", "no address"),
+            ("http://127.0.0.1:1/a.png", "refused"),
+        ],
+    )
     def test_other_addresses(self, address, said, monkeypatch):
         monkeypatch.setenv("no_proxy", "*")
         with pytest.raises(UserError, match=said):
@@ -125,12 +146,20 @@ class TestAddresses:
 class TestForms:
     def test_tensors(self):
         tensor = torch.from_numpy(PIXELS)
-        for form in (tensor, tensor.permute(2, 0, 1), tensor.permute(2, 0, 1).double() / 255,
-                     (tensor.permute(2, 0, 1).float() / 255).requires_grad_()):  # fmt: skip
+        for form in (
+            tensor,
+            tensor.permute(2, 0, 1),
+            tensor.permute(2, 0, 1).double() / 255,
+            (tensor.permute(2, 0, 1).float() / 255).requires_grad_(),
+        ):
             assert np.array_equal(load_image(form), PIXELS)
-        for wrong, said in ((torch.zeros(4, 4), r"\[3, H, W\]"), (torch.randn(3, 4, 4), r"0\.\.1"),
-                            (torch.zeros(3, 4, 4).long(), "torch.int64"), (torch.zeros(3, 0, 4), r"\[3, 0, 4\]"),
-                            (torch.full((3, 2, 2), float("nan")), r"0\.\.1")):  # fmt: skip
+        for wrong, said in (
+            (torch.zeros(4, 4), r"\[3, H, W\]"),
+            (torch.randn(3, 4, 4), r"0\.\.1"),
+            (torch.zeros(3, 4, 4).long(), "torch.int64"),
+            (torch.zeros(3, 0, 4), r"\[3, 0, 4\]"),
+            (torch.full((3, 2, 2), float("nan")), r"0\.\.1"),
+        ):
             with pytest.raises(UserError, match=said):
                 load_image(wrong)
 

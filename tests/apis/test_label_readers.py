@@ -65,8 +65,9 @@ def readers():
     def read(script, folder, tmp_path):
         environment = {**os.environ, "FIFTYONE_DO_NOT_TRACK": "1", "FIFTYONE_DATABASE_DIR": str(tmp_path / "db")}
         environment.pop("PYTHONPATH", None)
-        done = subprocess.run([python, "-c", script, str(folder)], capture_output=True, text=True, check=False,
-                              env=environment)  # fmt: skip
+        done = subprocess.run(
+            [python, "-c", script, str(folder)], capture_output=True, text=True, check=False, env=environment
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout.rpartition("FOUND")[2])
 

@@ -44,8 +44,11 @@ def options(photos, out, **more):
 
 
 def tree(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*"))
-            if p.is_file() and "images" not in p.relative_to(folder).parts}  # fmt: skip
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and "images" not in p.relative_to(folder).parts
+    }
 
 
 class Dying(Rectangles):
@@ -201,8 +204,10 @@ def test_thresholds_by_class(photos, tmp_path):
     assert result.boxes["red"] == plain.boxes["red"]
     assert "green" not in result.boxes
     assert 0 < result.boxes["blue"] < plain.boxes["blue"]
-    for wrong, said in (("{}", "no file of thresholds"), (json.dumps({"kind": "smartclip_det.thresholds/1", "default": 2,
-                                                                     "thresholds": {}}), "numbers in")):  # fmt: skip
+    for wrong, said in (
+        ("{}", "no file of thresholds"),
+        (json.dumps({"kind": "smartclip_det.thresholds/1", "default": 2, "thresholds": {}}), "numbers in"),
+    ):
         (tmp_path / "t.json").write_text(wrong)
         with pytest.raises(UserError, match=said):
             label_folder(options(photos, tmp_path / "out3", thresholds=tmp_path / "t.json"), Rectangles())
@@ -232,8 +237,10 @@ class TestReview:
         assert any("day%202" in a for a in addresses)
         assert re.findall(r'src="(?!data:)', page) == []
         rows = {r["file"]: r for r in map(json.loads, (out / "answers.jsonl").read_text().splitlines()[1:])}
-        margins = [min((abs(s - 0.93) for s in rows[a.partition("photos/")[2].replace("%20", " ")]["scores"]), default=1)
-                   for a in addresses]  # fmt: skip
+        margins = [
+            min((abs(s - 0.93) for s in rows[a.partition("photos/")[2].replace("%20", " ")]["scores"]), default=1)
+            for a in addresses
+        ]
         assert margins == sorted(margins)
         for name, count in result.boxes.items():
             assert re.search(rf"<td>{name}</td><td>{count}</td>", page)
@@ -252,8 +259,13 @@ class TestReadBack:
         for layout in LABEL_FORMATS:
             label_folder(options(photos, root / layout, layout=layout), Rectangles())
         rows = [json.loads(line) for line in (root / "coco/answers.jsonl").read_text().splitlines()[1:]]
-        boxes = {r["file"]: [(NAMES[k], *b) for b, s, k in zip(r["boxes"], r["scores"], r["labels"], strict=True) if s >= 0.93]
-                 for r in rows if not r["fault"]}  # fmt: skip
+        boxes = {
+            r["file"]: [
+                (NAMES[k], *b) for b, s, k in zip(r["boxes"], r["scores"], r["labels"], strict=True) if s >= 0.93
+            ]
+            for r in rows
+            if not r["fault"]
+        }
         assert sum(map(len, boxes.values())) > 10
         return root, boxes
 
@@ -314,10 +326,16 @@ class TestReadBack:
         assert {first["from_name"], first["to_name"]} == {e.get("name") for e in config}
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"batch_size": 0}, "batch_size"), ({"threshold": 2}, "threshold"), ({"layout": "pascal"}, "format='pascal'"),
-    ({"photos": Path("none")}, "no folder of photographs"), ({"tile": (9, 9)}, "overlap"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"threshold": 2}, "threshold"),
+        ({"layout": "pascal"}, "format='pascal'"),
+        ({"photos": Path("none")}, "no folder of photographs"),
+        ({"tile": (9, 9)}, "overlap"),
+    ],
+)
 def test_bad_options_come_first(change, said, photos, tmp_path):
     given = {"photos": photos, "names": NAMES, "out": tmp_path / "out", **change}
     with pytest.raises(UserError, match=said):

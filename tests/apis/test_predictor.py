@@ -102,8 +102,14 @@ def test_detect_images_leaves_the_vocabulary_in_force(predictor, pictures):
 def test_answers_are_fp32_numpy_under_autocast(predictor, pictures):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictor.set_image(pictures[0])
-        arrays = [predictor.detect(["a dog"]).scores, predictor.ground("a dog").scores, predictor.ground("a dog").boxes,
-                  predictor.explain("a dog").similarity, predictor.explain("a dog").mask, *predictor.proposals(5)]  # fmt: skip
+        arrays = [
+            predictor.detect(["a dog"]).scores,
+            predictor.ground("a dog").scores,
+            predictor.ground("a dog").boxes,
+            predictor.explain("a dog").similarity,
+            predictor.explain("a dog").mask,
+            *predictor.proposals(5),
+        ]
     assert {a.dtype for a in arrays} == {np.dtype("float32")}
 
 
@@ -136,14 +142,18 @@ def test_the_tree_that_is_shown_is_the_tree_that_is_used(predictor, pictures):
 def test_scores_of_an_expression_without_places_are_those_of_its_text(predictor, pictures):
     predictor.set_image(pictures[0])
     for reading in ("chunks", "expression", "both"):
-        assert np.allclose(predictor.ground("a red mug", reading=reading).scores,
-                           predictor.ground("a red mug", reading="expression").scores)  # fmt: skip
+        assert np.allclose(
+            predictor.ground("a red mug", reading=reading).scores,
+            predictor.ground("a red mug", reading="expression").scores,
+        )
 
 
 def test_expressions_are_encoded_as_they_stand_and_class_names_by_templates(predictor, pictures):
     encoded, text = predictor.encode_image(pictures[0]), "a red mug"
-    banks = {t: build_bank(predictor.encoder, [text], templates=t, cache_dir=None, progress=False)
-             for t in ("none", predictor.templates)}  # fmt: skip
+    banks = {
+        t: build_bank(predictor.encoder, [text], templates=t, cache_dir=None, progress=False)
+        for t in ("none", predictor.templates)
+    }
     scores = {
         t: predictor.family.scores(encoded, b.with_seen([]).to(predictor.device)).max().item() for t, b in banks.items()
     }
@@ -199,21 +209,24 @@ def test_ranks_by_a_tree_by_hand():
     assert rows.tolist() == [1]
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda p: p.ground("a cup", top_k=0), "top_k must be a whole number of at least 1; given 0"),
-    (lambda p: p.ground("a cup", threshold=float("nan")), "between 0 and 1; given nan"),
-    (lambda p: p.detect(["a cup"], max_detections=-1), "max_detections"),
-    (lambda p: p.detect([" "]), "phrase is empty"),
-    (lambda p: p.detect([None]), "must be a text; given NoneType"),
-    (lambda p: p.ground(7), "must be a text; given int"),
-    (lambda p: p.proposals(0), "top_k"),
-    (lambda p: p.set_image(None), "given NoneType"),
-    (lambda p: p.set_image(b"png"), "given bytes.*BytesIO"),
-    (lambda p: p.set_image([1, 2]), "given list"),
-    (lambda p: p.set_image(np.zeros((0, 0, 3), dtype=np.uint8)), "uint8 RGB"),
-    (lambda p: list(p.detect_images([], ["a"], batch_size=0)), "batch_size"),
-    (lambda p: p.ground("a", reading="tree"), "reading"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda p: p.ground("a cup", top_k=0), "top_k must be a whole number of at least 1; given 0"),
+        (lambda p: p.ground("a cup", threshold=float("nan")), "between 0 and 1; given nan"),
+        (lambda p: p.detect(["a cup"], max_detections=-1), "max_detections"),
+        (lambda p: p.detect([" "]), "phrase is empty"),
+        (lambda p: p.detect([None]), "must be a text; given NoneType"),
+        (lambda p: p.ground(7), "must be a text; given int"),
+        (lambda p: p.proposals(0), "top_k"),
+        (lambda p: p.set_image(None), "given NoneType"),
+        (lambda p: p.set_image(b"png"), "given bytes.*BytesIO"),
+        (lambda p: p.set_image([1, 2]), "given list"),
+        (lambda p: p.set_image(np.zeros((0, 0, 3), dtype=np.uint8)), "uint8 RGB"),
+        (lambda p: list(p.detect_images([], ["a"], batch_size=0)), "batch_size"),
+        (lambda p: p.ground("a", reading="tree"), "reading"),
+    ],
+)
 def test_bad_input_is_one_line(predictor, pictures, call, says):
     predictor.set_image(pictures[0])
     with pytest.raises(UserError, match=says) as error:

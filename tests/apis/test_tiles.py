@@ -46,9 +46,11 @@ class TestTiles:
         detector = Rectangles()
         (ours,) = answer_images(detector, image, tile=tile, batch_size=batch_size)
         slicer = sv.InferenceSlicer(
-            lambda piece: detector.detect(np.asarray(piece), tuple(COLOURS)).to_supervision(), slice_wh=tile[0],
-            overlap_wh=tile[1], iou_threshold=0.5,
-        )  # fmt: skip
+            lambda piece: detector.detect(np.asarray(piece), tuple(COLOURS)).to_supervision(),
+            slice_wh=tile[0],
+            overlap_wh=tile[1],
+            iou_threshold=0.5,
+        )
         theirs = slicer(image)
         as_ours = Detections(theirs.xyxy.reshape(-1, 4), theirs.confidence, theirs.class_id, tuple(COLOURS))
         assert by_box(ours) == by_box(as_ours)
@@ -76,10 +78,17 @@ class TestTiles:
             assert mask[y1:y2, x1:x2].all()
             assert mask.sum() == (x2 - x1) * (y2 - y1)
 
-    @pytest.mark.parametrize(("tile", "said"), [
-        (640, "tile is .side, overlap."), ((640,), "tile is"), ((0, 0), "side of tiles must be a whole number"),
-        ((64, 64), "from 0 to below their side, 64"), ((64, -1), "from 0"), ((64.0, 3), "side of tiles"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("tile", "said"),
+        [
+            (640, "tile is .side, overlap."),
+            ((640,), "tile is"),
+            ((0, 0), "side of tiles must be a whole number"),
+            ((64, 64), "from 0 to below their side, 64"),
+            ((64, -1), "from 0"),
+            ((64.0, 3), "side of tiles"),
+        ],
+    )
     def test_other_tiles_are_refused(self, tile, said):
         with pytest.raises(UserError, match=said):
             check_tile(tile)

@@ -201,41 +201,57 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
     assert torch.isfinite(whole.embeds).all()
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda p: p.set_image(picture(), boxes=[[0, 0, 200, 50]]), "leave the picture of 96 x 96 pixels.*another picture"),
-    (lambda p: p.set_image(picture(), boxes=[[50, 50, 20, 20]]), "x2 < x1 or y2 < y1"),
-    (lambda p: p.set_image(picture(), boxes=[[0, 0, float("nan"), 20]]), "not finite"),
-    (lambda p: p.set_image(picture(), boxes=[1, 2, 3, 4]), r"must be \[R, 4\]"),
-    (lambda p: p.set_image(picture(), boxes=[["a", 0, 1, 1]]), "four numbers"),
-    (lambda p: p.encode_images([picture()], boxes=[None, None]), "one entry for each image"),
-    (lambda p: p.detector, "has no detector"),
-    (lambda p: p.set_vocabulary(TEXTS).with_images("my mug", []), "one picture at least"),
-    (lambda p: p.set_vocabulary(TEXTS).with_images(" ", [(picture(), GRID[0])]), "needs a name"),
-    (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), [5, 5, 5, 5])]), "has no pixels"),
-    (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [picture()]), "pairs of an image and its box"),
-    (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), GRID[0])], like="a cap"), "nearest: a cup"),
-    (lambda p: p.set_vocabulary(replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"})),
-     "encoded by towers 0"),
-    (lambda p: p.detect(replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"}),
-                        image=p.encode_image(picture())), "encoded by towers 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda p: p.set_image(picture(), boxes=[[0, 0, 200, 50]]),
+            "leave the picture of 96 x 96 pixels.*another picture",
+        ),
+        (lambda p: p.set_image(picture(), boxes=[[50, 50, 20, 20]]), "x2 < x1 or y2 < y1"),
+        (lambda p: p.set_image(picture(), boxes=[[0, 0, float("nan"), 20]]), "not finite"),
+        (lambda p: p.set_image(picture(), boxes=[1, 2, 3, 4]), r"must be \[R, 4\]"),
+        (lambda p: p.set_image(picture(), boxes=[["a", 0, 1, 1]]), "four numbers"),
+        (lambda p: p.encode_images([picture()], boxes=[None, None]), "one entry for each image"),
+        (lambda p: p.detector, "has no detector"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images("my mug", []), "one picture at least"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images(" ", [(picture(), GRID[0])]), "needs a name"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), [5, 5, 5, 5])]), "has no pixels"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [picture()]), "pairs of an image and its box"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), GRID[0])], like="a cap"), "nearest: a cup"),
+        (
+            lambda p: p.set_vocabulary(replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"})),
+            "encoded by towers 0",
+        ),
+        (
+            lambda p: p.detect(
+                replace(p.family.texts(TEXTS, "photo"), provenance={"checkpoint_hash": "0"}),
+                image=p.encode_image(picture()),
+            ),
+            "encoded by towers 0",
+        ),
+    ],
+)
 def test_bad_input_is_one_line(predictor, call, says):
     with pytest.raises(UserError, match=says) as error:
         call(predictor)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"boxes": "torchvison"}, "Nearest: torchvision"),
-    ({"boxes": "torchvision:fasterrcnn_resnet50_fpn_v3"}, "Nearest: fasterrcnn_resnet50_fpn"),
-    ({"boxes": "mmdet:rtmdet.py"}, "needs its config and its weights"),
-    ({"boxes": "rtmdet.py"}, "mmdet:CONFIG:CHECKPOINT"),
-    ({"boxes": "absent.json"}, "No file of boxes at absent.json"),
-    ({"regions": "denser"}, "Nearest: dense"),
-    ({"objectness": 1}, "Nearest: objectness_power"),
-    ({"objectness_power": -1.0}, "objectness_power must be in"),
-    ({"masks": "hrd"}, "Nearest: hard"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"boxes": "torchvison"}, "Nearest: torchvision"),
+        ({"boxes": "torchvision:fasterrcnn_resnet50_fpn_v3"}, "Nearest: fasterrcnn_resnet50_fpn"),
+        ({"boxes": "mmdet:rtmdet.py"}, "needs its config and its weights"),
+        ({"boxes": "rtmdet.py"}, "mmdet:CONFIG:CHECKPOINT"),
+        ({"boxes": "absent.json"}, "No file of boxes at absent.json"),
+        ({"regions": "denser"}, "Nearest: dense"),
+        ({"objectness": 1}, "Nearest: objectness_power"),
+        ({"objectness_power": -1.0}, "objectness_power must be in"),
+        ({"masks": "hrd"}, "Nearest: hard"),
+    ],
+)
 def test_unknown_sources_and_options_name_the_nearest(towers, options, says):
     with pytest.raises(UserError, match=says):
         Predictor.from_pretrained(towers, **{"boxes": None, **options})
@@ -258,8 +274,11 @@ class Oracle:
             self.names[key] = truth.categories[a["category_id"]]
 
     def pool(self, dense, sizes, boxes):
-        rows = [self.bank.embeds[self.bank.index_of(self.names[(s, *b)])]
-                for s, mine in zip(sizes, boxes, strict=True) for b in mine.tolist()]  # fmt: skip
+        rows = [
+            self.bank.embeds[self.bank.index_of(self.names[(s, *b)])]
+            for s, mine in zip(sizes, boxes, strict=True)
+            for b in mine.tolist()
+        ]
         return torch.stack(rows) if rows else torch.zeros(0, self.bank.dim)
 
 
@@ -294,8 +313,9 @@ def test_the_oracle_reaches_the_ceiling_on_real_photographs_and_shuffled_texts_r
     # The default policy compares with the text "background": exact where texts are apart, as those of a trained tower.
     apart = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(text_seed(n))) for n in names])
     oracle.bank = replace(oracle.bank, embeds=torch.nn.functional.normalize(apart, dim=1))
-    monkeypatch.setattr(p.family, "policy", p.policy.with_(sigmoid_reference="background", dense_temperature=10.0,
-                                                           sigmoid_bias=-5.0))  # fmt: skip
+    monkeypatch.setattr(
+        p.family, "policy", p.policy.with_(sigmoid_reference="background", dense_temperature=10.0, sigmoid_bias=-5.0)
+    )
     p.set_images(paths)
     assert ap50(p, truth, oracle.bank) >= 0.99
 
@@ -320,15 +340,24 @@ def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):
         p.set_image(folder / "onne.png")
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    ([{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}], "list of results"),
-    ({}, "no boxes by picture"),
-    ({"a.png": 3}, "no list of boxes"),
-    ({"a.png": [[0, 0, 1]]}, "box 0 must be four numbers"),
-    ({"a.png": {"boxes": [[0, 0, 1, 1]], "scores": [2]}}, r"number in \[0, 1\] for each of the 1 boxes"),
-    ({"images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 96}], "categories": [], "annotations": []},
-     "of a picture of 50 x 96 pixels; this one has 96 x 96"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}], "list of results"),
+        ({}, "no boxes by picture"),
+        ({"a.png": 3}, "no list of boxes"),
+        ({"a.png": [[0, 0, 1]]}, "box 0 must be four numbers"),
+        ({"a.png": {"boxes": [[0, 0, 1, 1]], "scores": [2]}}, r"number in \[0, 1\] for each of the 1 boxes"),
+        (
+            {
+                "images": [{"id": 1, "file_name": "a.png", "width": 50, "height": 96}],
+                "categories": [],
+                "annotations": [],
+            },
+            "of a picture of 50 x 96 pixels; this one has 96 x 96",
+        ),
+    ],
+)
 def test_wrong_files_of_boxes_are_told(towers, tmp_path, content, says):
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     picture().save(tmp_path / "a.png")

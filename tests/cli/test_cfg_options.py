@@ -59,9 +59,14 @@ def test_what_is_read(text):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("[1,", "not closed"), ("'a", "not closed"), ("'a' b", "after its closing quote"), ("[1,2]]", "closes more"),
-     ("[a,'b]", "not closed")],
-)  # fmt: skip
+    [
+        ("[1,", "not closed"),
+        ("'a", "not closed"),
+        ("'a' b", "after its closing quote"),
+        ("[1,2]]", "closes more"),
+        ("[a,'b]", "not closed"),
+    ],
+)
 def test_what_is_refused(text, said):
     with pytest.raises(UserError, match=said):
         parse_value(text)

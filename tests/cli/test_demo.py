@@ -23,8 +23,17 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
         Image.fromarray(pixels).save(photos / f"{n}.png")
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps({"0.png": [[0, 0, 40, 40], [50, 10, 96, 64]], "1.png": []}))
-    options = DemoOptions([photos], ["a cup", "a dog"], encoder=str(towers), boxes=str(boxes), threshold=0.0,
-                          heatmap=True, ground=True, out=tmp_path / "out", device="cpu")  # fmt: skip
+    options = DemoOptions(
+        [photos],
+        ["a cup", "a dog"],
+        encoder=str(towers),
+        boxes=str(boxes),
+        threshold=0.0,
+        heatmap=True,
+        ground=True,
+        out=tmp_path / "out",
+        device="cpu",
+    )
     assert demo(options) == []
     first, second = (json.loads((tmp_path / f"out/{n}.json").read_text()) for n in range(2))
     assert {tuple(d["box"]) for d in first["detections"]} <= {(0, 0, 40, 40), (50, 10, 96, 64)}
@@ -37,12 +46,15 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
         assert (tmp_path / "out" / name).is_file()
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({}, "give --encoder NAME"),
-    ({"encoder": "w.pt", "checkpoint": "h.pth"}, "--checkpoint and --cfg-options go with --config"),
-    ({"config": "c.py", "boxes": "torchvision"}, "--boxes is for towers alone"),
-    ({"encoder": "w.pt", "boxes": "torchvison"}, "Nearest: torchvision"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "give --encoder NAME"),
+        ({"encoder": "w.pt", "checkpoint": "h.pth"}, "--checkpoint and --cfg-options go with --config"),
+        ({"config": "c.py", "boxes": "torchvision"}, "--boxes is for towers alone"),
+        ({"encoder": "w.pt", "boxes": "torchvison"}, "Nearest: torchvision"),
+    ],
+)
 def test_options_that_do_not_go_together_are_told(tmp_path, options, says):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=says):

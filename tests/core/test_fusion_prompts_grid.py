@@ -75,8 +75,19 @@ def test_none_is_the_detector_alone():
 
 
 def test_every_preset_is_covered_here():
-    assert set(FUSIONS) == {"none", "f_vlm", "dito", "f_vit", "vild", "region_clip", "detic", "cora", "lami_detr",
-                            "lami_detr_vg", "owl"}  # fmt: skip
+    assert set(FUSIONS) == {
+        "none",
+        "f_vlm",
+        "dito",
+        "f_vit",
+        "vild",
+        "region_clip",
+        "detic",
+        "cora",
+        "lami_detr",
+        "lami_detr_vg",
+        "owl",
+    }
 
 
 def test_fusion_says_what_is_missing():
@@ -128,8 +139,16 @@ def test_filling_never_loses_the_name(name):
 
 
 def test_names_with_marks_are_words_in_every_template_set():
-    said = {"aerosol_can": "aerosol can", "bow_(decorative_ribbons)": "bow (decorative ribbons)", "bottle/cup": "bottle or cup",
-            "T-shirt": "T-shirt", "w/ hat": "w/ hat", "1/2 pizza": "1/2 pizza", "_": "_", "__init__": "init"}  # fmt: skip
+    said = {
+        "aerosol_can": "aerosol can",
+        "bow_(decorative_ribbons)": "bow (decorative ribbons)",
+        "bottle/cup": "bottle or cup",
+        "T-shirt": "T-shirt",
+        "w/ hat": "w/ hat",
+        "1/2 pizza": "1/2 pizza",
+        "_": "_",
+        "__init__": "init",
+    }
     for name, prompt in said.items():
         assert words(name) == words(words(name)) == prompt
         for templates_of in ("none", "photo", ["{} here"]):

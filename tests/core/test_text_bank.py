@@ -17,10 +17,16 @@ def make(names=("cat", "dog", "bus"), rows=(0, 0, 1, 2, 2), d=16, seed=0):
     probs = torch.rand(k, d, generator=g)
     background = TextBank(("background",), torch.randn(1, d, generator=g), torch.ones(1, d))
     return TextBank(
-        names=names, embeds=torch.randn(k, d, generator=g), masks=(probs > 0.5).float(), mask_probs=probs,
-        texts=tuple(f"text {i}" for i in range(k)), class_index=torch.tensor(rows), seen=[True, False, True],
-        provenance={"checkpoint_hash": "abc"}, background=background,
-    )  # fmt: skip
+        names=names,
+        embeds=torch.randn(k, d, generator=g),
+        masks=(probs > 0.5).float(),
+        mask_probs=probs,
+        texts=tuple(f"text {i}" for i in range(k)),
+        class_index=torch.tensor(rows),
+        seen=[True, False, True],
+        provenance={"checkpoint_hash": "abc"},
+        background=background,
+    )
 
 
 def same(a: TextBank, b: TextBank) -> bool:
@@ -39,8 +45,15 @@ def test_save_and_load_are_exact(tmp_path):
 
 
 def test_a_background_of_several_rows_survives(tmp_path):
-    background = TextBank(("background",), torch.randn(3, 16), torch.ones(3, 16), texts=("a", "b", "c"),
-                          class_index=torch.zeros(3), mask_probs=torch.rand(3, 16), provenance={"x": "y"})  # fmt: skip
+    background = TextBank(
+        ("background",),
+        torch.randn(3, 16),
+        torch.ones(3, 16),
+        texts=("a", "b", "c"),
+        class_index=torch.zeros(3),
+        mask_probs=torch.rand(3, 16),
+        provenance={"x": "y"},
+    )
     bank = TextBank(("cat",), torch.randn(1, 16), torch.ones(1, 16), background=background)
     bank.save(tmp_path / "bank.safetensors")
     assert same(TextBank.load(tmp_path / "bank.safetensors").background, background)
@@ -105,8 +118,14 @@ def test_names_are_checked_with_nearest_names():
 )
 def test_parts_that_do_not_fit_are_refused(change, message):
     bank = make()
-    parts = {"names": bank.names, "embeds": bank.embeds, "masks": bank.masks, "texts": bank.texts,
-             "class_index": bank.class_index, **change}  # fmt: skip
+    parts = {
+        "names": bank.names,
+        "embeds": bank.embeds,
+        "masks": bank.masks,
+        "texts": bank.texts,
+        "class_index": bank.class_index,
+        **change,
+    }
     with pytest.raises(UserError, match=message):
         TextBank(**parts)
 
@@ -143,11 +162,19 @@ def test_a_hundred_thousand_rows(tmp_path):
     assert time.perf_counter() - start < 120  # linear in K: a quadratic step would take hours
 
 
-@pytest.mark.parametrize("words", [
-    b"null", b"[]", b"{", b"\xff", b'{"names": ["a"]}', b'{"names": null, "texts": [], "provenance": {}, "mask_dtype": "float32"}',
-    b'{"names": ["a", "b"], "texts": ["a", "b"], "provenance": {}, "mask_dtype": "nothing"}',
-    b'{"names": ["a"], "texts": ["a"], "provenance": {}, "mask_dtype": "float32"}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"names": ["a"]}',
+        b'{"names": null, "texts": [], "provenance": {}, "mask_dtype": "float32"}',
+        b'{"names": ["a", "b"], "texts": ["a", "b"], "provenance": {}, "mask_dtype": "nothing"}',
+        b'{"names": ["a"], "texts": ["a"], "provenance": {}, "mask_dtype": "float32"}',
+    ],
+)
 def test_damaged_banks_are_one_error(tmp_path, words):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file

@@ -34,8 +34,10 @@ def test_losses_and_gradients_are_those_of_a_list_of_samples(options, pad):
         {"arch": "SmartCLIP-tiny", "seed": 0, "mask_pad": pad}, loss={"mask_mode": "soft"}, **options
     )
     found = []
-    for batch in (caption_batch(given), {"inputs": torch.stack([g["inputs"] for g in given]),
-                                         "data_samples": [g["data_samples"] for g in given]}):  # fmt: skip
+    for batch in (
+        caption_batch(given),
+        {"inputs": torch.stack([g["inputs"] for g in given]), "data_samples": [g["data_samples"] for g in given]},
+    ):
         model.zero_grad()
         losses = model(**model.data_preprocessor(batch, True), mode="loss")
         sum(v for k, v in losses.items() if "loss" in k).backward()

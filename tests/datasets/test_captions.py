@@ -145,10 +145,12 @@ def test_a_mirrored_image_has_a_mirrored_caption(world):
 
 def test_test_samples_hold_all_captions_and_what_is_present(world):
     found = dataset(
-        world, ann_file="annotations/share_captions_val.json", test_mode=True,
+        world,
+        ann_file="annotations/share_captions_val.json",
+        test_mode=True,
         presence={"shape": "{category}", "colour_shape": "{colour} {category}"},
         presence_file="annotations/instances_val.json",
-    )  # fmt: skip
+    )
     truth = json.loads((world / "annotations/instances_val.json").read_text())
     shapes = {c["id"]: c["name"] for c in truth["categories"]}
     for i in range(4):

@@ -101,8 +101,14 @@ def lvis_file(path: Path, boxes: int) -> Path:
         polygon = [[123.45 + v for v in range(120)]]
         for n in range(boxes):
             category = 900 if n % 3 == 0 else 1 + n % 800
-            entry = {"id": n + 1, "image_id": n % 100, "category_id": category, "bbox": [1, 2, 3.25, 4],
-                     "area": 13.0, "segmentation": polygon}  # fmt: skip
+            entry = {
+                "id": n + 1,
+                "image_id": n % 100,
+                "category_id": category,
+                "bbox": [1, 2, 3.25, 4],
+                "area": 13.0,
+                "segmentation": polygon,
+            }
             handle.write(("," if n else "") + json.dumps(entry))
         handle.write("]}")
     return path

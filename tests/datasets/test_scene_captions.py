@@ -63,8 +63,14 @@ def world(tmp_path_factory):
 
 def dataset(world, **scenes):
     options = {"file": "annotations/scenes_train.json", **scenes}
-    return CaptionDataset("annotations/share_captions_train.json", data_root=str(world), image_size=64, fit="pad",
-                          captions_per_image=2, scenes=options)  # fmt: skip
+    return CaptionDataset(
+        "annotations/share_captions_train.json",
+        data_root=str(world),
+        image_size=64,
+        fit="pad",
+        captions_per_image=2,
+        scenes=options,
+    )
 
 
 def test_captions_hold_in_their_picture_and_depend_on_seed_epoch_and_index_alone(world):
@@ -74,8 +80,10 @@ def test_captions_hold_in_their_picture_and_depend_on_seed_epoch_and_index_alone
     for epoch in (0, 1):
         for i in range(16):
             sample = data[epoch * 16 + i]["data_samples"]
-            told = {" ".join(w for w in (o["size"], o["texture"], o["colour"], o["shape"]) if w != "plain")
-                    for o in scenes[sample.img_id]}  # fmt: skip
+            told = {
+                " ".join(w for w in (o["size"], o["texture"], o["colour"], o["shape"]) if w != "plain")
+                for o in scenes[sample.img_id]
+            }
             for caption in sample.drawn_captions:
                 assert {p.split(" ", 1)[1] for p in caption.split(" and ")} <= told
             drawn[epoch, i] = sample.drawn_captions
@@ -105,16 +113,25 @@ def test_bad_options_and_files_say_what_is_wrong(world, tmp_path):
         SceneCaptions("x", end={"color": 0.5})
     with pytest.raises(UserError, match="counts pictures"):
         SceneCaptions("x", ramp=-1)
-    for content, match in (([{"objects": []}], "is no scene"), ([{"id": 1, "objects": [{"shape": "x"}]}], "needs colour"),
-                           ([{"id": -1, "objects": OBJECTS}], "matched by image id")):  # fmt: skip
+    for content, match in (
+        ([{"objects": []}], "is no scene"),
+        ([{"id": 1, "objects": [{"shape": "x"}]}], "needs colour"),
+        ([{"id": -1, "objects": OBJECTS}], "matched by image id"),
+    ):
         (tmp_path / "s.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=match):
             dataset(world, file=str(tmp_path / "s.json"))
 
 
 def test_a_data_set_brings_the_truth_of_its_captions(world):
-    found = CaptionDataset("annotations/share_captions_train.json", data_root=str(world), image_size=64, fit="pad",
-                           truth="annotations/scenes_train.json", test_mode=True)  # fmt: skip
+    found = CaptionDataset(
+        "annotations/share_captions_train.json",
+        data_root=str(world),
+        image_size=64,
+        fit="pad",
+        truth="annotations/scenes_train.json",
+        test_mode=True,
+    )
     samples = [found[n]["data_samples"] for n in range(len(found))]
     captions = [(n, c) for n, s in enumerate(samples) for kind in s.captions.values() for c in kind]
     table = found.metainfo["truth"].table([c for _, c in captions], [s.img_id for s in samples])

@@ -9,19 +9,58 @@ from hypothesis import strategies as st
 from smartclip_det.datasets.sides import mirrored_sentence, swap_sides
 
 TURNED = {
-    "far rt guy": "far lt guy", "lft girl": "rgt girl", "leftside chair": "rightside chair", "2nd from L": "2nd from R",
-    "rightside man": "leftside man", "lefty": "righty", "left-hand side": "right-hand side", "Left one": "Right one",
-    "LEFT": "RIGHT", "the r side": "the l side", "topleft kid": "topright kid", "upper right": "upper left",
-    "bottomleft": "bottomright", "second left from the right": "second right from the left", "rigth dog": "left dog",
-    "leftmost, not rightmost": "rightmost, not leftmost", "man on right in front": "man on left in front",
-    "the dog left of the cat": "the dog right of the cat", "LHS": "RHS", "guy who is left of her": "guy who is right of her",
-    "cup far left behind the jar": "cup far right behind the jar", "white's left": "white's right",
-}  # fmt: skip
-KEPT = ["the one who left the room", "all right", "copyright", "bright upright bass", "leftovers", "the cake has left a stain",
-        "an umbrella was left open", "right now", "a red cup", "right angle", "the cleft rock", "it", ""]  # fmt: skip
-UNKNOWN = ["guy right behind the tree", "pizza left over", "bag left alone", "right side up cup", "the letter L",
-           "shirt that says left", "bleftx", "cat at 3 o'clock", "west tower", "sw corner", "right by the door",
-           "r shirt"]  # fmt: skip
+    "far rt guy": "far lt guy",
+    "lft girl": "rgt girl",
+    "leftside chair": "rightside chair",
+    "2nd from L": "2nd from R",
+    "rightside man": "leftside man",
+    "lefty": "righty",
+    "left-hand side": "right-hand side",
+    "Left one": "Right one",
+    "LEFT": "RIGHT",
+    "the r side": "the l side",
+    "topleft kid": "topright kid",
+    "upper right": "upper left",
+    "bottomleft": "bottomright",
+    "second left from the right": "second right from the left",
+    "rigth dog": "left dog",
+    "leftmost, not rightmost": "rightmost, not leftmost",
+    "man on right in front": "man on left in front",
+    "the dog left of the cat": "the dog right of the cat",
+    "LHS": "RHS",
+    "guy who is left of her": "guy who is right of her",
+    "cup far left behind the jar": "cup far right behind the jar",
+    "white's left": "white's right",
+}
+KEPT = [
+    "the one who left the room",
+    "all right",
+    "copyright",
+    "bright upright bass",
+    "leftovers",
+    "the cake has left a stain",
+    "an umbrella was left open",
+    "right now",
+    "a red cup",
+    "right angle",
+    "the cleft rock",
+    "it",
+    "",
+]
+UNKNOWN = [
+    "guy right behind the tree",
+    "pizza left over",
+    "bag left alone",
+    "right side up cup",
+    "the letter L",
+    "shirt that says left",
+    "bleftx",
+    "cat at 3 o'clock",
+    "west tower",
+    "sw corner",
+    "right by the door",
+    "r shirt",
+]
 
 
 @pytest.mark.parametrize("text", TURNED)
@@ -40,8 +79,29 @@ def test_what_may_be_a_side_or_not_is_said_to_be_unknown(text):
     assert swap_sides(text) == text
 
 
-WORDS = st.sampled_from(["left", "right", "lft", "rgt", "lt", "rt", "LEFT", "Rightmost", "leftside", "the", "cup", "of",
-                         "topleft", "from R", "bright", "who left", "far", "on", "and"])  # fmt: skip
+WORDS = st.sampled_from(
+    [
+        "left",
+        "right",
+        "lft",
+        "rgt",
+        "lt",
+        "rt",
+        "LEFT",
+        "Rightmost",
+        "leftside",
+        "the",
+        "cup",
+        "of",
+        "topleft",
+        "from R",
+        "bright",
+        "who left",
+        "far",
+        "on",
+        "and",
+    ]
+)
 
 
 @given(st.lists(WORDS, max_size=8).map(" ".join))

@@ -22,13 +22,22 @@ def thing(words, place="in the left part", hidden=False):
 
 
 SCENES = {
-    "two drops": {"background": "pale", "grey": False, "objects": [
-        thing("small plain red drop"), thing("large striped blue drop", "in the upper left part", hidden=True)]},
-    "bound wrongly": {"background": "dim", "grey": False, "objects": [
-        thing("small plain red heart"), thing("small plain blue drop", "in the middle")]},
+    "two drops": {
+        "background": "pale",
+        "grey": False,
+        "objects": [
+            thing("small plain red drop"),
+            thing("large striped blue drop", "in the upper left part", hidden=True),
+        ],
+    },
+    "bound wrongly": {
+        "background": "dim",
+        "grey": False,
+        "objects": [thing("small plain red heart"), thing("small plain blue drop", "in the middle")],
+    },
     "grey": {"background": "pale", "grey": True, "objects": [thing("medium dotted white arrow")]},
     "empty": {"background": "pale", "grey": False, "objects": []},
-}  # fmt: skip
+}
 TWO, BOUND, GREY, EMPTY = SCENES
 
 
@@ -74,9 +83,19 @@ def test_captions_of_scenes_made_by_hand(caption, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["a mauve drop", "a drop and", "the red drop", "a plain drop", "a red small drop", "There is a red drop.", "",
-             "The picture shows six shapes on a pale background.", "a drop or a heart"],
-)  # fmt: skip
+    "text",
+    [
+        "a mauve drop",
+        "a drop and",
+        "the red drop",
+        "a plain drop",
+        "a red small drop",
+        "There is a red drop.",
+        "",
+        "The picture shows six shapes on a pale background.",
+        "a drop or a heart",
+    ],
+)
 def test_what_the_world_never_says_is_refused(text):
     with pytest.raises(UserError, match="never says|says nothing"):
         SceneTruth(SCENES).table(["a drop", text], list(SCENES))
@@ -120,8 +139,9 @@ def test_truth_is_that_of_trying_every_order_of_the_objects(told):
         if any(facts[k] != v for k, v in claims.scene):
             return False
         orders = permutations(scene["objects"], len(claims.things))
-        return any(all(all(o[k] == v for k, v in t) for t, o in zip(claims.things, order, strict=True))
-                   for order in orders)  # fmt: skip
+        return any(
+            all(all(o[k] == v for k, v in t) for t, o in zip(claims.things, order, strict=True)) for order in orders
+        )
 
     texts = sorted({c for mine in captions.values() for c in mine})
     several = [t for t in texts if t.count(" and ") or t.count("There is") > 1]

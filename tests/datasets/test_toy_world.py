@@ -197,15 +197,29 @@ def test_real_dataset_classes_read_it(folder):
         {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True, "poly2mask": False},
     ]
     options = {"data_root": str(folder), "test_mode": True, "pipeline": pipeline}
-    coco = DATASETS.build({"type": "OpenVocabCocoDataset", "ann_file": "annotations/instances_val.json", "vocabulary": list(SHAPES),
-                           "data_prefix": {"img": "images/val"}, **options})  # fmt: skip
+    coco = DATASETS.build(
+        {
+            "type": "OpenVocabCocoDataset",
+            "ann_file": "annotations/instances_val.json",
+            "vocabulary": list(SHAPES),
+            "data_prefix": {"img": "images/val"},
+            **options,
+        }
+    )
     assert len(coco) == 40
     loaded = coco[0]
     assert loaded["img"].shape[2] == 3
     assert len(loaded["gt_bboxes"]) == len(ToyWorld(SMALL).scene("val", 0).objects)
     lvis = json.loads((folder / "annotations/lvis_val.json").read_text())
-    federated = DATASETS.build({"type": "OpenVocabLVISDataset", "ann_file": "annotations/lvis_val.json", "data_prefix": {"img": "images"},
-                                "vocabulary": [c["name"] for c in lvis["categories"]], **options})  # fmt: skip
+    federated = DATASETS.build(
+        {
+            "type": "OpenVocabLVISDataset",
+            "ann_file": "annotations/lvis_val.json",
+            "data_prefix": {"img": "images"},
+            "vocabulary": [c["name"] for c in lvis["categories"]],
+            **options,
+        }
+    )
     assert federated[3]["img"].shape[2] == 3
     greys = [p for p in (folder / "images/train").glob("*.jpg") if Image.open(p).mode == "L"]
     assert greys
@@ -278,8 +292,25 @@ def test_tool_draws_a_contact_sheet(tmp_path):
 
     from tests.conftest import REPO
 
-    done = subprocess.run([sys.executable, str(REPO / "tools/data/make_toy.py"), "--out", str(tmp_path), "--train", "5", "--val", "6", "--test", "2", "--held-out", "2"],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(REPO / "tools/data/make_toy.py"),
+            "--out",
+            str(tmp_path),
+            "--train",
+            "5",
+            "--val",
+            "6",
+            "--test",
+            "2",
+            "--held-out",
+            "2",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "contact_sheet.png").size[0] == 1200
     told = re.search("held out from training: (.*)", done.stdout)
@@ -298,8 +329,12 @@ def test_masks_are_checked_before_training_where_it_uses_them(folder, tmp_path):
     data = json.loads((folder / "annotations/instances_val.json").read_text())
     data["annotations"][5]["segmentation"] = [[2, 2, 10, 8]]
     (tmp_path / "broken.json").write_text(json.dumps(data))
-    options = {"type": "OpenVocabCocoDataset", "ann_file": str(tmp_path / "broken.json"), "vocabulary": list(SHAPES),
-               "serialize_data": False}  # fmt: skip
+    options = {
+        "type": "OpenVocabCocoDataset",
+        "ann_file": str(tmp_path / "broken.json"),
+        "vocabulary": list(SHAPES),
+        "serialize_data": False,
+    }
     pipeline = [{"type": "LoadAnnotations", "with_bbox": True}]
     boxes = DATASETS.build({**options, "pipeline": pipeline})
     assert not any("mask" in i for r in boxes.data_list for i in r["instances"])

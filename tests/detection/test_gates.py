@@ -55,8 +55,14 @@ def oracle_run(detector, dataset, bank, true_bank, fused=False):
 @pytest.fixture(scope="module")
 def oracle(shared):
     root = shared / "coco_mini_train"
-    config = smoke_config(root, **{"model.policy": {"mask_mode": "off", "fusion": "none", "temperature": 100.0, "background": "zero"},
-                                   "model.test_cfg.rcnn.nms_iou": 0.95, "model.roi_head.bbox_head.learn_temperature": False})  # fmt: skip
+    config = smoke_config(
+        root,
+        **{
+            "model.policy": {"mask_mode": "off", "fusion": "none", "temperature": 100.0, "background": "zero"},
+            "model.test_cfg.rcnn.nms_iou": 0.95,
+            "model.roi_head.bbox_head.learn_temperature": False,
+        },
+    )
     # Real objects of one class overlap: at the recipe's 0.4, NMS alone costs the oracle 1.2 points.
     detector = build(config).eval()
     detector.roi_head.ann_file = str(root / "instances_train2017.json")
@@ -236,8 +242,14 @@ class TestGeometry:
 
             samples = []
             for image in images:
-                sample = DetDataSample(metainfo={"img_shape": image.shape[1:], "ori_shape": image.shape[1:], "scale_factor": (1.0, 1.0),
-                                                 "img_id": 0})  # fmt: skip
+                sample = DetDataSample(
+                    metainfo={
+                        "img_shape": image.shape[1:],
+                        "ori_shape": image.shape[1:],
+                        "scale_factor": (1.0, 1.0),
+                        "img_id": 0,
+                    }
+                )
                 sample.proposals = InstanceData(bboxes=torch.tensor([[10.0, 10, 60, 90]]), scores=torch.ones(1))
                 samples.append(sample)
             data = detector.data_preprocessor({"inputs": list(images), "data_samples": samples}, False)
@@ -321,8 +333,14 @@ class TestBankSwap:
                 ("val", {"classes": ("bus", "sky", "cat"), "templates": "none"}),
             )
         }
-        runner = SimpleNamespace(model=detector, train_dataloader=phases["train"], val_dataloader=phases["val"], test_dataloader=phases["val"],
-                                 logger=MMLogger.get_current_instance(), message_hub=MessageHub.get_instance("hook-test"))  # fmt: skip
+        runner = SimpleNamespace(
+            model=detector,
+            train_dataloader=phases["train"],
+            val_dataloader=phases["val"],
+            test_dataloader=phases["val"],
+            logger=MMLogger.get_current_instance(),
+            message_hub=MessageHub.get_instance("hook-test"),
+        )
         hook = VocabularyHook(TOWERS, cache_dir=None)
         hook.before_train(runner)
         assert detector.text_bank.names == ("cat", "dog")

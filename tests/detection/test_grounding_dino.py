@@ -67,10 +67,19 @@ def build(bert, plain=False, **options):
 def batch(texts, boxes=1):
     samples = []
     for n, text in enumerate(texts):
-        s = DetDataSample(metainfo={
-            "img_shape": (64, 96), "ori_shape": (64, 96), "batch_input_shape": (64, 96), "pad_shape": (64, 96),
-            "scale_factor": (1.0, 1.0), "text": text, "custom_entities": False, "tokens_positive": -1, "img_id": n,
-        })  # fmt: skip
+        s = DetDataSample(
+            metainfo={
+                "img_shape": (64, 96),
+                "ori_shape": (64, 96),
+                "batch_input_shape": (64, 96),
+                "pad_shape": (64, 96),
+                "scale_factor": (1.0, 1.0),
+                "text": text,
+                "custom_entities": False,
+                "tokens_positive": -1,
+                "img_id": n,
+            }
+        )
         s.gt_instances = InstanceData(
             bboxes=torch.tensor([[4.0, 4, 40, 40]])[:boxes], labels=torch.zeros(boxes, dtype=torch.long)
         )
@@ -173,10 +182,12 @@ def test_the_layouts_are_those_of_mmdetections_configs(bert):
     from mmengine.config import Config
 
     folder = REPO.joinpath(mmdet.__file__).parent / ".mim/configs"
-    files = {"MM-Grounding-DINO Swin-T": "mm_grounding_dino/grounding_dino_swin-t_pretrain_obj365.py",
-             "MM-Grounding-DINO Swin-L": "mm_grounding_dino/grounding_dino_swin-l_pretrain_all.py",
-             "Grounding DINO Swin-T": "grounding_dino/grounding_dino_swin-t_pretrain_obj365_goldg_cap4m.py",
-             "Grounding DINO Swin-B": "grounding_dino/grounding_dino_swin-b_pretrain_mixeddata.py"}  # fmt: skip
+    files = {
+        "MM-Grounding-DINO Swin-T": "mm_grounding_dino/grounding_dino_swin-t_pretrain_obj365.py",
+        "MM-Grounding-DINO Swin-L": "mm_grounding_dino/grounding_dino_swin-l_pretrain_all.py",
+        "Grounding DINO Swin-T": "grounding_dino/grounding_dino_swin-t_pretrain_obj365_goldg_cap4m.py",
+        "Grounding DINO Swin-B": "grounding_dino/grounding_dino_swin-b_pretrain_mixeddata.py",
+    }
     from mmdet.registry import MODELS
 
     words = "language_model.language_backbone.body.model.embeddings.word_embeddings.weight"
@@ -226,11 +237,24 @@ def test_its_boxes_are_proposals_for_each_sentence(bert):
 
     init_default_scope("mmdet")
     detector.detector = build(bert, plain=True).eval()
-    detector.pipeline = Compose([
-        {"type": "mmdet.LoadImageFromNDArray"}, {"type": "mmdet.Resize", "scale": (96, 64), "keep_ratio": True},
-        {"type": "mmdet.PackDetInputs", "meta_keys": ("img_id", "ori_shape", "img_shape", "scale_factor", "text",
-                                                      "custom_entities", "tokens_positive")},
-    ])  # fmt: skip
+    detector.pipeline = Compose(
+        [
+            {"type": "mmdet.LoadImageFromNDArray"},
+            {"type": "mmdet.Resize", "scale": (96, 64), "keep_ratio": True},
+            {
+                "type": "mmdet.PackDetInputs",
+                "meta_keys": (
+                    "img_id",
+                    "ori_shape",
+                    "img_shape",
+                    "scale_factor",
+                    "text",
+                    "custom_entities",
+                    "tokens_positive",
+                ),
+            },
+        ]
+    )
     assert detector.reads_text
     image = np.random.default_rng(0).integers(0, 255, (128, 192, 3), dtype=np.uint8)
     found = detector(image, ["red cup", "dog"], top_k=3)

@@ -23,10 +23,14 @@ def bank_of(classes, rows_each=1, seen=True):
     probs = torch.rand(count, D, generator=g)
     background = TextBank(("background",), torch.randn(1, D, generator=g), torch.ones(1, D))
     bank = TextBank(
-        tuple(f"class {k}" for k in range(classes)), torch.randn(count, D, generator=g), (probs > 0.4).float(),
-        texts=tuple(f"text {k}" for k in range(count)), class_index=torch.arange(count) % classes, mask_probs=probs,
+        tuple(f"class {k}" for k in range(classes)),
+        torch.randn(count, D, generator=g),
+        (probs > 0.4).float(),
+        texts=tuple(f"text {k}" for k in range(count)),
+        class_index=torch.arange(count) % classes,
+        mask_probs=probs,
         background=background,
-    )  # fmt: skip
+    )
     return bank if seen else bank.with_seen(bank.names[::3])
 
 
@@ -85,9 +89,12 @@ def test_a_hundred_thousand_names_in_bounded_memory(head):
     with PeakMemory() as memory, torch.no_grad():
         totals = scorer.totals(parts)
         rows, classes, _ = select_from_parts(
-            boxes, lambda: (scorer.scores(p, *totals) for p in parts), score_threshold=0.0, iou_threshold=0.5,
+            boxes,
+            lambda: (scorer.scores(p, *totals) for p in parts),
+            score_threshold=0.0,
+            iou_threshold=0.5,
             max_detections=300,
-        )  # fmt: skip
+        )
     assert len(rows) == 300
     assert classes.max() > 4096
     assert memory.mib < 381

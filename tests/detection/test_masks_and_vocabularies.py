@@ -19,8 +19,15 @@ from smartclip_det.protocols.registry import evaluate
 from tests.detection.test_gates import dataset_of
 from tests.detection.tiny import TOWERS, build, encoder, smoke_config
 
-MASK_HEAD = {"type": "FCNMaskHead", "num_convs": 1, "in_channels": 32, "conv_out_channels": 16, "num_classes": 1,
-             "class_agnostic": True, "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True}}  # fmt: skip
+MASK_HEAD = {
+    "type": "FCNMaskHead",
+    "num_convs": 1,
+    "in_channels": 32,
+    "conv_out_channels": 16,
+    "num_classes": 1,
+    "class_agnostic": True,
+    "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True},
+}
 PIPELINE = [
     {"type": "LoadImageFromFile"},
     {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
@@ -32,10 +39,15 @@ PIPELINE = [
 @pytest.fixture(scope="module")
 def masked(shared):
     root = shared / "coco_mini_train"
-    config = smoke_config(root, **{
-        "model.roi_head.mask_head": MASK_HEAD, "model.data_preprocessor.pad_mask": True,
-        "model.rpn_head.type": "NormedRPNHead", "model.rpn_head.norm_cfg": {"type": "BN"},
-    })  # fmt: skip
+    config = smoke_config(
+        root,
+        **{
+            "model.roi_head.mask_head": MASK_HEAD,
+            "model.data_preprocessor.pad_mask": True,
+            "model.rpn_head.type": "NormedRPNHead",
+            "model.rpn_head.norm_cfg": {"type": "BN"},
+        },
+    )
     detector = build(config)
     dataset = dataset_of(config, pipeline=PIPELINE, indices=6)
     detector.set_text_bank(build_bank(encoder(), dataset.metainfo["classes"], progress=False))
@@ -91,22 +103,35 @@ def test_true_masks_reach_the_ceiling_and_the_file_gives_the_same_digits(masked,
     ann = root / "instances_train2017.json"
     truth = json.loads(ann.read_text())
     kept = {dataset.get_data_info(i)["img_id"] for i in range(6)}
-    part = {**truth, "images": [i for i in truth["images"] if i["id"] in kept],
-            "annotations": [a for a in truth["annotations"] if a["image_id"] in kept]}  # fmt: skip
+    part = {
+        **truth,
+        "images": [i for i in truth["images"] if i["id"] in kept],
+        "annotations": [a for a in truth["annotations"] if a["image_id"] in kept],
+    }
     (tmp_path / "ann.json").write_text(json.dumps(part))
-    metric = OpenVocabMetric(str(tmp_path / "ann.json"), protocol="coco", iou_types=["bbox", "segm"],
-                             out_file=str(tmp_path / "out.json"), metrics_file=str(tmp_path / "m.json"))  # fmt: skip
+    metric = OpenVocabMetric(
+        str(tmp_path / "ann.json"),
+        protocol="coco",
+        iou_types=["bbox", "segm"],
+        out_file=str(tmp_path / "out.json"),
+        metrics_file=str(tmp_path / "m.json"),
+    )
     names = [c["name"] for c in part["categories"]]
     ids = [c["id"] for c in part["categories"]]
     metric.dataset_meta = {"classes": tuple(names)}
     for image in part["images"]:
         mine = [a for a in part["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
         masks = [_decoded(a, image) for a in mine]
-        boxes = torch.tensor([[a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]]
-                              for a in mine], dtype=torch.float32).reshape(-1, 4)  # fmt: skip
-        found = InstanceData(bboxes=boxes, scores=torch.ones(len(mine)),
-                             labels=torch.tensor([ids.index(a["category_id"]) for a in mine], dtype=torch.long),
-                             masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, 1, 1), dtype=bool)))  # fmt: skip
+        boxes = torch.tensor(
+            [[a["bbox"][0], a["bbox"][1], a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]] for a in mine],
+            dtype=torch.float32,
+        ).reshape(-1, 4)
+        found = InstanceData(
+            bboxes=boxes,
+            scores=torch.ones(len(mine)),
+            labels=torch.tensor([ids.index(a["category_id"]) for a in mine], dtype=torch.long),
+            masks=torch.from_numpy(np.stack(masks) if masks else np.zeros((0, 1, 1), dtype=bool)),
+        )
         metric.process(None, [{"img_id": image["id"], "pred_instances": found}])
     lines = evaluate("coco", ann=tmp_path / "ann.json", pred=metric.partial_file, iou_type="segm")
     metrics = metric.evaluate(len(part["images"]))
@@ -140,10 +165,16 @@ class TestVocabularyOfTheAnnotations:
     def build(self, shared, **options):
         from mmdet.registry import DATASETS
 
-        return DATASETS.build({
-            "type": "OpenVocabLVISDataset", "data_root": str(shared / "lvis_val100"), "ann_file": "lvis_val_100.json",
-            "vocabulary": "annotations", "pipeline": [], **options,
-        })  # fmt: skip
+        return DATASETS.build(
+            {
+                "type": "OpenVocabLVISDataset",
+                "data_root": str(shared / "lvis_val100"),
+                "ann_file": "lvis_val_100.json",
+                "vocabulary": "annotations",
+                "pipeline": [],
+                **options,
+            }
+        )
 
     def test_lvis_base_is_common_and_frequent(self, shared):
         data = self.build(shared, seen="lvis_base", seen_only=True)

@@ -55,8 +55,12 @@ def test_an_untrained_head_gives_each_cell_its_own_box():
 def test_logits_are_shifted_and_scaled_masked_cosines():
     bank, part = bank_of(), head()
     g = torch.Generator().manual_seed(1)
-    found = TokenPredictions(torch.randn(2, 5, 8, generator=g), torch.randn(2, 5, generator=g),
-                             torch.randn(2, 5, generator=g), torch.rand(2, 5, 4, generator=g))  # fmt: skip
+    found = TokenPredictions(
+        torch.randn(2, 5, 8, generator=g),
+        torch.randn(2, 5, generator=g),
+        torch.randn(2, 5, generator=g),
+        torch.rand(2, 5, 4, generator=g),
+    )
     got = part.logits(found, bank, ScoringPolicy())
     for b in range(2):
         cosine = masked_cosine(found.vectors[b], bank.embeds, bank.masks)
@@ -91,9 +95,12 @@ def test_matching_takes_the_right_token_and_losses_vanish_for_a_perfect_head():
     assert losses["loss_bbox"] == pytest.approx(0, abs=1e-5)
     assert losses["loss_giou"] == pytest.approx(0, abs=1e-5)
     tokens, matched = part._match(
-        torch.tensor([[0.0, 0, 16, 16], [16, 16, 32, 32]]), torch.zeros(2, 3), target.gt_instances.bboxes,
-        target.gt_instances.labels, (64, 64),
-    )  # fmt: skip
+        torch.tensor([[0.0, 0, 16, 16], [16, 16, 32, 32]]),
+        torch.zeros(2, 3),
+        target.gt_instances.bboxes,
+        target.gt_instances.labels,
+        (64, 64),
+    )
     assert tokens.tolist() == [1]
     assert matched.tolist() == [0]
 
@@ -148,8 +155,10 @@ def test_boxes_are_cut_at_the_border_of_a_wide_or_a_tall_picture():
     boxes = torch.tensor([[[0.5, 0.5, 0.9, 1.2]]])
     found = TokenPredictions(bank.embeds[1][None, None], torch.zeros(1, 1), torch.full((1, 1), 5.0), boxes)
     for shape, padded, expected in (
-        ((48, 128), (64, 160), [8, 0, 128, 48]), ((128, 48), (160, 64), [3.2, 0, 48, 128]), ((64, 64), (64, 64), [3.2, 0, 60.8, 64]),
-    ):  # fmt: skip
+        ((48, 128), (64, 160), [8, 0, 128, 48]),
+        ((128, 48), (160, 64), [3.2, 0, 48, 128]),
+        ((64, 64), (64, 64), [3.2, 0, 60.8, 64]),
+    ):
         for scale, rescale in (((1.0, 1.0), False), ((0.5, 0.25), True)):
             out = part.predict(found, [sample([], [], shape=shape, scale=scale)], padded, bank, OFF, rescale)[0]
             factor = [2, 4, 2, 4] if rescale else [1] * 4
@@ -216,8 +225,12 @@ def test_overfit_real_photographs(shared, tmp_path):
     boxes: dict[int, list] = {}
     for a in data["annotations"]:
         boxes.setdefault(a["image_id"], []).append(a)
-    fits = [i for i, mine in boxes.items() if len(mine) <= 3 and all(
-        not a["iscrowd"] and a["area"] > 0.05 * images[i]["width"] * images[i]["height"] for a in mine)][:6]  # fmt: skip
+    fits = [
+        i
+        for i, mine in boxes.items()
+        if len(mine) <= 3
+        and all(not a["iscrowd"] and a["area"] > 0.05 * images[i]["width"] * images[i]["height"] for a in mine)
+    ][:6]
     assert len(fits) == 6
     vocabulary = sorted({names[a["category_id"]] for i in fits for a in boxes[i]})
     bank = build_bank(encoder(), vocabulary, progress=False)
@@ -225,8 +238,13 @@ def test_overfit_real_photographs(shared, tmp_path):
     torch.manual_seed(0)
     detector = MODELS.build(config.model)
     detector.set_text_bank(bank)
-    load = Compose([{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": (128, 128), "keep_ratio": True},
-                    {"type": "PackDetInputs", "meta_keys": ("img_id", "ori_shape", "img_shape", "scale_factor")}])  # fmt: skip
+    load = Compose(
+        [
+            {"type": "LoadImageFromFile"},
+            {"type": "Resize", "scale": (128, 128), "keep_ratio": True},
+            {"type": "PackDetInputs", "meta_keys": ("img_id", "ori_shape", "img_shape", "scale_factor")},
+        ]
+    )
     batch = [load({"img_path": str(root / "images" / images[i]["file_name"]), "img_id": i}) for i in fits]
     for i, item in zip(fits, batch, strict=True):
         factor = torch.tensor(item["data_samples"].scale_factor).repeat(2)

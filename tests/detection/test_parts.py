@@ -61,8 +61,9 @@ class TestSelection:
 
     def test_empty(self):
         for shape in ((0, 5), (5, 0)):
-            rows, classes, values = select_detections(torch.zeros(shape[0], 4), torch.zeros(shape), score_threshold=0,
-                                                      iou_threshold=0.5, max_detections=10)  # fmt: skip
+            rows, classes, values = select_detections(
+                torch.zeros(shape[0], 4), torch.zeros(shape), score_threshold=0, iou_threshold=0.5, max_detections=10
+            )
             assert len(rows) == len(classes) == len(values) == 0
 
     def test_large_vocabularies_cost_little(self):
@@ -78,8 +79,13 @@ def head_and_bank(policy_seen=(True, True, False), **options):
     torch.manual_seed(0)
     head = OpenVocabBBoxHead(embed_dim=16, in_channels=8, roi_size=3, num_convs=1, num_fcs=1, fc_channels=32, **options)
     background = TextBank(("background",), torch.randn(1, 16), torch.ones(1, 16))
-    bank = TextBank(("cat", "dog", "bus"), torch.randn(3, 16), (torch.rand(3, 16) > 0.4).float(), seen=policy_seen,
-                    background=background)  # fmt: skip
+    bank = TextBank(
+        ("cat", "dog", "bus"),
+        torch.randn(3, 16),
+        (torch.rand(3, 16) > 0.4).float(),
+        seen=policy_seen,
+        background=background,
+    )
     return head, bank
 
 
@@ -120,8 +126,13 @@ class TestBoxHead:
         deltas = torch.randn(6, 4, requires_grad=True)
         targets = (torch.tensor([0, 1, 3, 3, 3, 3]), torch.zeros(6, 4), torch.tensor([True, True] + [False] * 4))
         losses = head.loss(vectors, deltas, targets, bank, policy)
-        moved = TextBank(bank.names, torch.cat([bank.embeds[:2], torch.randn(1, 16)]), bank.masks, seen=bank.seen,
-                         background=bank.background)  # fmt: skip
+        moved = TextBank(
+            bank.names,
+            torch.cat([bank.embeds[:2], torch.randn(1, 16)]),
+            bank.masks,
+            seen=bank.seen,
+            background=bank.background,
+        )
         assert torch.allclose(losses["loss_cls"], head.loss(vectors, deltas, targets, moved, policy)["loss_cls"])
         if activation == "softmax":
             logits = head.logits(vectors, bank, policy)[:, [0, 1, 3]]
@@ -161,16 +172,36 @@ class TestRoIHead:
 
         _, bank = head_and_bank()
         roi = OpenVocabRoIHead(
-            {"type": "SingleRoIExtractor", "roi_layer": {"type": "RoIAlign", "output_size": 3, "sampling_ratio": 0},
-             "out_channels": 8, "featmap_strides": [8]},
-            {"type": "OpenVocabBBoxHead", "embed_dim": 16, "in_channels": 8, "roi_size": 3, "num_convs": 0, "num_fcs": 1, "fc_channels": 8},
+            {
+                "type": "SingleRoIExtractor",
+                "roi_layer": {"type": "RoIAlign", "output_size": 3, "sampling_ratio": 0},
+                "out_channels": 8,
+                "featmap_strides": [8],
+            },
+            {
+                "type": "OpenVocabBBoxHead",
+                "embed_dim": 16,
+                "in_channels": 8,
+                "roi_size": 3,
+                "num_convs": 0,
+                "num_fcs": 1,
+                "fc_channels": 8,
+            },
             dense_stride=8,
-        )  # fmt: skip
+        )
         policy = ScoringPolicy(fusion="f_vit", background="text", dense_mask_mode="off", alpha=0.3)
         vectors, dense = torch.randn(5, 16), torch.randn(5, 16)
         p = roi.bbox_head.logits(vectors, bank, policy).softmax(1)
-        q = (75 * torch.cat([bank.cosine(dense, policy, mask_mode="off"),
-                             torch.nn.functional.cosine_similarity(dense, bank.background.embeds)[:, None]], 1)).softmax(1)  # fmt: skip
+        q = (
+            75
+            * torch.cat(
+                [
+                    bank.cosine(dense, policy, mask_mode="off"),
+                    torch.nn.functional.cosine_similarity(dense, bank.background.embeds)[:, None],
+                ],
+                1,
+            )
+        ).softmax(1)
         got = roi.scores(vectors, dense, None, bank, policy)
         assert torch.allclose(got[:, 0], p[:, 0] ** 0.7 * q[:, 0] ** 0.3, atol=1e-5)
         assert torch.allclose(got[:, 2], p[:, 2] ** 0.2 * q[:, 2] ** 0.8, atol=1e-5)
@@ -208,8 +239,12 @@ class TestRoIHead:
         options = {"model.test_cfg.rcnn": {"score_thr": 0.0, "nms_iou": 0.5, "max_per_img": 50}}
         detector = build(smoke_config(tmp_path, **options)).eval()
         torch.nn.init.zeros_(detector.roi_head.bbox_head.fc_reg.weight)
-        bank = TextBank(("cat", "dog"), torch.randn(2, 64), torch.ones(2, 64),
-                        background=TextBank(("background",), torch.randn(1, 64), torch.ones(1, 64)))  # fmt: skip
+        bank = TextBank(
+            ("cat", "dog"),
+            torch.randn(2, 64),
+            torch.ones(2, 64),
+            background=TextBank(("background",), torch.randn(1, 64), torch.ones(1, 64)),
+        )
         detector.set_text_bank(bank)
         sample = DetDataSample(metainfo={"img_shape": (48, 96), "scale_factor": (0.5, 0.25), "img_id": 1})
         # One beyond each border; two of one place (IoU 0.6); two apart (IoU 0.43).
@@ -233,14 +268,17 @@ class TestRoIHead:
 class TestDataset:
     def write(self, tmp_path):
         data = {
-            "images": [{"id": 7, "file_name": "a.jpg", "width": 100, "height": 80}, {"id": 8, "file_name": "b.jpg", "width": 100, "height": 80}],
+            "images": [
+                {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80},
+                {"id": 8, "file_name": "b.jpg", "width": 100, "height": 80},
+            ],
             "categories": [{"id": 5, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 9, "name": "bus"}],
             "annotations": [
                 {"id": 1, "image_id": 7, "category_id": 5, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0},
                 {"id": 2, "image_id": 7, "category_id": 9, "bbox": [40, 10, 20, 20], "area": 400, "iscrowd": 1},
                 {"id": 3, "image_id": 8, "category_id": 2, "bbox": [200, 10, 20, 20], "area": 400, "iscrowd": 0},
             ],
-        }  # fmt: skip
+        }
         (tmp_path / "ann.json").write_text(json.dumps(data))
 
     def build(self, tmp_path, **options):
@@ -270,8 +308,13 @@ class TestDataset:
 
     def test_seen_only_leaves_other_boxes_out_but_keeps_the_vocabulary(self, tmp_path):
         self.write(tmp_path)
-        data = self.build(tmp_path, vocabulary=["bus", "dog", "cat"], seen=["dog"], seen_only=True,
-                          filter_cfg={"filter_empty_gt": True})  # fmt: skip
+        data = self.build(
+            tmp_path,
+            vocabulary=["bus", "dog", "cat"],
+            seen=["dog"],
+            seen_only=True,
+            filter_cfg={"filter_empty_gt": True},
+        )
         assert len(data) == 1
         assert [i["bbox_label"] for i in data.get_data_info(0)["instances"]] == [1]
         assert data.metainfo["classes"] == ("bus", "dog", "cat")
@@ -311,8 +354,16 @@ class TestDataset:
 
         root = shared / "lvis_val100"
         categories = [c["name"] for c in json.loads((root / "lvis_val_100.json").read_text())["categories"]]
-        data = DATASETS.build({"type": "OpenVocabLVISDataset", "data_root": str(root), "ann_file": "lvis_val_100.json",
-                               "vocabulary": categories[::-1], "pipeline": [], "test_mode": True})  # fmt: skip
+        data = DATASETS.build(
+            {
+                "type": "OpenVocabLVISDataset",
+                "data_root": str(root),
+                "ann_file": "lvis_val_100.json",
+                "vocabulary": categories[::-1],
+                "pipeline": [],
+                "test_mode": True,
+            }
+        )
         assert len(data) == 100
         boxes = sum(len(data.get_data_info(i)["instances"]) for i in range(100))
         assert boxes == 977

@@ -15,8 +15,9 @@ from tests.detection.tiny import TOWERS, build, smoke_config
 
 
 def runner_of(model, folder, epoch=0):
-    return SimpleNamespace(model=model, epoch=epoch, iter=7, work_dir=str(folder),
-                           logger=SimpleNamespace(info=lambda text: None))  # fmt: skip
+    return SimpleNamespace(
+        model=model, epoch=epoch, iter=7, work_dir=str(folder), logger=SimpleNamespace(info=lambda text: None)
+    )
 
 
 def test_they_hold_what_was_trained_and_restore_all(tmp_path):

@@ -32,26 +32,42 @@ def options(root: Path, **more):
     data = {"ann_file": f"{root}/pairs", "data_root": "", "image_size": 64}
     loader = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}
     return {
-        "towers.arch": "SmartCLIP-tiny", "towers.mask_pad": "ignore", "global_batch_size": 8,
+        "towers.arch": "SmartCLIP-tiny",
+        "towers.mask_pad": "ignore",
+        "global_batch_size": 8,
         # A learned scale is a parameter of one number.
-        "model.micro_batch": 2, "model.loss.mask_mode": "soft", "model.loss.scale": "learned",
-        **{f"train_dataloader.dataset.{k}": v for k, v in data.items()}, "train_dataloader.dataset.skip": 0,
-        "train_dataloader.dataset.context_length": 77, **{f"train_dataloader.{k}": v for k, v in loader.items()},
-        **{f"val_dataloader.dataset.{k}": v for k, v in data.items()}, "val_dataloader.dataset.indices": 8,
-        "val_dataloader.num_workers": 0, "val_evaluator.scoring": "hard",
-        "default_hooks.checkpoint.interval": 2, "default_hooks.logger.interval": 1, "param_scheduler.warmup": 2,
-        "param_scheduler.end": STEPS, "train_cfg.max_epochs": 1, "train_cfg.val_begin": 99, "randomness.seed": 3,
+        "model.micro_batch": 2,
+        "model.loss.mask_mode": "soft",
+        "model.loss.scale": "learned",
+        **{f"train_dataloader.dataset.{k}": v for k, v in data.items()},
+        "train_dataloader.dataset.skip": 0,
+        "train_dataloader.dataset.context_length": 77,
+        **{f"train_dataloader.{k}": v for k, v in loader.items()},
+        **{f"val_dataloader.dataset.{k}": v for k, v in data.items()},
+        "val_dataloader.dataset.indices": 8,
+        "val_dataloader.num_workers": 0,
+        "val_evaluator.scoring": "hard",
+        "default_hooks.checkpoint.interval": 2,
+        "default_hooks.logger.interval": 1,
+        "param_scheduler.warmup": 2,
+        "param_scheduler.end": STEPS,
+        "train_cfg.max_epochs": 1,
+        "train_cfg.val_begin": 99,
+        "randomness.seed": 3,
         # bf16, which some CPUs have, would hide differences. Far over the rounding of gradients that are zero but for it (biases of keys).
-        "optim_wrapper.type": "OptimWrapper", "optim_wrapper.optimizer.eps": 1e-3, **more,
-    }  # fmt: skip
+        "optim_wrapper.type": "OptimWrapper",
+        "optim_wrapper.optimizer.eps": 1e-3,
+        **more,
+    }
 
 
 def go(root, name, config, launcher, resume=None, **more):
     # Names keep the runs of a process apart in MMEngine.
     own = f"{Path(root).parent.name}_{name}_{resume is not None}"
     given = options(root, experiment_name=own, **{"visualizer.name": own}, **more)
-    train(TrainOptions(config=str(config), work_dir=f"{root}/{name}", cfg_options=given, launcher=launcher,
-                       resume=resume))  # fmt: skip
+    train(
+        TrainOptions(config=str(config), work_dir=f"{root}/{name}", cfg_options=given, launcher=launcher, resume=resume)
+    )
 
 
 #: Runs of the recipe that one process and two must agree on.
@@ -74,8 +90,14 @@ def several(rank, world, root):
     for name, more in SAME.items():
         go(root, f"two/{name}", config_of(name, root), "pytorch", **more)
     # A mean over steps goes on where it was.
-    go(root, "two/averaged_again", config_of("averaged", root), "pytorch", resume=f"{root}/two/averaged/iter_2.pth",
-       **SAME["averaged"])  # fmt: skip
+    go(
+        root,
+        "two/averaged_again",
+        config_of("averaged", root),
+        "pytorch",
+        resume=f"{root}/two/averaged/iter_2.pth",
+        **SAME["averaged"],
+    )
     for form in ("local", "full"):
         # Validation is under FSDP what it is without: once.
         more = {"strategy.state_dict_cfg": form, "train_cfg.val_begin": 1 if form == "local" else 99}
@@ -84,8 +106,14 @@ def several(rank, world, root):
     told = {}
     for what, more in (("clip", {"optim_wrapper.clip_grad.max_norm": 1.0}), ("form", {})):
         try:
-            go(root, f"fsdp/{what}", f"{root}/fsdp.py", "pytorch",
-               resume=f"{root}/fsdp/full/iter_2.pth" if what == "form" else None, **more)  # fmt: skip
+            go(
+                root,
+                f"fsdp/{what}",
+                f"{root}/fsdp.py",
+                "pytorch",
+                resume=f"{root}/fsdp/full/iter_2.pth" if what == "form" else None,
+                **more,
+            )
         except UserError as error:
             told[what] = str(error)
     return told
@@ -99,15 +127,29 @@ def runs(tmp_path_factory):
     for n in range(21):
         Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(root / f"pairs/{n:02d}.png")
         (root / f"pairs/{n:02d}.txt").write_text(f"Picture number {n}. It shows noise of kind {n % 5}. No more.")
-    boxes = [{"id": n + 1, "image_id": n + 1, "category_id": n % 2 + 1, "bbox": [4 + n, 8, 30, 40], "area": 1200,
-              "iscrowd": 0} for n in range(4)]  # fmt: skip
+    boxes = [
+        {
+            "id": n + 1,
+            "image_id": n + 1,
+            "category_id": n % 2 + 1,
+            "bbox": [4 + n, 8, 30, 40],
+            "area": 1200,
+            "iscrowd": 0,
+        }
+        for n in range(4)
+    ]
     images = [{"id": n + 1, "file_name": f"{n:02d}.png", "width": 64, "height": 64} for n in range(4)]
-    (root / "boxes.json").write_text(json.dumps({
-        "images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]}))  # fmt: skip
+    (root / "boxes.json").write_text(
+        json.dumps(
+            {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]}
+        )
+    )
     hooks = "custom_hooks = [dict(type='StepSeedHook'), dict(type='TowerCheckpointHook'), {}]\n"
     # Hooks that use the towers between steps: on all processes (vocabularies), and on one alone (boxes).
-    probe = (f"dict(type='RegionProbeHook', ann_file='{root}/boxes.json', images='{root}/pairs', max_images=4, "
-             "dense_size=64, views=['dense'])")  # fmt: skip
+    probe = (
+        f"dict(type='RegionProbeHook', ann_file='{root}/boxes.json', images='{root}/pairs', max_images=4, "
+        "dense_size=64, views=['dense'])"
+    )
     for name, base, hook in (("averaged", RECIPE, "dict(type='EMAHook', momentum=0.3)"), ("fsdp", FSDP, probe)):
         (root / f"{name}.py").write_text(f"_base_ = '{base}'\n{hooks.format(hook)}")
     for name, more in SAME.items():

@@ -33,17 +33,27 @@ def content(images=2, **annotation):
     return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 128, "height": 96} for i in range(1, images + 1)],
         "annotations": [
-            {"id": 2 * (i - 1) + c, "image_id": i, "category_id": c, "bbox": list(boxes[c - 1]), "area": 1600,
-             "iscrowd": 0, **annotation}
-            for i in range(1, images + 1) for c in (1, 2)
+            {
+                "id": 2 * (i - 1) + c,
+                "image_id": i,
+                "category_id": c,
+                "bbox": list(boxes[c - 1]),
+                "area": 1600,
+                "iscrowd": 0,
+                **annotation,
+            }
+            for i in range(1, images + 1)
+            for c in (1, 2)
         ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    }  # fmt: skip
+    }
 
 
 def perfect(data):
-    return [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9 - n / 100}
-            for n, a in enumerate(data["annotations"])]  # fmt: skip
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9 - n / 100}
+        for n, a in enumerate(data["annotations"])
+    ]
 
 
 def score(data, backend="fast", results=None):
@@ -74,7 +84,12 @@ def test_a_right_file_is_left_as_it_is(capsys):
         ("categories", 1, {"id": 1}, r"entry 1 of categories has the id 1 of entry 0 \('cat' and 'dog'\)"),
         ("categories", 1, {"name": "cat"}, r"repeats category names: \['cat'\]"),
         ("categories", 1, {"name": 7}, "name=7; a name is a text"),
-        ("annotations", 3, {"category_id": "2"}, r"entry 3 of annotations is of category '2'.*lists 2: .*Write them alike"),
+        (
+            "annotations",
+            3,
+            {"category_id": "2"},
+            r"entry 3 of annotations is of category '2'.*lists 2: .*Write them alike",
+        ),
         ("annotations", 3, {"image_id": "2"}, "entry 3 of annotations is for image '2'.*Write them alike"),
         ("annotations", 3, {"category_id": 12}, "entry 3 of annotations is of category 12, which the file lacks"),
         ("annotations", 3, {"image_id": 12}, "entry 3 of annotations is for image 12, which the file lacks"),
@@ -95,7 +110,7 @@ def test_a_right_file_is_left_as_it_is(capsys):
         ("annotations", 3, {"bbox": [1, 2, 10**400, 4]}, "not finite"),
         ("annotations", 3, {"bbox": {"x": 1}}, "width, height. is needed"),
     ],
-)  # fmt: skip
+)
 def test_refused_by_entry(part, n, change, message):
     data = content()
     data[part][n] = {**data[part][n], **change}
@@ -155,8 +170,10 @@ def test_sizes_that_are_none_count_as_not_told(size):
 class TestRoboflow:
     def data(self, name):
         data = content()
-        data["categories"] = [{"id": 0, "name": name, "supercategory": "none"},
-                              *({**c, "supercategory": name} for c in data["categories"])]  # fmt: skip
+        data["categories"] = [
+            {"id": 0, "name": name, "supercategory": "none"},
+            *({**c, "supercategory": name} for c in data["categories"]),
+        ]
         return data
 
     @pytest.mark.parametrize("name", ["animals", "cat"])
@@ -319,8 +336,9 @@ class TestPredictions:
 
     def test_decimal_ids_are_whole_numbers(self):
         truth = load_ground_truth(content())
-        results = [{**r, "image_id": float(r["image_id"]), "category_id": float(r["category_id"])}
-                   for r in perfect(truth.data)]  # fmt: skip
+        results = [
+            {**r, "image_id": float(r["image_id"]), "category_id": float(r["category_id"])} for r in perfect(truth.data)
+        ]
         assert list(check_predictions(results, truth)[0]) == perfect(truth.data)
         with pytest.raises(UserError, match="must be a number or a text"):
             check_predictions([{**results[0], "image_id": 1.5}], truth)
@@ -360,8 +378,15 @@ class TestPredictions:
         truth = load_ground_truth(content())
         good = np.array([[0.0, 0, 5, 5]])
         with pytest.raises(UserError, match="box 1 is"):
-            write_columnar(tmp_path / "p.safetensors", [1, 1], np.array([good[0], box], dtype=np.float32), np.ones(2),
-                           np.zeros(2), ["cat"], {})  # fmt: skip
+            write_columnar(
+                tmp_path / "p.safetensors",
+                [1, 1],
+                np.array([good[0], box], dtype=np.float32),
+                np.ones(2),
+                np.zeros(2),
+                ["cat"],
+                {},
+            )
         assert not (tmp_path / "p.safetensors").exists()
         row = {"image_id": 1, "boxes": [box], "scores": [0.5], "names": ["cat"]}
         (tmp_path / "p.jsonl").write_text(json.dumps(row))
@@ -372,8 +397,10 @@ class TestPredictions:
 @given(st.lists(st.sampled_from([0, 1, 1, 2, 3, None, "5", 2.0]), min_size=1, max_size=8), st.integers(1, 4))
 def test_ids_differ_and_pieces_change_nothing(ids, piece):
     """However ids are spoilt, and in whatever pieces a file is read, all are usable and the entries stay in order."""
-    entries = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [n, 0, 1, 1], "area": 1, "iscrowd": 0}
-               for n, i in enumerate(ids)]  # fmt: skip
+    entries = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [n, 0, 1, 1], "area": 1, "iscrowd": 0}
+        for n, i in enumerate(ids)
+    ]
     check = AnnotationCheck("x")
     check.categories([{"id": 1, "name": "cat"}])
     check.images([{"id": 1, "width": 50, "height": 50}])
@@ -391,8 +418,11 @@ def test_lines_of_a_run_that_died_are_read_up_to_the_cut(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
     assert len(read_predictions(path, truth)) == 1
-    for wrong, said in (({"scores": []}, "lists of one length"), ({"scores": ["0.5"]}, "scores are numbers"),
-                        ({"boxes": [[0, 0, 5]]}, "four finite numbers")):  # fmt: skip
+    for wrong, said in (
+        ({"scores": []}, "lists of one length"),
+        ({"scores": ["0.5"]}, "scores are numbers"),
+        ({"boxes": [[0, 0, 5]]}, "four finite numbers"),
+    ):
         path.write_text(json.dumps({**row, **wrong}))
         with pytest.raises(UserError, match=f"line 1: .*{said}"):
             read_predictions(path, truth)

@@ -67,8 +67,10 @@ def write_shards(root, count=6, per=4):
 
 
 def test_share_captioner_records(tmp_path, monkeypatch):
-    rows = [{"id": n, "image": f"coco/{n}.jpg", "conversations": [{"value": "q"}, {"value": f"Caption {n}."}]}
-            for n in range(5)]  # fmt: skip
+    rows = [
+        {"id": n, "image": f"coco/{n}.jpg", "conversations": [{"value": "q"}, {"value": f"Caption {n}."}]}
+        for n in range(5)
+    ]
     rows[3]["conversations"][1]["value"] = "  "
     path = tmp_path / "share.json"
     path.write_text(json.dumps(rows))
@@ -84,8 +86,10 @@ def test_share_captioner_records(tmp_path, monkeypatch):
 
 
 def test_coco_captions_group_by_image_and_every_policy_has_a_text(tmp_path):
-    data = {"images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 8, "file_name": "b.jpg"}],
-            "annotations": [{"image_id": 7, "caption": c} for c in ("one", "two")]}  # fmt: skip
+    data = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": 8, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": 7, "caption": c} for c in ("one", "two")],
+    }
     path = tmp_path / "captions.json"
     path.write_text(json.dumps(data))
     records, counts = read_caption_records(path)
@@ -137,9 +141,11 @@ def test_broken_sources_are_told(folder, tmp_path):
     with pytest.raises(UserError, match=r"1 of 6 images .* have no .txt beside them, e.g. 3.png"):
         read_caption_records(folder)
     for name, content, message in (
-        ("text.json", "plain text", "is no caption file"), ("empty.json", "[]", "JSON list of records"),
-        ("cut.json", '[{"image": ', "not valid JSON"), ("absent.json", None, "No caption file at"),
-    ):  # fmt: skip
+        ("text.json", "plain text", "is no caption file"),
+        ("empty.json", "[]", "JSON list of records"),
+        ("cut.json", '[{"image": ', "not valid JSON"),
+        ("absent.json", None, "No caption file at"),
+    ):
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=message):
@@ -249,8 +255,15 @@ def test_boxes_of_regions_and_their_texts_are_mirrored_with_the_picture(tmp_path
     (tmp_path / "instances.json").write_text(
         json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]})
     )
-    data = CaptionDataset("captions.json", data_root=str(tmp_path), image_size=side, fit=fit, flip=flip, captions="full",
-                          regions={"file": "instances.json", "pattern": "{category} on the left", "template": "{}"})  # fmt: skip
+    data = CaptionDataset(
+        "captions.json",
+        data_root=str(tmp_path),
+        image_size=side,
+        fit=fit,
+        flip=flip,
+        captions="full",
+        regions={"file": "instances.json", "pattern": "{category} on the left", "template": "{}"},
+    )
     sample = data[0]
     facts = sample["data_samples"]
     x = side - left - 12 if flip else left

@@ -34,15 +34,20 @@ def conversation(text):
 
 
 def write_rows(path, rows):
-    path.write_text(json.dumps([{"id": n, "image": i, "conversations": conversation(t), **more}
-                                for n, (i, t, more) in enumerate(rows)]))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            [{"id": n, "image": i, "conversations": conversation(t), **more} for n, (i, t, more) in enumerate(rows)]
+        )
+    )
     return path
 
 
 def test_rows_of_one_image_are_what_grouped_captions_are(folder):
     rows = [(f"{c}.png", f"a {c} square {n}", {}) for k, c in enumerate(COLOURS) for n in range(k + 2)]
-    data = {"images": [{"id": k, "file_name": f"{c}.png"} for k, c in enumerate(COLOURS)],
-            "annotations": [{"image_id": list(COLOURS).index(i[:-4]), "caption": t} for i, t, _ in rows]}  # fmt: skip
+    data = {
+        "images": [{"id": k, "file_name": f"{c}.png"} for k, c in enumerate(COLOURS)],
+        "annotations": [{"image_id": list(COLOURS).index(i[:-4]), "caption": t} for i, t, _ in rows],
+    }
     (folder / "coco.json").write_text(json.dumps(data))
     told = []
     ours, facts = load_captions(write_rows(folder / "rows.json", rows), tell=told.append)
@@ -75,8 +80,11 @@ def test_a_picture_under_another_name_is_the_same(folder):
 
 
 def test_long_and_short_texts_are_taken_as_asked_for(folder):
-    rows = [("red.png", "long red", {"short": ["r1", "r2", "long red"]}), ("blue.png", "long blue", {"short": "b"}),
-            ("green.png", "long green", {})]  # fmt: skip
+    rows = [
+        ("red.png", "long red", {"short": ["r1", "r2", "long red"]}),
+        ("blue.png", "long blue", {"short": "b"}),
+        ("green.png", "long green", {}),
+    ]
     path = write_rows(folder / "rows.json", rows)
     expected = {
         "all": (["long red", "r1", "r2"], 3, 3, 4),
@@ -90,8 +98,15 @@ def test_long_and_short_texts_are_taken_as_asked_for(folder):
         assert facts.get("images_without_short") == (1 if which == "short" else None)
         own = [i for i in found for _ in i.texts]
         rows_of = torch.tensor([[i.id for i in found].index(i.id) for i in own])
-        RetrievalVectors(torch.zeros(images, 3), torch.zeros(len(own), 3), rows_of, None, [i.id for i in found],
-                         ["t"] * len(own), facts).check_against(path)  # fmt: skip
+        RetrievalVectors(
+            torch.zeros(images, 3),
+            torch.zeros(len(own), 3),
+            rows_of,
+            None,
+            [i.id for i in found],
+            ["t"] * len(own),
+            facts,
+        ).check_against(path)
     write_rows(path, rows[2:])
     with pytest.raises(UserError, match="has no short captions; it has long ones"):
         load_captions(path, which="short")
@@ -101,8 +116,12 @@ def test_long_and_short_texts_are_taken_as_asked_for(folder):
 
 def test_images_of_shards_and_those_that_are_absent(folder):
     with tarfile.open(folder / "s.tar", "w") as archive:
-        for name, content in (("1.png", (folder / "red.png").read_bytes()), ("1.txt", b"red"),
-                              ("2.png", (folder / "red.png").read_bytes()), ("2.txt", b"ruby")):  # fmt: skip
+        for name, content in (
+            ("1.png", (folder / "red.png").read_bytes()),
+            ("1.txt", b"red"),
+            ("2.png", (folder / "red.png").read_bytes()),
+            ("2.txt", b"ruby"),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -113,8 +132,17 @@ def test_images_of_shards_and_those_that_are_absent(folder):
         load_captions(write_rows(folder / "r.json", [("nowhere.png", "x", {}), ("red.png", "y", {})]))
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["x.png", "./x.png", "d/x.png"]), st.text("pq", max_size=2),
-                          st.lists(st.text("pq", min_size=1, max_size=2), max_size=3)), max_size=8))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.sampled_from(["x.png", "./x.png", "d/x.png"]),
+            st.text("pq", max_size=2),
+            st.lists(st.text("pq", min_size=1, max_size=2), max_size=3),
+        ),
+        max_size=8,
+    )
+)
 def test_grouping_keeps_every_text_and_ids_apart(rows):
     records = [CaptionRecord(i, image, long, short) for i, image, long, short in rows]
     found = by_image(records)

@@ -38,8 +38,10 @@ def row(n, answer, **more):
 
 
 def coco(*texts):
-    return {"images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(len(texts))],
-            "annotations": [{"id": 10 + n, "image_id": n, "caption": t} for n, t in enumerate(texts)]}  # fmt: skip
+    return {
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(len(texts))],
+        "annotations": [{"id": 10 + n, "image_id": n, "caption": t} for n, t in enumerate(texts)],
+    }
 
 
 def write_tar(path, *members):
@@ -51,8 +53,10 @@ def write_tar(path, *members):
     return path
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")),
-       st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))  # fmt: skip
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+)
 def test_marked_encodings_come_back(text, encoding):
     found = decode_text(text.encode(encoding))
     # A text that begins with a mark of its own loses it in plain UTF-8.
@@ -73,12 +77,22 @@ def test_a_list_in_another_encoding_is_told_by_line(tmp_path):
     assert read_text(tmp_path / "a.txt", "list") == "one\ncafé"
 
 
-@pytest.mark.parametrize(("value", "texts", "reasons"), [
-    ("a dog", ["a dog"], {}), (["a dog", ["two dogs"]], ["a dog", "two dogs"], {}),
-    (["a", None, 7], ["a"], {"null_texts": 1, "number_texts": 1}), (float("nan"), [], {"null_texts": 1}),
-    (True, [], {"number_texts": 1}), ({"en": "a dog"}, [], {"object_texts": 1}), (" NaN ", [], {"null_words": 1}),
-    ("caf\udce9", [], {"not_utf8": 1}), ("a\0b", [], {"not_utf8": 1}), ("nan bread", ["nan bread"], {}), ("", [""], {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "texts", "reasons"),
+    [
+        ("a dog", ["a dog"], {}),
+        (["a dog", ["two dogs"]], ["a dog", "two dogs"], {}),
+        (["a", None, 7], ["a"], {"null_texts": 1, "number_texts": 1}),
+        (float("nan"), [], {"null_texts": 1}),
+        (True, [], {"number_texts": 1}),
+        ({"en": "a dog"}, [], {"object_texts": 1}),
+        (" NaN ", [], {"null_words": 1}),
+        ("caf\udce9", [], {"not_utf8": 1}),
+        ("a\0b", [], {"not_utf8": 1}),
+        ("nan bread", ["nan bread"], {}),
+        ("", [""], {}),
+    ],
+)
 def test_what_is_no_text_is_never_spelled_out(value, texts, reasons):
     counts = CaptionCounts()
     assert take_texts(value, counts, "record 3") == texts
@@ -86,8 +100,10 @@ def test_what_is_no_text_is_never_spelled_out(value, texts, reasons):
     assert all(REASONS[r] in counts.table() and "first: record 3" in counts.table() for r in reasons)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2))  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+)
 
 
 @given(json_values)
@@ -98,11 +114,17 @@ def test_no_value_gives_a_text_that_it_does_not_hold(value):
     assert set(take_texts(value, CaptionCounts(), "x")) <= set(strings(value))
 
 
-@pytest.mark.parametrize("turns", [
-    [("system", "You describe."), ("human", "What?"), ("gpt", "A dog.")], [("user", "What?"), ("assistant", "A dog.")],
-    [("Human", "What?"), ("GPT-4V", "A dog.")], [("gpt", "Hello!"), ("human", "What?"), ("gpt", "A dog.")],
-    [("USER:", "What?"), ("ASSISTANT:", "A dog."), ("user", "Where?"), ("assistant", "There.")], [("", "What?"), ("", "A dog.")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("system", "You describe."), ("human", "What?"), ("gpt", "A dog.")],
+        [("user", "What?"), ("assistant", "A dog.")],
+        [("Human", "What?"), ("GPT-4V", "A dog.")],
+        [("gpt", "Hello!"), ("human", "What?"), ("gpt", "A dog.")],
+        [("USER:", "What?"), ("ASSISTANT:", "A dog."), ("user", "Where?"), ("assistant", "There.")],
+        [("", "What?"), ("", "A dog.")],
+    ],
+)
 @pytest.mark.parametrize(("who", "what"), [("from", "value"), ("role", "content")])
 def test_the_answer_is_found_by_its_role(turns, who, what):
     counts = CaptionCounts()
@@ -110,10 +132,19 @@ def test_the_answer_is_found_by_its_role(turns, who, what):
     assert counts.get("later_answers", 0) == (len(turns) == 4)
 
 
-@pytest.mark.parametrize("turns", [
-    [("human", "What?")], [("human", "What?"), ("narrator", "A dog.")], [("", "a"), ("", "b"), ("", "c")],
-    [("gpt", "Hello!"), ("human", "What?")], [], "text", None, ["What?", "A dog."],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("human", "What?")],
+        [("human", "What?"), ("narrator", "A dog.")],
+        [("", "a"), ("", "b"), ("", "c")],
+        [("gpt", "Hello!"), ("human", "What?")],
+        [],
+        "text",
+        None,
+        ["What?", "A dog."],
+    ],
+)
 def test_a_conversation_without_an_answer_gives_none(turns):
     counts = CaptionCounts()
     if isinstance(turns, list):
@@ -132,20 +163,45 @@ def test_parts_of_chat_services_are_read():
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_conversations_are_counted_by_reason(tmp_path, monkeypatch, stream, encoding):
-    rows = [row(0, "A dog é."), row(1, None), row(2, ["one", "two"]), row(3, "x", short=["s", None, " "]),
-            {**row(4, "A cat."), "image": None}, {**row(5, "A cat."), "image": ["a.jpg", "b.jpg"]},
-            {**row(6, "A cat."), "conversations": [{"from": "critic", "value": "bad"}]}, row(7, "A dog."),
-            {**row(7, "A cow."), "image": "./7.jpg"}, row(7, "A dog."), {**row(8, "A cat."), "image": ["8.jpg"]},
-            {"image": "9.jpg", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "m"}]}]  # fmt: skip
+    rows = [
+        row(0, "A dog é."),
+        row(1, None),
+        row(2, ["one", "two"]),
+        row(3, "x", short=["s", None, " "]),
+        {**row(4, "A cat."), "image": None},
+        {**row(5, "A cat."), "image": ["a.jpg", "b.jpg"]},
+        {**row(6, "A cat."), "conversations": [{"from": "critic", "value": "bad"}]},
+        row(7, "A dog."),
+        {**row(7, "A cow."), "image": "./7.jpg"},
+        row(7, "A dog."),
+        {**row(8, "A cat."), "image": ["8.jpg"]},
+        {"image": "9.jpg", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "m"}]},
+    ]
     path = write_json(tmp_path / "rows.json", rows, encoding)
     if stream:
         monkeypatch.setattr(captions, "_STREAM_BYTES", 10)
     records, counts = read_caption_records(path)
     assert [(r.image, r.long, r.short) for r in records] == [
-        ("0.jpg", "A dog é.", []), ("2.jpg", "", ["one", "two"]), ("3.jpg", "x", ["s"]), ("7.jpg", "A dog.", []),
-        ("./7.jpg", "A cow.", []), ("7.jpg", "A dog.", []), ("8.jpg", "A cat.", []), ("9.jpg", "m", [])]  # fmt: skip
-    assert counts == {"records": 12, "without_caption": 2, "null_texts": 2, "blank_texts": 1, "no_image": 1, "several_images": 1,
-                      "no_answer": 1, "repeated_images": 1, "repeated_records": 1}  # fmt: skip
+        ("0.jpg", "A dog é.", []),
+        ("2.jpg", "", ["one", "two"]),
+        ("3.jpg", "x", ["s"]),
+        ("7.jpg", "A dog.", []),
+        ("./7.jpg", "A cow.", []),
+        ("7.jpg", "A dog.", []),
+        ("8.jpg", "A cat.", []),
+        ("9.jpg", "m", []),
+    ]
+    assert counts == {
+        "records": 12,
+        "without_caption": 2,
+        "null_texts": 2,
+        "blank_texts": 1,
+        "no_image": 1,
+        "several_images": 1,
+        "no_answer": 1,
+        "repeated_images": 1,
+        "repeated_records": 1,
+    }
     assert "record 1 (id 1)" in counts.first["null_texts"]
     assert "critic" in counts.first["no_answer"]
 
@@ -168,12 +224,17 @@ def test_coco_captions_that_are_no_text(tmp_path):
         read_caption_records(path)
 
 
-@pytest.mark.parametrize(("images", "annotations", "message"), [
-    ([{"id": 1}], [], r"lacks 'file_name' in images\[0\]"), ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) names no image"),
-    ([{"id": [1], "file_name": "a.jpg"}], [], r"images\[0\] has \[1\] for id"), (None, [], "lacks 'images'"),
-    ([{"id": 1, "file_name": "a.jpg"}], ["x"], r"lacks 'image_id' in annotations\[0\]"),
-    ([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}], [], "a.jpg and b.jpg have one id, 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([{"id": 1}], [], r"lacks 'file_name' in images\[0\]"),
+        ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) names no image"),
+        ([{"id": [1], "file_name": "a.jpg"}], [], r"images\[0\] has \[1\] for id"),
+        (None, [], "lacks 'images'"),
+        ([{"id": 1, "file_name": "a.jpg"}], ["x"], r"lacks 'image_id' in annotations\[0\]"),
+        ([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}], [], "a.jpg and b.jpg have one id, 1"),
+    ],
+)
 def test_coco_entries_that_lack_what_is_needed(tmp_path, images, annotations, message):
     with pytest.raises(UserError, match=message):
         read_caption_records(write_json(tmp_path / "c.json", {"images": images, "annotations": annotations}), "coco")
@@ -194,9 +255,18 @@ def test_latin_1_inside_json_is_told_by_record(tmp_path):
 
 
 def test_folders_as_people_have_them(tmp_path):
-    files = {"1.jpg": "one", "2.tif": "first\nsecond\n", "3.gif": "A paragraph\nthat goes on.\n\nAnother.", "4.JPEG": "four",
-             "5.heic": "not read", "6.txt": "", "7.png": "café".encode("latin-1"), "8.png": "\ufeffeight".encode("utf-16-le"),
-             "9.png": "\ufeffnine".encode(), "sub/1.webp": "one below"}  # fmt: skip
+    files = {
+        "1.jpg": "one",
+        "2.tif": "first\nsecond\n",
+        "3.gif": "A paragraph\nthat goes on.\n\nAnother.",
+        "4.JPEG": "four",
+        "5.heic": "not read",
+        "6.txt": "",
+        "7.png": "café".encode("latin-1"),
+        "8.png": "\ufeffeight".encode("utf-16-le"),
+        "9.png": "\ufeffnine".encode(),
+        "sub/1.webp": "one below",
+    }
     for name, text in files.items():
         path = tmp_path / "p" / name
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -210,11 +280,25 @@ def test_folders_as_people_have_them(tmp_path):
     (tmp_path / "p/1.png").write_bytes(image_bytes())
     records, counts = read_caption_records(tmp_path / "p")
     assert [(r.id, r.long, r.short) for r in records] == [
-        ("1.jpg", "one", []), ("1.png", "one", []), ("2.tif", "", ["first", "second"]),
-        ("3.gif", "A paragraph\nthat goes on.\n\nAnother.", []), ("4.JPEG", "four", []), ("8.png", "eight", []),
-        ("9.png", "nine", []), ("sub/1.webp", "one below", [])]  # fmt: skip
-    assert counts == {"records": 9, "without_caption": 1, "not_utf8": 1, "hidden_files": 5, "other_endings": 1,
-                      "texts_without_image": 1, "lines_as_captions": 1, "shared_texts": 1}  # fmt: skip
+        ("1.jpg", "one", []),
+        ("1.png", "one", []),
+        ("2.tif", "", ["first", "second"]),
+        ("3.gif", "A paragraph\nthat goes on.\n\nAnother.", []),
+        ("4.JPEG", "four", []),
+        ("8.png", "eight", []),
+        ("9.png", "nine", []),
+        ("sub/1.webp", "one below", []),
+    ]
+    assert counts == {
+        "records": 9,
+        "without_caption": 1,
+        "not_utf8": 1,
+        "hidden_files": 5,
+        "other_endings": 1,
+        "texts_without_image": 1,
+        "lines_as_captions": 1,
+        "shared_texts": 1,
+    }
     assert counts.first["other_endings"] == "5.heic"
     data = CaptionDataset(str(tmp_path / "p"), image_size=16)
     assert all(data.image(n).shape == (3, 16, 16) for n in range(8))
@@ -222,8 +306,16 @@ def test_folders_as_people_have_them(tmp_path):
 
 def test_members_of_one_name_are_kept_apart_or_refused(tmp_path):
     red, blue = image_bytes(), image_bytes((0, 0, 250))
-    twice = write_tar(tmp_path / "twice.tar", ("1.png", red), ("1.txt", b"red"), ("1.png", blue), ("1.txt", b"blue"),
-                      ("__MACOSX/._1.png", b"x"), ("./2.png", red), ("./2.txt", b"again"))  # fmt: skip
+    twice = write_tar(
+        tmp_path / "twice.tar",
+        ("1.png", red),
+        ("1.txt", b"red"),
+        ("1.png", blue),
+        ("1.txt", b"blue"),
+        ("__MACOSX/._1.png", b"x"),
+        ("./2.png", red),
+        ("./2.txt", b"again"),
+    )
     records, counts = read_caption_records(twice)
     assert [(r.long, len({r.image for r in records})) for r in records] == [("red", 3), ("blue", 3), ("again", 3)]
     assert {k: counts[k] for k in ("repeated_keys", "hidden_files")} == {"repeated_keys": 1, "hidden_files": 1}
@@ -235,16 +327,29 @@ def test_members_of_one_name_are_kept_apart_or_refused(tmp_path):
             read_caption_records(mixed)
 
 
-@pytest.mark.parametrize(("member", "content", "texts", "reason"), [
-    ("json", b'{"caption": ["a dog", "two dogs"]}', ["a dog", "two dogs"], None), ("json", b'["a dog"]', ["a dog"], None),
-    ("json", b'{"caption": {"en": "a dog"}}', [], "object_texts"), ("json", b'{"caption": NaN}', [], "null_texts"),
-    ("json", b'{"url": "x"}', [], "no_caption_key"), ("json", b'{"long": null, "caption": "c", "short": ["s", 3]}', ["c", "s"], "number_texts"),
-    ("json", '{"caption": "un café"}'.encode("latin-1"), [], "not_utf8"), ("txt", "un café".encode("latin-1"), [], "not_utf8"),
-    ("json", '{"caption": "un café"}'.encode("utf-16"), ["un café"], None), ("txt", b"one\r\ntwo\r\n", ["one", "two"], "lines_as_captions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("member", "content", "texts", "reason"),
+    [
+        ("json", b'{"caption": ["a dog", "two dogs"]}', ["a dog", "two dogs"], None),
+        ("json", b'["a dog"]', ["a dog"], None),
+        ("json", b'{"caption": {"en": "a dog"}}', [], "object_texts"),
+        ("json", b'{"caption": NaN}', [], "null_texts"),
+        ("json", b'{"url": "x"}', [], "no_caption_key"),
+        ("json", b'{"long": null, "caption": "c", "short": ["s", 3]}', ["c", "s"], "number_texts"),
+        ("json", '{"caption": "un café"}'.encode("latin-1"), [], "not_utf8"),
+        ("txt", "un café".encode("latin-1"), [], "not_utf8"),
+        ("json", '{"caption": "un café"}'.encode("utf-16"), ["un café"], None),
+        ("txt", b"one\r\ntwo\r\n", ["one", "two"], "lines_as_captions"),
+    ],
+)
 def test_texts_of_shards(tmp_path, member, content, texts, reason):
-    shard = write_tar(tmp_path / "s.tar", ("k/1.png", image_bytes()), (f"k/1.{member}", content),
-                      ("k/2.png", image_bytes()), ("k/2.txt", b"the other"))  # fmt: skip
+    shard = write_tar(
+        tmp_path / "s.tar",
+        ("k/1.png", image_bytes()),
+        (f"k/1.{member}", content),
+        ("k/2.png", image_bytes()),
+        ("k/2.txt", b"the other"),
+    )
     records, counts = read_caption_records(shard)
     mine = [t for r in records if r.id == "k/1" for t in ([r.long] if r.long else []) + r.short]
     assert mine == texts
@@ -274,8 +379,13 @@ def test_training_says_at_its_start_what_is_left_out(tmp_path, monkeypatch):
 
 
 def test_leakage_reads_the_names_inside_shards_and_tells(tmp_path):
-    write_tar(tmp_path / "s.tar", ("COCO_train2014_000000000007.png", image_bytes()), ("COCO_train2014_000000000007.txt", b"a"),
-              ("2.png", image_bytes()), ("2.json", b'{"caption": null}'))  # fmt: skip
+    write_tar(
+        tmp_path / "s.tar",
+        ("COCO_train2014_000000000007.png", image_bytes()),
+        ("COCO_train2014_000000000007.txt", b"a"),
+        ("2.png", image_bytes()),
+        ("2.json", b'{"caption": null}'),
+    )
     told = []
     assert set(training_images(tmp_path / "s.tar", told.append)) == {"coco:7"}
     assert "1 images with captions, of 2 records" in told[0]

@@ -21,24 +21,33 @@ def names_of(tmp_path, name, content, folders=WNIDS, filled=None):
     return list(read_class_names(path, folders, filled or folders).values())
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("a.txt", "tench\ngoldfish\n\nwhite shark\n"), ("a.txt", b"\xef\xbb\xbftench\r\ngoldfish\r\nwhite shark\r\n"),
-    ("a.txt", "n01443537 goldfish\nn01484850 white shark\nn01440764 tench\nn09999999 unused"),
-    ("a.txt", "n01443537\tgoldfish\nn01484850\twhite shark\nn01440764\ttench"),
-    ("a.txt", "n01443537: goldfish\nn01484850: white shark\nn01440764: tench"),
-    ("a.txt", "2 white shark\n0 tench\n1 goldfish"), ("a.txt", "1. tench\n2. goldfish\n3. white shark"),
-    ("a.txt", "tench 0\nwhite shark 2\ngoldfish 1"), ("a.txt", "{0: 'tench',\n 1: 'goldfish',\n 2: 'white shark'}"),
-    ("a.txt", "tench\ngoldfish\nwhite shark".encode("utf-16")),
-    ("a.json", '["tench", "goldfish", "white shark"]'), ("a.json", '{"classes": ["tench", ["goldfish"], "white shark"]}'),
-    ("a.json", '{"2": "white shark", "0": "tench", "1": "goldfish"}'),
-    ("a.json", '{"0": ["n01440764", "tench"], "2": ["n01484850", "white shark"], "1": ["n01443537", "goldfish"]}'),
-    ("a.json", '{"tench": 0, "goldfish": 1, "white shark": 2}'),
-    ("a.json", '{"n01484850": "white shark", "n01440764": "tench", "n01443537": ["goldfish"], "n0": "unused"}'),
-    ("a.csv", "tench\ngoldfish\nwhite shark\n"), ("a.csv", "name\ntench\ngoldfish\nwhite shark\n"),
-    ("a.csv", "n01443537,goldfish\nn01484850,white shark\nn01440764,tench"),
-    ("a.csv", "id,wnid,Name\n7,n01443537,goldfish\n8,n01484850,white shark\n9,n01440764,tench"),
-    ("a.csv", "index,label\n1,goldfish\n0,tench\n2,white shark"), ("a.tsv", "wnid\twords\nn01443537\tgoldfish\nn01484850\twhite shark\nn01440764\ttench"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "tench\ngoldfish\n\nwhite shark\n"),
+        ("a.txt", b"\xef\xbb\xbftench\r\ngoldfish\r\nwhite shark\r\n"),
+        ("a.txt", "n01443537 goldfish\nn01484850 white shark\nn01440764 tench\nn09999999 unused"),
+        ("a.txt", "n01443537\tgoldfish\nn01484850\twhite shark\nn01440764\ttench"),
+        ("a.txt", "n01443537: goldfish\nn01484850: white shark\nn01440764: tench"),
+        ("a.txt", "2 white shark\n0 tench\n1 goldfish"),
+        ("a.txt", "1. tench\n2. goldfish\n3. white shark"),
+        ("a.txt", "tench 0\nwhite shark 2\ngoldfish 1"),
+        ("a.txt", "{0: 'tench',\n 1: 'goldfish',\n 2: 'white shark'}"),
+        ("a.txt", "tench\ngoldfish\nwhite shark".encode("utf-16")),
+        ("a.json", '["tench", "goldfish", "white shark"]'),
+        ("a.json", '{"classes": ["tench", ["goldfish"], "white shark"]}'),
+        ("a.json", '{"2": "white shark", "0": "tench", "1": "goldfish"}'),
+        ("a.json", '{"0": ["n01440764", "tench"], "2": ["n01484850", "white shark"], "1": ["n01443537", "goldfish"]}'),
+        ("a.json", '{"tench": 0, "goldfish": 1, "white shark": 2}'),
+        ("a.json", '{"n01484850": "white shark", "n01440764": "tench", "n01443537": ["goldfish"], "n0": "unused"}'),
+        ("a.csv", "tench\ngoldfish\nwhite shark\n"),
+        ("a.csv", "name\ntench\ngoldfish\nwhite shark\n"),
+        ("a.csv", "n01443537,goldfish\nn01484850,white shark\nn01440764,tench"),
+        ("a.csv", "id,wnid,Name\n7,n01443537,goldfish\n8,n01484850,white shark\n9,n01440764,tench"),
+        ("a.csv", "index,label\n1,goldfish\n0,tench\n2,white shark"),
+        ("a.tsv", "wnid\twords\nn01443537\tgoldfish\nn01484850\twhite shark\nn01440764\ttench"),
+    ],
+)
 def test_every_common_form_names_the_same(tmp_path, name, content):
     assert names_of(tmp_path, name, content) == TRIPLE
 
@@ -63,18 +72,28 @@ def test_an_order_counts_folders_without_pictures(tmp_path):
     assert names_of(tmp_path, "a.txt", "one\nthree", WNIDS, WNIDS[::2]) == [("one",), ("three",)]
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.json", '{"n01440764": null, "n01443537": "b", "n01484850": "c"}', "the name of n01440764 is None"),
-    ("a.json", '{"n01440764": {"en": "a"}, "n01443537": "b", "n01484850": "c"}', "the name of n01440764 is {'en'"),
-    ("a.json", '["a", 7, "c"]', "the name of n01443537 is 7"), ("a.json", '["a", [], "c"]', r"the name of n01443537 is \[\]"),
-    ("a.json", '["a", "", "c"]', "the name of n01443537 is ''"), ("a.json", '["a", ["b", null], "c"]', "None"),
-    ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "numbers and no names"),
-    ("a.json", '{"n01440764": "a", "n01443537": "b"}', "n01484850"), ("a.json", '{"0": "a", "1": "b", "7": "c"}', "n01440764"),
-    ("a.json", '"tench"', "holds a str"), ("a.json", '["a", "b"', "not valid JSON"), ("a.txt", "a\nb", "2 names for 3 class folders"),
-    ("a.txt", b"caf\xe9\nb\nc", "line 1, is no UTF-8"), ("a.csv", "a,b,c\nd,e,f\n", "rows of 3 columns"),
-    ("a.csv", "n01440764,a\nn01440764,b\nn01443537,c\nn01484850,d", "gives n01440764 two names"), ("a.csv", "", "3 class folders not found"),
-    ("a.csv", "wnid,name\nn01440764\n", "row 0 has 1 columns"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"n01440764": null, "n01443537": "b", "n01484850": "c"}', "the name of n01440764 is None"),
+        ("a.json", '{"n01440764": {"en": "a"}, "n01443537": "b", "n01484850": "c"}', "the name of n01440764 is {'en'"),
+        ("a.json", '["a", 7, "c"]', "the name of n01443537 is 7"),
+        ("a.json", '["a", [], "c"]', r"the name of n01443537 is \[\]"),
+        ("a.json", '["a", "", "c"]', "the name of n01443537 is ''"),
+        ("a.json", '["a", ["b", null], "c"]', "None"),
+        ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "numbers and no names"),
+        ("a.json", '{"n01440764": "a", "n01443537": "b"}', "n01484850"),
+        ("a.json", '{"0": "a", "1": "b", "7": "c"}', "n01440764"),
+        ("a.json", '"tench"', "holds a str"),
+        ("a.json", '["a", "b"', "not valid JSON"),
+        ("a.txt", "a\nb", "2 names for 3 class folders"),
+        ("a.txt", b"caf\xe9\nb\nc", "line 1, is no UTF-8"),
+        ("a.csv", "a,b,c\nd,e,f\n", "rows of 3 columns"),
+        ("a.csv", "n01440764,a\nn01440764,b\nn01443537,c\nn01484850,d", "gives n01440764 two names"),
+        ("a.csv", "", "3 class folders not found"),
+        ("a.csv", "wnid,name\nn01440764\n", "row 0 has 1 columns"),
+    ],
+)
 def test_what_names_nothing_is_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         names_of(tmp_path, name, content)
@@ -98,8 +117,19 @@ def folder_of(root, *files):
 
 
 def test_folders_that_are_no_classes_are_counted(tmp_path):
-    root = folder_of(tmp_path / "val", "cat/1.jpg", "dog/2.tif", "dog/more/3.png", "dog/.thumbs/3.jpg", "dog/notes.txt",
-                     ".ipynb_checkpoints/1.jpg", "@eaDir/1.jpg", "loose.png", "cat/9.heic", "readme.txt")  # fmt: skip
+    root = folder_of(
+        tmp_path / "val",
+        "cat/1.jpg",
+        "dog/2.tif",
+        "dog/more/3.png",
+        "dog/.thumbs/3.jpg",
+        "dog/notes.txt",
+        ".ipynb_checkpoints/1.jpg",
+        "@eaDir/1.jpg",
+        "loose.png",
+        "cat/9.heic",
+        "readme.txt",
+    )
     for name in ("__MACOSX", "empty"):
         (root / name).mkdir()
     found = read_labelled(root)
@@ -119,10 +149,15 @@ def test_synonyms_of_a_folder_are_told(tmp_path):
     assert "1 of them with synonyms" in found.summary("val")
 
 
-@pytest.mark.parametrize("files", [
-    ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"), ("train/1.jpg", "val/1.jpg"), ("data/cat/1.jpg", "data/dog/1.jpg"),
-    ("images/x/1.jpg", "labels/y/1.jpg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"),
+        ("train/1.jpg", "val/1.jpg"),
+        ("data/cat/1.jpg", "data/dog/1.jpg"),
+        ("images/x/1.jpg", "labels/y/1.jpg"),
+    ],
+)
 def test_a_folder_of_splits_is_refused(tmp_path, files):
     with pytest.raises(UserError, match="look like splits or groups"):
         read_labelled(folder_of(tmp_path / "set", *files))

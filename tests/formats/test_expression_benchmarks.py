@@ -29,8 +29,11 @@ def flickr(tmp_path):
 def test_phrases_of_flickr_entities(flickr, tmp_path):
     found = load_expressions(flickr)
     assert [(e.id, e.sentence, len(e.boxes)) for e in found] == [
-        ("7_0_0", "Two men", 2), ("7_0_1", "a brown dog", 1), ("7_1_0", "The men", 2), ("7_1_1", "a street", 0),
-    ]  # fmt: skip
+        ("7_0_0", "Two men", 2),
+        ("7_0_1", "a brown dog", 1),
+        ("7_1_0", "The men", 2),
+        ("7_1_1", "a street", 0),
+    ]
     assert found[1].boxes == ((5.0, 6.0, 50.0, 60.0),)
     assert {(e.file_name, e.width, e.height, e.split) for e in found} == {("7.jpg", 100, 80, "val")}
     run("tools/data/convert_grounding.py", flickr, tmp_path / "f.jsonl")
@@ -51,14 +54,18 @@ def test_sentences_of_dcube_with_none_one_and_many(tmp_path):
     data = {
         "images": [{"id": 1, "sent_ids": [5, 6], **image}, {"id": 2, "sent_ids": [6], **image}],
         "categories": [{"id": 5, "name": "a dog without a lead", "is_negative": True}, {"id": 6, "name": "a dog"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 6, "bbox": [1, 1, 3, 4], **box},
-                        {"id": 2, "image_id": 1, "category_id": 6, "bbox": [5, 5, 2, 2], **box}],
-    }  # fmt: skip
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 6, "bbox": [1, 1, 3, 4], **box},
+            {"id": 2, "image_id": 1, "category_id": 6, "bbox": [5, 5, 2, 2], **box},
+        ],
+    }
     (tmp_path / "d3.json").write_text(json.dumps(data))
     found = load_expressions(tmp_path / "d3.json")
     assert [(e.image_id, e.sentence, len(e.boxes)) for e in found] == [
-        (1, "a dog without a lead", 0), (1, "a dog", 2), (2, "a dog", 0),
-    ]  # fmt: skip
+        (1, "a dog without a lead", 0),
+        (1, "a dog", 2),
+        (2, "a dog", 0),
+    ]
     assert found[1].boxes == ((1, 1, 4, 5), (5, 5, 7, 7))
     data["images"][1]["sent_ids"] = [9]
     (tmp_path / "d3.json").write_text(json.dumps(data))
@@ -75,8 +82,18 @@ def test_captions_of_the_real_fgovd_slice(shared):
 
 
 def ref_l4_row(key, side, category, **more):
-    return {"id": key, "caption": f"sentence {key}", "bbox": [10.0, 20.0, side, side], "ori_category_id": category,
-            "image_id": f"o365_{key}", "height": 700, "width": 800, "file_name": f"{key}.jpg", "is_rewrite": False, **more}  # fmt: skip
+    return {
+        "id": key,
+        "caption": f"sentence {key}",
+        "bbox": [10.0, 20.0, side, side],
+        "ori_category_id": category,
+        "image_id": f"o365_{key}",
+        "height": 700,
+        "width": 800,
+        "file_name": f"{key}.jpg",
+        "is_rewrite": False,
+        **more,
+    }
 
 
 def test_ref_l4_from_parquet_to_its_accuracies(tmp_path):
@@ -92,11 +109,18 @@ def test_ref_l4_from_parquet_to_its_accuracies(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), source / "ref-l4-test.parquet")
     found = load_expressions(source)
     assert [(e.id, e.split, e.category) for e in found] == [
-        (3, "test", "o365_9"), (4, "test", "refcoco_44"), (1, "val", "refcoco_16"), (2, "val", "refcoco_6"),
-    ]  # fmt: skip
+        (3, "test", "o365_9"),
+        (4, "test", "refcoco_44"),
+        (1, "val", "refcoco_16"),
+        (2, "val", "refcoco_6"),
+    ]
     assert found[0].boxes == ((10.0, 20.0, 266.0, 276.0),)
-    assert run("tools/data/convert_grounding.py", source, tmp_path / "r.jsonl", "--check", "ref-l4",
-               check=False).returncode == 2  # fmt: skip
+    assert (
+        run(
+            "tools/data/convert_grounding.py", source, tmp_path / "r.jsonl", "--check", "ref-l4", check=False
+        ).returncode
+        == 2
+    )
     run("tools/data/convert_grounding.py", source, tmp_path / "r.jsonl")
     assert load_expressions(tmp_path / "r.jsonl") == found
     # Hits at IoU 1 (small), exactly 0.5 (medium: no hit, the rule is strict), 0.75 (medium), and nothing (large).
@@ -117,9 +141,17 @@ def test_ref_l4_from_parquet_to_its_accuracies(tmp_path):
     told = json.loads((tmp_path / "o.json").read_text())
     assert told["protocol"]["strict"] is True
     want = {
-        "acc50": 0.5, "acc75": 0.25, "acc90": 0.25, "acc_mean": (10 + 5) / 40, "acc50_small": 1.0, "acc50_medium": 0.5,
-        "acc_mean_medium": 0.25, "acc50_large": 0.0, "acc50_class_average": 0.5, "acc_mean_class_average": (0.5 + 0.25) / 2,
-    }  # fmt: skip
+        "acc50": 0.5,
+        "acc75": 0.25,
+        "acc90": 0.25,
+        "acc_mean": (10 + 5) / 40,
+        "acc50_small": 1.0,
+        "acc50_medium": 0.5,
+        "acc_mean_medium": 0.25,
+        "acc50_large": 0.0,
+        "acc50_class_average": 0.5,
+        "acc_mean_class_average": (0.5 + 0.25) / 2,
+    }
     assert {k: told["metrics"][k] for k in want} == pytest.approx(want)
     assert told["counts"] == {"sentences": 4, "missing": 1, "empty": 0}
 

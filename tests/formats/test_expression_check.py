@@ -12,8 +12,15 @@ from smartclip_det.formats.candidates import candidates_of
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.metrics.referring import chance_accuracy
 
-GOOD = {"id": 7, "image_id": 1, "file_name": "1.png", "sentence": "a cup", "boxes": [[10, 10, 60, 50]], "width": 100,
-        "height": 80}  # fmt: skip
+GOOD = {
+    "id": 7,
+    "image_id": 1,
+    "file_name": "1.png",
+    "sentence": "a cup",
+    "boxes": [[10, 10, 60, 50]],
+    "width": 100,
+    "height": 80,
+}
 
 
 def lines(tmp_path, *rows):
@@ -24,26 +31,35 @@ def lines(tmp_path, *rows):
 
 def mdetr(tmp_path, *boxes, image_id=1, caption="a cup"):
     path = tmp_path / "finetune.json"
-    path.write_text(json.dumps({
-        "images": [{"id": 1, "file_name": "1.png", "caption": caption, "width": 100, "height": 80}],
-        "annotations": [{"id": n, "image_id": image_id, "category_id": 1, "bbox": b} for n, b in enumerate(boxes)],
-        "categories": [{"id": 1, "name": "object"}],
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "1.png", "caption": caption, "width": 100, "height": 80}],
+                "annotations": [
+                    {"id": n, "image_id": image_id, "category_id": 1, "bbox": b} for n, b in enumerate(boxes)
+                ],
+                "categories": [{"id": 1, "name": "object"}],
+            }
+        )
+    )
     return path
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"boxes": [[10, 10, float("nan"), 50]]}, "not finite"),
-    ({"boxes": [[10, 10, 60, 50], [0, 0, float("inf"), 5]]}, "box 1 is not finite"),
-    ({"boxes": [[60, 10, 20, 40]]}, "x1 < x2"),
-    ({"boxes": [[10, 10, 60, 10]]}, "no extent"),
-    ({"sentence": None}, "no text; given None"),
-    ({"sentence": ["a cup", "a mug"]}, "one record a sentence"),
-    ({"sentence": "  "}, "empty"),
-    ({"id": None}, "an id must be"),
-    ({"id": 1.5}, "an id must be"),
-    ({"id": True}, "an id must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"boxes": [[10, 10, float("nan"), 50]]}, "not finite"),
+        ({"boxes": [[10, 10, 60, 50], [0, 0, float("inf"), 5]]}, "box 1 is not finite"),
+        ({"boxes": [[60, 10, 20, 40]]}, "x1 < x2"),
+        ({"boxes": [[10, 10, 60, 10]]}, "no extent"),
+        ({"sentence": None}, "no text; given None"),
+        ({"sentence": ["a cup", "a mug"]}, "one record a sentence"),
+        ({"sentence": "  "}, "empty"),
+        ({"id": None}, "an id must be"),
+        ({"id": 1.5}, "an id must be"),
+        ({"id": True}, "an id must be"),
+    ],
+)
 def test_a_wrong_line_is_refused_with_line_and_id(tmp_path, change, says):
     path = lines(tmp_path, GOOD, GOOD | {"id": 8} | change)
     with pytest.raises(UserError, match=says) as error:
@@ -65,11 +81,14 @@ def test_scoring_boxes_needs_no_sentences_and_all_else_does(tmp_path):
         load_expressions(path)
 
 
-@pytest.mark.parametrize(("boxes", "says"), [
-    ([[0.1, 0.1, 0.6, 0.5]], "between 0 and 1"),
-    ([[400, 300, 460, 350]], "leave their images"),
-    ([[10, 10, 60, 50], [60, 20, 140, 70]], "1 of 2 boxes leave"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ([[0.1, 0.1, 0.6, 0.5]], "between 0 and 1"),
+        ([[400, 300, 460, 350]], "leave their images"),
+        ([[10, 10, 60, 50], [60, 20, 140, 70]], "1 of 2 boxes leave"),
+    ],
+)
 def test_boxes_in_another_form_are_refused(tmp_path, boxes, says):
     with pytest.raises(UserError, match=says):
         load_expressions(lines(tmp_path, GOOD | {"boxes": boxes}))
@@ -107,13 +126,27 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
 
 
 def refs_folder(tmp_path, sentence, image_id=1):
-    refs = [{"ref_id": 0, "ann_id": 5, "image_id": 1, "category_id": 1, "split": "val", "file_name": "COCO_1_5.jpg",
-             "sent_ids": [3], "sentences": [{"sent_id": 3, "sent": sentence, "raw": sentence, "tokens": []}]}]  # fmt: skip
-    (tmp_path / "instances.json").write_text(json.dumps({
-        "images": [{"id": 1, "file_name": "1.jpg", "width": 100, "height": 80}],
-        "annotations": [{"id": 5, "image_id": image_id, "category_id": 1, "bbox": [1, 1, 20, 20]}],
-        "categories": [{"id": 1, "name": "cup"}],
-    }))  # fmt: skip
+    refs = [
+        {
+            "ref_id": 0,
+            "ann_id": 5,
+            "image_id": 1,
+            "category_id": 1,
+            "split": "val",
+            "file_name": "COCO_1_5.jpg",
+            "sent_ids": [3],
+            "sentences": [{"sent_id": 3, "sent": sentence, "raw": sentence, "tokens": []}],
+        }
+    ]
+    (tmp_path / "instances.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "1.jpg", "width": 100, "height": 80}],
+                "annotations": [{"id": 5, "image_id": image_id, "category_id": 1, "bbox": [1, 1, 20, 20]}],
+                "categories": [{"id": 1, "name": "cup"}],
+            }
+        )
+    )
     return refs
 
 
@@ -139,9 +172,14 @@ def test_annotations_of_another_image_are_refused(tmp_path):
 
 def test_candidates_are_all_boxes_of_the_file_whatever_is_left_out(tmp_path):
     boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
-    found = load_expressions(lines(
-        tmp_path, GOOD | {"id": 1, "boxes": boxes[:1]}, GOOD | {"id": 2, "boxes": boxes}, GOOD | {"id": 3, "boxes": []}
-    ))  # fmt: skip
+    found = load_expressions(
+        lines(
+            tmp_path,
+            GOOD | {"id": 1, "boxes": boxes[:1]},
+            GOOD | {"id": 2, "boxes": boxes},
+            GOOD | {"id": 3, "boxes": []},
+        )
+    )
     candidates = candidates_of("ground-truth", found[:1], known=found)
     assert len(candidates[1].boxes) == 3
     assert chance_accuracy(found[:1], {1: candidates[1].boxes}) == pytest.approx(1 / 3)

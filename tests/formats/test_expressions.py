@@ -26,8 +26,22 @@ BOXES = ((0.0, 1.0, 10.0, 12.0), (3.5, 4.0, 30.0, 20.0))
 
 def some(**more):
     rows = [("the dog", BOXES[:1]), ("both dogs", BOXES), ("a unicorn", ())]
-    return [Expression(n, 7 + n // 2, f"COCO_train2014_{7 + n // 2:012d}.jpg", t, b, 64, 48, split="val", dataset="x",
-                       ann_ids=tuple(range(100 * n, 100 * n + len(b))), **more) for n, (t, b) in enumerate(rows)]  # fmt: skip
+    return [
+        Expression(
+            n,
+            7 + n // 2,
+            f"COCO_train2014_{7 + n // 2:012d}.jpg",
+            t,
+            b,
+            64,
+            48,
+            split="val",
+            dataset="x",
+            ann_ids=tuple(range(100 * n, 100 * n + len(b))),
+            **more,
+        )
+        for n, (t, b) in enumerate(rows)
+    ]
 
 
 @pytest.mark.parametrize("layout", ["jsonl", "mdetr", "refs"])
@@ -112,8 +126,12 @@ def test_transvg_files_run_nothing(tmp_path):
 
 def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
     rows = [replace(e, sentence=f"{e.sentence}\u2028{e.id}") for e in some()]
-    for layout, names in {"jsonl": ("e.jsonl", "e.json", "e.txt"), "odvg": ("o.odvg.jsonl", "o.jsonl", "o.json"),
-                          "mdetr": ("m.json",), "refs": ("folder",)}.items():  # fmt: skip
+    for layout, names in {
+        "jsonl": ("e.jsonl", "e.json", "e.txt"),
+        "odvg": ("o.odvg.jsonl", "o.jsonl", "o.json"),
+        "mdetr": ("m.json",),
+        "refs": ("folder",),
+    }.items():
         for name in names:
             write_layout(tmp_path / name, rows, layout)
             assert [(e.sentence, e.boxes) for e in load_expressions(tmp_path / name)] == [
@@ -147,8 +165,11 @@ def full_rows(full):
         objects = full.objects.get(split, 1)
         # Enough sentences for all objects where the set's number of sentences is not known.
         for n in range(full.sentences.get(split, objects + 1)):
-            rows.append(Expression(len(rows), n % full.images.get(split, 1), "a.jpg", "s", box, split=split,
-                                   ann_ids=(n % objects,)))  # fmt: skip
+            rows.append(
+                Expression(
+                    len(rows), n % full.images.get(split, 1), "a.jpg", "s", box, split=split, ann_ids=(n % objects,)
+                )
+            )
     return rows
 
 
@@ -177,8 +198,16 @@ def test_sets_with_none_and_several_are_counted_as_a_whole():
     ids, rows = itertools.cycle(range(full.objects["all"])), []
     for several, count in enumerate(full.targets.values()):
         for _ in range(count):
-            rows.append(Expression(len(rows), len(rows) % full.images["all"], "a.jpg", "s",
-                                   ((0.0, 0.0, 1.0, 1.0),) * several, ann_ids=tuple(next(ids) for _ in range(several))))  # fmt: skip
+            rows.append(
+                Expression(
+                    len(rows),
+                    len(rows) % full.images["all"],
+                    "a.jpg",
+                    "s",
+                    ((0.0, 0.0, 1.0, 1.0),) * several,
+                    ann_ids=tuple(next(ids) for _ in range(several)),
+                )
+            )
     assert check_counts("grefcoco-unc", rows) == {"all": 278_232, **full.targets}
     with pytest.raises(UserError, match=r"with none target: 32,201 \(of 32,202\)"):
         check_counts("grefcoco-unc", rows[1:])
@@ -186,16 +215,28 @@ def test_sets_with_none_and_several_are_counted_as_a_whole():
         check_counts("refcoco-unc", [Expression(1, 1, "a.jpg", "s", (), split="test")])
 
 
-@given(st.integers(1, 10**6), st.sampled_from(["{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "train2017/{:012d}.jpg",
-                                               "COCO_train2014_{:012d}_16.jpg", "http://x/val2017/{:012d}.jpg"]))  # fmt: skip
+@given(
+    st.integers(1, 10**6),
+    st.sampled_from(
+        [
+            "{:012d}.jpg",
+            "COCO_train2014_{:012d}.jpg",
+            "train2017/{:012d}.jpg",
+            "COCO_train2014_{:012d}_16.jpg",
+            "http://x/val2017/{:012d}.jpg",
+        ]
+    ),
+)
 def test_one_image_has_one_key_in_every_file(number, form):
     assert image_key(form.format(number)) == f"coco:{number}"
 
 
 def test_leaks_are_found_and_removed(tmp_path):
-    coco = {"images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (7, 8, 9)],
-            "annotations": [{"id": n, "image_id": n, "bbox": [0, 0, 1, 1], "category_id": 1} for n in (7, 8, 9)],
-            "categories": [{"id": 1, "name": "x"}]}  # fmt: skip
+    coco = {
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (7, 8, 9)],
+        "annotations": [{"id": n, "image_id": n, "bbox": [0, 0, 1, 1], "category_id": 1} for n in (7, 8, 9)],
+        "categories": [{"id": 1, "name": "x"}],
+    }
     (tmp_path / "train.json").write_text(json.dumps(coco))
     training = training_images(tmp_path / "train.json")
     own_training = [Expression(9, 9, f"COCO_train2014_{9:012d}.jpg", "s", (), split="train")]
@@ -206,8 +247,19 @@ def test_leaks_are_found_and_removed(tmp_path):
     captions = {"images": coco["images"], "annotations": [{"id": n, "image_id": n, "caption": "a"} for n in (7, 8, 9)]}
     assert without(captions, leak.seen) == {k: v[2:] for k, v in captions.items()}
     write_layout(tmp_path / "e.jsonl", some(), "jsonl")
-    done = run("tools/data/check_leakage.py", "--train", tmp_path / "train.json", "--bench", f"refcoco={tmp_path}/e.jsonl",
-               "--clean", tmp_path / "clean.json", "--leaked", tmp_path / "leaked.txt", "--out", tmp_path / "out.json")  # fmt: skip
+    done = run(
+        "tools/data/check_leakage.py",
+        "--train",
+        tmp_path / "train.json",
+        "--bench",
+        f"refcoco={tmp_path}/e.jsonl",
+        "--clean",
+        tmp_path / "clean.json",
+        "--leaked",
+        tmp_path / "leaked.txt",
+        "--out",
+        tmp_path / "out.json",
+    )
     assert (tmp_path / "leaked.txt").read_text().split() == ["000000000007.jpg", "000000000008.jpg"]
     assert "2 training images are in these splits" in done.stdout
     assert json.loads((tmp_path / "clean.json").read_text()) == clean

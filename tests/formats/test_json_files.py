@@ -61,7 +61,11 @@ def test_non_finite_numbers_are_named_by_place(word):
         parse_json(f"[0, [{word}]]", "x.json")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    )
+)
 def test_good_json_is_what_python_reads(data):
     assert parse_json(json.dumps(data), "x") == data

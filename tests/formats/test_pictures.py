@@ -34,8 +34,12 @@ def test_names_of_windows_and_of_lvis_are_found(tmp_path):
     (tmp_path / "val2017").mkdir()
     photograph(tmp_path / "val2017/1.jpg")
     url = {"id": 1, "coco_url": "http://images.cocodataset.org/val2017/1.jpg"}
-    for root, image in ((tmp_path, {"file_name": "val2017\\1.jpg"}), (tmp_path, url), (tmp_path / "val2017", url),
-                        (tmp_path, {"file_name": None, **url})):  # fmt: skip
+    for root, image in (
+        (tmp_path, {"file_name": "val2017\\1.jpg"}),
+        (tmp_path, url),
+        (tmp_path / "val2017", url),
+        (tmp_path, {"file_name": None, **url}),
+    ):
         assert picture_path(root, image) == tmp_path / "val2017/1.jpg"
     assert picture_name(url) == "val2017/1.jpg"
     for nothing in ({"id": 9}, {"id": 9, "file_name": ""}, {"id": 9, "file_name": 5}):

@@ -47,9 +47,13 @@ MASKS = arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_the_text_of_run_lengths_is_read_as_its_numbers(mask):
     packed = encode_mask(mask)
     assert counts_of(packed["counts"]).tolist() == runs_of(mask)
-    forms = [packed, dict(packed), {**packed, "counts": packed["counts"].encode()},
-             {"size": list(mask.shape), "counts": runs_of(mask)},
-             {"size": [float(n) for n in mask.shape], "counts": [float(n) for n in runs_of(mask)]}]  # fmt: skip
+    forms = [
+        packed,
+        dict(packed),
+        {**packed, "counts": packed["counts"].encode()},
+        {"size": list(mask.shape), "counts": runs_of(mask)},
+        {"size": [float(n) for n in mask.shape], "counts": [float(n) for n in runs_of(mask)]},
+    ]
     for form in forms:
         assert run_lengths(form, *mask.shape) == packed
         assert (whole_mask([form], mask.shape) == mask).all()
@@ -153,8 +157,7 @@ def test_checked_masks_are_still_compared_with_their_image():
 def detection_files(mask):
     images = [{"id": 7, "width": W, "height": H, "neg_category_ids": [], "not_exhaustive_category_ids": []}]
     annotation = {"id": 3, "image_id": 7, "category_id": 1, "bbox": [2, 2, 8, 6], "area": 48, "segmentation": mask}
-    return {"images": images, "annotations": [annotation],
-            "categories": [{"id": 1, "name": "cat", "frequency": "f"}]}  # fmt: skip
+    return {"images": images, "annotations": [annotation], "categories": [{"id": 1, "name": "cat", "frequency": "f"}]}
 
 
 def result(mask):
@@ -194,8 +197,15 @@ def test_boxes_are_scored_whatever_the_masks_are():
 @pytest.mark.parametrize("bad", [[[2, 2, NAN, 2, 10, 8]], [[2, 2, 1e308, 2, 10, 8]], {"size": [5, 5], "counts": [25]}])
 def test_sentences_with_broken_masks_are_named(tmp_path, protocol, side, bad):
     masks = {"targets": SQUARE, "predictions": SQUARE, side: bad}
-    row = {"id": 9, "boxes": [[2, 2, 10, 8]], "sentence": "cat", "width": W, "height": H, "file_name": "a.jpg",
-           "masks": [masks["targets"]]}  # fmt: skip
+    row = {
+        "id": 9,
+        "boxes": [[2, 2, 10, 8]],
+        "sentence": "cat",
+        "width": W,
+        "height": H,
+        "file_name": "a.jpg",
+        "masks": [masks["targets"]],
+    }
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": 9, "segmentation": masks["predictions"]}))
     with pytest.raises(UserError, match="sentence 9: "):

@@ -46,11 +46,21 @@ def head(encoding):
     return f'<?xml version="1.0" encoding="{encoding}"?>'
 
 
-@pytest.mark.parametrize(("declared", "written", "name"), [
-    ("gb2312", "gb2312", "猫"), ("GBK", "gbk", "猫"), ("gb2312", "gb18030", "镕"), ("utf-8", "utf-8-sig", "猫"),
-    ("utf-16", "utf-16", "猫"), ("UTF-16", "utf-16-le", "猫"), ("big5", "big5", "貓"), ("shift_jis", "shift_jis", "猫"),
-    ("ISO-8859-1", "latin-1", "Möwe"), ("windows-1251", "cp1251", "кот"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("declared", "written", "name"),
+    [
+        ("gb2312", "gb2312", "猫"),
+        ("GBK", "gbk", "猫"),
+        ("gb2312", "gb18030", "镕"),
+        ("utf-8", "utf-8-sig", "猫"),
+        ("utf-16", "utf-16", "猫"),
+        ("UTF-16", "utf-16-le", "猫"),
+        ("big5", "big5", "貓"),
+        ("shift_jis", "shift_jis", "猫"),
+        ("ISO-8859-1", "latin-1", "Möwe"),
+        ("windows-1251", "cp1251", "кот"),
+    ],
+)
 def test_encodings_that_files_declare_are_read(folder, declared, written, name):
     source, _ = folder({"a.xml": xml(thing(name), head=head(declared)).encode(written)})
     assert read_voc_xml(source / "a.xml").objects == [(name, [11, 11, 50, 50], False)]
@@ -83,9 +93,20 @@ def test_files_that_cannot_be_read_are_named(folder, content, said):
             read(source)
 
 
-@pytest.mark.parametrize(("written", "hard"), [
-    ("1", 1), (" 1 ", 1), ("True", 1), ("\n yes\n", 1), ("0", 0), ("false", 0), ("", 0), ("Unspecified", 0), (None, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "hard"),
+    [
+        ("1", 1),
+        (" 1 ", 1),
+        ("True", 1),
+        ("\n yes\n", 1),
+        ("0", 0),
+        ("false", 0),
+        ("", 0),
+        ("Unspecified", 0),
+        (None, 0),
+    ],
+)
 def test_difficult_in_all_spellings(folder, written, hard):
     source, _ = folder({"a.xml": xml(thing(difficult=written))})
     assert load_voc_folder(source).data["annotations"][0]["difficult"] == hard
@@ -126,10 +147,17 @@ def test_class_lists_of_other_files(tmp_path):
         categories_in(tmp_path / "n.json")
 
 
-@pytest.mark.parametrize("size", [
-    "", "<size/>", "<size><width>0</width><height>0</height></size>", "<size><width>x</width><height>9</height></size>",
-    "<size><width>-4</width><height>9</height></size>", "<size><width>nan</width><height>1e999</height></size>",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<size/>",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>x</width><height>9</height></size>",
+        "<size><width>-4</width><height>9</height></size>",
+        "<size><width>nan</width><height>1e999</height></size>",
+    ],
+)
 def test_sizes_that_are_none_come_from_the_picture(folder, size):
     source, images = folder({"a.xml": xml(thing(), size=size)}, ["a.jpg"])
     with pytest.raises(UserError, match=r"has no size .*--images"):
@@ -149,11 +177,21 @@ def test_sizes_that_differ_from_the_picture_are_told(folder, width, height, said
     assert said in str(found.told)
 
 
-@pytest.mark.parametrize(("given", "there"), [
-    ("front", "front.jpg"), ("front.v2", "front.v2.png"), (r"sub\front.jpg", "sub/front.jpg"), ("FRONT.JPG", "front.jpg"),
-    (r"C:\data\front.jpg", "front.jpg"), ("/home/me/front.jpg", "front.jpg"), ("front.png", "front.JPG"),
-    ("front.jpg", "deep/front.jpg"), (" front.jpg\n", "front.jpg"), ("", "a.jpg"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [
+        ("front", "front.jpg"),
+        ("front.v2", "front.v2.png"),
+        (r"sub\front.jpg", "sub/front.jpg"),
+        ("FRONT.JPG", "front.jpg"),
+        (r"C:\data\front.jpg", "front.jpg"),
+        ("/home/me/front.jpg", "front.jpg"),
+        ("front.png", "front.JPG"),
+        ("front.jpg", "deep/front.jpg"),
+        (" front.jpg\n", "front.jpg"),
+        ("", "a.jpg"),
+    ],
+)
 def test_pictures_are_looked_for(folder, given, there):
     source, images = folder({"a.xml": xml(thing(), name=given)}, [there, "other.jpg"])
     assert voc_to_coco(source, images).data["images"][0]["file_name"] == there

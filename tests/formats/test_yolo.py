@@ -144,10 +144,14 @@ def test_boxes_without_area_are_counted(one):
     assert told == {"boxes without area left out": 2}
 
 
-@pytest.mark.parametrize("encode", [
-    lambda t: b"\xef\xbb\xbf" + t.replace("\n", "\r\n").encode(), lambda t: t.encode("utf-16"),
-    lambda t: t.replace("\n", "\r").encode(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda t: b"\xef\xbb\xbf" + t.replace("\n", "\r\n").encode(),
+        lambda t: t.encode("utf-16"),
+        lambda t: t.replace("\n", "\r").encode(),
+    ],
+)
 def test_encodings_of_windows_are_read(one, encode):
     assert [a["bbox"] for a in one(encode(f"{BOX}\n{BOX}\n"))[0]] == [pytest.approx(PIXELS)] * 2
 
@@ -215,9 +219,16 @@ def test_words_of_yaml_stay_texts(tmp_path, names, read):
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [("{0: a, 0: b}", "'0' is given twice"), ("{0: a, 2: b}", "without gaps"), ("{a: b}", "without gaps"),
-     ("[cat: 1]", "put it in quotes"), ("['']", "put it in quotes"), ("5", "has no names"), ("[a", "not valid YAML")],
-)  # fmt: skip
+    [
+        ("{0: a, 0: b}", "'0' is given twice"),
+        ("{0: a, 2: b}", "without gaps"),
+        ("{a: b}", "without gaps"),
+        ("[cat: 1]", "put it in quotes"),
+        ("['']", "put it in quotes"),
+        ("5", "has no names"),
+        ("[a", "not valid YAML"),
+    ],
+)
 def test_names_that_are_none_are_refused(tmp_path, names, said):
     (tmp_path / "d.yaml").write_text(f"train: images\nnames: {names}\n")
     with pytest.raises(UserError, match=said):

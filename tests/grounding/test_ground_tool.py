@@ -31,12 +31,33 @@ def test_real_sentences_on_a_detectors_boxes(shared, towers, tmp_path):
     rows = json.loads((folder / "testA_refcoco_unc_dets_slice.json").read_text())
     boxes = {r["sent"]: [[x, y, x + w, y + h] for x, y, w, h in r["pred_boxes"]] for r in rows}
     write_expressions(tmp_path / "real.jsonl", real)
-    lines = [{"id": e.id, "boxes": boxes[e.sentence], "scores": [1 - n / 99 for n in range(len(boxes[e.sentence]))]}
-             for e in real]  # fmt: skip
+    lines = [
+        {"id": e.id, "boxes": boxes[e.sentence], "scores": [1 - n / 99 for n in range(len(boxes[e.sentence]))]}
+        for e in real
+    ]
     (tmp_path / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    call = ["tools/ground.py", tmp_path / "real.jsonl", "--images", folder / "images", "--checkpoint", *towers,
-            "--proposals", tmp_path / "boxes.jsonl", "--views", "crop", "dense", "--reading", "both", "--mask-modes", "hard",
-            "off", "--detector-weight", "0.5", "--max-proposals", "50"]  # fmt: skip
+    call = [
+        "tools/ground.py",
+        tmp_path / "real.jsonl",
+        "--images",
+        folder / "images",
+        "--checkpoint",
+        *towers,
+        "--proposals",
+        tmp_path / "boxes.jsonl",
+        "--views",
+        "crop",
+        "dense",
+        "--reading",
+        "both",
+        "--mask-modes",
+        "hard",
+        "off",
+        "--detector-weight",
+        "0.5",
+        "--max-proposals",
+        "50",
+    ]
     run(*call, "--out", tmp_path / "found.jsonl", "--cache", tmp_path / "vectors")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").iterdir()}
     run(*call, "--out", tmp_path / "again.jsonl", "--cache", tmp_path / "vectors")
@@ -49,14 +70,35 @@ def test_real_sentences_on_a_detectors_boxes(shared, towers, tmp_path):
     assert content["protocol"]["reading"] == "both"
     assert len(content["protocol"]["checkpoint_hash"]) == 2
     for pick, more in (("worst", ["--checkpoint", towers[0]]), ("random", [])):
-        done = run("tools/analysis/grounding_pictures.py", "--ann", tmp_path / "real.jsonl", "--pred",
-                   tmp_path / "found.hard.jsonl", "--images", folder / "images", "--pick", pick, "--count", "3",
-                   "--out", tmp_path / f"{pick}.png", *more)  # fmt: skip
+        done = run(
+            "tools/analysis/grounding_pictures.py",
+            "--ann",
+            tmp_path / "real.jsonl",
+            "--pred",
+            tmp_path / "found.hard.jsonl",
+            "--images",
+            folder / "images",
+            "--pick",
+            pick,
+            "--count",
+            "3",
+            "--out",
+            tmp_path / f"{pick}.png",
+            *more,
+        )
         assert f"3 of 14 sentences ({pick})" in done.stdout
         assert Image.open(tmp_path / f"{pick}.png").width > 900
     for mode in ("hard", "off"):
-        run("tools/evaluate.py", "refcoco", "--ann", tmp_path / "real.jsonl", "--pred", tmp_path / f"found.{mode}.jsonl",
-            "--out", tmp_path / "m.json")  # fmt: skip
+        run(
+            "tools/evaluate.py",
+            "refcoco",
+            "--ann",
+            tmp_path / "real.jsonl",
+            "--pred",
+            tmp_path / f"found.{mode}.jsonl",
+            "--out",
+            tmp_path / "m.json",
+        )
         assert json.loads((tmp_path / "m.json").read_text())["metrics"] == content["metrics"][mode]
 
 
@@ -108,28 +150,74 @@ BAD = [
 @pytest.mark.parametrize(("file", "more", "message"), BAD, ids=[m for _, _, m in BAD])
 def test_bad_input_is_told_without_a_traceback(picture, towers, tmp_path, file, more, message):
     more = [picture / m if m.endswith(".jsonl") else m for m in more]
-    done = run("tools/ground.py", picture / file, "--images", picture, "--checkpoint", towers[0], *more,
-               "--out", tmp_path / "found.jsonl", check=False)  # fmt: skip
+    done = run(
+        "tools/ground.py",
+        picture / file,
+        "--images",
+        picture,
+        "--checkpoint",
+        towers[0],
+        *more,
+        "--out",
+        tmp_path / "found.jsonl",
+        check=False,
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("file", "proposals", "count"), [
-    ("two.jsonl", "both.jsonl", 1), ("e.jsonl", "outside.jsonl", 2), ("e.jsonl", "none.jsonl", 0), ("many.jsonl", "ground-truth", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "proposals", "count"),
+    [
+        ("two.jsonl", "both.jsonl", 1),
+        ("e.jsonl", "outside.jsonl", 2),
+        ("e.jsonl", "none.jsonl", 0),
+        ("many.jsonl", "ground-truth", 1),
+    ],
+)
 def test_odd_input_has_an_answer(picture, towers, tmp_path, file, proposals, count):
     source = picture / proposals if proposals.endswith("jsonl") else proposals
-    run("tools/ground.py", picture / file, "--images", picture, "--checkpoint", towers[0], "--proposals", source,
-        "--views", "crop", "dense", "--reading", "chunks", "--out", tmp_path / "found.jsonl")  # fmt: skip
+    run(
+        "tools/ground.py",
+        picture / file,
+        "--images",
+        picture,
+        "--checkpoint",
+        towers[0],
+        "--proposals",
+        source,
+        "--views",
+        "crop",
+        "dense",
+        "--reading",
+        "chunks",
+        "--out",
+        tmp_path / "found.jsonl",
+    )
     lines = (tmp_path / "found.jsonl").read_text().splitlines()
     assert len(lines) == (1000 if file == "many.jsonl" else 1)
     assert all(len(json.loads(line)["boxes"]) == count for line in lines)
 
 
 def test_the_benchmark_tells_what_a_sentence_costs(tmp_path):
-    done = run("tools/analysis/benchmark.py", "ground", "--arch", "SmartCLIP-tiny", "--sizes", "64", "--sentences", "1", "3",
-               "--proposals", "4", "--rounds", "1", "--out", tmp_path / "b.json")  # fmt: skip
+    done = run(
+        "tools/analysis/benchmark.py",
+        "ground",
+        "--arch",
+        "SmartCLIP-tiny",
+        "--sizes",
+        "64",
+        "--sentences",
+        "1",
+        "3",
+        "--proposals",
+        "4",
+        "--rounds",
+        "1",
+        "--out",
+        tmp_path / "b.json",
+    )
     found = json.loads((tmp_path / "b.json").read_text())["metrics"]
     assert set(found["zero_shot"]) == {"4 boxes, expression", "4 boxes, both"}
     assert found["trained_head"]["trained_parameters"] > 1e6

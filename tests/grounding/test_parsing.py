@@ -30,7 +30,9 @@ CASES = {
     "person under umbrella.": of("person", ("below", "umbrella")),
     "cup on top of the box behind the lamp": of("cup", ("above", of("the box", ("above", "the lamp")))),
     "dog left of the cat and above the bench": of("dog", ("left", "the cat"), ("above", "the bench")),
-    "the ball between the dog and the largest cat": of("the ball", ("between", "the dog", of("the cat", extremes=["bigger"]))),
+    "the ball between the dog and the largest cat": of(
+        "the ball", ("between", "the dog", of("the cat", extremes=["bigger"]))
+    ),
     "the man between two dogs": of("the man between two dogs"),
     "dog on the left": of("dog", extremes=["left"]),
     "man in the top right corner of the picture": of("man", extremes=["above", "right"]),
@@ -64,7 +66,7 @@ CASES = {
     "half banana top of plate": of("half banana top of plate"),
     "the 3rd farthest plane": of("the 3rd farthest plane"),
     "?": of("?"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", CASES)
@@ -76,8 +78,13 @@ def test_a_tree_lists_its_texts_and_is_shown():
     tree = parse_expression("the largest cup between the plate and the jar left of the plate")
     assert tree.texts() == ["the cup", "the plate", "the jar"]
     assert tree.outline() == [
-        "the cup  [bigger]", "  between:", "    the plate", "    the jar", "      left:", "        the plate",
-    ]  # fmt: skip
+        "the cup  [bigger]",
+        "  between:",
+        "    the plate",
+        "    the jar",
+        "      left:",
+        "        the plate",
+    ]
     with pytest.raises(UserError, match="empty"):
         parse_expression("  ")
 
@@ -109,16 +116,36 @@ def doc(text, heads, deps, pos):
 
 
 PARSED = [
-    ("the dog to the left of the white bench", [1, 1, 1, 4, 2, 4, 8, 8, 5], "det ROOT prep det pobj prep det amod pobj",
-     "DET NOUN ADP DET NOUN ADP DET ADJ NOUN", of("the dog", ("left", "the white bench"))),
-    ("man with a hat behind the car", [0, 0, 3, 1, 0, 6, 4], "ROOT prep det pobj prep det pobj",
-     "NOUN ADP DET NOUN ADP DET NOUN", of("man with a hat", ("above", "the car"))),
-    ("dog on the left with a hat", [0, 0, 3, 1, 0, 6, 4], "ROOT prep det pobj prep det pobj",
-     "NOUN ADP DET NOUN ADP DET NOUN", of("dog with a hat", extremes=["left"])),
-    ("woman holding the umbrella above the table", [0, 0, 3, 1, 3, 6, 4], "ROOT acl det dobj prep det pobj",
-     "NOUN VERB DET NOUN ADP DET NOUN", of("woman holding the umbrella", ("above", "the table"))),
+    (
+        "the dog to the left of the white bench",
+        [1, 1, 1, 4, 2, 4, 8, 8, 5],
+        "det ROOT prep det pobj prep det amod pobj",
+        "DET NOUN ADP DET NOUN ADP DET ADJ NOUN",
+        of("the dog", ("left", "the white bench")),
+    ),
+    (
+        "man with a hat behind the car",
+        [0, 0, 3, 1, 0, 6, 4],
+        "ROOT prep det pobj prep det pobj",
+        "NOUN ADP DET NOUN ADP DET NOUN",
+        of("man with a hat", ("above", "the car")),
+    ),
+    (
+        "dog on the left with a hat",
+        [0, 0, 3, 1, 0, 6, 4],
+        "ROOT prep det pobj prep det pobj",
+        "NOUN ADP DET NOUN ADP DET NOUN",
+        of("dog with a hat", extremes=["left"]),
+    ),
+    (
+        "woman holding the umbrella above the table",
+        [0, 0, 3, 1, 3, 6, 4],
+        "ROOT acl det dobj prep det pobj",
+        "NOUN VERB DET NOUN ADP DET NOUN",
+        of("woman holding the umbrella", ("above", "the table")),
+    ),
     ("running quickly", [0, 0], "ROOT advmod", "VERB ADV", of("running quickly")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "heads", "deps", "pos", "tree"), PARSED, ids=[p[0] for p in PARSED])
@@ -171,8 +198,11 @@ def lost_words(expression, tree):
     """Words that are in no text of the tree and belong to no relation, extreme or its place."""
     kept = set(re.findall(r"[a-z0-9]+", " ".join(tree.texts())))
     spatial = {w for phrase in [*RELATIONS, *SUPERLATIVES] for w in re.findall(r"[a-z]+", phrase)}
-    places = re.findall(r"\w+", "very side corner part half region section edge end towards image picture photo photograph frame "
-                                "screen pic scene view shot room directly just slightly located right other others")  # fmt: skip
+    places = re.findall(
+        r"\w+",
+        "very side corner part half region section edge end towards image picture photo photograph frame "
+        "screen pic scene view shot room directly just slightly located right other others",
+    )
     return set(re.findall(r"[a-z0-9]+", expression.lower())) - kept - spatial - {*places} - STOP
 
 
@@ -198,9 +228,14 @@ def is_right(tree, wanted):
                 yield from relations(anchor)
 
     found = list(relations(tree))
-    return sorted(tree.superlatives) == sorted(wanted["extremes"]) and len(found) == len(wanted["relations"]) and all(
-        name == n and word in text.split() for (name, text), (n, word) in zip(found, wanted["relations"], strict=True)
-    )  # fmt: skip
+    return (
+        sorted(tree.superlatives) == sorted(wanted["extremes"])
+        and len(found) == len(wanted["relations"])
+        and all(
+            name == n and word in text.split()
+            for (name, text), (n, word) in zip(found, wanted["relations"], strict=True)
+        )
+    )
 
 
 def test_relations_of_a_checked_sample(real_expressions, reader):
@@ -215,14 +250,19 @@ def test_relations_of_a_checked_sample(real_expressions, reader):
     assert len(by_rules) >= len(wrong), "the rules read better: they should be the default"
 
 
-@pytest.mark.parametrize(("text", "tree"), [
-    ("a child being held my a man", of("a child being held my a man")),
-    ("bear to the left of purple ribbon", of("bear", ("left", "purple ribbon"))),
-    ("a lady holding a baby and a giant slice of pizza", of("a lady holding a baby and a giant slice of pizza")),
-    ("little girl on the left side of the umbrella wearing light green socks",
-     of("little girl wearing light green socks", ("left", "the umbrella"))),
-    ("the helmet on the right handlebar", of("the helmet on the right handlebar")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("a child being held my a man", of("a child being held my a man")),
+        ("bear to the left of purple ribbon", of("bear", ("left", "purple ribbon"))),
+        ("a lady holding a baby and a giant slice of pizza", of("a lady holding a baby and a giant slice of pizza")),
+        (
+            "little girl on the left side of the umbrella wearing light green socks",
+            of("little girl wearing light green socks", ("left", "the umbrella")),
+        ),
+        ("the helmet on the right handlebar", of("the helmet on the right handlebar")),
+    ],
+)
 def test_trees_of_a_real_parser(reader, text, tree):
     assert reader(text) == tree
 

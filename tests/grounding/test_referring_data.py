@@ -43,10 +43,17 @@ def test_an_image_stays_where_a_word_may_be_a_side_or_not():
     assert mirror(image, [], ["the left cup"])[2] == ["the right cup"]
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("stop sign", False), ("bright copyright", False), ("top-left mug", True), ("the man BEHIND her", True),
-    ("brown cow", False), ("backpack", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stop sign", False),
+        ("bright copyright", False),
+        ("top-left mug", True),
+        ("the man BEHIND her", True),
+        ("brown cow", False),
+        ("backpack", False),
+    ],
+)
 def test_words_of_places(text, expected):
     assert names_a_place(text) == expected
 
@@ -92,12 +99,25 @@ def sentences(tmp_path):
     for n, size in enumerate([(120, 60), (40, 80)]):
         Image.new("RGB", size, (10, 200, 30)).save(tmp_path / f"{n}.png")
     rows = [
-        Expression(1, 0, "0.png", "cup on the left", ((0.0, 0, 30, 30),), 120, 60, masks=([[0, 0, 30, 0, 30, 30, 0, 30]],)),
-        Expression(2, 0, "0.png", "two dogs", ((0.0, 0, 6, 20), (60, 0, 120, 60)), 120, 60, masks=([[0, 0, 6, 0, 6, 20, 0, 20]], [[60, 0, 120, 0, 120, 60, 60, 60]])),
+        Expression(
+            1, 0, "0.png", "cup on the left", ((0.0, 0, 30, 30),), 120, 60, masks=([[0, 0, 30, 0, 30, 30, 0, 30]],)
+        ),
+        Expression(
+            2,
+            0,
+            "0.png",
+            "two dogs",
+            ((0.0, 0, 6, 20), (60, 0, 120, 60)),
+            120,
+            60,
+            masks=([[0, 0, 6, 0, 6, 20, 0, 20]], [[60, 0, 120, 0, 120, 60, 60, 60]]),
+        ),
         Expression(3, 0, "0.png", "a whale", (), 120, 60),
-        Expression(4, 1, "1.png", "a red cup", ((10.0, 20, 40, 80),), 40, 80, masks=([[10, 20, 40, 20, 40, 80, 10, 80]],)),
+        Expression(
+            4, 1, "1.png", "a red cup", ((10.0, 20, 40, 80),), 40, 80, masks=([[10, 20, 40, 20, 40, 80, 10, 80]],)
+        ),
         Expression(5, 1, "1.png", "a mug", ((10.0, 20, 40, 80),), 40, 80, masks=([[10, 20, 40, 20, 40, 80, 10, 80]],)),
-    ]  # fmt: skip
+    ]
     write_expressions(tmp_path / "e.jsonl", rows)
     return tmp_path
 
@@ -144,8 +164,9 @@ def test_masks_and_boxes_are_mirrored_with_the_picture(tmp_path, flip, fit):
     image = Image.new("RGB", (64, 64 if fit == "squash" else 32), (0, 0, 255))
     image.paste((255, 0, 0), (4, 6, 20, 14))
     image.save(tmp_path / "0.png")
-    row = Expression(1, 0, "0.png", "cup on the left", ((4.0, 6, 20, 14),), *image.size,
-                     masks=([[4, 6, 20, 6, 20, 14, 4, 14]],))  # fmt: skip
+    row = Expression(
+        1, 0, "0.png", "cup on the left", ((4.0, 6, 20, 14),), *image.size, masks=([[4, 6, 20, 6, 20, 14, 4, 14]],)
+    )
     write_expressions(tmp_path / "e.jsonl", [row])
     data = ReferringDataset("e.jsonl", data_root=str(tmp_path), image_size=64, fit=fit, with_masks=True, flip=flip)
     sample = data[0]
@@ -168,9 +189,12 @@ def test_leaked_images_are_left_out_and_bad_options_refused(sentences):
     both = ReferringDataset(["e.jsonl", "e.jsonl"], data_root=str(sentences))
     assert len(both) == 4
     for options, message in (
-        ({"flip": 2}, "chance"), ({"fit": "crop"}, "fit"), ({"crop": 0.5, "with_masks": True}, "cut the masks"),
-        ({"without": "absent.txt"}, "check_leakage"), ({"split": "val"}, "no split"),
-    ):  # fmt: skip
+        ({"flip": 2}, "chance"),
+        ({"fit": "crop"}, "fit"),
+        ({"crop": 0.5, "with_masks": True}, "cut the masks"),
+        ({"without": "absent.txt"}, "check_leakage"),
+        ({"split": "val"}, "no split"),
+    ):
         with pytest.raises(UserError, match=message):
             ReferringDataset("e.jsonl", data_root=str(sentences), **options)
 
@@ -195,8 +219,13 @@ def test_a_run_is_scored_as_its_file_would_be_whatever_the_batches(sentences, tm
     ]
     values = []
     for order in ([0, 1], [1, 0]):
-        metric = ReferringMetric("e.jsonl", data_root=str(sentences), protocols=["grefcoco", "grefseg"],
-                                 out_file=str(tmp_path / "found.jsonl"), metrics_file=str(tmp_path / "m.json"))  # fmt: skip
+        metric = ReferringMetric(
+            "e.jsonl",
+            data_root=str(sentences),
+            protocols=["grefcoco", "grefseg"],
+            out_file=str(tmp_path / "found.jsonl"),
+            metrics_file=str(tmp_path / "m.json"),
+        )
         for i in order:
             metric.process({}, [samples[i]])
         values.append(metric.compute_metrics(metric.results))

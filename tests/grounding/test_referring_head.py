@@ -36,10 +36,15 @@ def build(seed=0, **options):
 
 
 def sample(sentences, boxes, scale=(1.0, 1.0), shape=(64, 64), first=0):
-    return BaseDataElement(metainfo={
-        "sentences": sentences, "sentence_ids": list(range(first, first + len(sentences))), "scale": scale,
-        "ori_shape": shape, "boxes": [torch.tensor(b, dtype=torch.float32).view(-1, 4) for b in boxes],
-    })  # fmt: skip
+    return BaseDataElement(
+        metainfo={
+            "sentences": sentences,
+            "sentence_ids": list(range(first, first + len(sentences))),
+            "scale": scale,
+            "ori_shape": shape,
+            "boxes": [torch.tensor(b, dtype=torch.float32).view(-1, 4) for b in boxes],
+        }
+    )
 
 
 def pixels(count, seed=0):
@@ -178,8 +183,14 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
     texts = [f"the {n} things on the left" for n in range(CHUNK + 2)]
     rows = [Expression(n, 1, photo.name, t, ((0, 0, 9, 9),), *size, split="val") for n, t in enumerate(texts)]
     write_expressions(tmp_path / "e.jsonl", rows)
-    data = ReferringDataset(ann_file=str(tmp_path / "e.jsonl"), images=str(source / "images"), split="val", fit=fit,
-                            image_size=64, test_mode=True)  # fmt: skip
+    data = ReferringDataset(
+        ann_file=str(tmp_path / "e.jsonl"),
+        images=str(source / "images"),
+        split="val",
+        fit=fit,
+        image_size=64,
+        test_mode=True,
+    )
     model = build(head={"queries": 3, "mask_branch": True}).eval()
     one = data[0]
     with torch.no_grad():
@@ -289,9 +300,10 @@ def real_expressions(shared, folder):
     photograph = first / "images/COCO_train2014_000000581857.jpg"
     rows += [(photograph, s["sent"], (x, y, x + w, y + h)) for s in record["sentences"]]
     kept = [r for r in rows if r[0].is_file()]
-    write_expressions(folder / "real.jsonl", [
-        Expression(n, str(image), str(image), sentence, (box,)) for n, (image, sentence, box) in enumerate(kept)
-    ])  # fmt: skip
+    write_expressions(
+        folder / "real.jsonl",
+        [Expression(n, str(image), str(image), sentence, (box,)) for n, (image, sentence, box) in enumerate(kept)],
+    )
     return len(kept)
 
 

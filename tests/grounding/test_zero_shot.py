@@ -117,10 +117,13 @@ def test_candidates_and_chance(tmp_path):
     assert best_possible(kept, {1: BOXES, 2: BOXES[:1]}) == 0.5
     assert chance_accuracy(kept, {}) == best_possible(kept, {}) == 0.0
     mask = {"size": [96, 128], "counts": "abc"}
-    ann = {"images": [{"id": 7, "file_name": "a.png", "width": 128, "height": 96}],
-           "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 32, 32], "area": 1,
-                            "segmentation": mask}],
-           "categories": [{"id": 1, "name": "x"}]}  # fmt: skip
+    ann = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 128, "height": 96}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 32, 32], "area": 1, "segmentation": mask}
+        ],
+        "categories": [{"id": 1, "name": "x"}],
+    }
     (tmp_path / "ann.json").write_text(json.dumps(ann))
     saved = [{"image_id": 7, "category_id": 1, "bbox": [n, 0, 5, 5], "score": n / 10} for n in range(5)]
     (tmp_path / "pred.json").write_text(json.dumps(saved))
@@ -249,8 +252,13 @@ def reclip_by_hand(regions, texts, boxes, sentence):
     import math
 
     def chances(text):
-        rows = [100 * sum(a * b for a, b in zip(r, texts[text], strict=True))
-                / math.sqrt(sum(a * a for a in r)) / math.sqrt(sum(b * b for b in texts[text])) for r in regions]  # fmt: skip
+        rows = [
+            100
+            * sum(a * b for a, b in zip(r, texts[text], strict=True))
+            / math.sqrt(sum(a * a for a in r))
+            / math.sqrt(sum(b * b for b in texts[text]))
+            for r in regions
+        ]
         total = sum(math.exp(v - max(rows)) for v in rows)
         return [math.exp(v - max(rows)) / total for v in rows]
 
@@ -349,10 +357,14 @@ def test_an_oracle_tower_grounds_real_objects_and_their_places(shared, reading):
         regions = [{"dense": torch.stack([vector[n] for _, n in objects])}]
         for name in {n for _, n in objects}:
             mine = [i for i, (_, n) in enumerate(objects) if n == name]
-            queries = {name: mine[0]} if len(mine) == 1 else {
-                f"leftmost {name}": min(mine, key=lambda i: boxes[i][0] + boxes[i][2]),
-                f"topmost {name}": min(mine, key=lambda i: boxes[i][1] + boxes[i][3]),
-            }  # fmt: skip
+            queries = (
+                {name: mine[0]}
+                if len(mine) == 1
+                else {
+                    f"leftmost {name}": min(mine, key=lambda i: boxes[i][0] + boxes[i][2]),
+                    f"topmost {name}": min(mine, key=lambda i: boxes[i][1] + boxes[i][3]),
+                }
+            )
             for text, target in queries.items():
                 asked += 1
                 hits += int(grounder.score(regions, boxes, [text], bank)[0].argmax()) == target

@@ -27,8 +27,12 @@ def test_matches_by_hand():
 
 
 def image(scores, hits, absent, foreign):
-    return {"scores": np.array(scores, float), "hits": np.array(hits, bool), "absent": np.array(absent, bool),
-            "foreign": np.array(foreign, bool)}  # fmt: skip
+    return {
+        "scores": np.array(scores, float),
+        "hits": np.array(hits, bool),
+        "absent": np.array(absent, bool),
+        "foreign": np.array(foreign, bool),
+    }
 
 
 def test_pooled_facts_by_hand():

@@ -46,8 +46,15 @@ def files(draw, lvis):
         image, category = draw(PLACES)
         box = list(draw(BOXES))
         area = draw(st.sampled_from([box[2] * box[3], box[2] * box[3], 0, 0.5, 3e3, 2e4]))
-        entry = {"id": n + 1, "image_id": image, "category_id": category, "bbox": box, "area": area,
-                 "segmentation": mask_of(box), "iscrowd": draw(st.sampled_from([0, 0, 1]))}  # fmt: skip
+        entry = {
+            "id": n + 1,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "area": area,
+            "segmentation": mask_of(box),
+            "iscrowd": draw(st.sampled_from([0, 0, 1])),
+        }
         if draw(st.booleans()):
             entry["ignore"] = draw(st.integers(0, 1))
         annotations.append(entry)
@@ -144,16 +151,22 @@ def test_coco_backends_agree(content, limit):
 def test_what_has_no_area_counts_on_neither_side(iou_type):
     """An empty box ranked first halves AP where it counts, as it did; so does an object without area."""
     real, empty = [2, 2, 10, 10], [14, 14, 0, 8]
-    data = {"images": [{"id": 1, "width": SIDE, "height": SIDE, "neg_category_ids": [],
-                        "not_exhaustive_category_ids": []}],
-            "categories": [{"id": 1, "name": "a", "frequency": "f"}],
-            "annotations": [{"id": n + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": b[2] * b[3],
-                             "segmentation": mask_of(b)} for n, b in enumerate([real, empty])]}  # fmt: skip
+    data = {
+        "images": [{"id": 1, "width": SIDE, "height": SIDE, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
+        "categories": [{"id": 1, "name": "a", "frequency": "f"}],
+        "annotations": [
+            {"id": n + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": b[2] * b[3], "segmentation": mask_of(b)}
+            for n, b in enumerate([real, empty])
+        ],
+    }
     truth = load_ground_truth(data)
-    results = [{"image_id": 1, "category_id": 1, "score": s, "bbox": b, "segmentation": mask_of(b)}
-               for b, s in ((empty, 0.9), (real, 0.5))]  # fmt: skip
+    results = [
+        {"image_id": 1, "category_id": 1, "score": s, "bbox": b, "segmentation": mask_of(b)}
+        for b, s in ((empty, 0.9), (real, 0.5))
+    ]
     for backend in ("fast", "reference"):
-        metrics, _ = evaluate_lvis(truth, check_predictions(results, truth, iou_type)[0], backend=backend,
-                                   iou_type=iou_type)  # fmt: skip
+        metrics, _ = evaluate_lvis(
+            truth, check_predictions(results, truth, iou_type)[0], backend=backend, iou_type=iou_type
+        )
         assert metrics[f"{iou_type}_AP"] == pytest.approx(1.0)
         assert metrics[f"{iou_type}_AR@300"] == pytest.approx(1.0)

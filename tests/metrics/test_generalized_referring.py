@@ -117,8 +117,15 @@ def test_masks_by_hand():
     pair = MaskPair.of([left], top, (10, 10))
     assert (pair.intersection, pair.union, pair.iou) == (25, 75, pytest.approx(1 / 3))
     pairs = [MaskPair.of([left], left, (10, 10)), pair]
-    assert ris_metrics(pairs) == {"oiou": pytest.approx(75 / 125), "miou": pytest.approx(2 / 3), "p50": 0.5, "p60": 0.5,
-                                  "p70": 0.5, "p80": 0.5, "p90": 0.5}  # fmt: skip
+    assert ris_metrics(pairs) == {
+        "oiou": pytest.approx(75 / 125),
+        "miou": pytest.approx(2 / 3),
+        "p50": 0.5,
+        "p60": 0.5,
+        "p70": 0.5,
+        "p80": 0.5,
+        "p90": 0.5,
+    }
     assert ris_metrics([MaskPair.of([all_of_it], left, (10, 10))])["p50"] == 1.0
     none, wrong = MaskPair.of([], None, (10, 10)), MaskPair.of([], left, (10, 10))
     missed = MaskPair.of([left], None, (10, 10))
@@ -134,11 +141,30 @@ def test_masks_by_hand():
 
 
 def test_grefcoco_files_keep_none_and_many(tmp_path):
-    instances = {"images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 20}],
-                 "annotations": [{"id": n, "image_id": 1, "category_id": 1, "bbox": [20 * n, 0, 10, 10],
-                                  "segmentation": [[20 * n, 0, 20 * n + 10, 0, 20 * n + 10, 10]]} for n in (0, 1, 2)]}  # fmt: skip
-    refs = [{"ref_id": n, "ann_id": ids, "image_id": 1, "split": "val", "file_name": "a.jpg",
-             "sentences": [{"sent_id": n, "sent": "dogs"}]} for n, ids in enumerate(([0, 2], [-1], [1]))]  # fmt: skip
+    instances = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 20}],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": 1,
+                "category_id": 1,
+                "bbox": [20 * n, 0, 10, 10],
+                "segmentation": [[20 * n, 0, 20 * n + 10, 0, 20 * n + 10, 10]],
+            }
+            for n in (0, 1, 2)
+        ],
+    }
+    refs = [
+        {
+            "ref_id": n,
+            "ann_id": ids,
+            "image_id": 1,
+            "split": "val",
+            "file_name": "a.jpg",
+            "sentences": [{"sent_id": n, "sent": "dogs"}],
+        }
+        for n, ids in enumerate(([0, 2], [-1], [1]))
+    ]
     (tmp_path / "instances.json").write_text(json.dumps(instances))
     (tmp_path / "grefs.json").write_text(json.dumps(refs))
     read = load_expressions(tmp_path / "grefs.json", split="val")
@@ -162,13 +188,21 @@ def test_grefcoco_files_keep_none_and_many(tmp_path):
 
 def described(tmp_path):
     """Two images, three sentences; one describes an absence."""
-    data = {"images": [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 20, "sent_ids": [1, 2]},
-                       {"id": 2, "file_name": "b.jpg", "width": 50, "height": 20, "sent_ids": [3]}],
-            "categories": [{"id": 1, "name": "dog with a hat", "is_negative": False},
-                           {"id": 2, "name": "dog without a hat", "is_negative": True},
-                           {"id": 3, "name": "cat", "is_negative": False}],
-            "annotations": [{"id": n, "image_id": i, "category_id": c, "bbox": [20 * n, 0, 10, 10], "area": 100, "iscrowd": 0}
-                            for n, (i, c) in enumerate(((1, 1), (1, 2), (2, 3)), 1)]}  # fmt: skip
+    data = {
+        "images": [
+            {"id": 1, "file_name": "a.jpg", "width": 50, "height": 20, "sent_ids": [1, 2]},
+            {"id": 2, "file_name": "b.jpg", "width": 50, "height": 20, "sent_ids": [3]},
+        ],
+        "categories": [
+            {"id": 1, "name": "dog with a hat", "is_negative": False},
+            {"id": 2, "name": "dog without a hat", "is_negative": True},
+            {"id": 3, "name": "cat", "is_negative": False},
+        ],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": c, "bbox": [20 * n, 0, 10, 10], "area": 100, "iscrowd": 0}
+            for n, (i, c) in enumerate(((1, 1), (1, 2), (2, 3)), 1)
+        ],
+    }
     path = tmp_path / "dcube.json"
     path.write_text(json.dumps(data))
     return path, data
@@ -177,8 +211,10 @@ def described(tmp_path):
 def test_dcube_asks_each_image_for_its_sentences(tmp_path):
     path, data = described(tmp_path)
     truth = load_ground_truth(path)
-    right = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
-             for a in data["annotations"]]  # fmt: skip
+    right = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
+        for a in data["annotations"]
+    ]
     stray = [{"image_id": 2, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.9}]
     intra, per_class, counts = dcube_metrics(truth, right + stray, "intra")
     assert (intra["full"], intra["pres"], intra["abs"], intra["short"], intra["middle"]) == (1, 1, 1, 1, 1)
@@ -228,8 +264,9 @@ def test_caption_scores_that_do_not_fit_are_refused(tmp_path):
             read_caption_scores(tmp_path / "s.jsonl")
     with pytest.raises(UserError, match="No prediction file"):
         read_caption_scores(tmp_path / "absent.jsonl")
-    (tmp_path / "f.json").write_text(json.dumps({"images": [], "annotations": [{"id": 1, "category_id": 1}],
-                                                 "categories": []}))  # fmt: skip
+    (tmp_path / "f.json").write_text(
+        json.dumps({"images": [], "annotations": [{"id": 1, "category_id": 1}], "categories": []})
+    )
     with pytest.raises(UserError, match="no neg_category_ids"):
         load_fgovd(tmp_path / "f.json")
 
@@ -237,8 +274,10 @@ def test_caption_scores_that_do_not_fit_are_refused(tmp_path):
 def test_fgovd_map_on_a_real_slice_loses_what_a_negative_wins(shared, tmp_path):
     path = shared / "fgovd_slice/3_attributes.json"
     data = load_fgovd(path)
-    found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
-             for a in data["annotations"]]  # fmt: skip
+    found = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.5}
+        for a in data["annotations"]
+    ]
 
     def score(rows):
         (tmp_path / "found.json").write_text(json.dumps(rows))
@@ -256,6 +295,10 @@ def test_fgovd_map_on_a_real_slice_loses_what_a_negative_wins(shared, tmp_path):
     assert sum(a["category_id"] == first["category_id"] for a in data["annotations"]) == 1
     assert lost.per_class[own] == 0
     assert lost.metrics["map"] == pytest.approx(1 - 1 / captions)
-    elsewhere = {**wrong, "category_id": next(c["id"] for c in data["categories"] if c["id"] not in
-                                              (first["category_id"], *first["neg_category_ids"]))}  # fmt: skip
+    elsewhere = {
+        **wrong,
+        "category_id": next(
+            c["id"] for c in data["categories"] if c["id"] not in (first["category_id"], *first["neg_category_ids"])
+        ),
+    }
     assert score([*found, elsewhere]).counts["not_asked"] == 1

@@ -56,13 +56,16 @@ def test_images_left_out_do_not_count():
 
 def test_binding_by_hand():
     classes = ["red drop", "blue drop", "red heart", "blue heart"]
-    present = np.array([
-        [0, 1, 1, 0],  # Blue drop and red heart: both words of "red drop" and of "blue heart", bound otherwise.
-        [1, 0, 0, 1],
-        [1, 1, 0, 0],
-        [0, 0, 1, 0],
-        [1, 0, 1, 0],
-    ], dtype=bool)  # fmt: skip
+    present = np.array(
+        [
+            [0, 1, 1, 0],  # Blue drop and red heart: both words of "red drop" and of "blue heart", bound otherwise.
+            [1, 0, 0, 1],
+            [1, 1, 0, 0],
+            [0, 0, 1, 0],
+            [1, 0, 1, 0],
+        ],
+        dtype=bool,
+    )
     expected = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert misbound(present, classes).astype(int).tolist() == expected
     with pytest.raises(UserError, match="two words; 'star' is not"):

@@ -227,10 +227,16 @@ def outcome(model, count=6):
     return loss.detach(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("options", [
-    {"micro_batch": 2}, {"micro_batch": 4}, {"text_chunks": 3}, {"checkpointing": True},
-    {"micro_batch": 1, "text_chunks": 6, "checkpointing": True, "loss": {"tile": 7}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"micro_batch": 2},
+        {"micro_batch": 4},
+        {"text_chunks": 3},
+        {"checkpointing": True},
+        {"micro_batch": 1, "text_chunks": 6, "checkpointing": True, "loss": {"tile": 7}},
+    ],
+)
 @pytest.mark.parametrize("dense", [{}, {"dense_weight": 0.5, "distillation": {"images": 3, "teacher": "initial"}}])
 def test_what_saves_memory_changes_neither_loss_nor_gradients(options, dense):
     torch.manual_seed(0)
@@ -281,12 +287,17 @@ def test_low_rank_updates_start_at_nothing_train_alone_and_are_read_as_towers(tm
     optimizer.step()
     expected = model.towers.encode_image(images(2))
     assert not torch.allclose(expected, plain.towers.encode_image(images(2)), atol=1e-4)
-    torch.save({"meta": {"tower_config": model.towers.config.to_dict()}, "state_dict": model.state_dict()},
-               tmp_path / "epoch_1.pth")  # fmt: skip
+    torch.save(
+        {"meta": {"tower_config": model.towers.config.to_dict()}, "state_dict": model.state_dict()},
+        tmp_path / "epoch_1.pth",
+    )
     read = SmartCLIP.from_checkpoint(tmp_path / "epoch_1.pth")
     assert torch.allclose(read.encode_image(images(2)), expected, atol=1e-5)
-    assert torch.allclose(SmartCLIP.from_checkpoint(model.towers.save(tmp_path / "t.safetensors")).encode_image(images(2)),
-                          expected, atol=1e-5)  # fmt: skip
+    assert torch.allclose(
+        SmartCLIP.from_checkpoint(model.towers.save(tmp_path / "t.safetensors")).encode_image(images(2)),
+        expected,
+        atol=1e-5,
+    )
     with pytest.raises(UserError, match="rank"):
         build(low_rank={"rank": 0})
 
@@ -320,8 +331,12 @@ def test_regions_are_matched_with_their_texts_under_their_masks():
     for i in (0, 1):
         for box, text in zip(boxes[i], told[i], strict=True):
             vector = pool_regions(dense, torch.tensor([[float(i), *box]]), 8)[0]
-            logits = 20 * torch.stack([functional.cosine_similarity(vector * m, e, dim=0)
-                                       for e, m in zip(bank.embeds, bank.masks, strict=True)])  # fmt: skip
+            logits = 20 * torch.stack(
+                [
+                    functional.cosine_similarity(vector * m, e, dim=0)
+                    for e, m in zip(bank.embeds, bank.masks, strict=True)
+                ]
+            )
             values.append(functional.cross_entropy(logits[None], torch.tensor([index[text]])))
     assert losses["loss_region"].item() == pytest.approx(2 * torch.stack(values).mean().item(), rel=1e-4)
     for s in batch:
@@ -334,8 +349,11 @@ def test_regions_are_matched_with_their_texts_under_their_masks():
 def test_component_matching_takes_part_of_the_image_for_the_second_text():
     from smartclip_det.core.contrastive import principal_part
 
-    model = SmartCLIPAlignment({"arch": "CLIP-toy", "seed": 0}, component_matching=2,
-                               loss={"mask_mode": "off", "alignment_weight": 1.0, "label_smoothing": 0.1})  # fmt: skip
+    model = SmartCLIPAlignment(
+        {"arch": "CLIP-toy", "seed": 0},
+        component_matching=2,
+        loss={"mask_mode": "off", "alignment_weight": 1.0, "label_smoothing": 0.1},
+    )
     pairs = [BaseDataElement(metainfo={"drawn_captions": [a, b]}) for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
     found = model(images(6), pairs, mode="loss")
     towers = model.towers
@@ -345,8 +363,10 @@ def test_component_matching_takes_part_of_the_image_for_the_second_text():
         t = towers.forward_text(towers.tokenize(list(texts))).embeds
         logits = 100 * functional.normalize(vectors, dim=-1) @ functional.normalize(t, dim=-1).t()
         target = torch.arange(6)
-        terms.append(functional.cross_entropy(logits, target, label_smoothing=0.1)
-                     + functional.cross_entropy(logits.t(), target, label_smoothing=0.1))  # fmt: skip
+        terms.append(
+            functional.cross_entropy(logits, target, label_smoothing=0.1)
+            + functional.cross_entropy(logits.t(), target, label_smoothing=0.1)
+        )
     assert total(found).item() == pytest.approx((sum(terms) / 2).item(), rel=1e-4)
 
 

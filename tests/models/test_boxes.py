@@ -57,8 +57,14 @@ def test_boxes_are_in_pixels_of_the_picture_and_do_not_depend_on_the_batch(torch
         assert (found.boxes >= 0).all()
         assert (found.boxes[:, 2] <= picture.image.width + 1e-3).all()
         assert found.boxes[:, 2].max() > 0.5 * picture.image.width
-    assert torchvision_boxes.facts() == {"source": "torchvision", "model": SMALL, "weights": "random", "max_boxes": 20,
-                                         "nms_iou": 0.7, "size": 64}  # fmt: skip
+    assert torchvision_boxes.facts() == {
+        "source": "torchvision",
+        "model": SMALL,
+        "weights": "random",
+        "max_boxes": 20,
+        "nms_iou": 0.7,
+        "size": 64,
+    }
 
 
 def test_weights_come_from_a_file_or_by_torchvision_s_address(torchvision_boxes, tmp_path, monkeypatch, capsys):
@@ -94,9 +100,10 @@ def owlv2(folder):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra grounding-dino)")
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.Owlv2Config(
-        text_config={**small, "vocab_size": 100}, vision_config={**small, "image_size": 64, "patch_size": 16},
+        text_config={**small, "vocab_size": 100},
+        vision_config={**small, "image_size": 64, "patch_size": 16},
         projection_dim=32,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     transformers.Owlv2ForObjectDetection(config).save_pretrained(folder)
     transformers.Owlv2ImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
@@ -126,17 +133,40 @@ def test_owlv2_s_boxes_are_those_of_its_own_heads_in_pixels_of_the_picture(tmp_p
 
 def grounding_dino(folder):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra grounding-dino)")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *string.ascii_lowercase,
-             *(f"##{c}" for c in string.ascii_lowercase)]  # fmt: skip
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ".",
+        *string.ascii_lowercase,
+        *(f"##{c}" for c in string.ascii_lowercase),
+    ]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    text = transformers.BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                   intermediate_size=64)  # fmt: skip
-    backbone = transformers.SwinConfig(embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2], window_size=4,
-                                       image_size=64, out_features=["stage2", "stage3", "stage4"])  # fmt: skip
+    text = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    backbone = transformers.SwinConfig(
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 2],
+        window_size=4,
+        image_size=64,
+        out_features=["stage2", "stage3", "stage4"],
+    )
     config = transformers.MMGroundingDinoConfig(
-        text_config=text, backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=12,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
-    )  # fmt: skip
+        text_config=text,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_queries=12,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+    )
     torch.manual_seed(0)
     transformers.MMGroundingDinoForObjectDetection(config).save_pretrained(folder)
     tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"))
@@ -181,8 +211,10 @@ def test_boxes_of_a_picture_are_taken_and_of_one_twice_its_size_are_not(width, h
 
 
 def test_a_result_list_needs_the_annotations_that_name_its_pictures(tmp_path):
-    images = [{"id": 7, "file_name": "train/a.png", "width": 96, "height": 64},
-              {"id": 8, "file_name": "val/a.png", "width": 96, "height": 64}]  # fmt: skip
+    images = [
+        {"id": 7, "file_name": "train/a.png", "width": 96, "height": 64},
+        {"id": 8, "file_name": "val/a.png", "width": 96, "height": 64},
+    ]
     truth = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cup"}]}
     rows = [{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "score": s} for s in (0.2, 0.9)]
     rows[1]["bbox"] = [10, 20, 30, 40]

@@ -13,8 +13,18 @@ from smartclip_det.models.towers import SmartCLIP, TowerConfig, read_checkpoint
 from smartclip_det.models.towers.layouts import to_huggingface, to_native
 from smartclip_det.utils.safe_load import safe_torch_load
 
-TINY = TowerConfig(embed_dim=64, image_size=32, patch_size=16, vision_width=64, vision_layers=2, vision_heads=1,
-                   text_width=64, text_layers=2, text_heads=1, vocab_size=49408)  # fmt: skip
+TINY = TowerConfig(
+    embed_dim=64,
+    image_size=32,
+    patch_size=16,
+    vision_width=64,
+    vision_layers=2,
+    vision_heads=1,
+    text_width=64,
+    text_layers=2,
+    text_heads=1,
+    vocab_size=49408,
+)
 
 
 def towers(**changes) -> SmartCLIP:
@@ -28,8 +38,14 @@ def equal(a, b) -> bool:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("layout", ["openai", "native"])
-@pytest.mark.parametrize("kind", [{}, {"context_length": 248, "stretched": True},
-                                  {"context_length": 248, "stretched": True, "mask_layers": 1, "mask_pad": "include"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"context_length": 248, "stretched": True},
+        {"context_length": 248, "stretched": True, "mask_layers": 1, "mask_pad": "include"},
+    ],
+)
 def test_round_trips_are_exact(tmp_path, suffix, layout, kind):
     model = towers(**kind)
     path = model.save(tmp_path / f"w{suffix}", layout=layout)
@@ -59,8 +75,14 @@ def test_hugging_face_folder_and_file(tmp_path):
     assert "vision_model.encoder.layers.1.self_attn.q_proj.bias" in tensors
     tensors["text_model.embeddings.position_ids"] = torch.arange(77)
     save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "gelu", "num_attention_heads": 1},
-                                                      "text_config": {"hidden_act": "gelu", "num_attention_heads": 1}}))  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "vision_config": {"hidden_act": "gelu", "num_attention_heads": 1},
+                "text_config": {"hidden_act": "gelu", "num_attention_heads": 1},
+            }
+        )
+    )
     folder = SmartCLIP.from_checkpoint(tmp_path)
     assert equal(folder.openai_state(), model.openai_state())
     assert folder.config.activation == "gelu"
@@ -69,8 +91,11 @@ def test_hugging_face_folder_and_file(tmp_path):
 
 
 def test_open_clip_training_checkpoint_with_module_prefix(tmp_path, caplog):
-    oracle = open_clip.CLIP(embed_dim=64, vision_cfg={"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
-                            text_cfg={"width": 64, "heads": 1, "layers": 2})  # fmt: skip
+    oracle = open_clip.CLIP(
+        embed_dim=64,
+        vision_cfg={"image_size": 32, "layers": 2, "width": 64, "patch_size": 16},
+        text_cfg={"width": 64, "heads": 1, "layers": 2},
+    )
     state = {f"module.{k}": v for k, v in oracle.state_dict().items()}
     torch.save({"epoch": 3, "name": "run", "state_dict": state}, tmp_path / "epoch_3.pt")
     model = SmartCLIP.from_checkpoint(tmp_path / "epoch_3.pt")
@@ -92,8 +117,10 @@ def test_mmengine_checkpoint_with_its_history_classes(tmp_path):
         "log_scalars": {"loss": HistoryBuffer([1.0, 2.0], [1, 1])},
         "runtime_info": {"x": np.float64(3.0), "cfg": ConfigDict(a=1)},
     }
-    torch.save({"meta": {"tower_config": model.config.to_dict(), "iter": 5}, "message_hub": hub, "state_dict": state},
-               tmp_path / "iter_5.pth")  # fmt: skip
+    torch.save(
+        {"meta": {"tower_config": model.config.to_dict(), "iter": 5}, "message_hub": hub, "state_dict": state},
+        tmp_path / "iter_5.pth",
+    )
     read = read_checkpoint(tmp_path / "iter_5.pth")
     assert equal(read.state, model.openai_state())
     assert read.config == model.config
@@ -119,9 +146,15 @@ def test_bare_files_refuse_what_they_cannot_carry(tmp_path):
 def test_heads_of_published_widths(width, heads):
     from smartclip_det.models.towers.layouts import infer_config
 
-    state = {"visual.conv1.weight": torch.zeros(width, 3, 14, 14), "visual.positional_embedding": torch.zeros(257, width),
-             "visual.proj": torch.zeros(width, 8), "text_projection": torch.zeros(64, 8), "ln_final.weight": torch.zeros(64),
-             "token_embedding.weight": torch.zeros(9, 64), "positional_embedding": torch.zeros(77, 64)}  # fmt: skip
+    state = {
+        "visual.conv1.weight": torch.zeros(width, 3, 14, 14),
+        "visual.positional_embedding": torch.zeros(257, width),
+        "visual.proj": torch.zeros(width, 8),
+        "text_projection": torch.zeros(64, 8),
+        "ln_final.weight": torch.zeros(64),
+        "token_embedding.weight": torch.zeros(9, 64),
+        "positional_embedding": torch.zeros(77, 64),
+    }
     assert infer_config(state, "here").vision_heads == heads
     with pytest.raises(UserError, match="text_projection has 1 axes"):
         infer_config({**state, "text_projection": torch.zeros(8)}, "here")
@@ -176,9 +209,13 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("key", "message"),
-        [("layer1.0.conv1.weight", "0 keys matched"), ("visual.attnpool.k_proj.weight", "ResNet CLIP"),
-         ("visual.trunk.blocks.0.w", "timm tower"), ("backbone.image_tower.conv1.weight", "lacks|not a whole")],
-    )  # fmt: skip
+        [
+            ("layer1.0.conv1.weight", "0 keys matched"),
+            ("visual.attnpool.k_proj.weight", "ResNet CLIP"),
+            ("visual.trunk.blocks.0.w", "timm tower"),
+            ("backbone.image_tower.conv1.weight", "lacks|not a whole"),
+        ],
+    )
     def test_foreign_networks(self, tmp_path, key, message):
         torch.save({key: torch.ones(4, 3, 2, 2)}, tmp_path / "w.pt")
         with pytest.raises(UserError, match=message):
@@ -229,16 +266,24 @@ class TestReadings:
         ("wrap", "names"),
         [
             (lambda a, b: {"model": a, "ema": b}, "model, ema"),
-            (lambda a, b: {"state_dict": a, "ema_state_dict": b, "epoch": 1, "name": "x"}, "state_dict, ema_state_dict"),
+            (
+                lambda a, b: {"state_dict": a, "ema_state_dict": b, "epoch": 1, "name": "x"},
+                "state_dict, ema_state_dict",
+            ),
             (lambda a, b: {"model": {"student": a, "teacher": b}}, "model.student, model.teacher"),
             (lambda a, b: {**a, "ema": b}, "top, ema"),
             (lambda a, b: {f"{p}.{k}": v for p, s in (("q", a), ("k", b)) for k, v in s.items()}, "q, k"),
             (lambda a, b: {**a, **{f"ema.{k}": v for k, v in b.items()}}, "top, ema"),
-            (lambda a, b: {"m": {f"module.{k}": v for k, v in a.items()}, "ema": {f"module.{k}": v for k, v in b.items()}},
-             "m, ema"),
+            (
+                lambda a, b: {
+                    "m": {f"module.{k}": v for k, v in a.items()},
+                    "ema": {f"module.{k}": v for k, v in b.items()},
+                },
+                "m, ema",
+            ),
             (lambda a, b: {"model": a, "ema": to_huggingface(b)}, "model, ema"),
         ],
-    )  # fmt: skip
+    )
     def test_each_is_named_and_read_when_asked_for(self, tmp_path, two, wrap, names):
         torch.save(wrap(*two), tmp_path / "w.pt")
         with pytest.raises(UserError, match=f"2 ways, with other weights each: {names}. Say which: reading="):
@@ -253,8 +298,10 @@ class TestReadings:
             read_checkpoint(tmp_path / "w.pt", reading="swa")
 
     def test_the_same_weights_twice_are_one_reading(self, tmp_path, two):
-        torch.save({"model": two[0], "state_dict": dict(two[0]), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
-                   tmp_path / "w.pt")  # fmt: skip
+        torch.save(
+            {"model": two[0], "state_dict": dict(two[0]), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+            tmp_path / "w.pt",
+        )
         assert equal(read_checkpoint(tmp_path / "w.pt").state, two[0])
 
     def test_an_image_tower_beside_a_whole_is_another_reading(self, tmp_path, two):
@@ -268,10 +315,19 @@ class TestReadings:
 
 
 class TestTensorsWithoutAPlace:
-    @pytest.mark.parametrize("key", [
-        "visual.transformer.resblocks.0.ls_1.gamma", "transformer.resblocks.1.attn.ln.weight", "visual.head.bias",
-        "visual.attn_pool.query", "text.cls_emb", "visual.ln_extra.weight", "text_projection.bias", "visual.conv1.bias",
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "visual.transformer.resblocks.0.ls_1.gamma",
+            "transformer.resblocks.1.attn.ln.weight",
+            "visual.head.bias",
+            "visual.attn_pool.query",
+            "text.cls_emb",
+            "visual.ln_extra.weight",
+            "text_projection.bias",
+            "visual.conv1.bias",
+        ],
+    )
     @pytest.mark.parametrize("prefix", ["", "module."])
     def test_of_a_tower_are_refused(self, tmp_path, key, prefix):
         state = {f"{prefix}{k}": v for k, v in {**towers().openai_state(), key: torch.ones(1)}.items()}
@@ -313,14 +369,24 @@ def test_the_scale_is_one_number_or_none(tmp_path, scale):
         read_checkpoint(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda c: "null", "config is null, not an object"), (lambda c: "[]", "not an object"), (lambda c: "{", "not valid JSON"),
-    (lambda c: "", "not valid JSON"), (lambda c: {k: v for k, v in c.items() if k != "activation"}, "lacks activation"),
-    (lambda c: {}, "lacks activation, vision_heads"), (lambda c: {**c, "activation": "relu"}, "activation='relu'"),
-    (lambda c: {**c, "embed_dim": "64"}, "embed_dim"), (lambda c: {**c, "vision_layers": 10**9}, "vision_layers 1000000000"),
-    (lambda c: {**c, "vision_heads": None}, "vision_heads must be"), (lambda c: {**c, "vision_heads": 0}, "0 heads"),
-    (lambda c: {**c, "new_key": 1}, "Unknown tower key 'new_key'"), (lambda c: {**c, "stretched": "no"}, "stretched"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: "null", "config is null, not an object"),
+        (lambda c: "[]", "not an object"),
+        (lambda c: "{", "not valid JSON"),
+        (lambda c: "", "not valid JSON"),
+        (lambda c: {k: v for k, v in c.items() if k != "activation"}, "lacks activation"),
+        (lambda c: {}, "lacks activation, vision_heads"),
+        (lambda c: {**c, "activation": "relu"}, "activation='relu'"),
+        (lambda c: {**c, "embed_dim": "64"}, "embed_dim"),
+        (lambda c: {**c, "vision_layers": 10**9}, "vision_layers 1000000000"),
+        (lambda c: {**c, "vision_heads": None}, "vision_heads must be"),
+        (lambda c: {**c, "vision_heads": 0}, "0 heads"),
+        (lambda c: {**c, "new_key": 1}, "Unknown tower key 'new_key'"),
+        (lambda c: {**c, "stretched": "no"}, "stretched"),
+    ],
+)
 def test_broken_headers_of_our_own_files(tmp_path, change, message):
     model = towers()
     told = change(model.config.to_dict())

@@ -27,8 +27,12 @@ class Model(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(2))
 
     def forward(self, factor, other=0.0):
-        return {"loss_a": (self.weight * factor).sum(), "loss_b": torch.tensor(other), "scale": torch.tensor(7.0),
-                "mask_density": torch.tensor(0.25)}  # fmt: skip
+        return {
+            "loss_a": (self.weight * factor).sum(),
+            "loss_b": torch.tensor(other),
+            "scale": torch.tensor(7.0),
+            "mask_density": torch.tensor(0.25),
+        }
 
 
 class Run:
@@ -37,8 +41,14 @@ class Run:
     def __init__(self, folder, wrapper, hook=None):
         self.hook = hook or FiniteGuardHook()
         model = Model()
-        self.runner = SimpleNamespace(model=model, optim_wrapper=wrapper(model), iter=0, rank=0, work_dir=str(folder),
-                                      logger=logging.getLogger("run"))  # fmt: skip
+        self.runner = SimpleNamespace(
+            model=model,
+            optim_wrapper=wrapper(model),
+            iter=0,
+            rank=0,
+            work_dir=str(folder),
+            logger=logging.getLogger("run"),
+        )
         self.hook.before_train(self.runner)
 
     def step(self, factor, other=0.0):
@@ -56,10 +66,14 @@ def plain(model, **options):
     return OptimWrapper(torch.optim.AdamW(model.parameters(), lr=0.1), **options)
 
 
-@pytest.mark.parametrize(("factor", "other", "what"), [
-    (float("nan"), 0.0, "loss_a and gradients of 1 parameters .weight."), (float("inf"), 0.0, "loss_a"),
-    (1.0, float("nan"), "not finite: loss_b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("factor", "other", "what"),
+    [
+        (float("nan"), 0.0, "loss_a and gradients of 1 parameters .weight."),
+        (float("inf"), 0.0, "loss_a"),
+        (1.0, float("nan"), "not finite: loss_b"),
+    ],
+)
 @pytest.mark.parametrize("clip", [None, {"max_norm": 1.0}])
 def test_the_step_is_not_taken_and_the_error_says_where(tmp_path, factor, other, what, clip):
     run = Run(tmp_path, lambda m: plain(m, clip_grad=clip))
@@ -138,8 +152,10 @@ def test_a_learned_scale_is_100_above_its_bound(start):
         assert log.grad.abs() > 0, "a scale at its bound can come back"
 
 
-@pytest.mark.parametrize(("start", "end", "was"), [
-    (5.0, math.log(100), 5.0), (-1.0, 0.0, -1.0), (2.0, 2.0, None), (math.log(100), math.log(100), None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "end", "was"),
+    [(5.0, math.log(100), 5.0), (-1.0, 0.0, -1.0), (2.0, 2.0, None), (math.log(100), math.log(100), None)],
+)
 def test_the_parameter_is_put_back_after_each_step(start, end, was):
     scale = torch.nn.Parameter(torch.tensor(start))
     assert bound_scale(scale) == was

@@ -117,8 +117,22 @@ def test_the_probe_takes_them(shared, repo, tmp_path):
     kept = {i["id"] for i in data["images"]}
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
     (tmp_path / "ann.json").write_text(json.dumps(data))
-    command = [sys.executable, "tools/analysis/region_probe.py", "--open-clip", "EVA02-B-16", "--image-size", "64", "--ann",
-               tmp_path / "ann.json", "--images", root / "images", "--mask-modes", "off", "--out", tmp_path / "probe.json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "tools/analysis/region_probe.py",
+        "--open-clip",
+        "EVA02-B-16",
+        "--image-size",
+        "64",
+        "--ann",
+        tmp_path / "ann.json",
+        "--images",
+        root / "images",
+        "--mask-modes",
+        "off",
+        "--out",
+        tmp_path / "probe.json",
+    ]
     done = subprocess.run([str(c) for c in command], cwd=repo, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "probe.json").read_text())["metrics"]["all"]

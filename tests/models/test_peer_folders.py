@@ -92,8 +92,13 @@ def test_what_peers_have_no_place_for_is_refused_or_left_out_on_purpose(tmp_path
 
 def test_convert_reads_back_what_it_wrote(tmp_path, monkeypatch):
     model = towers()
-    torch.save({"ema": model.openai_state(), "model": towers(activation="gelu").openai_state() | {
-        "logit_scale": torch.tensor(1.0)}}, tmp_path / "run.pt")  # fmt: skip
+    torch.save(
+        {
+            "ema": model.openai_state(),
+            "model": towers(activation="gelu").openai_state() | {"logit_scale": torch.tensor(1.0)},
+        },
+        tmp_path / "run.pt",
+    )
     told = convert(ConvertOptions(tmp_path / "run.pt", tmp_path / "w.safetensors", activation="gelu", reading="ema"))
     assert "weights ema" in told[0]
     assert equal(read_checkpoint(tmp_path / "w.safetensors").state, model.openai_state())
@@ -134,9 +139,11 @@ def test_shards_are_put_together_and_each_must_be_there(tmp_path):
         assert equal(read.state, model.openai_state())
         assert read.config == model.config
     told = json.loads(index.read_text())
-    for change, message in (({"more": next(iter(files))}, "lack 1 tensors that it names, e.g. more"),
-                            ({"more": "../secret.safetensors"}, "shards lie beside their index"),
-                            ({"more": 3}, "names the file 3")):  # fmt: skip
+    for change, message in (
+        ({"more": next(iter(files))}, "lack 1 tensors that it names, e.g. more"),
+        ({"more": "../secret.safetensors"}, "shards lie beside their index"),
+        ({"more": 3}, "names the file 3"),
+    ):
         index.write_text(json.dumps({"weight_map": {**told["weight_map"], **change}}))
         with pytest.raises(UserError, match=message):
             read_checkpoint(folder)
@@ -158,15 +165,18 @@ def test_the_config_beside_a_file_is_used(tmp_path):
     assert read_checkpoint(folder / "other.bin").activation_known
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"text_config__hidden_act": "gelu_new"}, "text_config.hidden_act is 'gelu_new'"),
-    ({"vision_config__layer_norm_eps": 1e-6}, "layer_norm_eps"),
-    ({"vision_config__num_hidden_layers": 1}, "vision_layers 1, by the tensors 2"),
-    ({"vision_config__num_attention_heads": "two"}, "vision_heads must be a whole number"),
-    ({"vision_config__num_attention_heads": 3}, "cannot be divided into 3 heads"),
-    ({"model_type": "siglip"}, "'siglip' model"),
-    ({"vision_config": [1]}, "vision_config is a list"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_config__hidden_act": "gelu_new"}, "text_config.hidden_act is 'gelu_new'"),
+        ({"vision_config__layer_norm_eps": 1e-6}, "layer_norm_eps"),
+        ({"vision_config__num_hidden_layers": 1}, "vision_layers 1, by the tensors 2"),
+        ({"vision_config__num_attention_heads": "two"}, "vision_heads must be a whole number"),
+        ({"vision_config__num_attention_heads": 3}, "cannot be divided into 3 heads"),
+        ({"model_type": "siglip"}, "'siglip' model"),
+        ({"vision_config": [1]}, "vision_config is a list"),
+    ],
+)
 def test_configs_of_hugging_face_that_say_otherwise_are_refused(tmp_path, change, message):
     folder = write_hf(tmp_path / "hf", towers(), **change)
     with pytest.raises(UserError, match=message):
@@ -179,17 +189,20 @@ def test_old_and_silent_configs_of_hugging_face_are_read_as_it_reads_them(tmp_pa
     assert (config.activation, config.text_activation) == ("quick_gelu", "gelu")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"vision_cfg": {"ls_init_value": 0.1}}, r"vision_cfg.ls_init_value=0.1"),
-    ({"vision_cfg": {"pool_type": "avg"}}, "pool_type='avg'"),
-    ({"vision_cfg": {"attentional_pool": True}}, "attentional_pool=True"),
-    ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name='vit'"),
-    ({"text_cfg": {"pool_type": "last"}}, "text_cfg.pool_type='last'"),
-    ({"text_cfg": {"no_causal_mask": True}}, "no_causal_mask=True"),
-    ({"multimodal_cfg": {"width": 1}}, "multimodal_cfg"),
-    ({"text_cfg": None}, None),
-    ({"vision_cfg": {"patch_dropout": 0.5, "output_tokens": True}}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_cfg": {"ls_init_value": 0.1}}, r"vision_cfg.ls_init_value=0.1"),
+        ({"vision_cfg": {"pool_type": "avg"}}, "pool_type='avg'"),
+        ({"vision_cfg": {"attentional_pool": True}}, "attentional_pool=True"),
+        ({"vision_cfg": {"timm_model_name": "vit"}}, "timm_model_name='vit'"),
+        ({"text_cfg": {"pool_type": "last"}}, "text_cfg.pool_type='last'"),
+        ({"text_cfg": {"no_causal_mask": True}}, "no_causal_mask=True"),
+        ({"multimodal_cfg": {"width": 1}}, "multimodal_cfg"),
+        ({"text_cfg": None}, None),
+        ({"vision_cfg": {"patch_dropout": 0.5, "output_tokens": True}}, None),
+    ],
+)
 def test_settings_of_open_clip_that_change_the_computation_are_refused(tmp_path, change, message):
     towers().save(tmp_path, layout="open_clip")
     config = json.loads((tmp_path / "open_clip_config.json").read_text())

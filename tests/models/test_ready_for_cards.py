@@ -18,8 +18,16 @@ TINY = {"arch": "SmartCLIP-tiny", "seed": 0}
 
 
 def batch(count=4):
-    samples = [BaseDataElement(metainfo={"drawn_tokens": [[49406, 320 + n, 49407]], "region_texts": [["a cup"], ["a dog"]][n % 2],
-                                         "region_boxes": [[4.0, 4, 40, 50]]}) for n in range(count)]  # fmt: skip
+    samples = [
+        BaseDataElement(
+            metainfo={
+                "drawn_tokens": [[49406, 320 + n, 49407]],
+                "region_texts": [["a cup"], ["a dog"]][n % 2],
+                "region_boxes": [[4.0, 4, 40, 50]],
+            }
+        )
+        for n in range(count)
+    ]
     pixels = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return pixels, samples
 
@@ -77,10 +85,19 @@ def test_moments_of_older_checkpoints_fit():
     optimizer.step()
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"micro_batch": 2}, {"loss": {"form": "sigmoid", "scale": "learned"}}, {"component_matching": 2},
-    {"distillation": {"images": 2}, "dense_weight": 0.5}, {"region_contrast": {"images": 4}},
-    {"distillation": {"images": 2, "teacher": "current"}}, {"low_rank": {"rank": 2}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"micro_batch": 2},
+        {"loss": {"form": "sigmoid", "scale": "learned"}},
+        {"component_matching": 2},
+        {"distillation": {"images": 2}, "dense_weight": 0.5},
+        {"region_contrast": {"images": 4}},
+        {"distillation": {"images": 2, "teacher": "current"}},
+        {"low_rank": {"rank": 2}},
+    ],
+)
 def test_weights_in_bf16_take_uint8_and_fp32_pixels(options):
     """DeepSpeed turns the whole model into bf16; pixels stay fp32 until the first convolution."""
     pixels, samples = batch()

@@ -109,8 +109,10 @@ def test_vectors_kept_on_disk_are_those_of_the_encoder_and_of_nothing_else(tmp_p
     assert len(list((tmp_path / "new").iterdir())) == len(asked)
     again = CachedRegionEncoder(towers, tmp_path / "new")
     wanted = [plain.vectors(*one) for one in asked]
-    changed = [CachedRegionEncoder(towers, tmp_path / "new", **o) for o in
-               ({"crop_context": 2.0}, {"dense_size": 128}, {"fit": "squash"})]  # fmt: skip
+    changed = [
+        CachedRegionEncoder(towers, tmp_path / "new", **o)
+        for o in ({"crop_context": 2.0}, {"dense_size": 128}, {"fit": "squash"})
+    ]
     for name in ("encode_image", "encode_dense"):
         monkeypatch.setattr(towers, name, None)  # any encoding would fail
     for one, want in zip(asked, wanted, strict=True):
@@ -150,8 +152,11 @@ def test_the_probe_with_an_oracle_is_perfect_and_with_swapped_texts_is_not(tmp_p
         {"id": n + 1, "image_id": 1, "category_id": c, "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]], "area": 1}
         for n, (c, b) in enumerate(zip((3, 1), BOXES, strict=True))
     ]
-    data = {"images": [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}], "annotations": annotations,
-            "categories": [{"id": 1, "name": "blue"}, {"id": 3, "name": "red"}, {"id": 7, "name": "green"}]}  # fmt: skip
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "blue"}, {"id": 3, "name": "red"}, {"id": 7, "name": "green"}],
+    }
     from smartclip_det.core.text_bank import TextBank
 
     names = ("green", "red", "blue")
@@ -184,13 +189,32 @@ def test_the_probe_scores_under_the_mask_mode_that_it_names():
 
 def test_the_probe_encodes_with_the_dense_mode_that_it_names(tmp_path):
     scene().save(tmp_path / "a.png")
-    rows = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 32, 32], "area": 1024,
-             "segmentation": [[0, 0, 32, 0, 32, 32, 0, 32]]}]  # fmt: skip
-    data = {"images": [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}], "annotations": rows,
-            "categories": [{"id": 1, "name": "red"}]}  # fmt: skip
+    rows = [
+        {
+            "id": 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [0, 0, 32, 32],
+            "area": 1024,
+            "segmentation": [[0, 0, 32, 0, 32, 32, 0, 32]],
+        }
+    ]
+    data = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 128, "height": 96}],
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "red"}],
+    }
     encoder = RegionEncoder(SmartCLIP.from_arch("SmartCLIP-tiny"))
-    found = probe_regions(encoder, GroundTruth(data, "a.json"), tmp_path, ["red"], views=("dense", "mask"),
-                          dense_modes=("value", "vanilla"), poolings=("own", "unit"), progress=False).vectors  # fmt: skip
+    found = probe_regions(
+        encoder,
+        GroundTruth(data, "a.json"),
+        tmp_path,
+        ["red"],
+        views=("dense", "mask"),
+        dense_modes=("value", "vanilla"),
+        poolings=("own", "unit"),
+        progress=False,
+    ).vectors
     mask = np.zeros((1, 96, 128), dtype=bool)
     mask[:, :32, :32] = True
     for mode in ("value", "vanilla"):

@@ -138,8 +138,9 @@ def test_presence_multiplies_what_a_config_detects(detector, monkeypatch, source
         monkeypatch.setattr(detector, "policy", policy)
         with torch.no_grad():
             rows = detector.predict(images, samples())[0].pred_instances
-        found[power] = {(tuple(b.tolist()), int(n)): float(s)
-                        for b, n, s in zip(rows.bboxes, rows.labels, rows.scores, strict=True)}  # fmt: skip
+        found[power] = {
+            (tuple(b.tolist()), int(n)): float(s) for b, n, s in zip(rows.bboxes, rows.labels, rows.scores, strict=True)
+        }
     tower, bank = detector.backbone.image_tower, detector.text_bank
     with torch.no_grad():
         # The image is 96 rows of 64 pixels; what is right of it is padding, of which no cell counts.
@@ -188,8 +189,16 @@ def test_the_tool_on_ground_truth_boxes_and_on_saved_detections(shared, repo, tm
     kept = {i["id"] for i in data["images"]}
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
     (tmp_path / "ann.json").write_text(json.dumps(data))
-    common = [sys.executable, "tools/rescore.py", "--ann", tmp_path / "ann.json", "--images", root / "images", "--arch",
-              "SmartCLIP-tiny"]  # fmt: skip
+    common = [
+        sys.executable,
+        "tools/rescore.py",
+        "--ann",
+        tmp_path / "ann.json",
+        "--images",
+        root / "images",
+        "--arch",
+        "SmartCLIP-tiny",
+    ]
 
     def run(*options):
         return subprocess.run(
@@ -202,8 +211,11 @@ def test_the_tool_on_ground_truth_boxes_and_on_saved_detections(shared, repo, tm
     assert written["protocol"]["family"] == "rescoring"
     assert written["protocol"]["boxes"] == "ground-truth"
     # Perfect detections whose scores an encoder without knowledge re-ranks keep their classes: every box is still found.
-    perfect = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
-               for a in data["annotations"] if not a["iscrowd"]]  # fmt: skip
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in data["annotations"]
+        if not a["iscrowd"]
+    ]
     (tmp_path / "perfect.json").write_text(json.dumps(perfect))
     done = run("--boxes", tmp_path / "perfect.json", "--keep-classes", "--out", tmp_path / "kept.json")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -47,30 +47,48 @@ def train(
 ):
     """Train; the rates and samples of each step, and the log."""
     SEEN.clear()
-    loader = {"batch_size": batch, "num_workers": 0, "dataset": {"type": "Numbers", "count": count},
-              "sampler": {"type": "DefaultSampler", "shuffle": True}}  # fmt: skip
+    loader = {
+        "batch_size": batch,
+        "num_workers": 0,
+        "dataset": {"type": "Numbers", "count": count},
+        "sampler": {"type": "DefaultSampler", "shuffle": True},
+    }
     loop = {"type": "EpochBasedTrainLoop", "max_epochs": epochs}
-    schedule = [{"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 4},
-                {"type": "CosineAnnealingLR", "T_max": epochs, "begin": 0, "end": epochs, "convert_to_iter_based": True},
-                {"type": "MultiStepLR", "by_epoch": True, "begin": 0, "end": 99, "milestones": [1], "gamma": 0.5}]  # fmt: skip
+    schedule = [
+        {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 4},
+        {"type": "CosineAnnealingLR", "T_max": epochs, "begin": 0, "end": epochs, "convert_to_iter_based": True},
+        {"type": "MultiStepLR", "by_epoch": True, "begin": 0, "end": 99, "milestones": [1], "gamma": 0.5},
+    ]
     if stream:
         loader |= {"sampler": {"type": "EpochStreamSampler"}, "batch_sampler": {"type": "StreamBatches"}}
         loop = {"type": "StreamTrainLoop", "max_epochs": epochs} | ({"max_steps": stop} if stop else {})
         schedule = [{"type": "WarmupCosineLR", "by_epoch": False, "warmup": 2}]
         schedule[0] |= {"end": epochs * -(-count // batch)} if stop else {}
     rates = []
-    config = Config({
-        "model": {"type": "Line"}, "work_dir": str(folder), "train_dataloader": loader, "train_cfg": loop,
-        "param_scheduler": schedule, "optim_wrapper": {"optimizer": {"type": optimizer, "lr": lr, **more}},
-        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "by_epoch": not stream, "interval": 1, "max_keep_ckpts": 99},
-                          "resume": {"type": "ResumeHook"}},
-        "randomness": {"seed": seed}, "resume": resume is not None, "load_from": resume and str(resume),
-        "experiment_name": uuid.uuid4().hex,
-    })  # fmt: skip
+    config = Config(
+        {
+            "model": {"type": "Line"},
+            "work_dir": str(folder),
+            "train_dataloader": loader,
+            "train_cfg": loop,
+            "param_scheduler": schedule,
+            "optim_wrapper": {"optimizer": {"type": optimizer, "lr": lr, **more}},
+            "default_hooks": {
+                "checkpoint": {"type": "CheckpointHook", "by_epoch": not stream, "interval": 1, "max_keep_ckpts": 99},
+                "resume": {"type": "ResumeHook"},
+            },
+            "randomness": {"seed": seed},
+            "resume": resume is not None,
+            "load_from": resume and str(resume),
+            "experiment_name": uuid.uuid4().hex,
+        }
+    )
     runner = Runner.from_cfg(config)
     step = runner.model.train_step
     runner.model.train_step = lambda data, optim_wrapper: (
-        rates.append(optim_wrapper.optimizer.param_groups[0]["lr"]), step(data, optim_wrapper))[1]  # fmt: skip
+        rates.append(optim_wrapper.optimizer.param_groups[0]["lr"]),
+        step(data, optim_wrapper),
+    )[1]
     runner.train()
     log = "\n".join(p.read_text() for p in folder.glob("*/*.log"))
     return rates, list(SEEN), log, runner

@@ -80,8 +80,11 @@ def test_saliencies_are_cut_before_they_overflow():
 
 
 def sample(text):
-    facts = {"drawn_captions": [text], "region_boxes": [[4.0, 4, 40, 40], [20.0, 8, 60, 60]],
-             "region_texts": ["a heart", "a star"]}  # fmt: skip
+    facts = {
+        "drawn_captions": [text],
+        "region_boxes": [[4.0, 4, 40, 40], [20.0, 8, 60, 60]],
+        "region_texts": ["a heart", "a star"],
+    }
     return BaseDataElement(metainfo=facts)
 
 

@@ -199,8 +199,17 @@ def test_checkpointing_gives_the_same_gradients():
     grads = []
     for flag in (False, True):
         torch.manual_seed(0)
-        config = TowerConfig(embed_dim=32, image_size=32, patch_size=8, vision_width=64, vision_layers=3,
-                             vision_heads=2, text_width=32, text_layers=1, text_heads=2)  # fmt: skip
+        config = TowerConfig(
+            embed_dim=32,
+            image_size=32,
+            patch_size=8,
+            vision_width=64,
+            vision_layers=3,
+            vision_heads=2,
+            text_width=32,
+            text_layers=1,
+            text_heads=2,
+        )
         model = SmartCLIP(config, checkpointing=flag).train()
         model.encode_image(torch.ones(1, 3, 32, 32)).sum().backward()
         grads.append(model.image_tower.conv1.weight.grad.clone())
@@ -210,9 +219,21 @@ def test_checkpointing_gives_the_same_gradients():
 class TestMaskNetwork:
     def model(self, **changes):
         torch.manual_seed(0)
-        return SmartCLIP(TowerConfig(embed_dim=64, image_size=32, patch_size=16, vision_width=64, vision_layers=1,
-                                     vision_heads=1, text_width=64, text_layers=1, text_heads=1, mask_layers=1,
-                                     **changes)).eval()  # fmt: skip
+        return SmartCLIP(
+            TowerConfig(
+                embed_dim=64,
+                image_size=32,
+                patch_size=16,
+                vision_width=64,
+                vision_layers=1,
+                vision_heads=1,
+                text_width=64,
+                text_layers=1,
+                text_heads=1,
+                mask_layers=1,
+                **changes,
+            )
+        ).eval()
 
     @torch.no_grad()
     def test_equals_the_definition_on_stock_torch_modules(self):
@@ -251,16 +272,35 @@ class TestMaskNetwork:
 
     def test_other_text_width_gets_a_projection(self):
         torch.manual_seed(0)
-        config = TowerConfig(embed_dim=48, image_size=32, patch_size=16, vision_width=64, vision_layers=1,
-                             vision_heads=1, text_width=64, text_layers=1, text_heads=1, mask_layers=1)  # fmt: skip
+        config = TowerConfig(
+            embed_dim=48,
+            image_size=32,
+            patch_size=16,
+            vision_width=64,
+            vision_layers=1,
+            vision_heads=1,
+            text_width=64,
+            text_layers=1,
+            text_heads=1,
+            mask_layers=1,
+        )
         model = SmartCLIP(config)
         assert model.encode_text(["a"]).masks.shape == (1, 48)
 
 
 @torch.no_grad()
 def test_stretched_tower_reads_both_tables():
-    config = TowerConfig(embed_dim=32, image_size=32, patch_size=16, vision_width=64, vision_layers=1, vision_heads=1,
-                         text_width=32, text_layers=2, text_heads=2)  # fmt: skip
+    config = TowerConfig(
+        embed_dim=32,
+        image_size=32,
+        patch_size=16,
+        vision_width=64,
+        vision_layers=1,
+        vision_heads=1,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+    )
     torch.manual_seed(0)
     short = SmartCLIP(config).eval()
     state = short.openai_state()

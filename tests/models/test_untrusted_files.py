@@ -231,32 +231,41 @@ def test_arrays_of_pickles_are_read_and_never_made_to_size(tmp_path):
             return self.made
 
     rebuild = np.array([]).__reduce__()[0]
-    for evil in (Huge(np.ndarray, ((2**33,), "O")), Huge(rebuild, (np.ndarray, (2**33,), b"O")),
-                 np.array([{"a": 1}], dtype=object)):  # fmt: skip
+    for evil in (
+        Huge(np.ndarray, ((2**33,), "O")),
+        Huge(rebuild, (np.ndarray, (2**33,), b"O")),
+        np.array([{"a": 1}], dtype=object),
+    ):
         (tmp_path / "batch").write_bytes(pickle.dumps(evil, 2))
         with pytest.raises(UserError, match="no pickle of plain data"):
             load_plain_pickle(tmp_path / "batch", arrays=True)
 
 
-@pytest.mark.parametrize("change", [
-    {"/data.pkl": lambda c: c.replace(b"K\x03t", b"J\x00\x00\x00\x10t")},
-    {"/data/0": lambda c: c[:4]},
-    {"/data.pkl": lambda c: c.replace(b"FloatStorage", b"EvilsStorage")},
-    {"/data.pkl": lambda c: c.replace(b"storage", b"strange")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"/data.pkl": lambda c: c.replace(b"K\x03t", b"J\x00\x00\x00\x10t")},
+        {"/data/0": lambda c: c[:4]},
+        {"/data.pkl": lambda c: c.replace(b"FloatStorage", b"EvilsStorage")},
+        {"/data.pkl": lambda c: c.replace(b"storage", b"strange")},
+    ],
+)
 def test_numbers_that_are_not_there_are_not_read(tmp_path, change):
     torch.save({"w": torch.ones(3)}, tmp_path / "plain.pt")
     with pytest.raises(UserError):
         safe_torch_load(repacked(tmp_path / "plain.pt", tmp_path / "bad.pt", change))
 
 
-@pytest.mark.parametrize("change", [
-    {"/data/0": lambda c: c[:2]},
-    {"/data.pkl": lambda c: c.replace(b"FloatStorage", b"EvilsStorage")},
-    {"/data.pkl": lambda c: c.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9")},
-    {"/data.pkl": lambda c: c[: len(c) // 2]},
-    {"/data/0": lambda c: b""},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"/data/0": lambda c: c[:2]},
+        {"/data.pkl": lambda c: c.replace(b"FloatStorage", b"EvilsStorage")},
+        {"/data.pkl": lambda c: c.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v9")},
+        {"/data.pkl": lambda c: c[: len(c) // 2]},
+        {"/data/0": lambda c: b""},
+    ],
+)
 def test_broken_archives_name_the_way_to_trust_them(tmp_path, change):
     torch.jit.script(Pair(Quick(), Quick())).save(str(tmp_path / "script.pt"))
     with pytest.raises(UserError, match=r"If you trust it: python -c .*state.pt"):
@@ -273,11 +282,20 @@ def test_a_zip_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
             read(bomb)
 
 
-@pytest.mark.parametrize("header", [
-    struct.pack("<Q", 2**63), struct.pack("<Q", 2**40), struct.pack("<Q", 10) + b"{}", b"\x01",
-    struct.pack("<Q", 64) + json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).ljust(64).encode(),
-    struct.pack("<Q", 64) + json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).ljust(64).encode() + bytes(8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [
+        struct.pack("<Q", 2**63),
+        struct.pack("<Q", 2**40),
+        struct.pack("<Q", 10) + b"{}",
+        b"\x01",
+        struct.pack("<Q", 64)
+        + json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).ljust(64).encode(),
+        struct.pack("<Q", 64)
+        + json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}).ljust(64).encode()
+        + bytes(8),
+    ],
+)
 def test_absurd_headers_of_safetensors_are_one_error(tmp_path, header):
     (tmp_path / "w.safetensors").write_bytes(header)
     with pytest.raises(UserError, match="not a readable safetensors file"):

@@ -46,8 +46,10 @@ def test_orders_by_hand(encoder, order):
 
 
 def test_one_template_makes_all_orders_agree(encoder):
-    banks = [build_bank(encoder, NAMES, template_order=o, progress=False)
-             for o in ("per_template", "average_state", "average_mask", "union_mask")]  # fmt: skip
+    banks = [
+        build_bank(encoder, NAMES, template_order=o, progress=False)
+        for o in ("per_template", "average_state", "average_mask", "union_mask")
+    ]
     for bank in banks[1:]:
         assert torch.allclose(bank.embeds, banks[0].embeds, atol=1e-6)
         assert torch.equal(bank.masks, banks[0].masks)
@@ -96,8 +98,9 @@ def test_a_run_that_dies_keeps_its_finished_batches(encoder, tmp_path, monkeypat
 
 
 def test_synonyms_and_seen(encoder):
-    bank = build_bank(encoder, NAMES, synonyms={"dog": ["puppy"]}, template_order="per_template", seen=["cat"],
-                      progress=False)  # fmt: skip
+    bank = build_bank(
+        encoder, NAMES, synonyms={"dog": ["puppy"]}, template_order="per_template", seen=["cat"], progress=False
+    )
     assert bank.class_index.tolist() == [0, 1, 2, 2]
     assert bank.seen.tolist() == [True, False, False]
     with pytest.raises(UserError, match="not in the vocabulary: cow"):

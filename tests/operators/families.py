@@ -48,9 +48,18 @@ CHOICE = {
 SIDES = {"cornernet": 128, "centripetalnet": 128, "ssd": 320}
 #: Smaller values of settings that change no shape elsewhere. Batch statistics keep untrained features in range.
 SMALL = {
-    "fc_out_channels": 32, "deform_fc_channels": 16, "stacked_convs": 1, "num_queries": 12, "num_proposals": 12,
-    "nms_pre": 40, "max_per_img": 20, "num_cp": 0, "with_cp": False, "norm_eval": False, "frozen_stages": -1,
-}  # fmt: skip
+    "fc_out_channels": 32,
+    "deform_fc_channels": 16,
+    "stacked_convs": 1,
+    "num_queries": 12,
+    "num_proposals": 12,
+    "nms_pre": 40,
+    "max_per_img": 20,
+    "num_cp": 0,
+    "with_cp": False,
+    "norm_eval": False,
+    "frozen_stages": -1,
+}
 #: Names of classes, of detectors that read them.
 WORDS = ("a", "b", "c")
 
@@ -72,8 +81,14 @@ def has_model(family: str) -> bool:
 
 def shorten_backbones(monkeypatch: Any) -> None:
     """One block a stage: channels, and so all that is built on them, stay."""
-    for owner in (backbones.ResNet, backbones.ResNeXt, backbones.Res2Net, backbones.ResNeSt,
-                  detectors_resnet.DetectoRS_ResNet, detectors_resnext.DetectoRS_ResNeXt):  # fmt: skip
+    for owner in (
+        backbones.ResNet,
+        backbones.ResNeXt,
+        backbones.Res2Net,
+        backbones.ResNeSt,
+        detectors_resnet.DetectoRS_ResNet,
+        detectors_resnext.DetectoRS_ResNeXt,
+    ):
         arches = {depth: (block, (1, 1, 1, 1)) for depth, (block, _) in owner.arch_settings.items()}
         monkeypatch.setattr(owner, "arch_settings", arches)
     darknet = {53: ((1, 1, 1, 1, 1), backbones.Darknet.arch_settings[53][1])}

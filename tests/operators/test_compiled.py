@@ -67,8 +67,18 @@ def test_nms_match_and_overlaps(ours, compiled, seed):
     for mode in (0, 1):
         for aligned in (True, False):
             target = torch.zeros(60) if aligned else torch.zeros(60, 60)
-            mine, theirs = both(ours, compiled, "bbox_overlaps", boxes, boxes.flip(0), target, written=(2,),
-                                mode=mode, aligned=aligned, offset=seed % 2)  # fmt: skip
+            mine, theirs = both(
+                ours,
+                compiled,
+                "bbox_overlaps",
+                boxes,
+                boxes.flip(0),
+                target,
+                written=(2,),
+                mode=mode,
+                aligned=aligned,
+                offset=seed % 2,
+            )
             torch.testing.assert_close(mine, theirs)
 
 
@@ -91,8 +101,18 @@ def test_roi_align(ours, compiled, mode, ratio, aligned):
         torch.testing.assert_close(mine[1][clear], theirs[1][clear], atol=1e-4, rtol=0)
         torch.testing.assert_close(mine[2][clear], theirs[2][clear], atol=1e-4, rtol=0)
     grad = torch.randn(3, 20, 3, 4).transpose(0, 1)
-    mine, theirs = both(ours, compiled, "roi_align_backward", grad, rois, theirs[1], theirs[2], torch.zeros_like(image),
-                        written=(4,), **options)  # fmt: skip
+    mine, theirs = both(
+        ours,
+        compiled,
+        "roi_align_backward",
+        grad,
+        rois,
+        theirs[1],
+        theirs[2],
+        torch.zeros_like(image),
+        written=(4,),
+        **options,
+    )
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -118,12 +138,16 @@ def test_deformable_convolution(ours, compiled, geometry):
     calls = {
         "deform_conv_forward": ([image, weight, offset, out, room, room], (3,), {}),
         "deform_conv_backward_input": (
-            [image, offset, grad, torch.zeros_like(image), torch.zeros_like(offset), weight, room], (3, 4), {}
+            [image, offset, grad, torch.zeros_like(image), torch.zeros_like(offset), weight, room],
+            (3, 4),
+            {},
         ),
         "deform_conv_backward_parameters": (
-            [image, offset, grad, torch.zeros_like(weight), room, room], (3,), {"scale": 1}
+            [image, offset, grad, torch.zeros_like(weight), room, room],
+            (3,),
+            {"scale": 1},
         ),
-    }  # fmt: skip
+    }
     for name, (arguments, written, more) in calls.items():
         mine, theirs = both(ours, compiled, name, *arguments, written=written, **options, **more)
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
@@ -139,10 +163,37 @@ def test_modulated_deformable_convolution(ours, compiled, geometry, with_bias, e
     options = dict(zip(names, (*geometry[0], *geometry[1], *geometry[2], *geometry[3:]), strict=True))
     options |= {"kernel_h": 3, "kernel_w": 3, "with_bias": with_bias}
     room, grad = torch.zeros(0), torch.randn(2, 6, *size)
-    mine, theirs = both(ours, compiled, "modulated_deform_conv_forward", image, weight, bias, room, offset, mask,
-                        torch.zeros(2, 6, *size), room, written=(6,), **options)  # fmt: skip
+    mine, theirs = both(
+        ours,
+        compiled,
+        "modulated_deform_conv_forward",
+        image,
+        weight,
+        bias,
+        room,
+        offset,
+        mask,
+        torch.zeros(2, 6, *size),
+        room,
+        written=(6,),
+        **options,
+    )
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     grads = [torch.zeros_like(t) for t in (image, weight, bias, offset, mask)]
-    mine, theirs = both(ours, compiled, "modulated_deform_conv_backward", image, weight, bias, room, offset, mask, room,
-                        *grads, grad, written=(7, 8, 9, 10, 11), **options)  # fmt: skip
+    mine, theirs = both(
+        ours,
+        compiled,
+        "modulated_deform_conv_backward",
+        image,
+        weight,
+        bias,
+        room,
+        offset,
+        mask,
+        room,
+        *grads,
+        grad,
+        written=(7, 8, 9, 10, 11),
+        **options,
+    )
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

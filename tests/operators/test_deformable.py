@@ -12,8 +12,12 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from tests.operators import reference
 
 #: stride, padding, dilation, groups, groups of offsets
-GEOMETRY = [((1, 1), (1, 1), (1, 1), 1, 1), ((2, 1), (0, 2), (1, 2), 2, 1), ((1, 2), (1, 0), (2, 1), 1, 2),
-            ((1, 1), (1, 1), (1, 1), 2, 4)]  # fmt: skip
+GEOMETRY = [
+    ((1, 1), (1, 1), (1, 1), 1, 1),
+    ((2, 1), (0, 2), (1, 2), 2, 1),
+    ((1, 2), (1, 0), (2, 1), 1, 2),
+    ((1, 1), (1, 1), (1, 1), 2, 4),
+]
 
 
 def tensors(stride, padding, dilation, groups, deform_groups, count=2):

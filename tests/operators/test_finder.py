@@ -62,8 +62,12 @@ def test_the_line_is_silent_where_the_package_is_gone(tmp_path):
     shutil.copy(START, tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", f"import site; site.addsitedir({str(tmp_path)!r}); print('on')"],
-        capture_output=True, text=True, check=False, cwd="/", env={},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={},
+    )
     assert (done.stdout, done.stderr) == ("on\n", "")
 
 

@@ -141,8 +141,20 @@ def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(ours):
     for half in halves:
         ran = [r.clone() for r in running]
         norm, std, out = torch.zeros_like(half), torch.zeros(3), torch.zeros_like(half)
-        ours["sync_bn_forward_output"](half, means.mean(0), variances.mean(0), weight, bias, *ran, norm, std, out,
-                                       eps=1e-5, momentum=torch.tensor([0.1]), group_size=2)  # fmt: skip
+        ours["sync_bn_forward_output"](
+            half,
+            means.mean(0),
+            variances.mean(0),
+            weight,
+            bias,
+            *ran,
+            norm,
+            std,
+            out,
+            eps=1e-5,
+            momentum=torch.tensor([0.1]),
+            group_size=2,
+        )
         outs.append(out)
     expected_running = [r.clone() for r in running]
     expected = F.batch_norm(whole, *expected_running, weight, bias, training=True)

@@ -14,9 +14,16 @@ from smartclip_det.utils import compat
 from tests.conftest import REPO
 
 #: Import names that are not those of their distributions.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch", "mmcv": "mmcv-lite",
-                 "faster_coco_eval": "faster-coco-eval", "huggingface_hub": "huggingface-hub",
-                 "fontTools": "fonttools", "cv2": "opencv-python"}  # fmt: skip
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "open_clip": "open-clip-torch",
+    "mmcv": "mmcv-lite",
+    "faster_coco_eval": "faster-coco-eval",
+    "huggingface_hub": "huggingface-hub",
+    "fontTools": "fonttools",
+    "cv2": "opencv-python",
+}
 #: MMEngine brings it, and uses it itself; setup.cfg tells why it is not asked for.
 BROUGHT = {"opencv-python"}
 

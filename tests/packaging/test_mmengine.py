@@ -88,7 +88,11 @@ assert is_installed("mmdet") and is_installed("faster-coco-eval") and not is_ins
 def test_configs_of_mmdetection_are_found_without_pkg_resources(tmp_path):
     (tmp_path / "mine.py").write_text("_base_ = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'\n")
     done = subprocess.run(
-        [sys.executable, "-c", LOOKUP], capture_output=True, text=True, cwd=tmp_path, check=False,
+        [sys.executable, "-c", LOOKUP],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr

@@ -94,9 +94,24 @@ def test_what_splits_the_texts_and_their_order():
 
 @pytest.mark.slow
 def test_the_page(shared, tmp_path):
-    done = run("tools/analysis/masks.py", "--arch", "SmartCLIP-tiny", "--texts", "cat", "dog", "car", "tree", "--pairs", "5",
-               "--captions", shared / "long_captions/../coco_mini_train/captions_train2017.json", "--limit", "20",
-               "--out", tmp_path)  # fmt: skip
+    done = run(
+        "tools/analysis/masks.py",
+        "--arch",
+        "SmartCLIP-tiny",
+        "--texts",
+        "cat",
+        "dog",
+        "car",
+        "tree",
+        "--pairs",
+        "5",
+        "--captions",
+        shared / "long_captions/../coco_mini_train/captions_train2017.json",
+        "--limit",
+        "20",
+        "--out",
+        tmp_path,
+    )
     found = json.loads((tmp_path / "masks.json").read_text())["metrics"]
     assert found["words"]["texts"] == 4
     assert found["captions"]["texts"] == 20

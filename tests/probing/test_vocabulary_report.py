@@ -52,9 +52,9 @@ def test_by_hand():
 def test_crowd_regions_are_no_false_positives():
     truth = small_truth(per_image=1, images=1)
     truth.data["annotations"][0].update(iscrowd=1, bbox=[0, 0, 100, 100])
-    found = DetectionColumns.from_results([
-        {"image_id": 1, "category_id": 10, "bbox": [5 * k, 5, 10, 10], "score": 0.5} for k in range(3)
-    ])  # fmt: skip
+    found = DetectionColumns.from_results(
+        [{"image_id": 1, "category_id": 10, "bbox": [5 * k, 5, 10, 10], "score": 0.5} for k in range(3)]
+    )
     assert true_positives(found, np.ones(3, dtype=bool), truth.data["annotations"]).all()
 
 
@@ -91,8 +91,16 @@ def test_the_tool_says_whether_filtering_is_exact(tmp_path, repo):
     (tmp_path / "ann.json").write_text(json.dumps(truth.data))
     (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)))
     (tmp_path / "pred.metrics.json").write_text(json.dumps({"protocol": {"policy": {"activation": "softmax"}}}))
-    command = [sys.executable, "tools/analysis/vocabulary_report.py", "--ann", tmp_path / "ann.json", "--pred",
-               tmp_path / "pred.json", "--sizes", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "tools/analysis/vocabulary_report.py",
+        "--ann",
+        tmp_path / "ann.json",
+        "--pred",
+        tmp_path / "pred.json",
+        "--sizes",
+        "2",
+    ]
     done = subprocess.run([str(c) for c in command], cwd=repo, capture_output=True, text=True, check=True)
     assert "exact for sigmoid scores only" in done.stdout
     written = json.loads((tmp_path / "pred.vocabulary.json").read_text())

@@ -38,36 +38,73 @@ def random_boxes(rng, count):
 def detections(tmp_path_factory):
     """Annotations with the fields of every protocol, a split, and detections near and far from them."""
     root, rng = tmp_path_factory.mktemp("detections"), np.random.default_rng(0)
-    categories = [{"id": 7 - k, "name": n, "frequency": f, "is_negative": k == 1}
-                  for k, (n, f) in enumerate(zip(NAMES, "rcf", strict=True))]  # fmt: skip
+    categories = [
+        {"id": 7 - k, "name": n, "frequency": f, "is_negative": k == 1}
+        for k, (n, f) in enumerate(zip(NAMES, "rcf", strict=True))
+    ]
     images, annotations, samples = [], [], []
     for i in range(1, 7):
         # The last image has no annotation: images=annotated leaves it out.
         truth = random_boxes(rng, 3 if i < 6 else 0)
-        images.append({"id": i, "file_name": f"{i}.jpg", "width": SIDE, "height": SIDE, "sent_ids": [7, 6],
-                       "neg_category_ids": [5, 6, 7], "not_exhaustive_category_ids": [5] if i == 2 else []})  # fmt: skip
+        images.append(
+            {
+                "id": i,
+                "file_name": f"{i}.jpg",
+                "width": SIDE,
+                "height": SIDE,
+                "sent_ids": [7, 6],
+                "neg_category_ids": [5, 6, 7],
+                "not_exhaustive_category_ids": [5] if i == 2 else [],
+            }
+        )
         for k, (x1, y1, x2, y2) in enumerate(truth.tolist()):
             mask = rectangle((x1, y1, x2, y2))
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": 7 - k % 3, "iscrowd": 0,
-                                "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(mask.sum()), "difficult": k == 2,
-                                "segmentation": encode_mask(mask), "neg_category_ids": [5]})  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": 7 - k % 3,
+                    "iscrowd": 0,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(mask.sum()),
+                    "difficult": k == 2,
+                    "segmentation": encode_mask(mask),
+                    "neg_category_ids": [5],
+                }
+            )
         boxes = np.clip(np.concatenate([truth + rng.normal(0, 1, truth.shape), random_boxes(rng, 4)]), 0, SIDE)
-        samples.append({"img_id": i, "pred_instances": {
-            "bboxes": torch.tensor(boxes, dtype=torch.float32), "scores": torch.tensor(np.r_[np.ones(len(truth)), np.zeros(4)] + rng.random(len(boxes))).float() / 2,
-            "labels": torch.tensor([*range(len(truth)), *rng.integers(0, 3, 4)]),
-            "masks": torch.tensor(np.stack([rectangle(b) for b in boxes])),
-        }})  # fmt: skip
+        samples.append(
+            {
+                "img_id": i,
+                "pred_instances": {
+                    "bboxes": torch.tensor(boxes, dtype=torch.float32),
+                    "scores": torch.tensor(np.r_[np.ones(len(truth)), np.zeros(4)] + rng.random(len(boxes))).float()
+                    / 2,
+                    "labels": torch.tensor([*range(len(truth)), *rng.integers(0, 3, 4)]),
+                    "masks": torch.tensor(np.stack([rectangle(b) for b in boxes])),
+                },
+            }
+        )
     (root / "ann.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     (root / "split.json").write_text(json.dumps({"base": NAMES[:2], "novel": NAMES[2:]}))
     return root, samples
 
 
 CASES = [
-    ("coco", {}), ("coco", {"max_dets": 3, "images": "annotated"}), ("coco", {"iou_type": "segm"}),
-    ("ov-coco", {"split_file": "split.json"}), ("ov-coco", {"split_file": "split.json", "backend": "reference"}),
-    ("lvis", {}), ("lvis", {"max_dets": 2}), ("ov-lvis", {"iou_type": "segm", "max_dets": -1}), ("lvis-fixed", {}),
-    ("voc", {"difficult": "ignore"}), ("dcube", {}), ("dcube", {"scenario": "inter"}), ("fgovd", {}),
-]  # fmt: skip
+    ("coco", {}),
+    ("coco", {"max_dets": 3, "images": "annotated"}),
+    ("coco", {"iou_type": "segm"}),
+    ("ov-coco", {"split_file": "split.json"}),
+    ("ov-coco", {"split_file": "split.json", "backend": "reference"}),
+    ("lvis", {}),
+    ("lvis", {"max_dets": 2}),
+    ("ov-lvis", {"iou_type": "segm", "max_dets": -1}),
+    ("lvis-fixed", {}),
+    ("voc", {"difficult": "ignore"}),
+    ("dcube", {}),
+    ("dcube", {"scenario": "inter"}),
+    ("fgovd", {}),
+]
 
 
 @pytest.mark.parametrize(("protocol", "options"), CASES)
@@ -78,10 +115,14 @@ def test_detections(detections, tmp_path, protocol, options, suffix):
     if masks and suffix != ".json":
         pytest.skip("columns hold boxes")
     metric = OpenVocabMetric(
-        "ann.json", data_root=str(root), protocol=protocol, out_file=str(tmp_path / f"out{suffix}"),
-        metrics_file=str(tmp_path / "m.json"), iou_types=["segm" if masks else "bbox"],
+        "ann.json",
+        data_root=str(root),
+        protocol=protocol,
+        out_file=str(tmp_path / f"out{suffix}"),
+        metrics_file=str(tmp_path / "m.json"),
+        iou_types=["segm" if masks else "bbox"],
         **{k: v for k, v in options.items() if k != "iou_type"},
-    )  # fmt: skip
+    )
     metric.dataset_meta = {"classes": NAMES}
     for sample in samples:
         metric.process(None, [sample])
@@ -105,8 +146,20 @@ def sentences(tmp_path_factory):
         rows, answers = [], []
         for n, count in enumerate(numbers):
             boxes = tuple(tuple(map(float, b)) for b in random_boxes(rng, count))
-            rows.append(Expression(n, n // 2, "a.jpg", f"sentence {n}", boxes, SIDE, SIDE, split="val",
-                                   masks=tuple(encode_mask(rectangle(b)) for b in boxes), category=f"o365_{n % 3}"))  # fmt: skip
+            rows.append(
+                Expression(
+                    n,
+                    n // 2,
+                    "a.jpg",
+                    f"sentence {n}",
+                    boxes,
+                    SIDE,
+                    SIDE,
+                    split="val",
+                    masks=tuple(encode_mask(rectangle(b)) for b in boxes),
+                    category=f"o365_{n % 3}",
+                )
+            )
             found = [list(np.add(b, rng.normal(0, 1, 4))) for b in boxes] + random_boxes(rng, 1).tolist()
             found = [[min(a, c), min(b, d), max(a, c) + 1, max(b, d) + 1] for a, b, c, d in found]
             scores = np.sort(rng.random(len(found)))[::-1].tolist()
@@ -121,12 +174,21 @@ def sentences(tmp_path_factory):
 @pytest.mark.parametrize("protocol", OF_SENTENCES)
 def test_sentences(sentences, tmp_path, protocol, options):
     root, groups = sentences
-    own = {"refcoco": {"strict": True, "overlap": "giou"}, "grefcoco": {"score_threshold": 0.3, "overlap": "iou"},
-           "flickr": {"box_rule": "merged"}}  # fmt: skip
+    own = {
+        "refcoco": {"strict": True, "overlap": "giou"},
+        "grefcoco": {"score_threshold": 0.3, "overlap": "iou"},
+        "flickr": {"box_rule": "merged"},
+    }
     options = own.get(protocol, {}) if options == "own" else options
     name = "one" if protocol in ("refcoco", "ref-l4", "refseg") else "any"
-    metric = ReferringMetric(f"{name}.jsonl", data_root=str(root), protocols=[protocol],
-                             out_file=str(tmp_path / "out.jsonl"), metrics_file=str(tmp_path / "m.json"), **options)  # fmt: skip
+    metric = ReferringMetric(
+        f"{name}.jsonl",
+        data_root=str(root),
+        protocols=[protocol],
+        out_file=str(tmp_path / "out.jsonl"),
+        metrics_file=str(tmp_path / "m.json"),
+        **options,
+    )
     metric.process(None, [{"grounded": groups[name][:3]}, {"grounded": groups[name][3:]}])
     metrics = metric.evaluate(2)
     run = json.loads((tmp_path / "m.json").read_text())
@@ -140,16 +202,33 @@ def test_sentences(sentences, tmp_path, protocol, options):
 
 def test_retrieval(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    metric = AlignmentMetric(scorings=["hard", "off", "random", "shuffled"], out_file=str(tmp_path / "v.safetensors"),
-                             metrics_file=str(tmp_path / "m.json"), stamp={"checkpoint_sha256": "abc"})  # fmt: skip
+    metric = AlignmentMetric(
+        scorings=["hard", "off", "random", "shuffled"],
+        out_file=str(tmp_path / "v.safetensors"),
+        metrics_file=str(tmp_path / "m.json"),
+        stamp={"checkpoint_sha256": "abc"},
+    )
     rows = []
     for n in range(6):
         image, texts = torch.randn(8, generator=generator), [f"text {n} {k}" for k in range(2)]
         rows += [{"image_id": n, "caption": t} for t in texts]
-        features = [(image + torch.randn(8, generator=generator), (torch.rand(8, generator=generator) < 0.7).float())
-                    for _ in texts]  # fmt: skip
-        metric.process(None, [{"img_id": n, "image_embed": image, "captions": {"short": texts}, "presence_scores": {},
-                               "text_features": {"short": features}, "present": {}}])  # fmt: skip
+        features = [
+            (image + torch.randn(8, generator=generator), (torch.rand(8, generator=generator) < 0.7).float())
+            for _ in texts
+        ]
+        metric.process(
+            None,
+            [
+                {
+                    "img_id": n,
+                    "image_embed": image,
+                    "captions": {"short": texts},
+                    "presence_scores": {},
+                    "text_features": {"short": features},
+                    "present": {},
+                }
+            ],
+        )
     metrics = metric.evaluate(6)
     (tmp_path / "ann.json").write_text(
         json.dumps({"images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(6)], "annotations": rows})
@@ -175,11 +254,15 @@ class _Truth:
 
 
 def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
-    metric = AlignmentMetric(scorings=["hard", "off", "random", "shuffled"], metrics_file=str(tmp_path / "m.json"),
-                             binding="colour_shape")  # fmt: skip
+    metric = AlignmentMetric(
+        scorings=["hard", "off", "random", "shuffled"], metrics_file=str(tmp_path / "m.json"), binding="colour_shape"
+    )
     classes = ["red drop", "blue drop", "blue heart", "red heart"]
-    metric.dataset_meta = {"truth": _Truth(), "phrases": {"held_out": ["red drop"]},
-                           "vocabularies": {"colour_shape": classes}}  # fmt: skip
+    metric.dataset_meta = {
+        "truth": _Truth(),
+        "phrases": {"held_out": ["red drop"]},
+        "vocabularies": {"colour_shape": classes},
+    }
     axis = torch.eye(3)
     vectors = {"a drop": axis[0] + 0.5 * axis[1] + 0.1 * axis[2], "a heart": axis[0] + axis[2], "a red drop": axis[0]}
     masks = {"a drop": torch.ones(3), "a heart": torch.tensor([0.0, 0.0, 1.0]), "a red drop": torch.ones(3)}
@@ -187,11 +270,19 @@ def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
     # By plain cosine picture 1 is taken for a red drop before picture 0.
     cosines = torch.tensor([[0.5, 0.1, 0.1, 0.1], [0.7, 0.9, 0.1, 0.9], [0.1, 0.1, 0.9, 0.1]])
     for n, said in enumerate((["a drop", "a red drop"], ["a drop"], ["a heart"])):
-        metric.process(None, [{
-            "img_id": n, "image_embed": axis[n], "captions": {"short": said}, "present": {"colour_shape": present[n]},
-            "text_features": {"short": [(vectors[t], masks[t]) for t in said]},
-            "presence_scores": {"colour_shape": {"hard": cosines[n].flip(0), "off": cosines[n]}},
-        }])  # fmt: skip
+        metric.process(
+            None,
+            [
+                {
+                    "img_id": n,
+                    "image_embed": axis[n],
+                    "captions": {"short": said},
+                    "present": {"colour_shape": present[n]},
+                    "text_features": {"short": [(vectors[t], masks[t]) for t in said]},
+                    "presence_scores": {"colour_shape": {"hard": cosines[n].flip(0), "off": cosines[n]}},
+                }
+            ],
+        )
     metrics = metric.evaluate(3)
     # "a drop" finds 0 and 1 first; "a heart" finds 2 first and 1 last, tied with 0 by its mask, after it without one.
     assert metrics["map_caption_short_hard"] == pytest.approx((1 + (0.5 + 0.5 * 2 / 3) + 1) / 3)

@@ -26,15 +26,25 @@ from tests.tools.test_runs import run
 
 def coco(root, images=5000, captions=5):
     (root / "annotations").mkdir(parents=True)
-    data = {"images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in range(images)],
-            "annotations": [{"image_id": n, "caption": f"caption {c} of {n}"} for c in range(captions)
-                            for n in range(images)] + [{"image_id": 0, "caption": "a sixth"}]}  # fmt: skip
+    data = {
+        "images": [{"id": n, "file_name": f"{n:012d}.jpg"} for n in range(images)],
+        "annotations": [
+            {"image_id": n, "caption": f"caption {c} of {n}"} for c in range(captions) for n in range(images)
+        ]
+        + [{"image_id": 0, "caption": "a sixth"}],
+    }
     (root / "annotations/captions_val2017.json").write_text(json.dumps(data))
 
 
 def flickr(root, images=31014, test=1000):
-    rows = [{"filename": f"{n}.jpg", "split": "test" if n < test else "train",
-             "sentences": [{"raw": f"{c} of {n}"} for c in range(5)]} for n in range(images)]  # fmt: skip
+    rows = [
+        {
+            "filename": f"{n}.jpg",
+            "split": "test" if n < test else "train",
+            "sentences": [{"raw": f"{c} of {n}"} for c in range(5)],
+        }
+        for n in range(images)
+    ]
     root.mkdir()
     (root / "dataset_flickr30k.json").write_text(json.dumps({"images": rows}))
 
@@ -59,8 +69,10 @@ def test_full_sets_have_the_sizes_that_their_names_promise(tmp_path):
     whole, first = (load_protocol(f"sharegpt4v-1k{e}", tmp_path / "share")[0] for e in ("", "-first"))
     assert (whole[999].texts, first[999].texts) == (("First of 999. Second.",), ("First of 999",))
     (tmp_path / "docci").mkdir()
-    rows = [{"split": "test" if n < 5000 else "train", "example_id": f"t{n}", "image_file": f"{n}.jpg", "description": "d"}
-            for n in range(5100)]  # fmt: skip
+    rows = [
+        {"split": "test" if n < 5000 else "train", "example_id": f"t{n}", "image_file": f"{n}.jpg", "description": "d"}
+        for n in range(5100)
+    ]
     (tmp_path / "docci/docci_descriptions.jsonlines").write_text("\n".join(map(json.dumps, rows)))
     assert load_protocol("docci", tmp_path / "docci")[1]["images"] == 5000
 
@@ -116,14 +128,22 @@ def test_real_long_captions_are_read(shared, tmp_path, monkeypatch):
 def vectors(seed=0, masks=True):
     g = torch.Generator().manual_seed(seed)
     hard = (torch.rand(8, 6, generator=g) < 0.7).float() if masks else None
-    return RetrievalVectors(torch.randn(4, 6, generator=g), torch.randn(8, 6, generator=g),
-                            torch.arange(4).repeat_interleave(2), hard, [f"i{n}" for n in range(4)],
-                            [f"text {n}" for n in range(8)], {"set": "made"})  # fmt: skip
+    return RetrievalVectors(
+        torch.randn(4, 6, generator=g),
+        torch.randn(8, 6, generator=g),
+        torch.arange(4).repeat_interleave(2),
+        hard,
+        [f"i{n}" for n in range(4)],
+        [f"text {n}" for n in range(8)],
+        {"set": "made"},
+    )
 
 
 def annotations(path):
-    data = {"images": [{"id": f"i{n}", "file_name": f"{n}.jpg"} for n in range(4)],
-            "annotations": [{"image_id": f"i{n}", "caption": f"text {2 * n + c}"} for n in range(4) for c in range(2)]}  # fmt: skip
+    data = {
+        "images": [{"id": f"i{n}", "file_name": f"{n}.jpg"} for n in range(4)],
+        "annotations": [{"image_id": f"i{n}", "caption": f"text {2 * n + c}"} for n in range(4) for c in range(2)],
+    }
     path.write_text(json.dumps(data))
     return path
 
@@ -225,8 +245,10 @@ def python_2_pickle(content, path):
     path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
 
 
-@pytest.mark.parametrize(("meta", "test", "names", "labels"), [
-    ("batches.meta", "test_batch", "label_names", "labels"), ("meta", "test", "fine_label_names", "fine_labels")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("meta", "test", "names", "labels"),
+    [("batches.meta", "test_batch", "label_names", "labels"), ("meta", "test", "fine_label_names", "fine_labels")],
+)
 def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test, names, labels):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     rows = images.transpose(0, 3, 1, 2).reshape(3, 3072)
@@ -249,7 +271,11 @@ def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test,
 def test_anchors_pass_at_their_tolerance_and_fail_beyond():
     found = anchors_of("smartclip-b16", ["coco-5k", "sharegpt4v-1k"])
     assert [(a.metric, a.percent) for a in found] == [
-        ("i2t_r1_off", 62.0), ("t2i_r1_off", 42.6), ("i2t_r1_off", 98.3), ("t2i_r1_off", 97.8)]  # fmt: skip
+        ("i2t_r1_off", 62.0),
+        ("t2i_r1_off", 42.6),
+        ("i2t_r1_off", 98.3),
+        ("t2i_r1_off", 97.8),
+    ]
     assert verdict(found[0], 0.623)["passed"]
     assert not verdict(found[0], 0.6231)["passed"]
     with pytest.raises(UserError, match="smartclip-b16"):
@@ -264,13 +290,35 @@ def test_anchors_pass_at_their_tolerance_and_fail_beyond():
 def test_the_tools_end_to_end(shared, tmp_path):
     source = shared / "coco_mini_train"
     out, saved = tmp_path / "captions.json", tmp_path / "v.safetensors"
-    done = run("tools/retrieval.py", "captions", "--data", source / "captions_train2017.json", "--images", source / "images",
-               "--arch", "SmartCLIP-tiny", "--workers", "0", "--vectors", saved, "--out", out)  # fmt: skip
+    done = run(
+        "tools/retrieval.py",
+        "captions",
+        "--data",
+        source / "captions_train2017.json",
+        "--images",
+        source / "images",
+        "--arch",
+        "SmartCLIP-tiny",
+        "--workers",
+        "0",
+        "--vectors",
+        saved,
+        "--out",
+        out,
+    )
     found = json.loads(out.read_text())
     assert (found["protocol"]["images"], found["protocol"]["texts"]) == (80, 400)
     assert "t2i_r1_hard" in done.stdout
-    run("tools/evaluate.py", "retrieval", "--ann", source / "captions_train2017.json", "--pred", saved, "--out",
-        tmp_path / "again.json")  # fmt: skip
+    run(
+        "tools/evaluate.py",
+        "retrieval",
+        "--ann",
+        source / "captions_train2017.json",
+        "--pred",
+        saved,
+        "--out",
+        tmp_path / "again.json",
+    )
     assert json.loads((tmp_path / "again.json").read_text())["metrics"] == found["metrics"]
     checkpoint = tmp_path / "towers.safetensors"
     from smartclip_det.models.towers import SmartCLIP
@@ -280,16 +328,45 @@ def test_the_tools_end_to_end(shared, tmp_path):
     (tmp_path / "coco/val2017").mkdir()
     for n in range(3):
         Image.new("RGB", (70, 64), (80 * n, 9, 9)).save(tmp_path / f"coco/val2017/{n:012d}.jpg")
-    done = run("tools/verify_checkpoint.py", "smartclip-b16", checkpoint, f"coco-5k={tmp_path}/coco", "--partial",
-               "--workers", "0", "--out", tmp_path / "verify.json", check=False)  # fmt: skip
+    done = run(
+        "tools/verify_checkpoint.py",
+        "smartclip-b16",
+        checkpoint,
+        f"coco-5k={tmp_path}/coco",
+        "--partial",
+        "--workers",
+        "0",
+        "--out",
+        tmp_path / "verify.json",
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     told = json.loads((tmp_path / "verify.json").read_text())
     assert told["metrics"] == {"passed": False}
     assert [r["published"] for r in told["anchors"]] == [62.0, 42.6]
-    done = run("tools/verify_checkpoint.py", "smartclip-b16", checkpoint, f"coco-5k={tmp_path}/coco", "--workers", "0",
-               "--out", tmp_path / "verify.json", check=False)  # fmt: skip
+    done = run(
+        "tools/verify_checkpoint.py",
+        "smartclip-b16",
+        checkpoint,
+        f"coco-5k={tmp_path}/coco",
+        "--workers",
+        "0",
+        "--out",
+        tmp_path / "verify.json",
+        check=False,
+    )
     assert done.returncode == 2
     assert "coco-5k is 5,000 images" in done.stderr
-    done = run("tools/classify.py", shared / "coco_mini_train", "--arch", "SmartCLIP-tiny", "--templates", "photo",
-               "--workers", "0", "--out", tmp_path / "classes.json")  # fmt: skip
+    done = run(
+        "tools/classify.py",
+        shared / "coco_mini_train",
+        "--arch",
+        "SmartCLIP-tiny",
+        "--templates",
+        "photo",
+        "--workers",
+        "0",
+        "--out",
+        tmp_path / "classes.json",
+    )
     assert "top1_off" in done.stdout

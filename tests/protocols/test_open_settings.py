@@ -24,8 +24,10 @@ scores = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5]), max_size=30)
 
 
 def rows_of(values, images=3, classes=4):
-    return [{"image_id": i % images, "category_id": i % classes, "bbox": [i, 0, 1, 1], "score": s}
-            for i, s in enumerate(values)]  # fmt: skip
+    return [
+        {"image_id": i % images, "category_id": i % classes, "bbox": [i, 0, 1, 1], "score": s}
+        for i, s in enumerate(values)
+    ]
 
 
 @given(scores, st.integers(0, 5))
@@ -49,10 +51,14 @@ def test_columns_are_a_sequence(values):
 
 
 def lvis_truth():
-    images = [{"id": i, "width": 100, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}
-              for i in (1, 2)]  # fmt: skip
-    boxes = [{"id": 10 + i, "image_id": i, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 400, "segmentation": []}
-             for i in (1, 2)]  # fmt: skip
+    images = [
+        {"id": i, "width": 100, "height": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+        for i in (1, 2)
+    ]
+    boxes = [
+        {"id": 10 + i, "image_id": i, "category_id": 1, "bbox": [0, 0, 20, 20], "area": 400, "segmentation": []}
+        for i in (1, 2)
+    ]
     categories = [{"id": k, "name": n, "frequency": f} for k, n, f in ((1, "cat", "r"), (2, "dog", "f"))]
     return load_ground_truth({"images": images, "annotations": boxes, "categories": categories})
 

@@ -12,8 +12,20 @@ from smartclip_det.metrics.coco import coco_metrics, evaluate_tables
 from smartclip_det.protocols.registry import evaluate
 
 BACKENDS = ["fast", "reference"]
-ORDER = ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l", "AR@1", "AR@10", "AR@100", "AR_s@100", "AR_m@100",
-         "AR_l@100"]  # fmt: skip
+ORDER = [
+    "mAP",
+    "mAP_50",
+    "mAP_75",
+    "mAP_s",
+    "mAP_m",
+    "mAP_l",
+    "AR@1",
+    "AR@10",
+    "AR@100",
+    "AR_s@100",
+    "AR_m@100",
+    "AR_l@100",
+]
 PEER = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 
 
@@ -31,8 +43,13 @@ def assert_twelve(metrics, expected, iou_type="bbox"):
 def test_coco_fake100(shared, backend, iou_type):
     folder = shared / "coco_eval_fake100"
     expected = json.loads((folder / "expected.json").read_text())
-    result = request("coco", folder / "instances_val2014_100.json", folder / f"instances_val2014_fake{iou_type}100_results.json",
-                     backend=backend, iou_type=iou_type)  # fmt: skip
+    result = request(
+        "coco",
+        folder / "instances_val2014_100.json",
+        folder / f"instances_val2014_fake{iou_type}100_results.json",
+        backend=backend,
+        iou_type=iou_type,
+    )
     assert_twelve(result.metrics, expected[iou_type], iou_type)
     if iou_type == "bbox":
         for name, value in expected["bbox_per_category_AP"].items():
@@ -49,8 +66,12 @@ def test_coco_fake100_class_agnostic_and_open_vocabulary(shared, backend):
     tables = evaluate_tables(truth, results, backend=backend, use_categories=False)
     assert_twelve(coco_metrics(tables), expected["bbox_useCats0"])
     split = expected["ov_coco_protocol_65_classes"]
-    result = request("ov-coco", folder / "instances_val2014_100.json", folder / "instances_val2014_fakebbox100_results.json",
-                     backend=backend)  # fmt: skip
+    result = request(
+        "ov-coco",
+        folder / "instances_val2014_100.json",
+        folder / "instances_val2014_fakebbox100_results.json",
+        backend=backend,
+    )
     assert result.metrics["base_ap50"] == pytest.approx(split["AP50_base48"], abs=1e-9)
     assert result.metrics["novel_ap50"] == pytest.approx(split["AP50_novel17"], abs=1e-9)
     assert result.metrics["all_ap50"] == pytest.approx(split["AP50_all65"], abs=1e-9)
@@ -186,8 +207,10 @@ def referring_rule(rows, rule, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["refs(unc).p", "refs_unc.json", "mdetr_style_testA.json", "jsonl"])
-@pytest.mark.parametrize(("rule", "key"), [("oracle", "oracle_best_candidate"), ("largest", "largest_candidate"),
-                                           ("first", "first_candidate")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [("oracle", "oracle_best_candidate"), ("largest", "largest_candidate"), ("first", "first_candidate")],
+)
 def test_refcoco_picking_rules_in_every_layout(shared, tmp_path, layout, rule, key):
     from smartclip_det.formats.expressions.jsonl import write_expressions
     from smartclip_det.formats.expressions.loading import load_expressions
@@ -224,8 +247,17 @@ def test_refcocog_google_sample_predictions(shared, tmp_path):
     truth, pred = [], []
     for row in sample:
         x, y, w, h = boxes[row["annotation_id"]]["bbox"]
-        truth.append(json.dumps({"id": row["refexp_id"], "boxes": [[x, y, x + w, y + h]], "sentence": "the object",
-                                 "image_id": boxes[row["annotation_id"]]["image_id"], "file_name": ""}))  # fmt: skip
+        truth.append(
+            json.dumps(
+                {
+                    "id": row["refexp_id"],
+                    "boxes": [[x, y, x + w, y + h]],
+                    "sentence": "the object",
+                    "image_id": boxes[row["annotation_id"]]["image_id"],
+                    "file_name": "",
+                }
+            )
+        )
         ranked = row["predicted_bounding_boxes"]
         pred.append(json.dumps({"id": row["refexp_id"], "boxes": ranked, "scores": [-i for i in range(len(ranked))]}))
     (tmp_path / "truth.jsonl").write_text("\n".join(truth))
@@ -240,8 +272,29 @@ def test_category_lists_equal_the_published_ones(shared):
     from smartclip_det.core.vocabularies import COCO_80, OV_COCO_65, OV_COCO_BASE, OV_COCO_NOVEL
 
     folder = shared / "category_metadata"
-    for names, file in ((COCO_80, "mscoco_all_classes"), (OV_COCO_65, "mscoco_65_classes"),
-                        (OV_COCO_BASE, "mscoco_seen_classes"), (OV_COCO_NOVEL, "mscoco_unseen_classes")):  # fmt: skip
+    for names, file in (
+        (COCO_80, "mscoco_all_classes"),
+        (OV_COCO_65, "mscoco_65_classes"),
+        (OV_COCO_BASE, "mscoco_seen_classes"),
+        (OV_COCO_NOVEL, "mscoco_unseen_classes"),
+    ):
         assert sorted(names) == sorted(json.loads((folder / f"{file}.json").read_text()))
-    assert [i for i, n in enumerate(OV_COCO_65) if n in OV_COCO_NOVEL] == [4, 5, 11, 12, 15, 16, 21, 23, 27, 29, 32, 34, 45,
-                                                                          47, 54, 58, 63]  # fmt: skip
+    assert [i for i, n in enumerate(OV_COCO_65) if n in OV_COCO_NOVEL] == [
+        4,
+        5,
+        11,
+        12,
+        15,
+        16,
+        21,
+        23,
+        27,
+        29,
+        32,
+        34,
+        45,
+        47,
+        54,
+        58,
+        63,
+    ]

@@ -35,14 +35,24 @@ def small_truth(classes=("cat", "dog", "bus"), per_image=2, images=6, **extra):
         data["images"].append({"id": i + 1, "width": 100, "height": 100})
         for j in range(per_image):
             k = (i + j) % len(classes)
-            data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": i + 1, "category_id": 10 - k,
-                                        "bbox": [10 + 40 * j, 10, 30, 30], "area": 900, "iscrowd": 0})  # fmt: skip
+            data["annotations"].append(
+                {
+                    "id": len(data["annotations"]) + 1,
+                    "image_id": i + 1,
+                    "category_id": 10 - k,
+                    "bbox": [10 + 40 * j, 10, 30, 30],
+                    "area": 900,
+                    "iscrowd": 0,
+                }
+            )
     return load_ground_truth(data)
 
 
 def perfect(truth, score=0.9):
-    return [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": list(a["bbox"]), "score": score}
-            for a in truth.data["annotations"]]  # fmt: skip
+    return [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": list(a["bbox"]), "score": score}
+        for a in truth.data["annotations"]
+    ]
 
 
 @pytest.mark.parametrize("backend", ["fast", "reference"])
@@ -156,8 +166,12 @@ def test_limits_and_splits_are_checked(tmp_path):
     (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)))
     files = ("ov-coco", tmp_path / "ann.json", tmp_path / "pred.json")
     split = tmp_path / "split.json"
-    for content, message in (({"base": 5, "novel": ["dog"]}, "list of names"), ({"base": "cat", "novel": ["dog"]}, "list of names"),
-                             ({"base": ["cat", "cat"], "novel": ["dog"]}, "twice: cat"), ({"base": ["dog"], "novel": ["dog"]}, "at once: dog")):  # fmt: skip
+    for content, message in (
+        ({"base": 5, "novel": ["dog"]}, "list of names"),
+        ({"base": "cat", "novel": ["dog"]}, "list of names"),
+        ({"base": ["cat", "cat"], "novel": ["dog"]}, "twice: cat"),
+        ({"base": ["dog"], "novel": ["dog"]}, "at once: dog"),
+    ):
         (tmp_path / "split.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
             evaluate(*files, split_file=split)
@@ -236,13 +250,24 @@ def test_columnar_file_gives_the_same_digits_and_matches_by_name(tmp_path):
         box = [float(x), float(y), float(x + np.float32(30)), float(y + np.float32(30))]
         k, score = i % 4, float(np.float32(rng.random()))
         rows.append((i % 6 + 1, box, score, k))
-        listed.append({"image_id": i % 6 + 1, "category_id": ids[names[k]], "score": score,
-                       "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]})  # fmt: skip
+        listed.append(
+            {
+                "image_id": i % 6 + 1,
+                "category_id": ids[names[k]],
+                "score": score,
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+            }
+        )
     images, boxes, scores, places = (list(column) for column in zip(*rows, strict=True))
     write_columnar(
-        tmp_path / "p.safetensors", images, np.array(boxes, dtype=np.float32), np.array(scores, dtype=np.float32),
-        np.array(places), names, {"name": "test"},
-    )  # fmt: skip
+        tmp_path / "p.safetensors",
+        images,
+        np.array(boxes, dtype=np.float32),
+        np.array(scores, dtype=np.float32),
+        np.array(places),
+        names,
+        {"name": "test"},
+    )
     read = read_predictions(tmp_path / "p.safetensors", truth)
     _, counts = check_predictions(read, truth)
     assert counts["unknown_category"] == 15
@@ -261,11 +286,27 @@ class TestLvis:
             "categories": [{"id": k + 1, "name": n, "frequency": f} for k, (n, f) in enumerate(classes)],
         }
         for i in range(8):
-            data["images"].append({"id": i + 1, "width": 200, "height": 100, "neg_category_ids": [4] if i == 0 else [],
-                                   "not_exhaustive_category_ids": [3] if i == 1 else [], "coco_url": "a/b.jpg"})  # fmt: skip
+            data["images"].append(
+                {
+                    "id": i + 1,
+                    "width": 200,
+                    "height": 100,
+                    "neg_category_ids": [4] if i == 0 else [],
+                    "not_exhaustive_category_ids": [3] if i == 1 else [],
+                    "coco_url": "a/b.jpg",
+                }
+            )
             for k in range(3):
-                data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": i + 1, "category_id": k + 1,
-                                            "bbox": [60 * k, 10, 40, 40], "area": 1600, "segmentation": []})  # fmt: skip
+                data["annotations"].append(
+                    {
+                        "id": len(data["annotations"]) + 1,
+                        "image_id": i + 1,
+                        "category_id": k + 1,
+                        "bbox": [60 * k, 10, 40, 40],
+                        "area": 1600,
+                        "segmentation": [],
+                    }
+                )
         data["annotations"].append(
             {"id": 99, "image_id": 3, "category_id": 4, "bbox": [0, 60, 30, 30], "area": 900, "segmentation": []}
         )
@@ -277,8 +318,10 @@ class TestLvis:
         results = perfect(truth)
         # Lose half of the rare class; false positives where the class was not looked for, or is not exhaustive.
         results = [r for r in results if not (r["category_id"] == 1 and r["image_id"] > 4)]
-        free = [{"image_id": 5, "category_id": 4, "bbox": [100, 60, 30, 30], "score": 0.99},
-                {"image_id": 2, "category_id": 3, "bbox": [0, 60, 30, 30], "score": 0.99}]  # fmt: skip
+        free = [
+            {"image_id": 5, "category_id": 4, "bbox": [100, 60, 30, 30], "score": 0.99},
+            {"image_id": 2, "category_id": 3, "bbox": [0, 60, 30, 30], "score": 0.99},
+        ]
         metrics, per_class = evaluate_lvis(truth, results + free, backend=backend)
         assert metrics["bbox_APr"] == pytest.approx(51 / 101)
         assert metrics["bbox_APc"] == pytest.approx(1.0)
@@ -289,8 +332,10 @@ class TestLvis:
 
     @pytest.mark.parametrize("extra", [{}, {"segmentation": {}}])
     def test_limit_keeps_the_best_of_each_image_and_ties_in_file_order(self, extra):
-        rows = [{"image_id": 1, "category_id": i, "bbox": [0, 0, 1, 1], "score": s, **extra}
-                for i, s in enumerate([0.5, 0.9, 0.5, 0.1])]  # fmt: skip
+        rows = [
+            {"image_id": 1, "category_id": i, "bbox": [0, 0, 1, 1], "score": s, **extra}
+            for i, s in enumerate([0.5, 0.9, 0.5, 0.1])
+        ]
         assert [r["category_id"] for r in limit_detections(rows, 2)] == [1, 0]
         assert len(limit_detections(rows, -1)) == 4
 
@@ -398,8 +443,10 @@ class TestReferring:
         records = json.loads((shared / "refcoco_ref0/refs_unc_records.json").read_text())
         (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(records[:1], protocol=0))
         box = json.loads((shared / "refcoco_ref0/box.json").read_text())
-        instances = {"images": [{"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "width": 640, "height": 480}],
-                     "annotations": [{"id": box["ann_id"], "image_id": 581857, "bbox": box["bbox"]}]}  # fmt: skip
+        instances = {
+            "images": [{"id": 581857, "file_name": "COCO_train2014_000000581857.jpg", "width": 640, "height": 480}],
+            "annotations": [{"id": box["ann_id"], "image_id": 581857, "bbox": box["bbox"]}],
+        }
         with pytest.raises(UserError, match="needs its boxes"):
             load_expressions(tmp_path / "refs(unc).p")
         (tmp_path / "instances.json").write_text(json.dumps(instances))
@@ -430,8 +477,11 @@ def test_overlap_is_symmetric_and_bounded(v):
 class TestBootstrap:
     def noisy(self, truth, seed, drop):
         rng = np.random.default_rng(seed)
-        return [{**r, "score": float(rng.random()), "bbox": [r["bbox"][0] + float(rng.normal(0, 3)), *r["bbox"][1:]]}
-                for r in perfect(truth) if rng.random() > drop]  # fmt: skip
+        return [
+            {**r, "score": float(rng.random()), "bbox": [r["bbox"][0] + float(rng.normal(0, 3)), *r["bbox"][1:]]}
+            for r in perfect(truth)
+            if rng.random() > drop
+        ]
 
     def test_weights_equal_repeated_images(self):
         """Drawing an image twice is the same as writing it twice into both files."""
@@ -446,8 +496,11 @@ class TestBootstrap:
             for copy in range(int(w)):
                 key = 100 * i + copy
                 data["images"].append({"id": key})
-                data["annotations"] += [{**a, "id": 1000 * copy + 10000 * i + a["id"], "image_id": key}
-                                        for a in truth.data["annotations"] if a["image_id"] == i]  # fmt: skip
+                data["annotations"] += [
+                    {**a, "id": 1000 * copy + 10000 * i + a["id"], "image_id": key}
+                    for a in truth.data["annotations"]
+                    if a["image_id"] == i
+                ]
                 repeated += [{**r, "image_id": key} for r in results if r["image_id"] == i]
         tables = evaluate_tables(load_ground_truth(data), repeated, backend="reference")
         assert images == 5
@@ -546,16 +599,30 @@ def test_result_file_is_whole_stamped_and_unrounded(tmp_path):
     (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)[1:]))
     from tests.conftest import REPO
 
-    command = [sys.executable, str(REPO / "tools/evaluate.py"), "coco", "--ann", str(tmp_path / "ann.json"), "--pred",
-               str(tmp_path / "pred.json"), "--out", str(tmp_path / "m.json")]  # fmt: skip
+    command = [
+        sys.executable,
+        str(REPO / "tools/evaluate.py"),
+        "coco",
+        "--ann",
+        str(tmp_path / "ann.json"),
+        "--pred",
+        str(tmp_path / "pred.json"),
+        "--out",
+        str(tmp_path / "m.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "m.json").read_text())
     assert content["metrics"]["bbox_mAP_50"] == pytest.approx((51 / 101 + 1 + 1) / 3)
     for key in ("name", "ap", "max_dets", "backend", "ann_sha256", "pred_sha256", "command", "code", "versions"):
         assert key in content["protocol"]
-    done = subprocess.run([*command[:3], "--ann", "absent.json", "--pred", "x.json"], capture_output=True, text=True,
-                          cwd=tmp_path, check=False)  # fmt: skip
+    done = subprocess.run(
+        [*command[:3], "--ann", "absent.json", "--pred", "x.json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 2
     assert "error: No annotation file at absent.json" in done.stderr
     assert "Traceback" not in done.stderr

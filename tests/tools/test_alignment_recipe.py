@@ -41,16 +41,29 @@ def pairs(tmp_path_factory):
 def options(pairs, **more):
     """22 images in joint batches of 8: 3 steps an epoch, the last of 6 images."""
     given = {
-        "towers.arch": "SmartCLIP-tiny", "towers.mask_pad": "ignore", "global_batch_size": 8, "model.micro_batch": 0,
-        "train_dataloader.dataset.ann_file": str(pairs), "train_dataloader.dataset.data_root": "",
-        "train_dataloader.dataset.skip": 0, "train_dataloader.dataset.image_size": 64,
-        "train_dataloader.dataset.context_length": 77, "train_dataloader.num_workers": 1,
+        "towers.arch": "SmartCLIP-tiny",
+        "towers.mask_pad": "ignore",
+        "global_batch_size": 8,
+        "model.micro_batch": 0,
+        "train_dataloader.dataset.ann_file": str(pairs),
+        "train_dataloader.dataset.data_root": "",
+        "train_dataloader.dataset.skip": 0,
+        "train_dataloader.dataset.image_size": 64,
+        "train_dataloader.dataset.context_length": 77,
+        "train_dataloader.num_workers": 1,
         "train_dataloader.pin_memory": False,
-        "val_dataloader.dataset.ann_file": str(pairs), "val_dataloader.dataset.data_root": "",
-        "val_dataloader.dataset.indices": 8, "val_dataloader.dataset.image_size": 64, "val_dataloader.num_workers": 0,
-        "default_hooks.checkpoint.interval": 2, "default_hooks.logger.interval": 1, "param_scheduler.warmup": 2,
-        "train_cfg.max_epochs": 2, "model.loss.mask_mode": "hard_concrete", **more,
-    }  # fmt: skip
+        "val_dataloader.dataset.ann_file": str(pairs),
+        "val_dataloader.dataset.data_root": "",
+        "val_dataloader.dataset.indices": 8,
+        "val_dataloader.dataset.image_size": 64,
+        "val_dataloader.num_workers": 0,
+        "default_hooks.checkpoint.interval": 2,
+        "default_hooks.logger.interval": 1,
+        "param_scheduler.warmup": 2,
+        "train_cfg.max_epochs": 2,
+        "model.loss.mask_mode": "hard_concrete",
+        **more,
+    }
     return ["--cfg-options", *(f"{k}={v}" for k, v in given.items())]
 
 
@@ -88,16 +101,34 @@ def test_a_run_killed_while_it_writes_goes_on_as_if_nothing_had_been(pairs, tmp_
     run("tools/train.py", CONFIG, "--work-dir", tmp_path / "whole", *options(pairs))
     killed = tmp_path / "killed"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, "tools/train.py", CONFIG, "--work-dir", str(killed),
-         *options(pairs, **{"train_dataloader.num_workers": 2})],
-        cwd=REPO, capture_output=True, text=True, check=False, start_new_session=True,
+        [
+            sys.executable,
+            "-c",
+            KILLED_WHILE_WRITING,
+            "tools/train.py",
+            CONFIG,
+            "--work-dir",
+            str(killed),
+            *options(pairs, **{"train_dataloader.num_workers": 2}),
+        ],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (killed / "iter_4.pth.part").is_file()
     assert last_good_checkpoint(killed).name == "iter_2.pth"
-    found = run("tools/train.py", CONFIG, "--work-dir", killed, "--resume",
-                *options(pairs, **{"train_dataloader.num_workers": 3}))  # fmt: skip
+    found = run(
+        "tools/train.py",
+        CONFIG,
+        "--work-dir",
+        killed,
+        "--resume",
+        *options(pairs, **{"train_dataloader.num_workers": 3}),
+    )
     assert "iter_2.pth" in found.stdout + found.stderr
     expected, own = weights(tmp_path / "whole/iter_6.pth"), weights(killed / "iter_6.pth")
     assert expected.keys() == own.keys()
@@ -140,8 +171,12 @@ def test_broken_images_are_counted_and_stop_a_run_only_when_they_are_many(pairs,
 
 @pytest.mark.slow
 def test_long_texts_and_a_slow_loader_are_told_and_another_model_is_refused(pairs, tmp_path):
-    more = {"train_dataloader.dataset.context_length": 8, "custom_hooks.3.after": 1, "custom_hooks.3.share": 0.0,
-            "train_cfg.max_epochs": 1}  # fmt: skip
+    more = {
+        "train_dataloader.dataset.context_length": 8,
+        "custom_hooks.3.after": 1,
+        "custom_hooks.3.share": 0.0,
+        "train_cfg.max_epochs": 1,
+    }
     done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", *options(pairs, **more))
     log = done.stdout + done.stderr
     # Every prefix has at least "Picture number N", a text of 8 tokens and more; the first sentence alone has 5.
@@ -188,7 +223,9 @@ def test_the_released_recipe_number_by_number():
     optim = constructor(model)
     groups = {g["name"]: g for g in optim.optimizer.param_groups}
     assert {n: (g["lr"], g["weight_decay"]) for n, g in groups.items()} == {
-        "mask_network": (1e-3, 0.0), "rest": (1e-6, 1e-2)}  # fmt: skip
+        "mask_network": (1e-3, 0.0),
+        "rest": (1e-6, 1e-2),
+    }
     assert optim.optimizer.defaults["betas"] == (0.9, 0.999)
     assert sum(len(g["params"]) for g in groups.values()) == sum(p.requires_grad for p in model.parameters())
     scheduler = PARAM_SCHEDULERS.build({**config.param_scheduler, "end": 3651}, default_args={"optimizer": optim})
@@ -207,8 +244,13 @@ def test_the_released_recipe_number_by_number():
     assert masks[0] == pytest.approx(1e-3)
     assert masks[3650] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 3650 / 3651)))
     assert config.train_cfg.max_epochs == 3
-    assert config.model.loss == {"mask_mode": "hard", "modular": True, "scale": 100.0, "alignment_weight": 10.0,
-                                 "sparsity_weight": 2.0}  # fmt: skip
+    assert config.model.loss == {
+        "mask_mode": "hard",
+        "modular": True,
+        "scale": 100.0,
+        "alignment_weight": 10.0,
+        "sparsity_weight": 2.0,
+    }
     assert -(-(1_246_901 - config.train_dataloader.dataset.skip) // config.global_batch_size) == 1217
 
 
@@ -229,8 +271,10 @@ def test_position_rows_of_a_stretched_tower_that_are_trained():
     assert moved[20:60].all()
 
 
-@pytest.mark.parametrize(("launcher", "variable", "world", "each"), [
-    ("none", "", 1, 1024), ("pytorch", "WORLD_SIZE", 4, 256), ("slurm", "SLURM_NTASKS", 8, 128)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("launcher", "variable", "world", "each"),
+    [("none", "", 1, 1024), ("pytorch", "WORLD_SIZE", 4, 256), ("slurm", "SLURM_NTASKS", 8, 128)],
+)
 def test_the_joint_batch_is_shared_out(monkeypatch, launcher, variable, world, each):
     if variable:
         monkeypatch.setenv(variable, str(world))

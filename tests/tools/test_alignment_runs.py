@@ -29,8 +29,13 @@ CONFIG = "configs/toy/smartclip-align_two-stage_toy.py"
 def aligned(tmp_path_factory):
     root = tmp_path_factory.mktemp("aligned")
     write_world(ToyWorld(WorldConfig(train=24, val=10, test=2)), root / "toy", progress=False)
-    options = [f"data_root={root}/toy/", "train_dataloader.batch_size=8", "train_cfg.max_epochs=1",
-               "default_hooks.logger.interval=1", f"val_evaluator.metrics_file={root}/metrics.json"]  # fmt: skip
+    options = [
+        f"data_root={root}/toy/",
+        "train_dataloader.batch_size=8",
+        "train_cfg.max_epochs=1",
+        "default_hooks.logger.interval=1",
+        f"val_evaluator.metrics_file={root}/metrics.json",
+    ]
     done = run("tools/train.py", CONFIG, "--work-dir", root / "run", "--cfg-options", *options)
     return root, options, done
 
@@ -54,8 +59,14 @@ def test_boxes_are_probed_before_training_and_in_validation(aligned):
     truth = load_ground_truth(root / "toy/annotations/instances_val.json")
     base, novel, _ = ov_coco_split(root / "toy/annotations/split.json")
     bank = build_bank(towers, [*base, *novel], templates=["{article} {}"], progress=False)
-    regions = probe_regions(RegionEncoder(towers, dense_size=128), truth, root / "toy/images/val", bank.names,
-                            views=["dense"], progress=False)  # fmt: skip
+    regions = probe_regions(
+        RegionEncoder(towers, dense_size=128),
+        truth,
+        root / "toy/images/val",
+        bank.names,
+        views=["dense"],
+        progress=False,
+    )
     expected = probe_accuracy(regions, bank, {"base": base, "novel": novel}, ["hard", "off"])
     for group in ("base", "novel", "all"):
         for mode in ("hard", "off"):
@@ -63,8 +74,14 @@ def test_boxes_are_probed_before_training_and_in_validation(aligned):
 
 
 def probe_rank(rank, world, root, images):
-    hook = RegionProbeHook("annotations/instances_val.json", images, data_root=f"{root}/toy", max_images=4,
-                           templates=["{article} {}"], split_file="annotations/split.json")  # fmt: skip
+    hook = RegionProbeHook(
+        "annotations/instances_val.json",
+        images,
+        data_root=f"{root}/toy",
+        max_images=4,
+        templates=["{article} {}"],
+        split_file="annotations/split.json",
+    )
     runner = SimpleNamespace(model=SimpleNamespace(towers=SmartCLIP.from_arch("SmartCLIP-tiny")))
     try:
         return hook.measure(runner)
@@ -105,14 +122,31 @@ def test_the_probe_warns_when_boxes_are_lost_and_asks_for_files_before_training(
 def test_a_run_goes_on_and_a_test_gives_the_metrics_of_its_validation(aligned):
     root, options, _ = aligned
     more = [o for o in options if "max_epochs" not in o]
-    done = run("tools/train.py", CONFIG, "--work-dir", root / "run", "--resume", "--cfg-options", *more,
-               "train_cfg.max_epochs=2", "default_hooks.checkpoint.max_keep_ckpts=2")  # fmt: skip
+    done = run(
+        "tools/train.py",
+        CONFIG,
+        "--work-dir",
+        root / "run",
+        "--resume",
+        "--cfg-options",
+        *more,
+        "train_cfg.max_epochs=2",
+        "default_hooks.checkpoint.max_keep_ckpts=2",
+    )
     log = done.stdout + done.stderr
     assert "resumed epoch: 1" in log
     assert "Epoch(train) [1]" not in log
     after = json.loads((root / "metrics.json").read_text())["metrics"]
-    run("tools/test.py", CONFIG, root / "run/epoch_2.pth", "--work-dir", root / "test", "--cfg-options", options[0],
-        f"test_evaluator.metrics_file={root}/tested.json")  # fmt: skip
+    run(
+        "tools/test.py",
+        CONFIG,
+        root / "run/epoch_2.pth",
+        "--work-dir",
+        root / "test",
+        "--cfg-options",
+        options[0],
+        f"test_evaluator.metrics_file={root}/tested.json",
+    )
     tested = json.loads((root / "tested.json").read_text())["metrics"]
     assert tested == pytest.approx(after, abs=1e-9)
 
@@ -121,16 +155,47 @@ def test_its_checkpoint_is_a_towers_checkpoint_for_other_tools(aligned):
     root, _, _ = aligned
     toy = root / "toy"
     checkpoint = next((root / "run").glob("epoch_*.pth"))
-    done = run("tools/analysis/region_probe.py", "--checkpoint", checkpoint, "--ann", toy / "annotations/instances_val.json",
-               "--images", toy / "images/val", "--split-file", toy / "annotations/split.json", "--templates", "{article} {}",
-               "--views", "crop", "dense", "mask", "--out", root / "probe.json")  # fmt: skip
+    done = run(
+        "tools/analysis/region_probe.py",
+        "--checkpoint",
+        checkpoint,
+        "--ann",
+        toy / "annotations/instances_val.json",
+        "--images",
+        toy / "images/val",
+        "--split-file",
+        toy / "annotations/split.json",
+        "--templates",
+        "{article} {}",
+        "--views",
+        "crop",
+        "dense",
+        "mask",
+        "--out",
+        root / "probe.json",
+    )
     assert "novel dense_value" in done.stdout
     found = json.loads((root / "probe.json").read_text())
     assert set(found["metrics"]["novel"]) == {"crop", "dense_value", "mask_value"}
     assert len(found["protocol"]["checkpoint_hash"]) == 16
     ann = toy / "refs/finetune_toy_val.json"
-    run("tools/ground.py", ann, "--images", toy / "images", "--checkpoint", checkpoint, "--mask-modes", "hard", "off",
-        "--instances", toy / "annotations/instances_val.json", "--reading", "chunks", "--out", root / "ground.jsonl")  # fmt: skip
+    run(
+        "tools/ground.py",
+        ann,
+        "--images",
+        toy / "images",
+        "--checkpoint",
+        checkpoint,
+        "--mask-modes",
+        "hard",
+        "off",
+        "--instances",
+        toy / "annotations/instances_val.json",
+        "--reading",
+        "chunks",
+        "--out",
+        root / "ground.jsonl",
+    )
     metrics = json.loads((root / "ground.metrics.json").read_text())
     assert metrics["protocol"]["proposals"] == "ground-truth"
     assert metrics["counts"]["left_out"] > 0
@@ -143,12 +208,33 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
     root, _, _ = aligned
     refs, toy = root / "toy/refs", root / "toy"
     checkpoint = next((root / "run").glob("epoch_*.pth"))
-    common = ["--images", toy / "images", "--instances", refs / "instances.json", "--checkpoint", checkpoint, "--views",
-              "circle", "dense", "--answers", "all", "--subtract", toy / "annotations/share_captions_train.json",
-              "--subtract-count", "20"]  # fmt: skip
+    common = [
+        "--images",
+        toy / "images",
+        "--instances",
+        refs / "instances.json",
+        "--checkpoint",
+        checkpoint,
+        "--views",
+        "circle",
+        "dense",
+        "--answers",
+        "all",
+        "--subtract",
+        toy / "annotations/share_captions_train.json",
+        "--subtract-count",
+        "20",
+    ]
     for split in ("train", "val"):
-        run("tools/ground.py", refs / f"finetune_toy_{split}.json", *common, "--limit", "60", "--out",
-            root / f"{split}.jsonl")  # fmt: skip
+        run(
+            "tools/ground.py",
+            refs / f"finetune_toy_{split}.json",
+            *common,
+            "--limit",
+            "60",
+            "--out",
+            root / f"{split}.jsonl",
+        )
     stamp = json.loads((root / "val.metrics.json").read_text())["protocol"]
     assert (stamp["answers"], stamp["subtract"]["count"]) == ("all", 20)
     # Predictions cover the first 60 sentences of a split: an annotation file of those.
@@ -158,17 +244,38 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
         kept = {i["id"] for i in data["images"]}
         data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
         (root / f"{split}_60.json").write_text(json.dumps(data))
-    done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "train_60.json", "--pred", root / "train.jsonl",
-               "--out", root / "threshold.json")  # fmt: skip
+    done = run(
+        "tools/analysis/calibrate_grounding.py",
+        "--ann",
+        root / "train_60.json",
+        "--pred",
+        root / "train.jsonl",
+        "--out",
+        root / "threshold.json",
+    )
     threshold = json.loads((root / "threshold.json").read_text())["metrics"]["score_threshold"]
     assert f"--threshold {threshold:.6f}" in done.stdout
-    done = run("tools/evaluate.py", "grefcoco", "--ann", root / "val_60.json", "--pred", root / "val.jsonl",
-               "--score-threshold", threshold)  # fmt: skip
+    done = run(
+        "tools/evaluate.py",
+        "grefcoco",
+        "--ann",
+        root / "val_60.json",
+        "--pred",
+        root / "val.jsonl",
+        "--score-threshold",
+        threshold,
+    )
     assert "n_acc" in done.stdout
     tests = [{"id": 1, "sentence": "a", "boxes": [], "split": "testA"}]
     (root / "testA.jsonl").write_text("\n".join(map(json.dumps, tests)))
-    done = run("tools/analysis/calibrate_grounding.py", "--ann", root / "testA.jsonl", "--pred", root / "val.jsonl",
-               check=False)  # fmt: skip
+    done = run(
+        "tools/analysis/calibrate_grounding.py",
+        "--ann",
+        root / "testA.jsonl",
+        "--pred",
+        root / "val.jsonl",
+        check=False,
+    )
     assert done.returncode == 2
     assert "holds test sentences" in done.stderr
 
@@ -195,20 +302,50 @@ def test_a_grounding_head_is_trained_tested_and_scored_again(aligned):
     root, _, _ = aligned
     config, checkpoint = "configs/toy/referring_smartclip-toy_toy.py", next((root / "run").glob("epoch_*.pth"))
     options = ["--cfg-options", f"data_root={root}/toy/", f"towers.checkpoint={checkpoint}"]
-    run("tools/train.py", config, "--work-dir", root / "refexp", *options, "train_cfg.max_epochs=1",
-        "train_cfg.val_interval=2", "train_dataloader.batch_size=8")  # fmt: skip
+    run(
+        "tools/train.py",
+        config,
+        "--work-dir",
+        root / "refexp",
+        *options,
+        "train_cfg.max_epochs=1",
+        "train_cfg.val_interval=2",
+        "train_dataloader.batch_size=8",
+    )
     saved = root / "refexp/epoch_1.pth"
     assert saved.stat().st_size < 30e6
     run("tools/test.py", config, saved, "--work-dir", root / "refexp_test", "--out", root / "refexp.jsonl", *options)
     content = json.loads((root / "refexp.metrics.json").read_text())
     assert content["protocol"]["mask_mode"] == "hard"
     assert content["protocol"]["towers"]["checkpoint"] == str(checkpoint)
-    run("tools/evaluate.py", "grefcoco", "--ann", root / "toy/refs/finetune_toy_val.json", "--pred", root / "refexp.jsonl",
-        "--score-threshold", "0.5", "--out", root / "again.json")  # fmt: skip
+    run(
+        "tools/evaluate.py",
+        "grefcoco",
+        "--ann",
+        root / "toy/refs/finetune_toy_val.json",
+        "--pred",
+        root / "refexp.jsonl",
+        "--score-threshold",
+        "0.5",
+        "--out",
+        root / "again.json",
+    )
     assert json.loads((root / "again.json").read_text())["metrics"] == content["metrics"]
     photo, asked = next((root / "toy/images/val").glob("*.jpg")), ["the red circle on the left", "a star"]
-    demo = ["tools/demo.py", photo, "--text", *asked, "--config", config, "--checkpoint", saved, "--device", "cpu",
-            "--out-dir", root / "demo"]  # fmt: skip
+    demo = [
+        "tools/demo.py",
+        photo,
+        "--text",
+        *asked,
+        "--config",
+        config,
+        "--checkpoint",
+        saved,
+        "--device",
+        "cpu",
+        "--out-dir",
+        root / "demo",
+    ]
     run(*demo, "--ground", "--heatmap", *options)
     told = json.loads((root / "demo" / f"{photo.stem}.json").read_text())
     assert [d["name"] for d in told["detections"]] == asked

@@ -80,8 +80,17 @@ class TestImages:
         Image.new("RGB", (64, 64), (9, 99, 199)).save(folder / "a.png")
         (folder / "b.jpg").write_bytes(b"\xff\xd8 cut short")
         Image.new("L", (30, 50)).save(folder / "c.png")
-        done = run("tools/demo.py", folder, "--text", "cat", "--config", tmp_path / "config.py", "--out-dir",
-                   tmp_path / "out", check=False)  # fmt: skip
+        done = run(
+            "tools/demo.py",
+            folder,
+            "--text",
+            "cat",
+            "--config",
+            tmp_path / "config.py",
+            "--out-dir",
+            tmp_path / "out",
+            check=False,
+        )
         assert done.returncode == 2
         assert "b.jpg: left out" in done.stderr
         assert "1 of 3 images could not be used" in done.stderr
@@ -90,8 +99,12 @@ class TestImages:
 
 class TestVocabularies:
     def test_refused(self, predictor):
-        for names, said in ((["cat", "cat"], "repeats names: cat"), (["cat", " "], "empty"), ("cat", "list of texts"),
-                            (["word " * 300], "tokens")):  # fmt: skip
+        for names, said in (
+            (["cat", "cat"], "repeats names: cat"),
+            (["cat", " "], "empty"),
+            ("cat", "list of texts"),
+            (["word " * 300], "tokens"),
+        ):
             with pytest.raises(UserError, match=said):
                 predictor.set_vocabulary(names)
 
@@ -102,8 +115,12 @@ class TestVocabularies:
     def test_a_hundred_thousand_names(self, predictor):
         g = torch.Generator().manual_seed(0)
         embeds = torch.randn(100_000, 64, generator=g)
-        bank = TextBank(tuple(f"name {i}" for i in range(100_000)), embeds, torch.ones(100_000, 64),
-                        background=build_bank(encoder(), ["x"], progress=False).background)  # fmt: skip
+        bank = TextBank(
+            tuple(f"name {i}" for i in range(100_000)),
+            embeds,
+            torch.ones(100_000, 64),
+            background=build_bank(encoder(), ["x"], progress=False).background,
+        )
         predictor.set_vocabulary(bank)
         predictor.set_image(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
         found = predictor.detect(max_detections=20)
@@ -143,8 +160,15 @@ class TestTraining:
         init_default_scope("mmdet")
         detector = build(smoke_config()).train()
         detector.set_text_bank(build_bank(encoder(), ["cat", "dog"], progress=False))
-        sample = DetDataSample(metainfo={"img_shape": (128, 128), "pad_shape": (128, 128), "scale_factor": (1.0, 1.0),
-                                         "batch_input_shape": (128, 128), "img_id": 1})  # fmt: skip
+        sample = DetDataSample(
+            metainfo={
+                "img_shape": (128, 128),
+                "pad_shape": (128, 128),
+                "scale_factor": (1.0, 1.0),
+                "batch_input_shape": (128, 128),
+                "img_id": 1,
+            }
+        )
         sample.gt_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
         sample.ignored_instances = InstanceData(
             bboxes=torch.tensor([[0.0, 0, 100, 100]]), labels=torch.zeros(1, dtype=torch.long)
@@ -157,9 +181,12 @@ class TestTraining:
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried")],
-)  # fmt: skip
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
 def test_out_of_memory_names_the_flags(error, capsys):
     def main():
         raise error

@@ -27,8 +27,22 @@ def own(shared, tmp_path_factory):
 def test_fine_tuning_reports_own_and_old_classes(small, own):  # noqa: F811
     base, _, _ = small
     root, images = own
-    common = [base / "config.py", base / "run/epoch_1.pth", "--ann", root / "own.json", "--images", images, "--val-ann",
-              root / "own.json", "--out", root / "out", "--epochs", "1", "--batch-size", "2"]  # fmt: skip
+    common = [
+        base / "config.py",
+        base / "run/epoch_1.pth",
+        "--ann",
+        root / "own.json",
+        "--images",
+        images,
+        "--val-ann",
+        root / "own.json",
+        "--out",
+        root / "out",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "2",
+    ]
     done = run("tools/fine_tune.py", *common, "--blend", "0.5")
     report = json.loads((root / "out/report.json").read_text())
     assert set(report["metrics"]) == {"own", "old"}
@@ -44,8 +58,17 @@ def test_fine_tuning_reports_own_and_old_classes(small, own):  # noqa: F811
 def test_what_would_fail_later_fails_first(small, own, tmp_path):  # noqa: F811
     base, _, _ = small
     root, images = own
-    start = ["tools/fine_tune.py", base / "config.py", base / "run/epoch_1.pth", "--ann", root / "own.json",
-             "--val-ann", root / "own.json", "--out", tmp_path / "out"]  # fmt: skip
+    start = [
+        "tools/fine_tune.py",
+        base / "config.py",
+        base / "run/epoch_1.pth",
+        "--ann",
+        root / "own.json",
+        "--val-ann",
+        root / "own.json",
+        "--out",
+        tmp_path / "out",
+    ]
     for options, said in (
         (["--images", tmp_path], "8 of 8 images are not in"),
         (["--images", images, "--blend", "2"], "--blend in [0, 1)"),
@@ -77,10 +100,19 @@ def test_folders_of_data_sets_are_tested_with_their_own_names(small, own, tmp_pa
         "--root",
         tmp_path / "sets",
     ]
-    done = run(*start, "--out", tmp_path / "out", "--prompt-names", tmp_path / "texts.json", "--cfg-options",
-               "test_dataloader.dataset.vocabulary=annotations", "test_dataloader.dataset.seen=None",
-               "test_dataloader.dataset.annotated_only=False", "test_evaluator.protocol=coco",
-               "test_evaluator.images=all")  # fmt: skip
+    done = run(
+        *start,
+        "--out",
+        tmp_path / "out",
+        "--prompt-names",
+        tmp_path / "texts.json",
+        "--cfg-options",
+        "test_dataloader.dataset.vocabulary=annotations",
+        "test_dataloader.dataset.seen=None",
+        "test_dataloader.dataset.annotated_only=False",
+        "test_evaluator.protocol=coco",
+        "test_evaluator.images=all",
+    )
     written = json.loads((tmp_path / "out/folders.json").read_text())
     assert set(written["by_folder"]) == {"pets", "vehicles"}
     means = [m["bbox_mAP"] for m in written["by_folder"].values()]

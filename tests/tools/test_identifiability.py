@@ -42,8 +42,18 @@ def test_worlds_have_the_support_and_the_dependence_that_they_say():
     z = Nature(World(correlation=0.7), 0).latents(20_000)
     assert torch.corrcoef(z[:, :2, 0].t())[0, 1].item() == pytest.approx(0.7, abs=0.02)
     assert z.var().item() == pytest.approx(1, abs=0.02)
-    found = mean_of([{"own_block_r2": v, "other_block_r2": 0.0, "jaccard": 1.0, "dimensions_on": 3.0,
-                      "partial": {"hard": v, "off": 0.0, "clip": 0.0}} for v in (0.4, 0.6)])  # fmt: skip
+    found = mean_of(
+        [
+            {
+                "own_block_r2": v,
+                "other_block_r2": 0.0,
+                "jaccard": 1.0,
+                "dimensions_on": 3.0,
+                "partial": {"hard": v, "off": 0.0, "clip": 0.0},
+            }
+            for v in (0.4, 0.6)
+        ]
+    )
     assert found["own_block_r2"] == found["partial"]["hard"] == 0.5
 
 

@@ -22,10 +22,17 @@ def wrapper(precision="auto", **options):
     return config.optim_wrapper
 
 
-@pytest.mark.parametrize(("cuda", "has_bf16", "asked", "found"), [
-    (True, True, "auto", "BFloat16OptimWrapper"), (True, False, "auto", "AmpOptimWrapper"),
-    (True, True, "fp16", "AmpOptimWrapper"), (True, False, "bf16", "BFloat16OptimWrapper"),
-    (False, False, "auto", "BFloat16OptimWrapper"), (False, False, "bf16", "BFloat16OptimWrapper")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cuda", "has_bf16", "asked", "found"),
+    [
+        (True, True, "auto", "BFloat16OptimWrapper"),
+        (True, False, "auto", "AmpOptimWrapper"),
+        (True, True, "fp16", "AmpOptimWrapper"),
+        (True, False, "bf16", "BFloat16OptimWrapper"),
+        (False, False, "auto", "BFloat16OptimWrapper"),
+        (False, False, "bf16", "BFloat16OptimWrapper"),
+    ],
+)
 def test_mixed_precision_is_bf16_where_the_card_has_it_and_fp16_by_name(monkeypatch, cuda, has_bf16, asked, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(launch, "bf16_pays", lambda device: has_bf16)
@@ -53,13 +60,19 @@ def srun(tmp_path, *options, **environment):
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     done = subprocess.run(
-        ["bash", "tools/slurm_train.sh", "part", "job", "config.py", *options], cwd=REPO, capture_output=True, text=True,
-        check=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, **environment},
-    )  # fmt: skip
+        ["bash", "tools/slurm_train.sh", "part", "job", "config.py", *options],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, **environment},
+    )
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(("gpus", "per_node", "asked"), [("4", None, 4), ("8", None, 8), ("16", None, 8), ("8", "4", 4), ("2", "4", 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "asked"), [("4", None, 4), ("8", None, 8), ("16", None, 8), ("8", "4", 4), ("2", "4", 2)]
+)
 def test_slurm_is_asked_for_the_gpus_that_were_named(tmp_path, gpus, per_node, asked):
     given = srun(tmp_path, GPUS=gpus, **({"GPUS_PER_NODE": per_node} if per_node else {}))
     assert f"--gres=gpu:{asked}" in given
@@ -82,8 +95,14 @@ def test_tools_of_a_checkout_need_no_python_path(tmp_path):
     """As on a machine with nothing but a checkout and wheels: ``-I`` hides PYTHONPATH and what is in this folder."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for tool in ("train.py", "analysis/gpu_check.py", "data/make_toy.py"):
-        done = subprocess.run([sys.executable, "-I", REPO / "tools" / tool, "--help"], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-I", REPO / "tools" / tool, "--help"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     for path in (REPO / "tools").rglob("*.py"):
         assert "sys.path.insert(0, str(Path(__file__).resolve().parents[" in path.read_text(), path

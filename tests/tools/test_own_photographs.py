@@ -38,13 +38,31 @@ def own(shared, tmp_path_factory):
 def test_the_whole_way(own, capsys):
     towers = ["--encoder", str(own / "towers.safetensors"), "--boxes", str(own / "truth.json"), "--device", "cpu"]
     names = ["--vocabulary", str(own / "names.txt")]
-    assert not _start(["calibrate", "--ann", str(own / "truth.json"), "--images", str(own / "photos"), *towers,
-                       "--out", str(own / "thresholds.json")])  # fmt: skip
+    assert not _start(
+        [
+            "calibrate",
+            "--ann",
+            str(own / "truth.json"),
+            "--images",
+            str(own / "photos"),
+            *towers,
+            "--out",
+            str(own / "thresholds.json"),
+        ]
+    )
     assert "held out of the choice" in capsys.readouterr().out
     assert 0 < read_thresholds(own / "thresholds.json").default < 1
 
-    given = ["label", str(own / "photos"), *names, *towers, "--thresholds", str(own / "thresholds.json"), "--out",
-             str(own / "labels")]  # fmt: skip
+    given = [
+        "label",
+        str(own / "photos"),
+        *names,
+        *towers,
+        "--thresholds",
+        str(own / "thresholds.json"),
+        "--out",
+        str(own / "labels"),
+    ]
     assert _start(given) == 2
     told = capsys.readouterr().out
     assert "4 pictures" in told
@@ -59,13 +77,30 @@ def test_the_whole_way(own, capsys):
     truth = json.loads((own / "truth.json").read_text())
     by_name = {i["file_name"]: i["id"] for i in labelled.data["images"]}
     file_of = {i["id"]: i["file_name"] for i in truth["images"]}
-    corrected = {**labelled.data, "annotations": [{**a, "image_id": by_name[file_of[a["image_id"]]]}
-                                                  for a in truth["annotations"]]}  # fmt: skip
+    corrected = {
+        **labelled.data,
+        "annotations": [{**a, "image_id": by_name[file_of[a["image_id"]]]} for a in truth["annotations"]],
+    }
     assert labelled.data["categories"] == truth["categories"]
     (own / "corrected.json").write_text(json.dumps(corrected))
-    assert not _start(["fine-tune", str(own / "tiny.py"), "--encoder", str(own / "towers.safetensors"), "--ann",
-                       str(own / "corrected.json"), "--images", str(own / "photos"), "--val-ann",
-                       str(own / "corrected.json"), "--out", str(own / "tuned"), "--epochs", "1"])  # fmt: skip
+    assert not _start(
+        [
+            "fine-tune",
+            str(own / "tiny.py"),
+            "--encoder",
+            str(own / "towers.safetensors"),
+            "--ann",
+            str(own / "corrected.json"),
+            "--images",
+            str(own / "photos"),
+            "--val-ann",
+            str(own / "corrected.json"),
+            "--out",
+            str(own / "tuned"),
+            "--epochs",
+            "1",
+        ]
+    )
     report = json.loads((own / "tuned/report.json").read_text())
     assert set(report["metrics"]) == {"own"}
     assert set(report["metrics"]["own"]) == {"after"}
@@ -76,13 +111,24 @@ def test_the_whole_way(own, capsys):
 def test_what_does_not_go_together_is_told_first(own, tmp_path):
     from smartclip_det.core.errors import UserError
 
-    common = ["--ann", str(own / "truth.json"), "--images", str(own / "photos"), "--val-ann", str(own / "truth.json"),
-              "--out", str(tmp_path / "out")]  # fmt: skip
+    common = [
+        "--ann",
+        str(own / "truth.json"),
+        "--images",
+        str(own / "photos"),
+        "--val-ann",
+        str(own / "truth.json"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     towers = str(own / "towers.safetensors")
-    for given, said in (([], "--encoder NAME for towers alone"), ([str(own / "tiny.py")], "--encoder NAME"),
-                        ([str(own / "tiny.py"), "x.pth", "--encoder", towers], "no CHECKPOINT to give"),
-                        (["--encoder", towers, "--blend", "0.5"], "nothing to --blend"),
-                        (["--encoder", towers], "Give the CONFIG of a detector on such towers")):  # fmt: skip
+    for given, said in (
+        ([], "--encoder NAME for towers alone"),
+        ([str(own / "tiny.py")], "--encoder NAME"),
+        ([str(own / "tiny.py"), "x.pth", "--encoder", towers], "no CHECKPOINT to give"),
+        (["--encoder", towers, "--blend", "0.5"], "nothing to --blend"),
+        (["--encoder", towers], "Give the CONFIG of a detector on such towers"),
+    ):
         with pytest.raises(UserError, match=said):
             _start(["fine-tune", *given, *common])
     photo = next((own / "photos").glob("2*.jpg"))
@@ -99,6 +145,18 @@ def test_a_vocabulary_of_a_hundred_thousand_lines(own, tmp_path):
     names = [f"thing {n}" for n in range(100_000)]
     (tmp_path / "names.txt").write_text("\n".join([*names, "thing 7"]))
     with pytest.raises(UserError, match="repeats names: thing 7"):
-        _start(["label", str(own / "photos"), "--vocabulary", str(tmp_path / "names.txt"), "--encoder",
-                str(own / "towers.safetensors"), "--boxes", str(own / "truth.json"), "--out", str(tmp_path / "out")])  # fmt: skip
+        _start(
+            [
+                "label",
+                str(own / "photos"),
+                "--vocabulary",
+                str(tmp_path / "names.txt"),
+                "--encoder",
+                str(own / "towers.safetensors"),
+                "--boxes",
+                str(own / "truth.json"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     assert not (tmp_path / "out").exists()

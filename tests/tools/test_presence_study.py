@@ -27,17 +27,29 @@ def world(tmp_path_factory):
 
 
 def options(world, **changes):
-    given = {"encoder": {"arch": "SmartCLIP-toy"}, "ann": world / "annotations/instances_val.json",
-             "images": world / "images/val", "absent": str(world / "absent.txt"), "sizes": (10, 30), "resamples": 10,
-             "out": world / "presence.json", "device": "cpu"}  # fmt: skip
+    given = {
+        "encoder": {"arch": "SmartCLIP-toy"},
+        "ann": world / "annotations/instances_val.json",
+        "images": world / "images/val",
+        "absent": str(world / "absent.txt"),
+        "sizes": (10, 30),
+        "resamples": 10,
+        "out": world / "presence.json",
+        "device": "cpu",
+    }
     return study.PresenceOptions(**{**given, **changes})
 
 
 def test_everything_is_measured_and_written(world):
     results, path = study.measure_presence(
-        options(world, expressions=world / "refs/finetune_toy_val.json", expression_images=world / "images",
-                powers=(1.0,), text_norm="masked")
-    )  # fmt: skip
+        options(
+            world,
+            expressions=world / "refs/finetune_toy_val.json",
+            expression_images=world / "images",
+            powers=(1.0,),
+            text_norm="masked",
+        )
+    )
     told = json.loads(path.read_text())
     assert told["metrics"] == json.loads(json.dumps(results))
     assert told["protocol"]["name"] == "presence"
@@ -62,8 +74,15 @@ def test_a_picture_is_scored_as_elsewhere_in_the_house(world):
         RegionEncoder(towers),
         build_bank(towers, [*known, "thing1"], templates=[o.template], progress=False),
     )
-    policy = study.ScoringPolicy(activation="sigmoid", background="zero", presence=0.5, presence_source="cells",
-                                 presence_scale=4.0, dense_temperature=6.0, sigmoid_bias=-1.0)  # fmt: skip
+    policy = study.ScoringPolicy(
+        activation="sigmoid",
+        background="zero",
+        presence=0.5,
+        presence_source="cells",
+        presence_scale=4.0,
+        dense_temperature=6.0,
+        sigmoid_bias=-1.0,
+    )
     seen = study.see(o, truth, encoder, bank, policy)
     picture = next(p for p in seen if len(p.boxes) > 1)
     image = open_rgb(world / f"images/val/{picture.image_id % 1_000_000:06d}.jpg")

@@ -30,11 +30,26 @@ def free_port():
 
 #: Tools without an MMEngine run: their main is called in this process, since each start of Python costs seconds.
 INSIDE = (
-    "demo", "ground", "evaluate", "data/cache_images", "analysis/region_probe", "verify_checkpoint", "classify",
-    "data/convert_grounding", "analysis/masks", "analysis/calibrate_grounding", "retrieval", "rescore", "data/to_coco",
-    "data/make_toy", "data/check_leakage", "analysis/vocabulary_report", "analysis/benchmark", "analysis/identifiability",
+    "demo",
+    "ground",
+    "evaluate",
+    "data/cache_images",
+    "analysis/region_probe",
+    "verify_checkpoint",
+    "classify",
+    "data/convert_grounding",
+    "analysis/masks",
+    "analysis/calibrate_grounding",
+    "retrieval",
+    "rescore",
+    "data/to_coco",
+    "data/make_toy",
+    "data/check_leakage",
+    "analysis/vocabulary_report",
+    "analysis/benchmark",
+    "analysis/identifiability",
     "analysis/grounding_pictures",
-)  # fmt: skip
+)
 
 
 def run(*args, check=True, cwd=REPO):
@@ -61,8 +76,13 @@ def run_inside(tool, *args):
 
 
 def run_process(*args, cwd=REPO):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable,
-                   "PYTHONPATH": str(REPO), "MASTER_PORT": str(free_port())}  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(REPO),
+        "MASTER_PORT": str(free_port()),
+    }
     command = [str(a) for a in args]
     command = ["bash", *command] if command[0].endswith(".sh") else [sys.executable, *command]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=560)
@@ -105,15 +125,31 @@ def small(shared, tmp_path_factory):
 def test_training_opens_and_closes_with_what_one_needs(small):
     root, _, done = small
     log = done.stdout + done.stderr
-    for line in ("smartclip_det run", "220,800 frozen", "work_dir", "versions", "Vocabulary: 65 classes (48 seen)", "eta:",
-                 "novel_ap50", f"smartclip-det test {root}/config.py {root}/run/epoch_1.pth"):  # fmt: skip
+    for line in (
+        "smartclip_det run",
+        "220,800 frozen",
+        "work_dir",
+        "versions",
+        "Vocabulary: 65 classes (48 seen)",
+        "eta:",
+        "novel_ap50",
+        f"smartclip-det test {root}/config.py {root}/run/epoch_1.pth",
+    ):
         assert line in log, line
 
 
 def test_resume_goes_on_where_it_stopped(small):
     root, _, _ = small
-    done = run("tools/train.py", root / "config.py", "--work-dir", root / "run", "--resume", "--cfg-options", "train_cfg.max_epochs=2",
-               "default_hooks.checkpoint.max_keep_ckpts=5")  # fmt: skip
+    done = run(
+        "tools/train.py",
+        root / "config.py",
+        "--work-dir",
+        root / "run",
+        "--resume",
+        "--cfg-options",
+        "train_cfg.max_epochs=2",
+        "default_hooks.checkpoint.max_keep_ckpts=5",
+    )
     log = done.stdout + done.stderr
     assert "resumed epoch: 1" in log
     assert "Epoch(train) [2]" in log
@@ -191,8 +227,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_memory_that_runs_out_is_told_with_what_needs_less(small, tmp_path):
     root, source, _ = small
     (tmp_path / "short.py").write_text(SHORT_OF_MEMORY.format(tools=str(REPO / "tools")))
-    demo = [tmp_path / "short.py", "tools/demo.py", source / "images/000000037666.jpg", "--text", "cat", "--config",
-            root / "config.py", "--checkpoint", root / "run/epoch_1.pth", "--out-dir", tmp_path, "--cfg-options"]  # fmt: skip
+    demo = [
+        tmp_path / "short.py",
+        "tools/demo.py",
+        source / "images/000000037666.jpg",
+        "--text",
+        "cat",
+        "--config",
+        root / "config.py",
+        "--checkpoint",
+        root / "run/epoch_1.pth",
+        "--out-dir",
+        tmp_path,
+        "--cfg-options",
+    ]
     assert run_process(*demo, "test_dataloader.dataset.pipeline.1.scale=(128,128)").returncode == 0
     done = run_process(*demo, "test_dataloader.dataset.pipeline.1.scale=(6000,6000)")
     assert done.returncode == 2, done.stderr[-2000:]
@@ -277,17 +325,46 @@ def test_demo_overwrites_nothing(small, tmp_path):
 def test_demo_writes_picture_json_maps_and_masks(small, tmp_path):
     root, source, _ = small
     photo = source / "images/000000037666.jpg"
-    done = run("tools/demo.py", photo, "--text", "a red mug", "cat", "person", "--config", root / "config.py", "--checkpoint",
-               root / "run/epoch_1.pth", "--out-dir", tmp_path, "--heatmap", "--threshold", "0.99999")  # fmt: skip
+    done = run(
+        "tools/demo.py",
+        photo,
+        "--text",
+        "a red mug",
+        "cat",
+        "person",
+        "--config",
+        root / "config.py",
+        "--checkpoint",
+        root / "run/epoch_1.pth",
+        "--out-dir",
+        tmp_path,
+        "--heatmap",
+        "--threshold",
+        "0.99999",
+    )
     assert "nothing reaches --threshold 0.99999; the best:" in done.stdout
     content = json.loads((tmp_path / "000000037666.json").read_text())
     assert content["texts"] == ["a red mug", "cat", "person"]
     assert content["protocol"]["policy"]["activation"] == "sigmoid"
     for name in ("000000037666.png", "000000037666_map0.png", "000000037666_map2.png", "000000037666_masks.png"):
         assert Image.open(tmp_path / name).size[0] > 100
-    done = run("tools/demo.py", source / "images", "--text", "the dog on the left", "--ground", "--top-k", "2", "--config",
-               root / "config.py", "--checkpoint", root / "run/epoch_1.pth", "--out-dir", tmp_path / "all", "--cfg-options",
-               "model.policy.mask_mode=off")  # fmt: skip
+    done = run(
+        "tools/demo.py",
+        source / "images",
+        "--text",
+        "the dog on the left",
+        "--ground",
+        "--top-k",
+        "2",
+        "--config",
+        root / "config.py",
+        "--checkpoint",
+        root / "run/epoch_1.pth",
+        "--out-dir",
+        tmp_path / "all",
+        "--cfg-options",
+        "model.policy.mask_mode=off",
+    )
     assert len(list((tmp_path / "all").glob("*.json"))) == len(list((tmp_path / "all").glob("*_ground.png"))) == 80
     first = json.loads(next((tmp_path / "all").glob("*.json")).read_text())
     assert len(first["detections"]) == 2

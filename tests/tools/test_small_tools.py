@@ -14,8 +14,13 @@ TOOLS = sorted(p.name for p in (REPO / "tools").glob("*.py"))
 
 
 def run(*args, cwd=None):
-    return subprocess.run([sys.executable, str(REPO / "tools" / args[0]), *map(str, args[1:])], capture_output=True,
-                          text=True, cwd=cwd, check=False)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, str(REPO / "tools" / args[0]), *map(str, args[1:])],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -82,8 +82,9 @@ def test_both_alignments_of_the_story_differ_in_their_config_alone(tmp_path):
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_each_step_of_the_grid_is_a_command_that_can_run(tmp_path, pretrained):
-    task = GridOptions(out=tmp_path, data=tmp_path / "world", policies=True,
-                       pretrained=tmp_path / "other" if pretrained else None)  # fmt: skip
+    task = GridOptions(
+        out=tmp_path, data=tmp_path / "world", policies=True, pretrained=tmp_path / "other" if pretrained else None
+    )
     stages = Seed(task, 4).stages()
     names = [s.name for stage in stages for s in stage]
     assert len(names) == len(set(names))
@@ -94,8 +95,9 @@ def test_each_step_of_the_grid_is_a_command_that_can_run(tmp_path, pretrained):
             check_step(step)
     alone = GridOptions(out=tmp_path, variants=["clip", "smartclip"], detector=0)
     assert [[s.name for s in stage] for stage in Seed(alone, 0).stages()] == [
-        ["clip", "smartclip"], ["probe_clip", "probe_smartclip"],
-    ]  # fmt: skip
+        ["clip", "smartclip"],
+        ["probe_clip", "probe_smartclip"],
+    ]
 
 
 def test_kept_weights_are_those_of_the_training_without_its_state(tmp_path):

@@ -54,8 +54,14 @@ def write_run(folder: Path, data: Path, towers: dict[str, str], detector: str, s
         for a in truth["annotations"]:
             x, y, w, h = a["bbox"]
             x1, y1, x2, y2 = answer(rng, (x, y, x + w, y + h), shares[test])
-            rows.append({"image_id": a["image_id"], "category_id": a["category_id"],
-                         "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(rng.random())})  # fmt: skip
+            rows.append(
+                {
+                    "image_id": a["image_id"],
+                    "category_id": a["category_id"],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": float(rng.random()),
+                }
+            )
         (folder / f"detection_{test}.json").write_text(json.dumps(rows))
         ap = dict.fromkeys(("base_ap50", "novel_ap50", "all_ap50"), shares[test])
         stamped(folder / f"detection_{test}.metrics.json", ap)
@@ -68,12 +74,26 @@ def write_run(folder: Path, data: Path, towers: dict[str, str], detector: str, s
     files = {f"grounding.{m}.jsonl": (m, single) for m in GROUNDING_MODES}
     files |= {f"referring_{m}.jsonl": (m, sentences) for m in HEAD_MODES}
     for name, (mode, asked) in files.items():
-        lines = [{"id": e.id, "boxes": [answer(rng, b, shares[mode]) for b in e.boxes], "scores": [0.9] * len(e.boxes)}
-                 for e in asked]  # fmt: skip
+        lines = [
+            {"id": e.id, "boxes": [answer(rng, b, shares[mode]) for b in e.boxes], "scores": [0.9] * len(e.boxes)}
+            for e in asked
+        ]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
     for m in HEAD_MODES:
         stamped(folder / f"referring_{m}.metrics.json", {"f1": 0.5, "f1_mean": 0.5, "n_acc": 0.5, "t_acc": 0.5})
-    facts = {"seed": seed, "quick": True, "seconds": {"world": 1.0, "total": 2.0}, "code": "0", "data": str(data),
-             "cores": 2, "resumed": False, "config": DETECTOR, "steps": 8, "images": 16, "control_images": 8,
-             "detector": detector, "towers": towers}  # fmt: skip
+    facts = {
+        "seed": seed,
+        "quick": True,
+        "seconds": {"world": 1.0, "total": 2.0},
+        "code": "0",
+        "data": str(data),
+        "cores": 2,
+        "resumed": False,
+        "config": DETECTOR,
+        "steps": 8,
+        "images": 16,
+        "control_images": 8,
+        "detector": detector,
+        "towers": towers,
+    }
     (folder / "facts.json").write_text(json.dumps(facts))

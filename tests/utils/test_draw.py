@@ -69,8 +69,16 @@ def test_a_grounding_panel_has_boxes_bars_tree_and_maps():
     image = Image.new("RGB", (160, 80), (255, 255, 255))
     boxes, scores = [[10, 10, 60, 60], [80, 20, 150, 70]], [0.8, 0.4]
     maps = {"the dog": np.eye(4), "a bench": np.ones((2, 4))}
-    panel = grounding_panel(image, "the dog left of a bench", boxes, scores, targets=[[20, 10, 70, 60]],
-                            outline=["the dog", "  left:", "    a bench"], maps=maps, title="IoU 0.6")  # fmt: skip
+    panel = grounding_panel(
+        image,
+        "the dog left of a bench",
+        boxes,
+        scores,
+        targets=[[20, 10, 70, 60]],
+        outline=["the dog", "  left:", "    a bench"],
+        maps=maps,
+        title="IoU 0.6",
+    )
     pixels = np.asarray(panel)
     bars = [int((pixels == colour_of(n)).all(axis=2).sum(axis=1).max()) for n in range(2)]
     assert 1.8 < bars[0] / bars[1] < 2.2

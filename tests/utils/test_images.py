@@ -107,8 +107,10 @@ def test_training_reduces_and_tests_do_not(tmp_path):
 
     (tmp_path / "1.jpg").write_bytes(saved(noise(400, 400), "JPEG"))
     (tmp_path / "1.txt").write_text("noise")
-    sets = {name: CaptionDataset(str(tmp_path), image_size=32, **o) for name, o in
-            {"train": {}, "exact": {"exact_decode": True}, "test": {"test_mode": True}}.items()}  # fmt: skip
+    sets = {
+        name: CaptionDataset(str(tmp_path), image_size=32, **o)
+        for name, o in {"train": {}, "exact": {"exact_decode": True}, "test": {"test_mode": True}}.items()
+    }
     assert equal(sets["exact"].image(0), sets["test"].image(0))
     assert equal(sets["test"].image(0), images.pixels(fit_square(open_rgb(tmp_path / "1.jpg"), 32)))
     assert not equal(sets["train"].image(0), sets["test"].image(0))
@@ -144,11 +146,15 @@ def test_modes_have_the_colours_that_they_mean():
     assert found.getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize(("image", "message"), [
-    (Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)), "floating point"),
-    (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating point"), (Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "beyond 16 bits"),
-    (Image.fromarray(np.full((4, 4), -3, np.int32)), "beyond 16 bits"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)), "floating point"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating point"),
+        (Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "beyond 16 bits"),
+        (Image.fromarray(np.full((4, 4), -3, np.int32)), "beyond 16 bits"),
+    ],
+)
 def test_pixels_without_a_meaning_as_colours_are_refused(image, message):
     with pytest.raises(UserError, match=message):
         as_rgb(image)

@@ -131,7 +131,7 @@ class Family(ABC):
         with full_precision(self.device):
             bank = build_bank(
                 self.towers, names, templates=templates, template_order=order, cache_dir=self.cache_dir
-            ).with_seen([])  # fmt: skip
+            ).with_seen([])
         return bank.to(self.device)
 
 
@@ -174,10 +174,14 @@ class RegionFamily(Family):
         answers = {}
         for t, tree in trees.items():
             rows, values = rank_by_tree(
-                tree, {p: scores[:, column[p]] for p in parts[t]}, image.boxes,
-                whole=t if reading == "both" else None, iou_threshold=self.ground_iou, top_k=top_k,
+                tree,
+                {p: scores[:, column[p]] for p in parts[t]},
+                image.boxes,
+                whole=t if reading == "both" else None,
+                iou_threshold=self.ground_iou,
+                top_k=top_k,
                 threshold=threshold,
-            )  # fmt: skip
+            )
             answers[t] = answer(image.boxes[rows], values, torch.zeros_like(rows), (t,), image.picture)
         return answers
 

@@ -32,9 +32,15 @@ class DetectorFamily(RegionFamily):
     """A detector of MMDetection's registry, its pipeline, and the text side of its towers."""
 
     def __init__(
-        self, detector: Any, towers: Any, pipeline: Any, *, policy: ScoringPolicy | None = None,
-        cache_dir: str | Path | None = None, precision: str = "fp32",
-    ) -> None:  # fmt: skip
+        self,
+        detector: Any,
+        towers: Any,
+        pipeline: Any,
+        *,
+        policy: ScoringPolicy | None = None,
+        cache_dir: str | Path | None = None,
+        precision: str = "fp32",
+    ) -> None:
         """Build.
 
         Args:
@@ -76,8 +82,9 @@ class DetectorFamily(RegionFamily):
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedImage]:
         """Encode; pictures of one input shape together, so that none sees the padding of another."""
-        data = [self.pipeline({"img": np.ascontiguousarray(np.asarray(p.image)[..., ::-1]), "img_id": 0})
-                for p in pictures]  # fmt: skip
+        data = [
+            self.pipeline({"img": np.ascontiguousarray(np.asarray(p.image)[..., ::-1]), "img_id": 0}) for p in pictures
+        ]
         out: dict[int, EncodedImage] = {}
         for chosen in in_batches([tuple(d["inputs"].shape) for d in data], batch_size):
             batch = self.detector.data_preprocessor(
@@ -167,9 +174,15 @@ class TwoStage(DetectorFamily):
         head = self.detector.roi_head
         dense = image.dense_vectors if self.policy.fuses else None
         return head.select(
-            image.boxes, image.vectors, dense, image.objectness, bank, self.policy, score_threshold=threshold - 1e-9,
+            image.boxes,
+            image.vectors,
+            dense,
+            image.objectness,
+            bank,
+            self.policy,
+            score_threshold=threshold - 1e-9,
             max_detections=head.max_per_img if limit is None else limit,
-        )  # fmt: skip
+        )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
         """``[R, K]`` score of every box for every text by itself."""
@@ -202,7 +215,7 @@ class TwoStage(DetectorFamily):
             logits = head.masks(pyramid, bbox2roi([inputs]))
             (out,) = head.mask_head.predict_by_feat(
                 [logits], [found], [sample.metainfo], head.mask_test_cfg, rescale=True
-            )  # fmt: skip
+            )
         return out.masks.cpu().numpy().astype(bool)
 
 
@@ -257,9 +270,12 @@ class OneStage(DetectorFamily):
         most = self.detector.bbox_head.max_per_img if limit is None else limit
         parts = bank.parts(CHUNK) if len(bank) > CHUNK else [bank]
         return select_from_parts(
-            image.boxes, lambda: (self._scores(image, part) for part in parts), score_threshold=threshold - 1e-9,
-            iou_threshold=self.nms_iou, max_detections=most,
-        )  # fmt: skip
+            image.boxes,
+            lambda: (self._scores(image, part) for part in parts),
+            score_threshold=threshold - 1e-9,
+            iou_threshold=self.nms_iou,
+            max_detections=most,
+        )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
         """``[R, K]`` score of every token for every text."""

@@ -92,9 +92,15 @@ class TrainingFree(RegionFamily):
     kind = "training-free"
 
     def __init__(
-        self, towers: Any, boxes: BoxSource | None, options: FreeOptions | None = None, *,
-        policy: ScoringPolicy | None = None, cache_dir: str | Path | None = None, precision: str = "fp32",
-    ) -> None:  # fmt: skip
+        self,
+        towers: Any,
+        boxes: BoxSource | None,
+        options: FreeOptions | None = None,
+        *,
+        policy: ScoringPolicy | None = None,
+        cache_dir: str | Path | None = None,
+        precision: str = "fp32",
+    ) -> None:
         """Build.
 
         Args:
@@ -110,9 +116,11 @@ class TrainingFree(RegionFamily):
         self.precision = check_precision(precision)
         patch, side = towers.config.patch_size, self.options.dense_size or DENSE_FACTOR * towers.config.image_size
         self.regions = RegionEncoder(
-            towers, dense_size=-(-side // patch) * patch, dense_mode=self.options.dense_mode,
+            towers,
+            dense_size=-(-side // patch) * patch,
+            dense_mode=self.options.dense_mode,
             crop_context=self.options.crop_context,
-        )  # fmt: skip
+        )
         self.nms_iou = self.options.nms_iou
         if boxes is not None:
             boxes.to(self.device)
@@ -125,8 +133,14 @@ class TrainingFree(RegionFamily):
     def facts(self) -> dict[str, Any]:
         """Towers, policy, source of boxes and settings."""
         source = {"source": "given"} if self.source is None else self.source.facts()
-        return {"policy": self.policy.to_dict(), "towers": self.towers.checkpoint_hash, "precision": self.precision,
-                "boxes": source, **asdict(self.options), "dense_size": self.regions.dense_size}  # fmt: skip
+        return {
+            "policy": self.policy.to_dict(),
+            "towers": self.towers.checkpoint_hash,
+            "precision": self.precision,
+            "boxes": source,
+            **asdict(self.options),
+            "dense_size": self.regions.dense_size,
+        }
 
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
@@ -150,10 +164,11 @@ class TrainingFree(RegionFamily):
             )
         asked = iter(self.source(wanted) if wanted and self.source is not None else ())
         return [
-            next(asked).best(self.options.max_boxes) if b is None
+            next(asked).best(self.options.max_boxes)
+            if b is None
             else FoundBoxes(b.to(self.device), torch.ones(len(b), device=self.device))
             for b in boxes
-        ]  # fmt: skip
+        ]
 
     def maps(self, images: Sequence[Image.Image]) -> Tensor:
         """``[B, D, h, w]`` dense maps."""
@@ -177,8 +192,16 @@ class TrainingFree(RegionFamily):
         shown = (-(-image.height * down // patch), -(-image.width * across // patch))
         cells_shown = (min(int(shown[0]), dense.shape[1]), min(int(shown[1]), dense.shape[2]))
         second = vectors[1] if len(vectors) > 1 else None
-        return EncodedImage(picture, boxes, found.scores.to(self.device), vectors[0], second, dense, cells_shown,
-                            whole=self._whole(image, dense))  # fmt: skip
+        return EncodedImage(
+            picture,
+            boxes,
+            found.scores.to(self.device),
+            vectors[0],
+            second,
+            dense,
+            cells_shown,
+            whole=self._whole(image, dense),
+        )
 
     def _whole(self, image: Image.Image, dense: Tensor) -> Tensor | None:
         """Vectors of the picture where the policy asks for its presence."""
@@ -204,10 +227,12 @@ class TrainingFree(RegionFamily):
         pieces = self.policy.activation == "sigmoid" and len(bank) > CHUNK
         parts = bank.parts(CHUNK) if pieces else [bank]
         return select_from_parts(
-            image.boxes, lambda: (self._weighted(image, part) for part in parts), score_threshold=threshold - 1e-9,
+            image.boxes,
+            lambda: (self._weighted(image, part) for part in parts),
+            score_threshold=threshold - 1e-9,
             iou_threshold=self.nms_iou,
             max_detections=self.options.max_detections if limit is None else limit,
-        )  # fmt: skip
+        )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
         """``[R, K]`` score of every box for every text by itself."""

@@ -51,5 +51,7 @@ def run(args: argparse.Namespace) -> None:
     stamp = protocol_stamp("convert_grounding", source_sha256=file_hash(args.source), layout=args.to)
     beside = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")
     write_results(beside, stamp, counts)
-    print(f"{counts['sentences']:,} sentences, {counts['without_target']:,} without a target, "
-          f"{counts['many_targets']:,} with several: {args.target}")  # fmt: skip
+    print(
+        f"{counts['sentences']:,} sentences, {counts['without_target']:,} without a target, "
+        f"{counts['many_targets']:,} with several: {args.target}"
+    )

@@ -32,8 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
     from smartclip_det.studies.contact_sheet import contact_sheet
 
-    world = ToyWorld(WorldConfig(seed=args.seed, train=args.train, val=args.val, test=args.test, side=args.side,
-                                 held_out=args.held_out))  # fmt: skip
+    world = ToyWorld(
+        WorldConfig(
+            seed=args.seed, train=args.train, val=args.val, test=args.test, side=args.side, held_out=args.held_out
+        )
+    )
     start = time.perf_counter()
     facts = write_world(world, args.out)
     contact_sheet(world, min(12, args.val)).save(args.out / "contact_sheet.png")

@@ -26,8 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="train", help="yolo: which folder of data.yaml")
     add("--images", type=Path, help="folder of images")
     add("--labels", type=Path, help='yolo: folder of labels; default: "images" replaced by "labels"')
-    add("--vocabulary", help="names: .txt with one a line, .json, a known name (coco_80), or a COCO json whose classes "
-                             "to use; voc: default: those found")  # fmt: skip
+    add(
+        "--vocabulary",
+        help="names: .txt with one a line, .json, a known name (coco_80), or a COCO json whose classes "
+        "to use; voc: default: those found",
+    )
     add("--rows", choices=YOLO_ROWS, default="auto", help="yolo: what lines of more than four numbers are")
     add("--xml", type=Path, help="voc: folder of xml files")
     add("--difficult", choices=DIFFICULT_RULES, default="ignore", help="voc: difficult objects")

@@ -37,9 +37,16 @@ def run(args: argparse.Namespace) -> None:
     splits = sorted({e.split for e in truth if e.split})
     if any(s.startswith("test") for s in splits):
         raise UserError(f"{args.ann} holds test sentences ({', '.join(splits)}): calibrate on --split train or val.")
-    best, metrics = calibrate_threshold(truth, load_grounding_predictions(args.pred), overlap=args.overlap,
-                                        measure=args.measure)  # fmt: skip
+    best, metrics = calibrate_threshold(
+        truth, load_grounding_predictions(args.pred), overlap=args.overlap, measure=args.measure
+    )
     print(f"--threshold {best:.6f}\n{format_metrics(metrics)}")
-    stamp = protocol_stamp("calibrate_grounding", measure=args.measure, overlap=args.overlap, splits=splits,
-                           ann_sha256=file_hash(args.ann), pred_sha256=file_hash(args.pred))  # fmt: skip
+    stamp = protocol_stamp(
+        "calibrate_grounding",
+        measure=args.measure,
+        overlap=args.overlap,
+        splits=splits,
+        ann_sha256=file_hash(args.ann),
+        pred_sha256=file_hash(args.pred),
+    )
     print(f"written: {write_results(args.out, stamp, {'score_threshold': best, **metrics})}")

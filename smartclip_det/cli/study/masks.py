@@ -31,8 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--texts", nargs="+", default=[], help="words or phrases")
     add("--vocabulary", help="names as well: a known name (coco_80, ...), .txt or .json")
     add("--template", default="{article} {}", help="text of a word")
-    add("--kinds", nargs="+", default=[], metavar="KIND=WORD,WORD",
-        help="words by kind, e.g. colour=red,blue shape=heart,star: how much their masks share")  # fmt: skip
+    add(
+        "--kinds",
+        nargs="+",
+        default=[],
+        metavar="KIND=WORD,WORD",
+        help="words by kind, e.g. colour=red,blue shape=heart,star: how much their masks share",
+    )
     add("--captions", help="caption file of any layout")
     add("--limit", type=int, default=1000, help="captions read")
     add("--pairs", type=int, default=200, help="pairs of words for set algebra")
@@ -73,9 +78,18 @@ def run(args: argparse.Namespace) -> None:
         print(f"note: --texts {texts[0]} is now --vocabulary {texts[0]}.", file=sys.stderr)
         texts, vocabulary = [], texts[0]
     texts = [*texts, *(resolve_names(vocabulary) if vocabulary else [])]
-    results, page = look_at_masks(MaskOptions(
-        towers=encoder_source(args), texts=texts, template=args.template, kinds=kinds_of(args.kinds),
-        captions=args.captions, limit=args.limit,
-        pairs=args.pairs, seed=args.seed, device=args.device, out=args.out,
-    ))  # fmt: skip
+    results, page = look_at_masks(
+        MaskOptions(
+            towers=encoder_source(args),
+            texts=texts,
+            template=args.template,
+            kinds=kinds_of(args.kinds),
+            captions=args.captions,
+            limit=args.limit,
+            pairs=args.pairs,
+            seed=args.seed,
+            device=args.device,
+            out=args.out,
+        )
+    )
     print(f"written: {results} and {page}")

@@ -23,8 +23,13 @@ from smartclip_det.cli.options import add_out, at_least
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add = parser.add_argument
-    add("--recipes", nargs="*", default=["clip", "masks"], metavar="NAME",
-        help="what is trained: those named, default clip masks; without a name all")  # fmt: skip
+    add(
+        "--recipes",
+        nargs="*",
+        default=["clip", "masks"],
+        metavar="NAME",
+        help="what is trained: those named, default clip masks; without a name all",
+    )
     add("--seeds", type=at_least(1), default=2, help="worlds and starts: seeds 0 to N - 1")
     add("--steps", type=at_least(2), default=2000, help="of training")
     add("--batch", type=at_least(2), default=128, help="pictures of a step, with two captions each")

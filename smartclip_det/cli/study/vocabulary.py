@@ -41,18 +41,30 @@ def run(args: argparse.Namespace) -> None:
     for size, report in by_size.items():
         for threshold, row in report["thresholds"].items():
             wrong = row["false_positives"]
-            cells = [f"{size:>5s}", f"{threshold:>9s}", f"{report['ap50']:.4f}", f"{wrong['on_absent']:9.3f}",
-                     f" {wrong['on_present']:10.3f}", f"     {row['share_on_absent']:7.3f}",
-                     f"  {row['absent_fired']:7.3f}"]  # fmt: skip
+            cells = [
+                f"{size:>5s}",
+                f"{threshold:>9s}",
+                f"{report['ap50']:.4f}",
+                f"{wrong['on_absent']:9.3f}",
+                f" {wrong['on_present']:10.3f}",
+                f"     {row['share_on_absent']:7.3f}",
+                f"  {row['absent_fired']:7.3f}",
+            ]
             print("  ".join(cells))
         if report["short_images"]:
             print(f"note: {report['short_images']} images have too few classes known to be absent for {size} names.")
     if activation != "sigmoid":
         print(f"note: the scores' activation is {activation}; filtering afterwards is exact for sigmoid scores only.")
     stamp = protocol_stamp(
-        "vocabulary-report", activation=activation, exact=activation == "sigmoid", sizes=args.sizes, seed=args.seed,
-        iou=0.5, ann_sha256=file_hash(args.ann), pred_sha256=file_hash(args.pred),
-    )  # fmt: skip
+        "vocabulary-report",
+        activation=activation,
+        exact=activation == "sigmoid",
+        sizes=args.sizes,
+        seed=args.seed,
+        iou=0.5,
+        ann_sha256=file_hash(args.ann),
+        pred_sha256=file_hash(args.pred),
+    )
     out = args.out or args.pred.with_suffix(".vocabulary.json")
     print(f"written: {write_results(out, stamp, by_size, counts=counts)}")
 

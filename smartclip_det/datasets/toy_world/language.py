@@ -59,10 +59,16 @@ def scene_facts(scene: Scene) -> dict[str, Any]:
     """All that captions may say of a scene: whether they are true can be read from it (``truth.py``)."""
     height, width = scene.image.shape[:2]
     objects = [
-        {"shape": o.shape, "colour": o.colour, "texture": o.texture, "size": o.size,
-         "place": where(o, height, width), "hidden": o.partly_hidden}
+        {
+            "shape": o.shape,
+            "colour": o.colour,
+            "texture": o.texture,
+            "size": o.size,
+            "place": where(o, height, width),
+            "hidden": o.partly_hidden,
+        }
         for o in scene.objects
-    ]  # fmt: skip
+    ]
     return {"background": scene.background, "grey": scene.grey, "objects": objects}
 
 
@@ -144,8 +150,11 @@ def _relation(scene: Scene, i: int, o: ToyObject) -> list[SceneExpression]:
         if k == i or len(_matches(objects, lambda p: p.pair == anchor.pair)) > 1:  # noqa: B023 (used at once)
             continue
         for axis, sign, word in ((0, -1, "left of"), (0, 1, "right of"), (1, -1, "above"), (1, 1, "below")):
-            fits = [n for n, p in enumerate(objects) if n != k and p.shape == o.shape
-                    and sign * (p.centre[axis] - anchor.centre[axis]) > 0]  # fmt: skip
+            fits = [
+                n
+                for n, p in enumerate(objects)
+                if n != k and p.shape == o.shape and sign * (p.centre[axis] - anchor.centre[axis]) > 0
+            ]
             clear = all(
                 abs(p.centre[axis] - anchor.centre[axis]) >= 4
                 for p in objects

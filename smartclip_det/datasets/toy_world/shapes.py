@@ -16,14 +16,33 @@ SUPERSAMPLE = 4
 
 #: Colour names to RGB. The last three are all that grey-scale images hold.
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 38, 38), "green": (40, 150, 60), "blue": (40, 80, 215), "yellow": (240, 210, 40),
-    "purple": (130, 50, 170), "orange": (245, 130, 30), "pink": (245, 130, 180), "black": (25, 25, 25),
-    "gray": (128, 128, 128), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (215, 38, 38),
+    "green": (40, 150, 60),
+    "blue": (40, 80, 215),
+    "yellow": (240, 210, 40),
+    "purple": (130, 50, 170),
+    "orange": (245, 130, 30),
+    "pink": (245, 130, 180),
+    "black": (25, 25, 25),
+    "gray": (128, 128, 128),
+    "white": (245, 245, 245),
+}
 GREYS = ("black", "gray", "white")
 TEXTURES = ("plain", "striped", "dotted", "checked")
-BASE_SHAPES = ("circle", "square", "triangle", "pentagon", "star", "heart", "cross", "ring", "diamond", "trapezoid",
-               "arch", "hourglass")  # fmt: skip
+BASE_SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "pentagon",
+    "star",
+    "heart",
+    "cross",
+    "ring",
+    "diamond",
+    "trapezoid",
+    "arch",
+    "hourglass",
+)
 NOVEL_SHAPES = ("hexagon", "arrow", "crescent", "bolt", "drop", "semicircle")
 SHAPES = BASE_SHAPES + NOVEL_SHAPES
 
@@ -62,19 +81,32 @@ OUTLINES: dict[str, Callable[[], np.ndarray]] = {
     "hexagon": lambda: _regular(6, turn=0.0),
     "star": lambda: _regular(5, inner=0.42),
     "heart": _heart,
-    "cross": lambda: _points((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1),
-                             (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
+    "cross": lambda: _points(
+        (-0.3, -1),
+        (0.3, -1),
+        (0.3, -0.3),
+        (1, -0.3),
+        (1, 0.3),
+        (0.3, 0.3),
+        (0.3, 1),
+        (-0.3, 1),
+        (-0.3, 0.3),
+        (-1, 0.3),
+        (-1, -0.3),
+        (-0.3, -0.3),
+    ),
     "diamond": lambda: _points((0, -1), (0.65, 0), (0, 1), (-0.65, 0)),
     "trapezoid": lambda: _points((-0.5, -0.6), (0.5, -0.6), (1, 0.6), (-1, 0.6)),
-    "arch": lambda: np.concatenate([_arc(1, 2, 0.9), _points((0.9, 0.9), (0.4, 0.9)), _arc(2, 1, 0.4),
-                                    _points((-0.4, 0.9), (-0.9, 0.9))]),
+    "arch": lambda: np.concatenate(
+        [_arc(1, 2, 0.9), _points((0.9, 0.9), (0.4, 0.9)), _arc(2, 1, 0.4), _points((-0.4, 0.9), (-0.9, 0.9))]
+    ),
     "hourglass": lambda: _points((-0.8, -1), (0.8, -1), (0.12, 0), (0.8, 1), (-0.8, 1), (-0.12, 0)),
     "arrow": lambda: _points((-1, -0.25), (0.15, -0.25), (0.15, -0.7), (1, 0), (0.15, 0.7), (0.15, 0.25), (-1, 0.25)),
     "crescent": lambda: np.concatenate([_arc(0.3, 1.7), _arc(1.62, 0.38, 0.78, (0.42, 0.0))]),
     "bolt": lambda: _points((0.25, -1), (-0.65, 0.15), (-0.05, 0.15), (-0.3, 1), (0.65, -0.25), (0.05, -0.25)),
     "drop": lambda: np.concatenate([_points((0, -1)), _arc(-0.12, 1.12, 0.66, (0.0, 0.34))]),
     "semicircle": lambda: _arc(1, 2, 1.0, (0.0, 0.5)),
-}  # fmt: skip
+}
 
 
 def shape_coverage(shape: str, size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:

@@ -34,8 +34,10 @@ def _one_of(name: str, words: Sequence[str]) -> str:
     return f"(?P<{name}>{'|'.join(words)})"
 
 
-_THING = (f"an? (?:{_one_of('size', list(SIZES))} )?(?:{_one_of('texture', TEXTURES[1:])} )?"
-          f"(?:{_one_of('colour', list(COLOURS))} )?{_one_of('shape', SHAPES)}")  # fmt: skip
+_THING = (
+    f"an? (?:{_one_of('size', list(SIZES))} )?(?:{_one_of('texture', TEXTURES[1:])} )?"
+    f"(?:{_one_of('colour', list(COLOURS))} )?{_one_of('shape', SHAPES)}"
+)
 _PLACE = "(?P<place>in the middle|in the (?:upper|lower|left|right|(?:upper|lower) (?:left|right)) part)"
 _NAMED = re.compile(_THING)
 _THERE_IS = re.compile(f"There is {_THING} {_PLACE}(?P<hidden>, partly hidden)?")

@@ -64,9 +64,17 @@ class _Records:
             self.pairs.append(o.pair)
         self.scenes.append({"id": image_id, **scene_facts(scene)})
         long, short = long_caption(scene), short_captions(scene)
-        self.shared.append({"id": image_id, "image": f"images/{self.split}/{name}", "short": short,
-                            "conversations": [{"from": "human", "value": "Describe the picture.\n<image>"},
-                                              {"from": "gpt", "value": long}]})  # fmt: skip
+        self.shared.append(
+            {
+                "id": image_id,
+                "image": f"images/{self.split}/{name}",
+                "short": short,
+                "conversations": [
+                    {"from": "human", "value": "Describe the picture.\n<image>"},
+                    {"from": "gpt", "value": long},
+                ],
+            }
+        )
         self.captions += [
             {"id": len(self.captions) + n + 1, "image_id": image_id, "caption": c} for n, c in enumerate(short)
         ]
@@ -75,10 +83,16 @@ class _Records:
 
 def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
     x1, y1, x2, y2 = o.box
-    return {"id": number, "image_id": image_id, "category_id": SHAPES.index(o.shape) + 1, "iscrowd": 0,
-            "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(o.mask.sum()),
-            "segmentation": encode_mask(o.mask),
-            "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size}}  # fmt: skip
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": SHAPES.index(o.shape) + 1,
+        "iscrowd": 0,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": int(o.mask.sum()),
+        "segmentation": encode_mask(o.mask),
+        "attributes": {"colour": o.colour, "texture": o.texture, "size": o.size},
+    }
 
 
 def _draw(world: ToyWorld, folder: Path, split: str, index: int) -> Scene:
@@ -115,8 +129,9 @@ def write_world(
         splits[split] = records = _Records(split)
         draw = partial(_draw, world, folder, split)
         scenes = map_in_processes(draw, range(world.config.count(split)), workers)
-        for scene in tqdm(scenes, total=world.config.count(split), desc=f"toy {split}", unit="image",
-                          disable=not progress):  # fmt: skip
+        for scene in tqdm(
+            scenes, total=world.config.count(split), desc=f"toy {split}", unit="image", disable=not progress
+        ):
             records.add(scene)
         _write_detection(folder, records)
         _write_captions(folder, records)
@@ -253,9 +268,14 @@ def _refs_of(
 
 
 def _add_mdetr(
-    data: dict[str, list[dict[str, Any]]], split: str, records: _Records, image_id: int, sentence_id: int,
-    e: SceneExpression, targets: list[dict[str, Any]],
-) -> None:  # fmt: skip
+    data: dict[str, list[dict[str, Any]]],
+    split: str,
+    records: _Records,
+    image_id: int,
+    sentence_id: int,
+    e: SceneExpression,
+    targets: list[dict[str, Any]],
+) -> None:
     image = records.images[image_id - _FIRST_ID[split]]
     whole = [[0, len(e.sentence)]]
     entry = {"id": sentence_id, "original_id": image_id, "file_name": f"{split}/{image['file_name']}"}

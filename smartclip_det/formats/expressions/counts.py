@@ -44,11 +44,15 @@ def _by_split(splits: Sequence[str], shared_images: bool = False, **counts: Sequ
 _UNC, _TEST = ("train", "val", "testA", "testB"), ("train", "val", "test")
 FULL_SETS: dict[str, FullSet] = {
     "refcoco-unc": _by_split(
-        _UNC, sentences=(120_624, 10_834, 5657, 5095), images=(16_994, 1500, 750, 750),
+        _UNC,
+        sentences=(120_624, 10_834, 5657, 5095),
+        images=(16_994, 1500, 750, 750),
         objects=(42_404, 3811, 1975, 1810),
     ),
     "refcoco+-unc": _by_split(
-        _UNC, sentences=(120_191, 10_758, 5726, 4889), images=(16_992, 1500, 750, 750),
+        _UNC,
+        sentences=(120_191, 10_758, 5726, 4889),
+        images=(16_992, 1500, 750, 750),
         objects=(42_278, 3805, 1975, 1798),
     ),
     "refcocog-umd": _by_split(
@@ -59,7 +63,10 @@ FULL_SETS: dict[str, FullSet] = {
     ),
     "refcoco-google": _by_split(_TEST, True, images=(19_213, 4559, 4527), objects=(40_000, 5000, 5000)),
     "grefcoco-unc": FullSet(
-        (WHOLE,), {WHOLE: 278_232}, {WHOLE: 19_994}, {WHOLE: 60_287},
+        (WHOLE,),
+        {WHOLE: 278_232},
+        {WHOLE: 19_994},
+        {WHOLE: 60_287},
         targets=dict(zip(TARGETS, (32_202, 166_008, 80_022), strict=True)),
     ),
     # TransVG's files.
@@ -67,7 +74,7 @@ FULL_SETS: dict[str, FullSet] = {
     "referit-transvg": FullSet(_TEST, sentences={"test": 60_103}),
     # val and test together.
     "ref-l4": FullSet((WHOLE,), {WHOLE: 45_341}),
-}  # fmt: skip
+}
 
 
 def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]:

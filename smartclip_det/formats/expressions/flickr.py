@@ -37,10 +37,18 @@ def read_flickr_entities(folder: str | Path) -> list[Expression]:
         boxes, size = _entities(folder / "Annotations" / f"{text.stem}.xml")
         for n, line in enumerate(text.read_text(encoding="utf-8").splitlines()):
             for k, (entity, _kind, phrase) in enumerate(_PHRASE.findall(line)):
-                out.append(Expression(
-                    f"{text.stem}_{n}_{k}", text.stem, f"{text.stem}.jpg", phrase, tuple(boxes.get(entity, ())), *size,
-                    split=splits.get(text.stem, ""), dataset="flickr30k-entities",
-                ))  # fmt: skip
+                out.append(
+                    Expression(
+                        f"{text.stem}_{n}_{k}",
+                        text.stem,
+                        f"{text.stem}.jpg",
+                        phrase,
+                        tuple(boxes.get(entity, ())),
+                        *size,
+                        split=splits.get(text.stem, ""),
+                        dataset="flickr30k-entities",
+                    )
+                )
     return out
 
 

@@ -30,15 +30,21 @@ def read_mdetr(data: Mapping[str, Any]) -> list[Expression]:
             boxes.setdefault(a["image_id"], []).append(a)
     return [
         Expression(
-            id=i["id"], image_id=i.get("original_id", i["id"]), file_name=i["file_name"], sentence=i["caption"],
-            boxes=tuple(to_xyxy(a["bbox"]) for a in boxes.get(i["id"], [])), width=int(i.get("width") or 0),
-            height=int(i.get("height") or 0), dataset=i.get("dataset_name", ""), split=i.get("split", ""),
+            id=i["id"],
+            image_id=i.get("original_id", i["id"]),
+            file_name=i["file_name"],
+            sentence=i["caption"],
+            boxes=tuple(to_xyxy(a["bbox"]) for a in boxes.get(i["id"], [])),
+            width=int(i.get("width") or 0),
+            height=int(i.get("height") or 0),
+            dataset=i.get("dataset_name", ""),
+            split=i.get("split", ""),
             category=i.get("category", ""),
             masks=masks_of(boxes.get(i["id"], [])),
             ann_ids=tuple(a["original_id"] for a in boxes.get(i["id"], []) if "original_id" in a),
         )
         for i in data["images"]
-    ]  # fmt: skip
+    ]
 
 
 def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
@@ -49,19 +55,44 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
     whole = all(isinstance(e.id, int) for e in expressions)
     for number, e in enumerate(expressions):
         n = e.id if whole else number
-        images.append({"id": n, "file_name": e.file_name, "height": e.height, "width": e.width,
-                       "original_id": e.image_id, "caption": e.sentence, "dataset_name": e.dataset,
-                       "split": e.split, **category_of(e)})  # fmt: skip
+        images.append(
+            {
+                "id": n,
+                "file_name": e.file_name,
+                "height": e.height,
+                "width": e.width,
+                "original_id": e.image_id,
+                "caption": e.sentence,
+                "dataset_name": e.dataset,
+                "split": e.split,
+                **category_of(e),
+            }
+        )
         for k, box in enumerate(e.boxes):
             x, y, w, h = to_xywh(box)
-            found: dict[str, Any] = {"id": len(annotations), "image_id": n, "category_id": 1, "bbox": [x, y, w, h],
-                                     "area": w * h, "iscrowd": 0}  # fmt: skip
+            found: dict[str, Any] = {
+                "id": len(annotations),
+                "image_id": n,
+                "category_id": 1,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+            }
             if len(e.ann_ids) == len(e.boxes):
                 found["original_id"] = e.ann_ids[k]
             if len(e.masks) == len(e.boxes):
                 found["segmentation"] = e.masks[k]
             annotations.append(found)
         if not e.boxes:
-            annotations.append({"id": len(annotations), "image_id": n, "category_id": -1, "bbox": [0, 0, 0, 0],
-                                "area": -1, "iscrowd": -1, "empty": True})  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": n,
+                    "category_id": -1,
+                    "bbox": [0, 0, 0, 0],
+                    "area": -1,
+                    "iscrowd": -1,
+                    "empty": True,
+                }
+            )
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}

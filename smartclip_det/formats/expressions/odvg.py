@@ -40,16 +40,34 @@ def odvg_of(expressions: Sequence[Expression]) -> list[dict[str, Any]]:
     """
     check_sizes(expressions, "odvg")
     splits = sorted({e.split for e in expressions})
-    held = {"masks": any(e.masks for e in expressions), "categories": any(e.category for e in expressions),
-            f"the splits {', '.join(splits)}": len(splits) > 1}  # fmt: skip
+    held = {
+        "masks": any(e.masks for e in expressions),
+        "categories": any(e.category for e in expressions),
+        f"the splits {', '.join(splits)}": len(splits) > 1,
+    }
     lost = [what for what, there in held.items() if there]
     if lost:
-        raise UserError(f"odvg cannot hold {' and '.join(lost)}; write one split at a time (--split), and keep masks "
-                        "and categories in jsonl, mdetr or refs.")  # fmt: skip
+        raise UserError(
+            f"odvg cannot hold {' and '.join(lost)}; write one split at a time (--split), and keep masks "
+            "and categories in jsonl, mdetr or refs."
+        )
     return [
-        {"filename": e.file_name, "height": e.height, "width": e.width,
-         "grounding": {"caption": e.sentence, "regions": [
-             {"bbox": [list(b) for b in e.boxes] if len(e.boxes) > 1 else list(e.boxes[0]), "phrase": e.sentence,
-              "tokens_positive": [[0, len(e.sentence)]]}] if e.boxes else []}}
+        {
+            "filename": e.file_name,
+            "height": e.height,
+            "width": e.width,
+            "grounding": {
+                "caption": e.sentence,
+                "regions": [
+                    {
+                        "bbox": [list(b) for b in e.boxes] if len(e.boxes) > 1 else list(e.boxes[0]),
+                        "phrase": e.sentence,
+                        "tokens_positive": [[0, len(e.sentence)]],
+                    }
+                ]
+                if e.boxes
+                else [],
+            },
+        }
         for e in expressions
-    ]  # fmt: skip
+    ]

@@ -56,10 +56,17 @@ def of_annotations(
 ) -> Expression:
     """The expression of COCO annotations of one image."""
     return Expression(
-        key, image["id"], image["file_name"], sentence, tuple(to_xyxy(a["bbox"]) for a in annotations),
-        int(image.get("width") or 0), int(image.get("height") or 0), dataset=dataset,
-        ann_ids=tuple(a["id"] for a in annotations), masks=masks_of(annotations),
-    )  # fmt: skip
+        key,
+        image["id"],
+        image["file_name"],
+        sentence,
+        tuple(to_xyxy(a["bbox"]) for a in annotations),
+        int(image.get("width") or 0),
+        int(image.get("height") or 0),
+        dataset=dataset,
+        ann_ids=tuple(a["id"] for a in annotations),
+        masks=masks_of(annotations),
+    )
 
 
 def masks_of(annotations: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:

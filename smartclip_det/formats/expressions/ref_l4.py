@@ -34,9 +34,18 @@ def read_ref_l4(path: str | Path) -> list[Expression]:
                 f"{file} is no Ref-L4 file: it has no column {', '.join(lacking)}; it has {', '.join(rows[0])}."
             )
         for row in rows:
-            out.append(Expression(
-                row["id"], row.get("image_id", row["file_name"]), row["file_name"], row["caption"],
-                (to_xyxy(row["bbox"]),), int(row.get("width") or 0), int(row.get("height") or 0), dataset="ref-l4",
-                split=row.get("split") or file.stem.rpartition("-")[2], category=str(row["ori_category_id"]),
-            ))  # fmt: skip
+            out.append(
+                Expression(
+                    row["id"],
+                    row.get("image_id", row["file_name"]),
+                    row["file_name"],
+                    row["caption"],
+                    (to_xyxy(row["bbox"]),),
+                    int(row.get("width") or 0),
+                    int(row.get("height") or 0),
+                    dataset="ref-l4",
+                    split=row.get("split") or file.stem.rpartition("-")[2],
+                    category=str(row["ori_category_id"]),
+                )
+            )
     return out

@@ -64,12 +64,21 @@ def read_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expre
         targets = [annotations[i] for i in _targets(ref)]
         name = image.get("file_name") or image_file_of(ref["file_name"], ref["ann_id"])
         for s in ref["sentences"]:
-            records.append(Expression(
-                id=s["sent_id"], image_id=ref["image_id"], file_name=name, sentence=s["sent"],
-                boxes=tuple(to_xyxy(a["bbox"]) for a in targets), width=int(image.get("width") or 0),
-                height=int(image.get("height") or 0), split=ref.get("split", ""),
-                ann_ids=tuple(a["id"] for a in targets), masks=masks_of(targets), category=ref.get("category", ""),
-            ))  # fmt: skip
+            records.append(
+                Expression(
+                    id=s["sent_id"],
+                    image_id=ref["image_id"],
+                    file_name=name,
+                    sentence=s["sent"],
+                    boxes=tuple(to_xyxy(a["bbox"]) for a in targets),
+                    width=int(image.get("width") or 0),
+                    height=int(image.get("height") or 0),
+                    split=ref.get("split", ""),
+                    ann_ids=tuple(a["id"] for a in targets),
+                    masks=masks_of(targets),
+                    category=ref.get("category", ""),
+                )
+            )
     return records
 
 
@@ -81,21 +90,39 @@ def refs_of(expressions: Sequence[Expression]) -> tuple[list[dict[str, Any]], di
     for e in expressions:
         images.setdefault(
             e.image_id, {"id": e.image_id, "file_name": e.file_name, "width": e.width, "height": e.height}
-        )  # fmt: skip
+        )
         ids = []
         for k, box in enumerate(e.boxes):
             key = (e.image_id, tuple(box))
             if key not in annotations:
                 x, y, w, h = to_xywh(box)
-                annotations[key] = {"id": len(annotations) + 1, "image_id": e.image_id, "category_id": 1,
-                                    "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}  # fmt: skip
+                annotations[key] = {
+                    "id": len(annotations) + 1,
+                    "image_id": e.image_id,
+                    "category_id": 1,
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
                 if len(e.masks) == len(e.boxes):
                     annotations[key]["segmentation"] = e.masks[k]
             ids.append(annotations[key]["id"])
-        refs.append({"ref_id": len(refs), "ann_id": ids[0] if len(ids) == 1 else ids or [-1], "image_id": e.image_id,
-                     "category_id": 1, "split": e.split, "file_name": e.file_name, "sent_ids": [e.id],
-                     "sentences": [{"sent_id": e.id, "sent": e.sentence, "raw": e.sentence,
-                                    "tokens": e.sentence.split()}], **category_of(e)})  # fmt: skip
-    instances: Mapping[str, Any] = {"images": list(images.values()), "annotations": list(annotations.values()),
-                                    "categories": [{"id": 1, "name": "object"}]}  # fmt: skip
+        refs.append(
+            {
+                "ref_id": len(refs),
+                "ann_id": ids[0] if len(ids) == 1 else ids or [-1],
+                "image_id": e.image_id,
+                "category_id": 1,
+                "split": e.split,
+                "file_name": e.file_name,
+                "sent_ids": [e.id],
+                "sentences": [{"sent_id": e.id, "sent": e.sentence, "raw": e.sentence, "tokens": e.sentence.split()}],
+                **category_of(e),
+            }
+        )
+    instances: Mapping[str, Any] = {
+        "images": list(images.values()),
+        "annotations": list(annotations.values()),
+        "categories": [{"id": 1, "name": "object"}],
+    }
     return refs, dict(instances)

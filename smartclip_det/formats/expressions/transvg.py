@@ -55,8 +55,10 @@ def transvg_of(expressions: Sequence[Expression], name: str, split: str) -> list
     """
     odd = [e.id for e in expressions if len(e.boxes) != 1 or e.masks or e.category or e.split not in ("", split)]
     if odd:
-        raise UserError(f"transvg holds one box a sentence, one split, and neither masks nor categories; {len(odd)} "
-                        f"sentences have others, e.g. id {odd[0]!r}. Say --split {split}, or write jsonl.")  # fmt: skip
+        raise UserError(
+            f"transvg holds one box a sentence, one split, and neither masks nor categories; {len(odd)} "
+            f"sentences have others, e.g. id {odd[0]!r}. Say --split {split}, or write jsonl."
+        )
     rows: list[tuple[Any, ...]] = []
     for e in expressions:
         box = list(e.boxes[0] if TRANSVG[name] else to_xywh(e.boxes[0]))

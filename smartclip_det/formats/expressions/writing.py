@@ -51,5 +51,8 @@ def write_layout(path: str | Path, expressions: Sequence[Expression], layout: st
         # The protocol of the toolbox's own files.
         (path / "refs(own).p").write_bytes(pickle.dumps(refs, protocol=2))
         write_whole(path / "instances.json", json.dumps(instances))
-    return {"sentences": len(expressions), "without_target": sum(not e.boxes for e in expressions),
-            "many_targets": sum(len(e.boxes) > 1 for e in expressions)}  # fmt: skip
+    return {
+        "sentences": len(expressions),
+        "without_target": sum(not e.boxes for e in expressions),
+        "many_targets": sum(len(e.boxes) > 1 for e in expressions),
+    }

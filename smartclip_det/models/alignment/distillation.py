@@ -28,9 +28,14 @@ class RegionDistillation(nn.Module):
     """``weight * mean(1 - cos(dense region, crop))`` over random regions of a part of the batch."""
 
     def __init__(
-        self, weight: float = 1.0, regions: int = 1, images: int = 64, min_side: float = 0.2, max_side: float = 0.7,
+        self,
+        weight: float = 1.0,
+        regions: int = 1,
+        images: int = 64,
+        min_side: float = 0.2,
+        max_side: float = 0.7,
         teacher: str = "initial",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:

@@ -44,9 +44,14 @@ class RegionContrast(nn.Module):
         return {"loss_region": 0.0 * dense.sum(), "region_accuracy": dense.new_zeros(())}
 
     def forward(
-        self, dense: Tensor, boxes: Sequence[Sequence[Sequence[float]]], region_texts: Sequence[Sequence[str]],
-        embeds: Tensor, masks: Tensor | None, patch_size: int,
-    ) -> dict[str, Tensor]:  # fmt: skip
+        self,
+        dense: Tensor,
+        boxes: Sequence[Sequence[Sequence[float]]],
+        region_texts: Sequence[Sequence[str]],
+        embeds: Tensor,
+        masks: Tensor | None,
+        patch_size: int,
+    ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:

@@ -100,8 +100,11 @@ class SmartCLIPAlignment(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor or {"type": "BaseDataPreprocessor", "non_blocking": True})
         self.towers = load_towers(towers)
         self.loss = AlignmentLoss(**(loss or {}))
-        for name, value, low in (("micro_batch", micro_batch, 0), ("text_chunks", text_chunks, 1),
-                                 ("component_matching", component_matching, 0)):  # fmt: skip
+        for name, value, low in (
+            ("micro_batch", micro_batch, 0),
+            ("text_chunks", text_chunks, 1),
+            ("component_matching", component_matching, 0),
+        ):
             if value < low:
                 raise UserError(f"{name} must be at least {low}; given {value}.")
         self.component_matching, self.micro_batch, self.text_chunks = component_matching, micro_batch, text_chunks
@@ -122,8 +125,11 @@ class SmartCLIPAlignment(BaseModel):
             self.towers.logit_scale.data.fill_(math.log(initial_scale))
         if self.loss.learns_scale and (was := bound_scale(self.towers.logit_scale)) is not None:
             now = float(self.towers.logit_scale)
-            print_log(f"logit_scale is a logarithm; {was:g} lies outside 0 to ln 100 and starts at {now:.4f}.",
-                      "current", logging.WARNING)  # fmt: skip
+            print_log(
+                f"logit_scale is a logarithm; {was:g} lies outside 0 to ln 100 and starts at {now:.4f}.",
+                "current",
+                logging.WARNING,
+            )
         self._banks: dict[str, TextBank] = {}
         self._vocabularies: dict[tuple[str, torch.device], tuple[TextBank, dict[str, Tensor | None]]] = {}
         # On each device once; not buffers, which DeepSpeed would round to bf16.
@@ -167,9 +173,12 @@ class SmartCLIPAlignment(BaseModel):
         self._vocabularies.clear()
 
     def forward(
-        self, inputs: Tensor, data_samples: Sequence[BaseDataElement] | None = None, mode: str = "tensor",
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[BaseDataElement] | None = None,
+        mode: str = "tensor",
         texts: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Run one batch.
 
         Args:
@@ -264,9 +273,7 @@ class SmartCLIPAlignment(BaseModel):
             given = (inputs[start : start + size], min(max(kept - start, 0), size))
             parts.append(checkpoint(see, *given, use_reentrant=False) if size < len(inputs) else see(*given))
         pooled, means, maps = ([p for p in column if p is not None] for column in zip(*parts, strict=True))
-        return SeenImages(
-            torch.cat(pooled), torch.cat(means) if means else None, torch.cat(maps) if maps else None
-        )  # fmt: skip
+        return SeenImages(torch.cat(pooled), torch.cat(means) if means else None, torch.cat(maps) if maps else None)
 
     def _contrast(self, images: Tensor, embeds: Tensor, logits: Tensor | None, sets: int) -> dict[str, Tensor]:
         """Mean losses of ``[B, D]`` image vectors with each of the sets of B captions."""
@@ -287,8 +294,14 @@ class SmartCLIPAlignment(BaseModel):
         if not texts:
             return term.nothing(dense)
         embeds, logits = self._read(self._tokenized(texts, dense.device))
-        return term(dense, [s.region_boxes for s in data_samples], told, embeds,
-                    self.loss.masks(logits), self.towers.image_tower.patch_size)  # fmt: skip
+        return term(
+            dense,
+            [s.region_boxes for s in data_samples],
+            told,
+            embeds,
+            self.loss.masks(logits),
+            self.towers.image_tower.patch_size,
+        )
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:
@@ -302,8 +315,10 @@ class SmartCLIPAlignment(BaseModel):
         scores = {}
         for name in self._banks:
             bank, masks = self._vocabulary(name, images.device)
-            scores[name] = {mode: masked_cosine(images, bank.embeds, m, text_norm=self.loss.text_norm).cpu()
-                            for mode, m in masks.items()}  # fmt: skip
+            scores[name] = {
+                mode: masked_cosine(images, bank.embeds, m, text_norm=self.loss.text_norm).cpu()
+                for mode, m in masks.items()
+            }
         texts = [t for s in data_samples for kind in s.captions.values() for t in kind]
         found = self._encode_unique(texts)
         vectors = images.float().cpu()
@@ -318,8 +333,11 @@ class SmartCLIPAlignment(BaseModel):
         if (name, device) not in self._vocabularies:
             bank = self._banks[name].to(device)
             # A control needs another text to take a mask from.
-            masks = {mode: resolve_masks(bank.masks, mode, bank.texts) for mode in RETRIEVAL_MODES
-                     if mode != "shuffled" or len(bank) > 1}  # fmt: skip
+            masks = {
+                mode: resolve_masks(bank.masks, mode, bank.texts)
+                for mode in RETRIEVAL_MODES
+                if mode != "shuffled" or len(bank) > 1
+            }
             self._vocabularies[name, device] = bank, masks
         return self._vocabularies[name, device]
 

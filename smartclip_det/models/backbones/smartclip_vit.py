@@ -111,9 +111,12 @@ class SmartCLIPViT(BaseModule):
         if torch.is_autocast_enabled(images.device.type) or all(t.dtype == images.dtype for t in given):
             return found
         # A neck of another house, which knows nothing of it, is in the precision of its own weights.
-        return VisionOutput(found.pooled, None if found.dense is None else found.dense.float(),
-                            tuple(t.float() for t in found.taps),
-                            None if found.class_token is None else found.class_token.float())  # fmt: skip
+        return VisionOutput(
+            found.pooled,
+            None if found.dense is None else found.dense.float(),
+            tuple(t.float() for t in found.taps),
+            None if found.class_token is None else found.class_token.float(),
+        )
 
     def mixed(self, device: torch.device) -> AbstractContextManager[Any]:
         """The precision that a frozen tower runs in; the caller's for a trained one."""

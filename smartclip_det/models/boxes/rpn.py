@@ -35,9 +35,15 @@ class TorchvisionBoxes:
     """The best proposals of torchvision's Faster R-CNN, with their objectness."""
 
     def __init__(
-        self, model: str = DEFAULT_MODEL, *, weights: str | Path | None = "DEFAULT", max_boxes: int = 300,
-        nms_iou: float = 0.7, size: int | None = None, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        weights: str | Path | None = "DEFAULT",
+        max_boxes: int = 300,
+        nms_iou: float = 0.7,
+        size: int | None = None,
+        seed: int = 0,
+    ) -> None:
         """Build.
 
         Args:
@@ -76,8 +82,14 @@ class TorchvisionBoxes:
 
     def facts(self) -> dict[str, Any]:
         """Model, weights and limits."""
-        return {"source": "torchvision", "model": self.name, "weights": Path(self.weights).name,
-                "max_boxes": self.max_boxes, "nms_iou": self.nms_iou, "size": self.size}  # fmt: skip
+        return {
+            "source": "torchvision",
+            "model": self.name,
+            "weights": Path(self.weights).name,
+            "max_boxes": self.max_boxes,
+            "nms_iou": self.nms_iou,
+            "size": self.size,
+        }
 
     def to(self, device: torch.device) -> TorchvisionBoxes:
         """Move the model."""

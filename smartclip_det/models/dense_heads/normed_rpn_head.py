@@ -31,7 +31,9 @@ class NormedRPNHead(RPNHead):
         super()._init_layers()
         if self.norm_cfg is not None:
             widths = [self.in_channels, *[self.feat_channels] * self.num_convs]
-            self.rpn_conv = nn.Sequential(*(
-                ConvModule(a, b, 3, padding=1, norm_cfg=self.norm_cfg, inplace=False)
-                for a, b in itertools.pairwise(widths)
-            ))  # fmt: skip
+            self.rpn_conv = nn.Sequential(
+                *(
+                    ConvModule(a, b, 3, padding=1, norm_cfg=self.norm_cfg, inplace=False)
+                    for a, b in itertools.pairwise(widths)
+                )
+            )

@@ -89,9 +89,12 @@ class OWLHead(BaseModule):
         self.fc_shift = nn.Linear(in_channels, 1)
         self.fc_scale = nn.Linear(in_channels, 1)
         self.box_mlp = nn.Sequential(
-            nn.Linear(in_channels, in_channels), nn.GELU(), nn.Linear(in_channels, in_channels), nn.GELU(),
+            nn.Linear(in_channels, in_channels),
+            nn.GELU(),
+            nn.Linear(in_channels, in_channels),
+            nn.GELU(),
             nn.Linear(in_channels, 4),
-        )  # fmt: skip
+        )
         self.assigner = TASK_UTILS.build({"type": "HungarianAssigner", "match_costs": [dict(c) for c in MATCH_COSTS]})
         self.counter = DegenerateCounter()
         # Boxes start as the cells themselves, scores near 0: cos 0.2 or so, times 10, minus 4.6.
@@ -131,9 +134,13 @@ class OWLHead(BaseModule):
         return owl_logits(cosine, found.shift.flatten(), found.scale.flatten()).unflatten(0, found.shift.shape)
 
     def loss(
-        self, found: TokenPredictions, samples: Sequence[Any], input_shape: tuple[int, int], bank: TextBank,
+        self,
+        found: TokenPredictions,
+        samples: Sequence[Any],
+        input_shape: tuple[int, int],
+        bank: TextBank,
         policy: ScoringPolicy,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Losses of one batch after bipartite matching of tokens and boxes.
 
         Args:
@@ -174,9 +181,10 @@ class OWLHead(BaseModule):
     ) -> tuple[Tensor, Tensor]:
         """Indices of matched tokens and of their ground-truth boxes."""
         result = self.assigner.assign(
-            InstanceData(bboxes=boxes, scores=logits), InstanceData(bboxes=truth, labels=labels),
+            InstanceData(bboxes=boxes, scores=logits),
+            InstanceData(bboxes=truth, labels=labels),
             {"img_shape": input_shape},
-        )  # fmt: skip
+        )
         tokens = (result.gt_inds > 0).nonzero().squeeze(1)
         return tokens, result.gt_inds[tokens] - 1
 
@@ -193,9 +201,14 @@ class OWLHead(BaseModule):
         return present.float()
 
     def predict(
-        self, found: TokenPredictions, samples: Sequence[Any], input_shape: tuple[int, int], bank: TextBank,
-        policy: ScoringPolicy, rescale: bool = True,
-    ) -> list[InstanceData]:  # fmt: skip
+        self,
+        found: TokenPredictions,
+        samples: Sequence[Any],
+        input_shape: tuple[int, int],
+        bank: TextBank,
+        policy: ScoringPolicy,
+        rescale: bool = True,
+    ) -> list[InstanceData]:
         """The best (token, class) pairs of each image, without NMS: set matching has taught tokens not to repeat.
 
         Returns:

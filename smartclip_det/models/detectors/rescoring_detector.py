@@ -116,9 +116,15 @@ class RescoringDetector(BankInForce, BaseDetector):
         return [m[:, :rows, :columns].flatten(1).t() for m, (rows, columns) in zip(dense, shown, strict=True)]
 
     def _predict_image(
-        self, found: InstanceData, dense: Tensor, cell: float, sample: Any, bank: TextBank, rescale: bool,
+        self,
+        found: InstanceData,
+        dense: Tensor,
+        cell: float,
+        sample: Any,
+        bank: TextBank,
+        rescale: bool,
         whole: Tensor | None,
-    ) -> InstanceData:  # fmt: skip
+    ) -> InstanceData:
         boxes, objectness = found.bboxes.float(), found.scores.float()
         kept = best_boxes(boxes, objectness, self.proposal_nms, self.max_proposals)
         boxes, objectness = boxes[kept], objectness[kept]

@@ -146,8 +146,10 @@ class SmartCLIPGroundingDINO(GroundingDINO):
             # Another size is no fault by itself: the shapes are compared with the config's next.
             print_log(str(error), "current", level=30)
         prefix = "bbox_head.cls_branches."
-        moved = {f"{prefix}{k.split('.')[2]}.base.{k.split('.', 3)[3]}" if k.startswith(prefix) else k: v
-                 for k, v in state.items()}  # fmt: skip
+        moved = {
+            f"{prefix}{k.split('.')[2]}.base.{k.split('.', 3)[3]}" if k.startswith(prefix) else k: v
+            for k, v in state.items()
+        }
         return {**{k: v for k, v in self.state_dict().items() if k not in moved and _is_new(k)}, **moved}
 
     def train(self, mode: bool = True) -> SmartCLIPGroundingDINO:

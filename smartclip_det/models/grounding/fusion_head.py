@@ -73,10 +73,22 @@ class FusionHead(nn.Module):
     """Fusion of patches and text tokens; boxes, existence, similarity map and, where asked for, masks."""
 
     def __init__(
-        self, *, channels: int, text_width: int, embed_dim: int, grid: int, text_length: int, dim: int = 512,
-        layers: int = 6, heads: int = 8, feedforward: int = 2048, dropout: float = 0.1, queries: int = 1,
-        gate: bool = True, mask_branch: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        channels: int,
+        text_width: int,
+        embed_dim: int,
+        grid: int,
+        text_length: int,
+        dim: int = 512,
+        layers: int = 6,
+        heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        queries: int = 1,
+        gate: bool = True,
+        mask_branch: bool = False,
+    ) -> None:
         """Build.
 
         Args:
@@ -165,13 +177,23 @@ class FusionHead(nn.Module):
         queries = self.queries + self.sentence(functional.normalize(texts.embeds, dim=-1)).unsqueeze(1)
         places = torch.cat([self.positions[: self.num_queries + length], self.positions[-(self.grid**2) :]])
         tokens = torch.cat([queries, words, patches], dim=1) + places
-        hidden = ~torch.cat([texts.keep.new_ones(len(words), self.num_queries), texts.keep,
-                             texts.keep.new_ones(len(words), height * width)], dim=1)  # fmt: skip
+        hidden = ~torch.cat(
+            [
+                texts.keep.new_ones(len(words), self.num_queries),
+                texts.keep,
+                texts.keep.new_ones(len(words), height * width),
+            ],
+            dim=1,
+        )
         tokens = self.encoder(tokens, src_key_padding_mask=hidden)
         found, cells = tokens[:, : self.num_queries], tokens[:, self.num_queries + length :]
         similarity = (self.map_scale * cosine + self.map_bias).view(-1, height, width)
-        return GroundingOutput(self._boxes(found, cells), self.exists(found).squeeze(-1), similarity,
-                               self._pixels(cells, texts, height, width))  # fmt: skip
+        return GroundingOutput(
+            self._boxes(found, cells),
+            self.exists(found).squeeze(-1),
+            similarity,
+            self._pixels(cells, texts, height, width),
+        )
 
     def _boxes(self, found: Tensor, cells: Tensor) -> Tensor:
         """``[K, Q, 4]``: the centre starts at the mean place of the patches that a query points at."""
@@ -194,6 +216,7 @@ class FusionHead(nn.Module):
         if self.upscale is None or self.kernel is None:
             return None
         grid = cells.transpose(1, 2).reshape(len(cells), -1, height, width)
-        kernel = self.kernel(functional.normalize(texts.embeds if texts.masks is None else texts.embeds * texts.masks,
-                                                  dim=-1))  # fmt: skip
+        kernel = self.kernel(
+            functional.normalize(texts.embeds if texts.masks is None else texts.embeds * texts.masks, dim=-1)
+        )
         return torch.einsum("kchw,kc->khw", self.upscale(grid), kernel)

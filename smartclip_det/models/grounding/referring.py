@@ -32,11 +32,21 @@ class SmartCLIPReferring(BaseModel):
     """Boxes, existence, similarity maps and masks of referring expressions (rec reference, section 6 (b))."""
 
     def __init__(
-        self, towers: Mapping[str, Any], head: Mapping[str, Any], *, image_size: int = 384,
-        out_indices: Sequence[int] = (0, 3, 7, 11), dense_mode: str = "value", mask_mode: str = "hard",
-        loss_weights: Mapping[str, float] | None = None, text_cache: int = 20_000, max_boxes: int = 10,
-        nms_iou: float = 0.7, data_preprocessor: Any = None, init_cfg: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        towers: Mapping[str, Any],
+        head: Mapping[str, Any],
+        *,
+        image_size: int = 384,
+        out_indices: Sequence[int] = (0, 3, 7, 11),
+        dense_mode: str = "value",
+        mask_mode: str = "hard",
+        loss_weights: Mapping[str, float] | None = None,
+        text_cache: int = 20_000,
+        max_boxes: int = 10,
+        nms_iou: float = 0.7,
+        data_preprocessor: Any = None,
+        init_cfg: Any = None,
+    ) -> None:
         """Build.
 
         Args:
@@ -69,9 +79,13 @@ class SmartCLIPReferring(BaseModel):
         self.out_indices = tuple(out_indices)
         channels = self.towers.image_tower.tap_channels
         self.head = FusionHead(
-            channels=sum(channels[i] for i in self.out_indices), text_width=config.text_width,
-            embed_dim=config.embed_dim, grid=image_size // config.patch_size, text_length=config.context_length, **head,
-        )  # fmt: skip
+            channels=sum(channels[i] for i in self.out_indices),
+            text_width=config.text_width,
+            embed_dim=config.embed_dim,
+            grid=image_size // config.patch_size,
+            text_length=config.context_length,
+            **head,
+        )
         self._texts: OrderedDict[str, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
         self.text_cache = text_cache
         mean, std = image_statistics()
@@ -141,9 +155,11 @@ class SmartCLIPReferring(BaseModel):
         return self.head(self.image_tokens(images), self.text_tokens(flat), index)
 
     def forward(
-        self, inputs: Sequence[Tensor] | Tensor, data_samples: Sequence[BaseDataElement] | None = None,
+        self,
+        inputs: Sequence[Tensor] | Tensor,
+        data_samples: Sequence[BaseDataElement] | None = None,
         mode: str = "tensor",
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Losses (``loss``), data samples with ``grounded`` (``predict``), or the raw output (``tensor``)."""
         images = torch.stack(list(inputs)).to(self.mean.device)
         if data_samples is None:

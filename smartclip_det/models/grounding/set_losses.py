@@ -48,10 +48,18 @@ def match(
         nothing = torch.zeros(0, dtype=torch.long, device=device)
         return nothing, nothing, nothing
     every = torch.cat(list(targets))
-    overlap = generalized_box_iou(box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy"),
-                                  box_convert(every, "cxcywh", "xyxy"))  # fmt: skip
-    cost = (weights["bbox"] * torch.cdist(boxes.flatten(0, 1), every, p=1) - weights["giou"] * overlap
-            - weights["exists"] * output.exists.sigmoid().flatten()[:, None]).detach().float()  # fmt: skip
+    overlap = generalized_box_iou(
+        box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy"), box_convert(every, "cxcywh", "xyxy")
+    )
+    cost = (
+        (
+            weights["bbox"] * torch.cdist(boxes.flatten(0, 1), every, p=1)
+            - weights["giou"] * overlap
+            - weights["exists"] * output.exists.sigmoid().flatten()[:, None]
+        )
+        .detach()
+        .float()
+    )
     starts = [sum(counts[:k]) for k in range(len(counts))]
     asked = [k for k, n in enumerate(counts) if n]
     if queries == 1:
@@ -84,16 +92,21 @@ def box_map(targets: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         spans = []
         for low, high, cells in ((y1, y2, height), (x1, x2, width)):
             start = torch.arange(cells, device=boxes.device)
-            spans.append((torch.minimum(high[:, None] * cells, start + 1) - torch.maximum(low[:, None] * cells, start))
-                         .clamp(0, 1))  # fmt: skip
+            spans.append(
+                (torch.minimum(high[:, None] * cells, start + 1) - torch.maximum(low[:, None] * cells, start)).clamp(
+                    0, 1
+                )
+            )
         rows.append((spans[0][:, :, None] * spans[1][:, None, :]).sum(dim=0).clamp(max=1))
     return torch.stack(rows)
 
 
 def grounding_losses(
-    output: GroundingOutput, targets: Sequence[Tensor], weights: Mapping[str, float] | None = None,
+    output: GroundingOutput,
+    targets: Sequence[Tensor],
+    weights: Mapping[str, float] | None = None,
     masks: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """Losses of a batch, each a mean over sentences (boxes: over targets).
 
     Args:

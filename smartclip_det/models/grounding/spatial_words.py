@@ -10,20 +10,55 @@ _PARTS = ("", " side", " hand side", "-hand side")
 _SIDES = {f"{way}{side}{part} of": side for way in _WAYS for side in ("left", "right") for part in _PARTS}
 #: Relation phrases to the relation's name.
 RELATIONS = _SIDES | {
-    "west of": "left", "east of": "right", "on top of": "above", "above": "above", "over": "above",
-    "north of": "above", "behind": "above", "in back of": "above", "underneath": "below", "beneath": "below",
-    "below": "below", "under": "below", "south of": "below", "in front of": "below", "bigger than": "bigger",
-    "larger than": "bigger", "closer than": "bigger", "smaller than": "smaller", "tinier than": "smaller",
-    "farther than": "smaller", "further than": "smaller", "inside of": "within", "inside": "within",
-    "within": "within", "in between": "between", "between": "between",
-}  # fmt: skip
+    "west of": "left",
+    "east of": "right",
+    "on top of": "above",
+    "above": "above",
+    "over": "above",
+    "north of": "above",
+    "behind": "above",
+    "in back of": "above",
+    "underneath": "below",
+    "beneath": "below",
+    "below": "below",
+    "under": "below",
+    "south of": "below",
+    "in front of": "below",
+    "bigger than": "bigger",
+    "larger than": "bigger",
+    "closer than": "bigger",
+    "smaller than": "smaller",
+    "tinier than": "smaller",
+    "farther than": "smaller",
+    "further than": "smaller",
+    "inside of": "within",
+    "inside": "within",
+    "within": "within",
+    "in between": "between",
+    "between": "between",
+}
 #: Words that single out the extreme of all candidates.
 SUPERLATIVES = {
-    "leftmost": "left", "left": "left", "rightmost": "right", "right": "right", "topmost": "above", "top": "above",
-    "uppermost": "above", "highest": "above", "bottommost": "below", "bottom": "below", "lowest": "below",
-    "biggest": "bigger", "largest": "bigger", "closest": "bigger", "nearest": "bigger", "smallest": "smaller",
-    "tiniest": "smaller", "farthest": "smaller", "furthest": "smaller",
-}  # fmt: skip
+    "leftmost": "left",
+    "left": "left",
+    "rightmost": "right",
+    "right": "right",
+    "topmost": "above",
+    "top": "above",
+    "uppermost": "above",
+    "highest": "above",
+    "bottommost": "below",
+    "bottom": "below",
+    "lowest": "below",
+    "biggest": "bigger",
+    "largest": "bigger",
+    "closest": "bigger",
+    "nearest": "bigger",
+    "smallest": "smaller",
+    "tiniest": "smaller",
+    "farthest": "smaller",
+    "furthest": "smaller",
+}
 #: Texts that name nothing that could be looked for.
 EMPTY = ("", "the", "a", "an", "one", "the one", "thing", "the thing", "object", "the object")
 

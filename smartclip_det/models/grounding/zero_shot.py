@@ -46,8 +46,14 @@ def relation_matrix(boxes: Tensor, relation: str) -> Tensor:
         )
         out = (high - low).clamp(min=0).prod(dim=2) / area.clamp(min=1e-6).unsqueeze(1)
     else:
-        value, sign = {"left": (x, -1), "right": (x, 1), "above": (y, -1), "below": (y, 1), "bigger": (area, 1),
-                       "smaller": (area, -1)}[relation]  # fmt: skip
+        value, sign = {
+            "left": (x, -1),
+            "right": (x, 1),
+            "above": (y, -1),
+            "below": (y, 1),
+            "bigger": (area, 1),
+            "smaller": (area, -1),
+        }[relation]
         out = (sign * (value[:, None] - value[None, :]) > 0).to(boxes.dtype)
     return out.fill_diagonal_(0)
 
@@ -99,11 +105,15 @@ class ZeroShotGrounder:
     """Scores candidate boxes of an image for expressions."""
 
     def __init__(
-        self, encoder: RegionEncoder | Sequence[RegionEncoder], *, views: Sequence[str] = ("dense",),
-        policy: ScoringPolicy | None = None, reading: str = "expression",
+        self,
+        encoder: RegionEncoder | Sequence[RegionEncoder],
+        *,
+        views: Sequence[str] = ("dense",),
+        policy: ScoringPolicy | None = None,
+        reading: str = "expression",
         reader: Callable[[str], Entity] = parse_expression,
         subtracted: TextBank | Sequence[TextBank] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:
@@ -150,8 +160,10 @@ class ZeroShotGrounder:
             boxes: R xyxy boxes.
             masks: ``[R, H, W]`` bool for the ``mask`` view.
         """
-        return [{v: e.vectors(image, boxes, v, masks=masks if v == "mask" else None) for v in self.views}
-                for e in self.encoders]  # fmt: skip
+        return [
+            {v: e.vectors(image, boxes, v, masks=masks if v == "mask" else None) for v in self.views}
+            for e in self.encoders
+        ]
 
     def cosines(self, vectors: Regions, bank: TextBank | Sequence[TextBank]) -> Tensor:
         """``[R, K]`` mean over encoders and views of the cosine with each text, less that of the subtracted bank.
@@ -170,9 +182,12 @@ class ZeroShotGrounder:
         return torch.stack(found).mean(dim=0)
 
     def score(
-        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
+        self,
+        vectors: Regions,
+        boxes: Sequence[Sequence[float]],
+        expressions: Sequence[str],
         bank: TextBank | Sequence[TextBank],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """``[E, R]`` distributions over the boxes.
 
         Args:
@@ -192,9 +207,14 @@ class ZeroShotGrounder:
         return torch.stack(reasoned)
 
     def evidence(
-        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
-        bank: TextBank | Sequence[TextBank], margin: bool = False, pictures: Sequence[Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        vectors: Regions,
+        boxes: Sequence[Sequence[float]],
+        expressions: Sequence[str],
+        bank: TextBank | Sequence[TextBank],
+        margin: bool = False,
+        pictures: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """``[E, R]`` how well each box fits each expression by itself.
 
         Comparable over images, so that a threshold can answer "none" and "many". It is the mean over views of the
@@ -232,9 +252,13 @@ class ZeroShotGrounder:
         return torch.stack([mean[[index[t] for t in self.texts(e)]].min() for e in expressions])
 
     def _evidence(
-        self, vectors: Regions, boxes: Sequence[Sequence[float]], expressions: Sequence[str],
-        bank: TextBank | Sequence[TextBank], margin: bool,
-    ) -> Tensor:  # fmt: skip
+        self,
+        vectors: Regions,
+        boxes: Sequence[Sequence[float]],
+        expressions: Sequence[str],
+        bank: TextBank | Sequence[TextBank],
+        margin: bool,
+    ) -> Tensor:
         cosines = self._logits(self.cosines(vectors, bank), expressions, bank)
         if margin:
             nothing = self._background(vectors, bank)
@@ -297,9 +321,16 @@ def reason(entity: Entity, chances: Mapping[str, Tensor], boxes: Tensor) -> Tens
 
 
 def rank_by_tree(
-    tree: Entity, scores: Mapping[str, Tensor], boxes: Tensor, *, whole: str | None = None, iou_threshold: float = 0.5,
-    top_k: int = 1, threshold: float = 0.0, candidates: int = 50,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    tree: Entity,
+    scores: Mapping[str, Tensor],
+    boxes: Tensor,
+    *,
+    whole: str | None = None,
+    iou_threshold: float = 0.5,
+    top_k: int = 1,
+    threshold: float = 0.0,
+    candidates: int = 50,
+) -> tuple[Tensor, Tensor]:
     """The boxes of an expression, by scores that mean something by themselves.
 
     A box keeps the score of the tree's root, less what it lacks in the reasoned distribution: so a threshold can answer

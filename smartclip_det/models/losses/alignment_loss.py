@@ -48,10 +48,17 @@ class AlignmentLoss(nn.Module):
     """
 
     def __init__(
-        self, mask_mode: str = "hard", modular: bool = True, scale: float | str = SCALE,
-        alignment_weight: float = 10.0, sparsity_weight: float = 2.0, form: str = "softmax",
-        label_smoothing: float = 0.0, text_norm: str = "full", tile: int = TILE,
-    ) -> None:  # fmt: skip
+        self,
+        mask_mode: str = "hard",
+        modular: bool = True,
+        scale: float | str = SCALE,
+        alignment_weight: float = 10.0,
+        sparsity_weight: float = 2.0,
+        form: str = "softmax",
+        label_smoothing: float = 0.0,
+        text_norm: str = "full",
+        tile: int = TILE,
+    ) -> None:
         """Build.
 
         Args:
@@ -124,8 +131,16 @@ class AlignmentLoss(nn.Module):
         share = world_size() / len(texts)
         if self.form == "sigmoid":
             assert self.bias is not None
-            strip_sum = sigmoid_strip(images, texts, all_masks, first, scale=scale, bias=self.bias.reshape(()),
-                                      text_norm=self.text_norm, tile=self.tile)  # fmt: skip
+            strip_sum = sigmoid_strip(
+                images,
+                texts,
+                all_masks,
+                first,
+                scale=scale,
+                bias=self.bias.reshape(()),
+                text_norm=self.text_norm,
+                tile=self.tile,
+            )
             losses = {"loss_sigmoid": self.alignment_weight * share * strip_sum}
         else:
             losses = self._softmax(images, texts, all_masks, first, scale, share)

@@ -54,10 +54,14 @@ class OpenVocabRoIHead(BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.bbox_roi_extractor = MODELS.build(dict(bbox_roi_extractor))
         self.bbox_head = MODELS.build(dict(bbox_head))
-        self.dense_extractor = MODELS.build({
-            "type": "SingleRoIExtractor", "roi_layer": {"type": "RoIAlign", "output_size": 1, "sampling_ratio": 0},
-            "out_channels": self.bbox_head.embed_dim, "featmap_strides": [dense_stride],
-        })  # fmt: skip
+        self.dense_extractor = MODELS.build(
+            {
+                "type": "SingleRoIExtractor",
+                "roi_layer": {"type": "RoIAlign", "output_size": 1, "sampling_ratio": 0},
+                "out_channels": self.bbox_head.embed_dim,
+                "featmap_strides": [dense_stride],
+            }
+        )
         if mask_head is not None and not mask_head.get("class_agnostic"):
             raise UserError("The mask head must be class_agnostic=True: novel classes have no masks in training.")
         self.mask_head = MODELS.build(dict(mask_head)) if mask_head else None
@@ -76,9 +80,13 @@ class OpenVocabRoIHead(BaseModule):
         self.score_thr, self.nms_iou, self.max_per_img = test["score_thr"], test["nms_iou"], test["max_per_img"]
 
     def loss(
-        self, pyramid: Sequence[Tensor], proposals: Sequence[InstanceData], samples: Sequence[Any], bank: TextBank,
+        self,
+        pyramid: Sequence[Tensor],
+        proposals: Sequence[InstanceData],
+        samples: Sequence[Any],
+        bank: TextBank,
         policy: ScoringPolicy,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
@@ -130,9 +138,13 @@ class OpenVocabRoIHead(BaseModule):
         return self.dense_extractor([dense.contiguous()], rois).flatten(1)
 
     def scores(
-        self, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None, bank: TextBank,
+        self,
+        vectors: Tensor,
+        dense_vectors: Tensor | None,
+        objectness: Tensor | None,
+        bank: TextBank,
         policy: ScoringPolicy,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """``[R, C]`` fused class scores, background dropped.
 
         Args:
@@ -146,9 +158,17 @@ class OpenVocabRoIHead(BaseModule):
         return scorer.scores(bank, *scorer.totals([bank]))
 
     def select(
-        self, boxes: Tensor, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None, bank: TextBank,
-        policy: ScoringPolicy, *, score_threshold: float, max_detections: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self,
+        boxes: Tensor,
+        vectors: Tensor,
+        dense_vectors: Tensor | None,
+        objectness: Tensor | None,
+        bank: TextBank,
+        policy: ScoringPolicy,
+        *,
+        score_threshold: float,
+        max_detections: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Box indices, class indices and scores ``[N]`` of the detections, best first.
 
         A vocabulary of more than ``class_chunk`` names is scored in pieces, each twice (for the softmax total, then for
@@ -168,14 +188,23 @@ class OpenVocabRoIHead(BaseModule):
         parts = bank.parts(self.class_chunk) if len(bank) > self.class_chunk else [bank]
         totals = scorer.totals(parts)
         return select_from_parts(
-            boxes, lambda: (scorer.scores(part, *totals) for part in parts), score_threshold=score_threshold,
-            iou_threshold=self.nms_iou, max_detections=max_detections,
-        )  # fmt: skip
+            boxes,
+            lambda: (scorer.scores(part, *totals) for part in parts),
+            score_threshold=score_threshold,
+            iou_threshold=self.nms_iou,
+            max_detections=max_detections,
+        )
 
     def predict(
-        self, pyramid: Sequence[Tensor], dense: Tensor | None, proposals: Sequence[InstanceData],
-        samples: Sequence[Any], bank: TextBank, policy: ScoringPolicy, rescale: bool = True,
-    ) -> list[InstanceData]:  # fmt: skip
+        self,
+        pyramid: Sequence[Tensor],
+        dense: Tensor | None,
+        proposals: Sequence[InstanceData],
+        samples: Sequence[Any],
+        bank: TextBank,
+        policy: ScoringPolicy,
+        rescale: bool = True,
+    ) -> list[InstanceData]:
         """Detections of each image.
 
         Args:
@@ -193,8 +222,9 @@ class OpenVocabRoIHead(BaseModule):
         """
         rois = bbox2roi([p.bboxes for p in proposals])
         if not len(rois):
-            none = [_detections(rois.new_zeros(0, 4), rois.new_zeros(0), rois.new_zeros(0).long(), bank)
-                    for _ in samples]  # fmt: skip
+            none = [
+                _detections(rois.new_zeros(0, 4), rois.new_zeros(0), rois.new_zeros(0).long(), bank) for _ in samples
+            ]
             return none if self.mask_head is None else self._with_masks(pyramid, none, samples, rescale)
         vectors, deltas = self.bbox_head(self.pool(pyramid, rois))
         dense_vectors = None if dense is None else self.dense_vectors(dense, rois, policy)
@@ -228,16 +258,30 @@ class OpenVocabRoIHead(BaseModule):
         return out
 
     def _predict_image(
-        self, boxes: Tensor, vectors: Tensor, deltas: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None,
-        sample: Any, bank: TextBank, policy: ScoringPolicy, rescale: bool,
-    ) -> InstanceData:  # fmt: skip
+        self,
+        boxes: Tensor,
+        vectors: Tensor,
+        deltas: Tensor,
+        dense_vectors: Tensor | None,
+        objectness: Tensor | None,
+        sample: Any,
+        bank: TextBank,
+        policy: ScoringPolicy,
+        rescale: bool,
+    ) -> InstanceData:
         decoded = self.bbox_head.bbox_coder.decode(boxes, deltas.float(), max_shape=sample.img_shape)
         if rescale and len(decoded):
             decoded = scale_boxes(decoded, [1 / s for s in sample.scale_factor])
         rows, classes, values = self.select(
-            decoded, vectors, dense_vectors, objectness, bank, policy, score_threshold=self.score_thr,
+            decoded,
+            vectors,
+            dense_vectors,
+            objectness,
+            bank,
+            policy,
+            score_threshold=self.score_thr,
             max_detections=self.max_per_img,
-        )  # fmt: skip
+        )
         return _detections(decoded[rows], values, classes, bank)
 
 

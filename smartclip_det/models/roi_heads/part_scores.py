@@ -28,9 +28,13 @@ class PartScorer:
     """Scores of the same regions for one piece of the vocabulary after another."""
 
     def __init__(
-        self, head: OpenVocabBBoxHead, vectors: Tensor, dense_vectors: Tensor | None, objectness: Tensor | None,
+        self,
+        head: OpenVocabBBoxHead,
+        vectors: Tensor,
+        dense_vectors: Tensor | None,
+        objectness: Tensor | None,
         policy: ScoringPolicy,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:
@@ -88,9 +92,13 @@ class PartScorer:
         return logits.softmax(dim=1) if log_total is None else (logits - log_total).exp()
 
     def _fused(
-        self, part: TextBank, det_total: Tensor | None, vlm_total: Tensor | None, total: Tensor | None,
+        self,
+        part: TextBank,
+        det_total: Tensor | None,
+        vlm_total: Tensor | None,
+        total: Tensor | None,
         objectness: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         policy = self.policy
         det = self._activated(self.head.logits(self.vectors, part, policy), det_total)
         vlm = None if self.dense_vectors is None else self._activated(self._dense_logits(part), vlm_total)

@@ -62,9 +62,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_checkpoint(
-    path: str | Path, *, activation: str | None = None, reading: str | None = None
-) -> Checkpoint:  # fmt: skip
+def read_checkpoint(path: str | Path, *, activation: str | None = None, reading: str | None = None) -> Checkpoint:
     """Read towers from any known file.
 
     Args:

@@ -70,8 +70,10 @@ class TowerConfig:
             raise UserError(f"saliency is for vision='vit'; cells of a {self.vision!r} tower have weights anyway.")
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
-        for side, width, heads in (("vision", self.vision_width, self.vision_heads),
-                                   ("text", self.text_width, self.text_heads)):  # fmt: skip
+        for side, width, heads in (
+            ("vision", self.vision_width, self.vision_heads),
+            ("text", self.text_width, self.text_heads),
+        ):
             if heads < 1 or width % heads:
                 raise UserError(f"{side}_width {width} cannot be divided into {heads} heads.")
 
@@ -108,9 +110,18 @@ _L14 = TowerConfig(
 )
 _LONG = {"context_length": 248, "stretched": True}
 _TOY_VIT = TowerConfig(
-    embed_dim=64, image_size=64, patch_size=8, vision_width=128, vision_layers=4, vision_heads=4, context_length=128,
-    text_width=64, text_layers=2, text_heads=2, activation="gelu",
-)  # fmt: skip
+    embed_dim=64,
+    image_size=64,
+    patch_size=8,
+    vision_width=128,
+    vision_layers=4,
+    vision_heads=4,
+    context_length=128,
+    text_width=64,
+    text_layers=2,
+    text_heads=2,
+    activation="gelu",
+)
 _TOY = _TOY_VIT.with_(embed_dim=128, vision="local", vision_width=80, vision_layers=1, vision_heads=1)
 _SMART = {**_LONG, "mask_layers": 1, "mask_pad": "include"}
 
@@ -128,10 +139,18 @@ ARCHITECTURES: dict[str, TowerConfig] = {
     "CLIP-toy-ViT": _TOY_VIT,
     "SmartCLIP-toy-ViT": _TOY_VIT.with_(mask_layers=1),
     "SmartCLIP-tiny": TowerConfig(
-        embed_dim=64, image_size=64, patch_size=8, vision_width=64, vision_layers=4, vision_heads=2, text_width=64,
-        text_layers=2, text_heads=2, mask_layers=1,
+        embed_dim=64,
+        image_size=64,
+        patch_size=8,
+        vision_width=64,
+        vision_layers=4,
+        vision_heads=2,
+        text_width=64,
+        text_layers=2,
+        text_heads=2,
+        mask_layers=1,
     ),
-}  # fmt: skip
+}
 
 
 def architecture(name: str) -> TowerConfig:

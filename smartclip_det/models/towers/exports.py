@@ -25,7 +25,7 @@ FOLDERS = {
 
 def write_folder(
     state: Mapping[str, Tensor], config: TowerConfig, path: str | Path, *, layout: str, drop_masks: bool = False
-) -> Path:  # fmt: skip
+) -> Path:
     """Write a folder of weights and config.
 
     The two position tables of a stretched tower become the one table that is in force; vectors stay the same.
@@ -68,8 +68,10 @@ def write_folder(
     files: dict[str, Any]
     if layout == "huggingface":
         named, weights = layouts.to_huggingface(named), "model.safetensors"
-        files = {"config.json": peer_configs.huggingface_config(config),
-                 "preprocessor_config.json": peer_configs.huggingface_preprocessor(config)}  # fmt: skip
+        files = {
+            "config.json": peer_configs.huggingface_config(config),
+            "preprocessor_config.json": peer_configs.huggingface_preprocessor(config),
+        }
     else:
         weights, files = "open_clip_model.safetensors", {"open_clip_config.json": peer_configs.open_clip_config(config)}
     path.mkdir(parents=True, exist_ok=True)

@@ -131,9 +131,8 @@ def to_openai(state: State, layout: str) -> State:
     state = {k: v for k, v in state.items() if not IGNORABLE.match(k)}
     if layout == "native":
         return {
-            from_native(k) if not k.startswith("text_tower.") or _TEXT.match(k[11:]) else k: v
-            for k, v in state.items()
-        }  # fmt: skip
+            from_native(k) if not k.startswith("text_tower.") or _TEXT.match(k[11:]) else k: v for k, v in state.items()
+        }
     if layout == "huggingface":
         return _from_huggingface(state)
     return {k[5:] if k.startswith("text.") and _TEXT.match(k[5:]) else k: v for k, v in state.items()}
@@ -253,24 +252,43 @@ def _vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = state["visual.conv1.weight"].shape
     grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
     return {
-        "image_size": grid * patch, "patch_size": patch, "vision_width": width,
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "vision_width": width,
         "vision_layers": _count(state, r"^visual\.transformer\.resblocks\.(\d+)\."),
-        "vision_heads": _VISION_HEADS.get(width) or _heads(width), "saliency": "visual.saliency" in state,
-    }  # fmt: skip
+        "vision_heads": _VISION_HEADS.get(width) or _heads(width),
+        "saliency": "visual.saliency" in state,
+    }
 
 
 def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """A tower of convolutions takes any input size, which its tensors do not tell."""
     return {
-        "vision": "local", "image_size": 64, "patch_size": STRIDE, "vision_heads": 1,
+        "vision": "local",
+        "image_size": 64,
+        "patch_size": STRIDE,
+        "vision_heads": 1,
         "vision_width": state["visual.value.weight"].shape[1],
         "vision_layers": _count(state, r"^visual\.blocks\.(\d+)\."),
-    }  # fmt: skip
+    }
 
 
 #: Keys of ``TowerConfig`` that shapes tell.
-SHAPED = ("vision", "embed_dim", "image_size", "patch_size", "vision_width", "vision_layers", "context_length",
-          "vocab_size", "text_width", "text_layers", "stretched", "mask_layers", "saliency")  # fmt: skip
+SHAPED = (
+    "vision",
+    "embed_dim",
+    "image_size",
+    "patch_size",
+    "vision_width",
+    "vision_layers",
+    "context_length",
+    "vocab_size",
+    "text_width",
+    "text_layers",
+    "stretched",
+    "mask_layers",
+    "saliency",
+)
 
 
 def shaped(config: TowerConfig) -> tuple[str, ...]:

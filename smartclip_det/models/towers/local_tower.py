@@ -54,9 +54,16 @@ class LocalTower(nn.Module):
     tap_strides: tuple[int, ...] = (2, 4, 8)
 
     def __init__(
-        self, *, image_size: int = 64, width: int = 80, layers: int = 1, embed_dim: int = 128, window_size: int = 0,
-        global_layers: Sequence[int] = (), checkpointing: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        image_size: int = 64,
+        width: int = 80,
+        layers: int = 1,
+        embed_dim: int = 128,
+        window_size: int = 0,
+        global_layers: Sequence[int] = (),
+        checkpointing: bool = False,
+    ) -> None:
         """Build.
 
         Args:
@@ -81,10 +88,14 @@ class LocalTower(nn.Module):
         self.checkpointing = False
         self.image_size, self.width, self.embed_dim = image_size, width, embed_dim
         step = width // 5
-        self.stem = nn.ModuleList([
-            ConvNormAct(3, step, 2), ConvNormAct(step, 2 * step, 2), ConvNormAct(2 * step, 3 * step),
-            ConvNormAct(3 * step, width, 2),
-        ])  # fmt: skip
+        self.stem = nn.ModuleList(
+            [
+                ConvNormAct(3, step, 2),
+                ConvNormAct(step, 2 * step, 2),
+                ConvNormAct(2 * step, 3 * step),
+                ConvNormAct(3 * step, width, 2),
+            ]
+        )
         self.blocks = nn.ModuleList(ConvNormAct(width, width) for _ in range(layers))
         self.value = nn.Conv2d(width, embed_dim, 1)
         self.saliency = nn.Conv2d(width, 1, 1)

@@ -41,9 +41,16 @@ class MaskNetwork(nn.Module):
     """
 
     def __init__(
-        self, width: int, embed_dim: int, heads: int, *, layers: int = 1, activation: str = "quick_gelu",
-        mask_pad: str = "ignore", top_k: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        embed_dim: int,
+        heads: int,
+        *,
+        layers: int = 1,
+        activation: str = "quick_gelu",
+        mask_pad: str = "ignore",
+        top_k: int = 0,
+    ) -> None:
         super().__init__()
         self.top_k = top_k
         self.mask_pad = check_choice("mask_pad", mask_pad, MASK_PADS)

@@ -47,9 +47,14 @@ class OpenClipEncoder(nn.Module):
     dense_modes: tuple[str, ...] = DENSE_MODES
 
     def __init__(
-        self, name: str, checkpoint: str | Path | None = None, *, image_size: int = 0, seed: int = 0,
+        self,
+        name: str,
+        checkpoint: str | Path | None = None,
+        *,
+        image_size: int = 0,
+        seed: int = 0,
         tokenizer: str | Callable[[list[str]], Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Build.
 
         Args:
@@ -82,9 +87,11 @@ class OpenClipEncoder(nn.Module):
         self.name = name
         self._tokenizer = tokenizer if callable(tokenizer) else open_clip_tokenizer(name, tokenizer)
         self.config = OpenClipConfig(
-            image_size=int(trunk.patch_embed.img_size[0]), patch_size=int(trunk.patch_embed.patch_size[0]),
-            embed_dim=self._dimension(), context_length=int(self.model.context_length),
-        )  # fmt: skip
+            image_size=int(trunk.patch_embed.img_size[0]),
+            patch_size=int(trunk.patch_embed.patch_size[0]),
+            embed_dim=self._dimension(),
+            context_length=int(self.model.context_length),
+        )
         self._hash = state_hash(self.model.state_dict())
 
     def _dimension(self) -> int:
@@ -156,8 +163,12 @@ class OpenClipEncoder(nn.Module):
 
     def provenance(self) -> dict[str, str]:
         """What identifies the rows of a bank made by this encoder."""
-        return {"checkpoint_hash": self._hash, "tokenizer": f"open_clip/{self.name}", "mask_pad": "none",
-                "context_length": str(self.config.context_length)}  # fmt: skip
+        return {
+            "checkpoint_hash": self._hash,
+            "tokenizer": f"open_clip/{self.name}",
+            "mask_pad": "none",
+            "context_length": str(self.config.context_length),
+        }
 
 
 def _attend_to_self(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -46,11 +46,21 @@ def section(config: Mapping[str, Any], name: str, where: Path) -> Mapping[str, A
 
 _HF_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_python": "gelu"}
 _HF_SIZES = {
-    "vision": {"image_size": "image_size", "patch_size": "patch_size", "hidden_size": "vision_width",
-               "num_hidden_layers": "vision_layers", "num_attention_heads": "vision_heads"},
-    "text": {"max_position_embeddings": "context_length", "vocab_size": "vocab_size", "hidden_size": "text_width",
-             "num_hidden_layers": "text_layers", "num_attention_heads": "text_heads"},
-}  # fmt: skip
+    "vision": {
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "hidden_size": "vision_width",
+        "num_hidden_layers": "vision_layers",
+        "num_attention_heads": "vision_heads",
+    },
+    "text": {
+        "max_position_embeddings": "context_length",
+        "vocab_size": "vocab_size",
+        "hidden_size": "text_width",
+        "num_hidden_layers": "text_layers",
+        "num_attention_heads": "text_heads",
+    },
+}
 
 
 def huggingface_facts(config: Mapping[str, Any], where: Path) -> Facts:
@@ -81,27 +91,48 @@ def huggingface_config(config: TowerConfig) -> dict[str, Any]:
         side: {theirs: getattr(config, ours) for theirs, ours in _HF_SIZES[side].items()} for side in _HF_SIZES
     }
     common = {"projection_dim": config.embed_dim, "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
-    told["vision"].update(common, model_type="clip_vision_model", hidden_act=config.activation,
-                          intermediate_size=4 * config.vision_width, num_channels=3)  # fmt: skip
+    told["vision"].update(
+        common,
+        model_type="clip_vision_model",
+        hidden_act=config.activation,
+        intermediate_size=4 * config.vision_width,
+        num_channels=3,
+    )
     # CLIP's tokenizer puts the ends last in its vocabulary, and the reader looks for the end token by its id.
-    told["text"].update(common, model_type="clip_text_model", hidden_act=config.text_activation or config.activation,
-                        intermediate_size=4 * config.text_width, bos_token_id=config.vocab_size - 2,
-                        eos_token_id=config.vocab_size - 1, pad_token_id=config.vocab_size - 1)  # fmt: skip
+    told["text"].update(
+        common,
+        model_type="clip_text_model",
+        hidden_act=config.text_activation or config.activation,
+        intermediate_size=4 * config.text_width,
+        bos_token_id=config.vocab_size - 2,
+        eos_token_id=config.vocab_size - 1,
+        pad_token_id=config.vocab_size - 1,
+    )
     return {
-        "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": config.embed_dim,
-        "text_config": told["text"], "vision_config": told["vision"],
-    }  # fmt: skip
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "text_config": told["text"],
+        "vision_config": told["vision"],
+    }
 
 
 def huggingface_preprocessor(config: TowerConfig) -> dict[str, Any]:
     """CLIP's image preparation, as ``AutoImageProcessor`` reads it."""
     mean, std = image_statistics()
     return {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": config.image_size},
-        "resample": 3, "do_center_crop": True, "crop_size": {"height": config.image_size, "width": config.image_size},
-        "do_rescale": True, "do_convert_rgb": True, "do_normalize": True, "image_mean": list(mean),
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "image_mean": list(mean),
         "image_std": list(std),
-    }  # fmt: skip
+    }
 
 
 # --- open_clip -------------------------------------------------------------------------------------------------------
@@ -109,24 +140,71 @@ def huggingface_preprocessor(config: TowerConfig) -> dict[str, Any]:
 #: Settings that change what a tower computes, with the values under which it is the tower of this package; any other
 #: setting must be off.
 _OC_PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vision": {"mlp_ratio": (4, 4.0), "pool_type": ("tok",), "pos_embed_type": ("learnable",),
-               "block_type": ("default", "standard"), "attn_type": ("default",)},
-    "text": {"mlp_ratio": (4, 4.0), "pool_type": ("argmax",), "proj_type": ("linear",),
-             "block_type": ("default", "standard"), "attn_type": ("default",)},
-}  # fmt: skip
+    "vision": {
+        "mlp_ratio": (4, 4.0),
+        "pool_type": ("tok",),
+        "pos_embed_type": ("learnable",),
+        "block_type": ("default", "standard"),
+        "attn_type": ("default",),
+    },
+    "text": {
+        "mlp_ratio": (4, 4.0),
+        "pool_type": ("argmax",),
+        "proj_type": ("linear",),
+        "block_type": ("default", "standard"),
+        "attn_type": ("default",),
+    },
+}
 _OC_SIZES = {
-    "vision": {"image_size": "image_size", "patch_size": "patch_size", "width": "vision_width",
-               "layers": "vision_layers"},
-    "text": {"context_length": "context_length", "vocab_size": "vocab_size", "width": "text_width",
-             "layers": "text_layers", "heads": "text_heads"},
-}  # fmt: skip
+    "vision": {
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "width": "vision_width",
+        "layers": "vision_layers",
+    },
+    "text": {
+        "context_length": "context_length",
+        "vocab_size": "vocab_size",
+        "width": "text_width",
+        "layers": "text_layers",
+        "heads": "text_heads",
+    },
+}
 #: Settings of training, of outputs that are not used, and of names of tensors.
-_OC_ANY = {"head_width", "patch_dropout", "input_patchnorm_dropout", "output_tokens", "final_ln_after_pool",
-           "attn_pooler_queries", "attn_pooler_heads", "pad_id", "bos_id", "eos_id", "dynamic_img_size",
-           "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path",
-           "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"}  # fmt: skip
-_OC_MODEL = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias",
-             "nonscalar_logit_scale", "cast_dtype", "output_dict"}  # fmt: skip
+_OC_ANY = {
+    "head_width",
+    "patch_dropout",
+    "input_patchnorm_dropout",
+    "output_tokens",
+    "final_ln_after_pool",
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+    "pad_id",
+    "bos_id",
+    "eos_id",
+    "dynamic_img_size",
+    "timm_model_pretrained",
+    "timm_pool",
+    "timm_proj",
+    "timm_proj_bias",
+    "timm_drop",
+    "timm_drop_path",
+    "hf_model_pretrained",
+    "hf_proj_type",
+    "hf_pooler_type",
+}
+_OC_MODEL = {
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "quick_gelu",
+    "custom_text",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+    "cast_dtype",
+    "output_dict",
+}
 
 
 def open_clip_facts(config: Mapping[str, Any], where: Path) -> Facts:
@@ -138,9 +216,10 @@ def open_clip_facts(config: Mapping[str, Any], where: Path) -> Facts:
         told = section(model, f"{side}_cfg", where)
         sizes, plain = _OC_SIZES[side], _OC_PLAIN[side]
         foreign += [
-            f"{side}_cfg.{k}={v!r}" for k, v in told.items()
+            f"{side}_cfg.{k}={v!r}"
+            for k, v in told.items()
             if k not in sizes and k not in _OC_ANY and v and v not in plain.get(k, ())
-        ]  # fmt: skip
+        ]
         facts.update({ours: told[theirs] for theirs, ours in sizes.items() if told.get(theirs) is not None})
     if foreign:
         raise UserError(
@@ -191,8 +270,9 @@ def other_statistics(config: Mapping[str, Any]) -> str:
         found = [told.get(k) for k in keys]
         if all(isinstance(v, list) and len(v) == 3 and all(isinstance(n, float | int) for n in v) for v in found):
             near = all(
-                abs(a - b) < 1e-3 for v, own in zip(found, image_statistics(), strict=True)
+                abs(a - b) < 1e-3
+                for v, own in zip(found, image_statistics(), strict=True)
                 for a, b in zip(v or [], own, strict=True)
-            )  # fmt: skip
+            )
             return "" if near else f"mean {found[0]}, std {found[1]}"
     return ""

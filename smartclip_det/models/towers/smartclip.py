@@ -65,10 +65,15 @@ class SmartCLIP(nn.Module):
         self.image_tower = _image_tower(c, vision_options)
         self.dense_modes = self.image_tower.dense_modes
         self.text_tower = TextTransformer(
-            context_length=c.context_length, vocab_size=c.vocab_size, width=c.text_width, layers=c.text_layers,
-            heads=c.text_heads, embed_dim=c.embed_dim, activation=c.text_activation or c.activation,
+            context_length=c.context_length,
+            vocab_size=c.vocab_size,
+            width=c.text_width,
+            layers=c.text_layers,
+            heads=c.text_heads,
+            embed_dim=c.embed_dim,
+            activation=c.text_activation or c.activation,
             stretched=c.stretched,
-        )  # fmt: skip
+        )
         self.mask_network = (
             MaskNetwork(
                 c.text_width, c.embed_dim, c.text_heads, layers=c.mask_layers, mask_pad=c.mask_pad, top_k=c.mask_top_k
@@ -101,9 +106,13 @@ class SmartCLIP(nn.Module):
 
     @staticmethod
     def from_checkpoint(
-        path: str | Path, *, activation: str | None = None, reading: str | None = None, stretch: bool = False,
+        path: str | Path,
+        *,
+        activation: str | None = None,
+        reading: str | None = None,
+        stretch: bool = False,
         **vision_options: Any,
-    ) -> SmartCLIP:  # fmt: skip
+    ) -> SmartCLIP:
         """Towers from any file that ``checkpoints.read_checkpoint`` knows, in eval mode.
 
         Args:
@@ -128,7 +137,7 @@ class SmartCLIP(nn.Module):
     @staticmethod
     def from_arch(
         arch: str, *, seed: int = 0, sizes: Mapping[str, Any] | None = None, **vision_options: Any
-    ) -> SmartCLIP:  # fmt: skip
+    ) -> SmartCLIP:
         """A named architecture with random weights that depend on the seed alone, in eval mode.
 
         Args:
@@ -194,9 +203,14 @@ class SmartCLIP(nn.Module):
         return TextFeatures(out.embeds, out.states, self.mask_logits(out.states, token_keep(tokens)))
 
     def forward_text_by_length(
-        self, tokens: Tensor, chunks: int, *, recompute: bool = False, lengths: Sequence[int] | None = None,
+        self,
+        tokens: Tensor,
+        chunks: int,
+        *,
+        recompute: bool = False,
+        lengths: Sequence[int] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:
         """Encode ``[K, L]`` ids in chunks of like length, each cut to its longest text: the same rows for less work.
 
         A mask network with ``mask_pad='include'`` reads all positions, so its chunks keep their padding.
@@ -269,19 +283,31 @@ class SmartCLIP(nn.Module):
             probs.append(torch.ones_like(embeds[-1]) if logits is None else logits.float().sigmoid())
         soft = torch.cat(probs)
         return TextBank(
-            names=tuple(texts), embeds=torch.cat(embeds), masks=(soft >= 0.5).float(), mask_probs=soft,
-            texts=tuple(texts), provenance=self.provenance(),
-        )  # fmt: skip
+            names=tuple(texts),
+            embeds=torch.cat(embeds),
+            masks=(soft >= 0.5).float(),
+            mask_probs=soft,
+            texts=tuple(texts),
+            provenance=self.provenance(),
+        )
 
 
 def _image_tower(c: TowerConfig, options: Mapping[str, Any]) -> VisionTransformer | LocalTower:
     if c.vision == "local":
-        return LocalTower(image_size=c.image_size, width=c.vision_width, layers=c.vision_layers,
-                          embed_dim=c.embed_dim, **options)  # fmt: skip
+        return LocalTower(
+            image_size=c.image_size, width=c.vision_width, layers=c.vision_layers, embed_dim=c.embed_dim, **options
+        )
     return VisionTransformer(
-        image_size=c.image_size, patch_size=c.patch_size, width=c.vision_width, layers=c.vision_layers,
-        heads=c.vision_heads, embed_dim=c.embed_dim, activation=c.activation, saliency=c.saliency, **options,
-    )  # fmt: skip
+        image_size=c.image_size,
+        patch_size=c.patch_size,
+        width=c.vision_width,
+        layers=c.vision_layers,
+        heads=c.vision_heads,
+        embed_dim=c.embed_dim,
+        activation=c.activation,
+        saliency=c.saliency,
+        **options,
+    )
 
 
 def _by_length(

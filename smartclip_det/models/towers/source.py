@@ -86,9 +86,12 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
             raise UserError(f"Unknown towers key {key!r}. Nearest: {', '.join(nearest(key, known)) or 'none'}.")
     if source.get("checkpoint"):
         model = SmartCLIP.from_checkpoint(
-            tower_file(source["checkpoint"]), activation=source.get("activation"), reading=source.get("reading"),
-            stretch=source.get("stretch", False), **vision_options,
-        )  # fmt: skip
+            tower_file(source["checkpoint"]),
+            activation=source.get("activation"),
+            reading=source.get("reading"),
+            stretch=source.get("stretch", False),
+            **vision_options,
+        )
         fresh = model.mask_network is None
         return _with_masks_of(_with_parts(model, source, vision_options), source, fresh=fresh)
     if source.get("arch"):
@@ -192,8 +195,11 @@ def _with_parts(model: SmartCLIP, source: Mapping[str, Any], vision_options: Map
     """The same towers with a new mask network or weights of cells, or without the latter, as asked for."""
     changes = {}
     if source.get("mask_layers") and model.mask_network is None:
-        changes = {"mask_layers": source["mask_layers"], "mask_pad": source.get("mask_pad", "ignore"),
-                   "mask_top_k": source.get("mask_top_k", 0)}  # fmt: skip
+        changes = {
+            "mask_layers": source["mask_layers"],
+            "mask_pad": source.get("mask_pad", "ignore"),
+            "mask_top_k": source.get("mask_top_k", 0),
+        }
     if source.get("saliency") is not None:
         changes["saliency"] = source["saliency"]
     config = model.config.with_(**changes)

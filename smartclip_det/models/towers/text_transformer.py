@@ -38,10 +38,18 @@ class TextTransformer(nn.Module):
     """
 
     def __init__(
-        self, *, context_length: int = 77, vocab_size: int = 49408, width: int = 512, layers: int = 12,
-        heads: int = 8, embed_dim: int = 512, activation: str = "quick_gelu", stretched: bool = False,
+        self,
+        *,
+        context_length: int = 77,
+        vocab_size: int = 49408,
+        width: int = 512,
+        layers: int = 12,
+        heads: int = 8,
+        embed_dim: int = 512,
+        activation: str = "quick_gelu",
+        stretched: bool = False,
         checkpointing: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.context_length = context_length
         self.checkpointing = checkpointing

@@ -53,10 +53,20 @@ class VisionTransformer(nn.Module):
     recomputable = True
 
     def __init__(
-        self, *, image_size: int = 224, patch_size: int = 16, width: int = 768, layers: int = 12, heads: int = 12,
-        embed_dim: int = 512, activation: str = "quick_gelu", window_size: int = 0,
-        global_layers: Sequence[int] = (), checkpointing: bool = False, saliency: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        embed_dim: int = 512,
+        activation: str = "quick_gelu",
+        window_size: int = 0,
+        global_layers: Sequence[int] = (),
+        checkpointing: bool = False,
+        saliency: bool = False,
+    ) -> None:
         """Build a tower with CLIP's initialisation.
 
         Args:

@@ -5,6 +5,7 @@ torch and MMEngine only; open_clip's ``ClipLoss`` takes part where open_clip is 
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -102,8 +103,10 @@ def head(batch: int, dim: int, rounds: int, device: str) -> dict[str, Any]:
     show(f"head, B = {batch}, D = {dim}: loss and backward", rows, "two products")
     base, own = rows["broadcast form"], rows["two products"]
     facts = {"time_ratio": base["median"] / own["median"], "saved_ratio": base["saved_mib"] / own["saved_mib"]}
-    print(f"saved for backward: {own['saved_mib']:.1f} MiB against {base['saved_mib']:.0f} MiB of the broadcast form; "
-          f"{facts['saved_ratio']:.0f}x less memory, {facts['time_ratio']:.0f}x less time")  # fmt: skip
+    print(
+        f"saved for backward: {own['saved_mib']:.1f} MiB against {base['saved_mib']:.0f} MiB of the broadcast form; "
+        f"{facts['saved_ratio']:.0f}x less memory, {facts['time_ratio']:.0f}x less time"
+    )
     return {"rows": rows, **facts}
 
 
@@ -141,6 +144,38 @@ def clip_loss(device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
     return "open_clip ClipLoss", lambda images, texts: module(images, texts, scale)
 
 
+def our_step(
+    model: SmartCLIPAlignment, pixels: Tensor, bf16: bool, tokens: Tensor, chunks: int, pad: str
+) -> Callable[[], None]:
+    """Forward and backward pass of our alignment."""
+
+    def once() -> None:
+        model.towers.mask_network.mask_pad = pad
+        model.text_chunks = chunks
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+            seen, texts = model._see(pixels), model._read(tokens)
+        losses = model._contrast(seen.pooled, *texts, 1)
+        sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+        model.zero_grad(set_to_none=True)
+
+    return once
+
+
+def clip_step(
+    model: SmartCLIPAlignment, loss: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, bf16: bool, tokens: Tensor
+) -> Callable[[], None]:
+    """Forward and backward pass of the same towers under CLIP's loss."""
+    towers = model.towers
+
+    def once() -> None:
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
+            images, texts = towers.encode_image(pixels), towers.text_tower(tokens).embeds
+        loss(functional.normalize(images.float(), dim=-1), functional.normalize(texts.float(), dim=-1)).backward()
+        model.zero_grad(set_to_none=True)
+
+    return once
+
+
 def steps(options: Any) -> dict[str, Any]:
     """Whole training steps of one batch on the same towers, in turns."""
     device, batch = options.device, options.batch
@@ -156,31 +191,8 @@ def steps(options: Any) -> dict[str, Any]:
     real = caption_tokens(batch, context, PREFIX_TOKENS if context > 200 else context // 2).to(device)
     name, loss = clip_loss(device)
 
-    def ours(tokens: Tensor, chunks: int, pad: str) -> Callable[[], None]:
-        model = models["ours"]
-
-        def once() -> None:
-            model.towers.mask_network.mask_pad = pad
-            model.text_chunks = chunks
-            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
-                seen, texts = model._see(pixels), model._read(tokens)
-            losses = model._contrast(seen.pooled, *texts, 1)
-            sum(v for k, v in losses.items() if k.startswith("loss")).backward()
-            model.zero_grad(set_to_none=True)
-
-        return once
-
-    def theirs(tokens: Tensor) -> Callable[[], None]:
-        towers = models["clip"].towers
-
-        def once() -> None:
-            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=options.bf16):
-                images, texts = towers.encode_image(pixels), towers.text_tower(tokens).embeds
-            loss(functional.normalize(images.float(), dim=-1), functional.normalize(texts.float(), dim=-1)).backward()
-            models["clip"].zero_grad(set_to_none=True)
-
-        return once
-
+    ours = functools.partial(our_step, models["ours"], pixels, options.bf16)
+    theirs = functools.partial(clip_step, models["clip"], loss, pixels, options.bf16)
     variants = {
         f"{name}, {context} tokens": theirs(whole),
         f"ours, {context} tokens": ours(whole, 1, "include"),
@@ -195,17 +207,23 @@ def steps(options: Any) -> dict[str, Any]:
         rows[label]["saved_mib"] = saved.mib
     lengths = real.argmax(dim=1) + 1
     facts = {
-        "batch": batch, "arch": options.arch, "bf16": options.bf16, "mean_tokens": float(lengths.float().mean()),
-        "equal_length_ratio": _ratio(rows, 1, 0), "real_length_speedup": 1 / _ratio(rows, 4, 2),
+        "batch": batch,
+        "arch": options.arch,
+        "bf16": options.bf16,
+        "mean_tokens": float(lengths.float().mean()),
+        "equal_length_ratio": _ratio(rows, 1, 0),
+        "real_length_speedup": 1 / _ratio(rows, 4, 2),
         "samples_per_second": batch / rows[list(variants)[4]]["median"],
-    }  # fmt: skip
+    }
     facts["head_share"] = head_seconds(models["ours"], batch, options.rounds) / rows[list(variants)[1]]["median"]
     facts.update(utilisation(models["ours"], rows, batch, context, device))
     show(f"training step without optimizer, {options.arch}, batch {batch}", rows, next(iter(variants)))
-    print(f"at equal length {facts['equal_length_ratio']:.3f} of {name}; at {facts['mean_tokens']:.0f} tokens on "
-          f"average {facts['real_length_speedup']:.2f}x as fast as {name} padded to {context}; "
-          f"{facts['samples_per_second']:.2f} samples/s; the head is {facts['head_share']:.2%} of a step; "
-          f"{facts['utilisation']:.0%} of the peak in matrix products")  # fmt: skip
+    print(
+        f"at equal length {facts['equal_length_ratio']:.3f} of {name}; at {facts['mean_tokens']:.0f} tokens on "
+        f"average {facts['real_length_speedup']:.2f}x as fast as {name} padded to {context}; "
+        f"{facts['samples_per_second']:.2f} samples/s; the head is {facts['head_share']:.2%} of a step; "
+        f"{facts['utilisation']:.0%} of the peak in matrix products"
+    )
     print("saved for backward, MiB: " + ", ".join(f"{n} {r['saved_mib']:.0f}" for n, r in rows.items()))
     return {"rows": rows, **facts}
 
@@ -240,8 +258,9 @@ def step_flops(config: Any, context: int) -> float:
     return 3 * (image + text)
 
 
-def utilisation(model: SmartCLIPAlignment, rows: dict[str, dict[str, float]], batch: int, context: int,
-                device: str) -> dict[str, float]:  # fmt: skip
+def utilisation(
+    model: SmartCLIPAlignment, rows: dict[str, dict[str, float]], batch: int, context: int, device: str
+) -> dict[str, float]:
     """Model FLOP/s of the step at full length, and its share of the card's bf16 peak (or of a measured product's)."""
     flops = batch * step_flops(model.towers.config, context)
     seconds = rows[list(rows)[1]]["median"]
@@ -266,8 +285,9 @@ def loader(options: Any) -> dict[str, Any]:
     from smartclip_det.datasets.captions import CaptionDataset
     from smartclip_det.datasets.image_cache import ImageCache
 
-    data = CaptionDataset(str(options.captions or options.images), data_root=str(options.images), image_size=224,
-                          context_length=248)  # fmt: skip
+    data = CaptionDataset(
+        str(options.captions or options.images), data_root=str(options.images), image_size=224, context_length=248
+    )
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
         cache = ImageCache(folder, data.names(), 224, "crop", create=True)
@@ -283,6 +303,8 @@ def loader(options: Any) -> dict[str, Any]:
                 pass
             rates.setdefault(name, []).append(len(order) / (time.perf_counter() - begin))
     found = {k: statistics.median(v) for k, v in rates.items()}
-    print(f"\nloader, {options.workers} workers: {found['files']:.0f} images/s from files, "
-          f"{found['cache']:.0f} from a cache ({found['cache'] / found['files']:.1f}x)")  # fmt: skip
+    print(
+        f"\nloader, {options.workers} workers: {found['files']:.0f} images/s from files, "
+        f"{found['cache']:.0f} from a cache ({found['cache'] / found['files']:.1f}x)"
+    )
     return found

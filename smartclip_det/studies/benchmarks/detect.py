@@ -40,8 +40,14 @@ def build(path: str, device: str, seed: int = 0, frozen: bool = True) -> Any:
 
 def sample_of(size: int) -> DetDataSample:
     """A square image that is not resized."""
-    meta = {"img_shape": (size, size), "ori_shape": (size, size), "scale_factor": (1.0, 1.0), "pad_shape": (size, size),
-            "batch_input_shape": (size, size), "img_id": 1}  # fmt: skip
+    meta = {
+        "img_shape": (size, size),
+        "ori_shape": (size, size),
+        "scale_factor": (1.0, 1.0),
+        "pad_shape": (size, size),
+        "batch_input_shape": (size, size),
+        "img_id": 1,
+    }
     return DetDataSample(metainfo=meta)
 
 

@@ -38,15 +38,27 @@ def generate(folder: Path, kind: str, images: int, detections: int, classes: int
                 info.update(neg_category_ids=absent, not_exhaustive_category_ids=[])
             infos.append(info)
             for c, b in zip(labels.tolist(), boxes.tolist(), strict=True):
-                truths.append({"id": len(truths) + 1, "image_id": i, "category_id": c, "bbox": b, "iscrowd": 0,
-                               "area": b[2] * b[3], "segmentation": []})  # fmt: skip
+                truths.append(
+                    {
+                        "id": len(truths) + 1,
+                        "image_id": i,
+                        "category_id": c,
+                        "bbox": b,
+                        "iscrowd": 0,
+                        "area": b[2] * b[3],
+                        "segmentation": [],
+                    }
+                )
             source = rng.integers(0, count, detections)
             near = boxes[source] + rng.normal(0, 6, (detections, 4))
             near[:, 2:] = np.maximum(near[:, 2:], 1)
             guessed = np.where(rng.random(detections) < 0.33, labels[source], rng.integers(1, classes + 1, detections))
             scores = rng.random(detections)
-            rows = (f'{{"image_id": {i}, "category_id": {c}, "bbox": [{b[0]:.2f}, {b[1]:.2f}, {b[2]:.2f}, {b[3]:.2f}], '
-                    f'"score": {s:.6f}}}' for c, b, s in zip(guessed, near, scores, strict=True))  # fmt: skip
+            rows = (
+                f'{{"image_id": {i}, "category_id": {c}, "bbox": [{b[0]:.2f}, {b[1]:.2f}, {b[2]:.2f}, {b[3]:.2f}], '
+                f'"score": {s:.6f}}}'
+                for c, b, s in zip(guessed, near, scores, strict=True)
+            )
             handle.write(("" if i == 1 else ",") + ",".join(rows))
         handle.write("]")
     ann.write_text(json.dumps({"images": infos, "annotations": truths, "categories": names}), encoding="utf-8")
@@ -56,8 +68,19 @@ def generate(folder: Path, kind: str, images: int, detections: int, classes: int
 def score(kind: str, ann: Path, pred: Path, backend: str) -> dict[str, Any]:
     """Run the tool as users do: seconds and peak memory of the whole process, and its numbers."""
     out = pred.with_suffix(f".{backend}.metrics.json")
-    command = [sys.executable, "tools/evaluate.py", kind, "--ann", str(ann), "--pred", str(pred), "--backend", backend,
-               "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        "tools/evaluate.py",
+        kind,
+        "--ann",
+        str(ann),
+        "--pred",
+        str(pred),
+        "--backend",
+        backend,
+        "--out",
+        str(out),
+    ]
     begin = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -70,8 +93,12 @@ def score(kind: str, ann: Path, pred: Path, backend: str) -> dict[str, Any]:
 
 def run(full: bool) -> dict[str, Any]:
     """COCO at full size with both backends; LVIS at 2,000 images with both, and at full size with the fast one."""
-    cases = [("coco", 5000, 100, 80, "fast"), ("coco", 5000, 100, 80, "reference"),
-             ("lvis", 2000, 300, 1203, "fast"), ("lvis", 2000, 300, 1203, "reference")]  # fmt: skip
+    cases = [
+        ("coco", 5000, 100, 80, "fast"),
+        ("coco", 5000, 100, 80, "reference"),
+        ("lvis", 2000, 300, 1203, "fast"),
+        ("lvis", 2000, 300, 1203, "reference"),
+    ]
     if full:
         cases.append(("lvis", 19809, 300, 1203, "fast"))
     out: dict[str, Any] = {}

@@ -40,8 +40,11 @@ def zero_shot(arch: str, size: int, counts: list[int], proposals: list[int], rou
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
     out: dict[str, Any] = {}
-    print(f"\nzero-shot, {arch} at {size} pixels, dense view, cached bank\nboxes  reading     image s   "
-          + "".join(f"{c:>9d} s." for c in counts) + "   each further, share of the image")  # fmt: skip
+    print(
+        f"\nzero-shot, {arch} at {size} pixels, dense view, cached bank\nboxes  reading     image s   "
+        + "".join(f"{c:>9d} s." for c in counts)
+        + "   each further, share of the image"
+    )
     for boxes in proposals:
         corners = rng.random((boxes, 2)) * [500, 380]
         xyxy = np.concatenate([corners, corners + 20 + rng.random((boxes, 2)) * 80], axis=1).tolist()
@@ -75,8 +78,13 @@ def trained_head(arch: str, size: int, counts: list[int], rounds: int) -> dict[s
     towers = SmartCLIP.from_arch(arch)
     c = towers.config
     grid = size // c.patch_size
-    head = FusionHead(channels=4 * c.vision_width, text_width=c.text_width, embed_dim=c.embed_dim, grid=grid,
-                      text_length=c.context_length).eval()  # fmt: skip
+    head = FusionHead(
+        channels=4 * c.vision_width,
+        text_width=c.text_width,
+        embed_dim=c.embed_dim,
+        grid=grid,
+        text_length=c.context_length,
+    ).eval()
     count = sum(p.numel() for p in head.parameters())
     pixels = torch.randn(1, 3, size, size)
     layers = tuple(round(n * (c.vision_layers - 1) / 3) for n in range(4))
@@ -89,14 +97,20 @@ def trained_head(arch: str, size: int, counts: list[int], rounds: int) -> dict[s
     out: dict[str, Any] = {"trained_parameters": count, "tower_parameters": sum(p.numel() for p in towers.parameters())}
     runs: dict[str, Any] = {"image": encode}
     for k in counts:
-        texts = TextTokens(torch.randn(k, TOKENS, c.text_width), torch.ones(k, TOKENS, dtype=torch.bool),
-                           torch.randn(k, c.embed_dim), torch.ones(k, c.embed_dim))  # fmt: skip
+        texts = TextTokens(
+            torch.randn(k, TOKENS, c.text_width),
+            torch.ones(k, TOKENS, dtype=torch.bool),
+            torch.randn(k, c.embed_dim),
+            torch.ones(k, c.embed_dim),
+        )
         runs[str(k)] = lambda t=texts, n=k: head(images, t, torch.zeros(n, dtype=torch.long))
     seconds = {k: v["median"] for k, v in in_turns(runs, rounds).items()}
     out["seconds"] = seconds
-    print(f"\ntrained head, {arch} at {size} pixels: {count / 1e6:.1f} M parameters trained beside "
-          f"{out['tower_parameters'] / 1e6:.1f} M frozen; image {seconds['image']:.3f} s; sentences "
-          + ", ".join(f"{k}: {seconds[str(k)]:.3f} s" for k in counts))  # fmt: skip
+    print(
+        f"\ntrained head, {arch} at {size} pixels: {count / 1e6:.1f} M parameters trained beside "
+        f"{out['tower_parameters'] / 1e6:.1f} M frozen; image {seconds['image']:.3f} s; sentences "
+        + ", ".join(f"{k}: {seconds[str(k)]:.3f} s" for k in counts)
+    )
     return out
 
 

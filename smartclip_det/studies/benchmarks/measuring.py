@@ -78,8 +78,10 @@ def show(title: str, rows: Mapping[str, Mapping[str, float]], baseline: str) -> 
     print(f"\n{title}\n{'':{width}s}   median ms   min ms   ratio   peak MiB")
     base = rows[baseline]["median"]
     for name, row in rows.items():
-        print(f"{name:{width}s}  {row['median'] * 1e3:10.2f} {row['min'] * 1e3:8.2f}  {row['median'] / base:6.2f}"
-              f"  {row['peak_mib']:9.0f}")  # fmt: skip
+        print(
+            f"{name:{width}s}  {row['median'] * 1e3:10.2f} {row['min'] * 1e3:8.2f}  {row['median'] / base:6.2f}"
+            f"  {row['peak_mib']:9.0f}"
+        )
 
 
 def generated_bank(classes: int, dim: int, seed: int = 0) -> Any:

@@ -31,8 +31,15 @@ def transformers_tower(size: int, device: str) -> Callable[[Tensor], Any] | None
         return None
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    config = CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                              patch_size=16, image_size=224, attn_implementation="sdpa")  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        patch_size=16,
+        image_size=224,
+        attn_implementation="sdpa",
+    )
     model = CLIPVisionModel(config).eval().to(device)
     return lambda image: model(image, interpolate_pos_encoding=True)
 
@@ -90,8 +97,16 @@ def grounding_dino(size: int, device: str) -> Callable[[Tensor, int], Any] | Non
         # A tuple: a string would be cut into chunks of characters.
         names = tuple(f"thing{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(classes))
         shape = tuple(image.shape[-2:])
-        meta = {"img_shape": shape, "ori_shape": shape, "batch_input_shape": shape, "pad_shape": shape,
-                "scale_factor": (1.0, 1.0), "text": names, "custom_entities": True, "img_id": 1}  # fmt: skip
+        meta = {
+            "img_shape": shape,
+            "ori_shape": shape,
+            "batch_input_shape": shape,
+            "pad_shape": shape,
+            "scale_factor": (1.0, 1.0),
+            "text": names,
+            "custom_entities": True,
+            "img_id": 1,
+        }
         return model.predict(image, [DetDataSample(metainfo=meta)])
 
     return run

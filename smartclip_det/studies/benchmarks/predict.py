@@ -46,9 +46,14 @@ def generated_picture(size: int, seed: int = 0) -> Image.Image:
 def build(arch: str, size: int, device: str, source: TorchvisionBoxes) -> Predictor:
     """Towers with random weights, and a source of boxes."""
     return Predictor.from_pretrained(
-        SmartCLIP.from_arch(arch), boxes=source, dense_size=size, max_boxes=source.max_boxes, device=device,
-        use_cache=False, parser="rules",
-    )  # fmt: skip
+        SmartCLIP.from_arch(arch),
+        boxes=source,
+        dense_size=size,
+        max_boxes=source.max_boxes,
+        device=device,
+        use_cache=False,
+        parser="rules",
+    )
 
 
 class OnePicture:
@@ -147,8 +152,10 @@ def batches(predictor: Predictor, folder: Path, size: int, count: int = 8) -> di
     seconds = {f"batches of {n}": seconds_of(lambda n=n: run(n)) for n in (1, count)}
     apart = max(float(np.abs(a.scores - b.scores).max()) for a, b in zip(answers[1], answers[count], strict=True))
     one, many = seconds.values()
-    print(f"\n{count} pictures, {size} px: {one:.2f} s one by one, {many:.2f} s as a batch ({many / one:.2f} of it); "
-          f"scores differ by {apart:.1g} at most")  # fmt: skip
+    print(
+        f"\n{count} pictures, {size} px: {one:.2f} s one by one, {many:.2f} s as a batch ({many / one:.2f} of it); "
+        f"scores differ by {apart:.1g} at most"
+    )
     return {**seconds, "largest_difference_of_scores": apart}
 
 
@@ -167,15 +174,23 @@ def memory(predictor: Predictor, path: Path, count: int, every: int = 20) -> dic
     # The first pictures fill caches of the allocator.
     half = held[len(held) // 2 :]
     growth = max(half) - held[len(held) // 2 - 1] if len(held) > 1 else 0.0
-    print(f"memory over {count} pictures: {held[0]:.0f} MiB after {every}, {held[-1]:.0f} MiB at the end; "
-          f"growth over the second half {growth:.0f} MiB")  # fmt: skip
+    print(
+        f"memory over {count} pictures: {held[0]:.0f} MiB after {every}, {held[-1]:.0f} MiB at the end; "
+        f"growth over the second half {growth:.0f} MiB"
+    )
     return {"resident_mib": held, "every": every, "growth_second_half_mib": growth}
 
 
 def run(
-    arch: str, size: int, names: list[int], rounds: int, device: str, max_boxes: int, pictures: int,
+    arch: str,
+    size: int,
+    names: list[int],
+    rounds: int,
+    device: str,
+    max_boxes: int,
+    pictures: int,
     parts: Sequence[str] = PREDICT_PARTS,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Some of the parts, or all of them, for one input side."""
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

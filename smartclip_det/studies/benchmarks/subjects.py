@@ -92,10 +92,18 @@ def measure(task: BenchOptions) -> Path:
         from smartclip_det.studies.benchmarks import predict
 
         found = {
-            str(size): predict.run(task.arch or "SmartCLIP-B-16", size, list(task.names), task.rounds, task.device,
-                                   max(task.proposals), task.pictures, task.parts)
+            str(size): predict.run(
+                task.arch or "SmartCLIP-B-16",
+                size,
+                list(task.names),
+                task.rounds,
+                task.device,
+                max(task.proposals),
+                task.pictures,
+                task.parts,
+            )
             for size in task.sizes
-        }  # fmt: skip
+        }
     elif task.subject == "evaluation":
         from smartclip_det.studies.benchmarks import evaluation
 
@@ -103,13 +111,20 @@ def measure(task: BenchOptions) -> Path:
     else:
         from smartclip_det.studies.benchmarks import detect
 
-        work = {"towers": lambda s: detect.towers(s, task.rounds, task.device),
-                "train": lambda s: detect.training(s, task.rounds, task.device),
-                "detect": lambda s: detect.by_vocabulary(s, task.names, task.rounds, task.device),
-                "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
-                "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device)}  # fmt: skip
+        work = {
+            "towers": lambda s: detect.towers(s, task.rounds, task.device),
+            "train": lambda s: detect.training(s, task.rounds, task.device),
+            "detect": lambda s: detect.by_vocabulary(s, task.names, task.rounds, task.device),
+            "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
+            "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device),
+        }
         found = {str(size): work[task.subject](size) for size in task.sizes}
-    stamp = protocol_stamp(f"benchmark {task.subject}", device=task.device, threads=torch.get_num_threads(),
-                           cores=os.cpu_count(), rounds=task.rounds)  # fmt: skip
+    stamp = protocol_stamp(
+        f"benchmark {task.subject}",
+        device=task.device,
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count(),
+        rounds=task.rounds,
+    )
     out = task.out or Path(f"work_dirs/benchmark_{task.subject}.json")
     return write_results(out, stamp, found)
