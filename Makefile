@@ -1,5 +1,5 @@
-# make toy | setup | test | lint | wheel | env | clean. Each target prepares what it needs.
-.PHONY: toy setup test lint wheel env clean help
+# make toy | setup | test | lint | docs | wheel | env | clean. Each target prepares what it needs.
+.PHONY: toy setup test lint docs wheel env clean help
 PYTEST_ARGS ?=
 TOY_ARGS ?=
 
@@ -8,6 +8,7 @@ help:
 	@echo "make setup   environment in .venv, nothing compiled; OPS=compiled compiles mmcv's operators (minutes)"
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
+	@echo "make docs    setup, then the documentation site in work_dirs/site; a warning is an error"
 	@echo "make wheel   setup, then the package built, installed in fresh environments and used there"
 	@echo "make env     versions and an operator check"
 
@@ -25,6 +26,11 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/codespell
+
+# The variable silences an announcement of the theme's next version.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	@echo "open work_dirs/site/index.html"
 
 wheel: setup
 	.venv/bin/python .ci/check_wheel.py
