@@ -52,7 +52,7 @@ from mmengine.registry import MODELS
 load_config("smartclip_align/smartclip-b16_1024-3e_sharegpt4v")
 toy = load_config("toy/smartclip-align_toy", {"towers.arch": "SmartCLIP-tiny"})
 print("built:", type(MODELS.build(toy.model)).__name__)
-from smartclip_det.apis.building import build_detector
+from smartclip_det.apis.detector_loading import build_detector
 from smartclip_det.core.errors import UserError
 name = "ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco"
 tiny = {"towers.arch": "SmartCLIP-toy", "data_root": "x/"}

@@ -16,10 +16,10 @@ from smartclip_det.operators import finder as _finder
 from smartclip_det.version import __version__
 
 if TYPE_CHECKING:
-    from smartclip_det.apis.answers import Detections
     from smartclip_det.apis.classification import ClassifyOptions, classify
+    from smartclip_det.apis.deprecated import ReferringPredictor, SmartCLIPPredictor
+    from smartclip_det.apis.detections import Detections
     from smartclip_det.apis.fine_tuning import FineTuneOptions, fine_tune
-    from smartclip_det.apis.former_names import ReferringPredictor, SmartCLIPPredictor
     from smartclip_det.apis.grounding import GroundOptions, ground_expressions
     from smartclip_det.apis.predictor import Predictor
     from smartclip_det.apis.rescoring import RescoreFileOptions, rescore_file
@@ -36,16 +36,16 @@ _finder.install()
 #: Module of each name, below this package.
 _HOMES = {
     "ClassifyOptions": "apis.classification",
-    "Detections": "apis.answers",
+    "Detections": "apis.detections",
     "FineTuneOptions": "apis.fine_tuning",
     "GroundOptions": "apis.grounding",
     "Predictor": "apis.predictor",
-    "ReferringPredictor": "apis.former_names",
+    "ReferringPredictor": "apis.deprecated",
     "RescoreFileOptions": "apis.rescoring",
     "RetrieveOptions": "apis.retrieval",
     "ScoringPolicy": "core.scoring_policy",
     "SmartCLIP": "models.towers.smartclip",
-    "SmartCLIPPredictor": "apis.former_names",
+    "SmartCLIPPredictor": "apis.deprecated",
     "TextBank": "core.text_bank",
     "UserError": "core.errors",
     "build_bank": "models.vocabulary",

@@ -40,7 +40,7 @@ LAYERS = [
     ("models.rescoring",),
     ("models.detectors", "models.alignment", "models.grounding", "probing"),
     ("engine",),
-    ("parts", "alignment_parts", "evaluation"),
+    ("register_detection", "register_alignment", "parts", "alignment_parts", "evaluation"),
     ("apis",),
     ("studies",),
     ("cli", "__main__"),
@@ -202,7 +202,7 @@ predictor = Predictor.from_pretrained(model, boxes=source, use_cache=False, pars
 predictor.set_image(Image.new('RGB', (96, 64)))
 assert len(predictor.detect(['a cat', 'a dog'])) and len(predictor.ground('the left cat')) == 1
 assert predictor.explain('a cat').similarity.ndim == 2 and predictor.embed().shape[1] == 64
-import smartclip_det.alignment_parts
+import smartclip_det.register_alignment
 from mmengine.registry import MODELS
 aligner = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny'), distillation=dict()))
 from mmengine.structures import BaseDataElement
@@ -224,6 +224,7 @@ assert not any(m.split('.')[0] in ('mmdet', 'mmcv') for m in sys.modules)
 #: All that needs the extra ``det``; a package stands for its modules.
 NEEDS_DET = {
     "parts",
+    "register_detection",
     "datasets.open_vocab_coco",
     "models.backbones",
     "models.dense_heads",
@@ -278,7 +279,7 @@ class Block:
             raise ImportError(f'{{name}} is blocked')
 sys.meta_path.insert(0, Block())
 import torch
-import smartclip_det.alignment_parts
+import smartclip_det.register_alignment
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 model = MODELS.build(dict(type='SmartCLIPAlignment', towers=dict(arch='SmartCLIP-tiny')))

@@ -22,7 +22,7 @@ def test_config_builds_on_tiny_towers(path):
     from mmdet.registry import METRICS, MODELS
     from mmengine.optim import build_optim_wrapper
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     # The toy world's own towers are tiny.
     toy = "toy" in path.stem
@@ -59,7 +59,7 @@ def test_alignment_config_builds_and_takes_a_step(path):
     from mmengine.registry import HOOKS, METRICS, MODELS
     from mmengine.structures import BaseDataElement
 
-    from smartclip_det import alignment_parts  # noqa: F401
+    from smartclip_det import register_alignment  # noqa: F401
 
     config = load_config(path, {"towers.arch": "SmartCLIP-tiny"} if "smartclip_align" in path.parts else {})
     init_default_scope("mmengine")
@@ -90,7 +90,7 @@ def test_grounding_config_builds_and_takes_a_step(path):
     from mmengine.optim import build_optim_wrapper
     from mmengine.structures import BaseDataElement
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     config = load_config(path)
     sizes = [config[f"{part}_dataloader"].dataset.image_size for part in ("train", "val", "test")]

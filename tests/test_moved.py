@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -28,3 +29,11 @@ def test_old_names_are_the_new_ones():
 @pytest.mark.parametrize("room", sorted({r for rooms in old._MOVED.values() for r in rooms}))
 def test_the_rooms_are_there(room):
     assert importlib.util.find_spec(f"smartclip_det.{room}") is not None
+
+
+@pytest.mark.parametrize(("old", "new"), [("parts", "register_detection"), ("alignment_parts", "register_alignment")])
+def test_saved_configs_import_what_registers_under_its_old_name(old, new):
+    sys.modules.pop(f"smartclip_det.{old}", None)
+    with pytest.warns(FutureWarning, match=f"smartclip_det.{old} is now smartclip_det.{new}"):
+        module = importlib.import_module(f"smartclip_det.{old}")
+    assert vars(importlib.import_module(f"smartclip_det.{new}"))["__all__"][0] in vars(module)

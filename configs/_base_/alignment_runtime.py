@@ -1,6 +1,6 @@
 # Registers the parts of alignment runs; neither mmdet nor mmcv is needed.
 _base_ = "./runtime.py"
-custom_imports = dict(imports=["smartclip_det.alignment_parts"], allow_failed_imports=False)
+custom_imports = dict(imports=["smartclip_det.register_alignment"], allow_failed_imports=False)
 default_scope = "mmengine"
 
 # Two: a run that is killed while it writes one has the other.

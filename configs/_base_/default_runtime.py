@@ -1,6 +1,6 @@
 # Registers every part of smartclip_det; each config inherits it from here.
 _base_ = "./runtime.py"
-custom_imports = dict(imports=["smartclip_det.parts"], allow_failed_imports=False)
+custom_imports = dict(imports=["smartclip_det.register_detection"], allow_failed_imports=False)
 default_scope = "mmdet"
 
 default_hooks = dict(

@@ -9,7 +9,7 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers.source import tower_file
-from smartclip_det.protocols.published import anchors_of, verdict
+from smartclip_det.protocols.published import published_values, verdict
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
 
@@ -22,7 +22,7 @@ def check_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> str
     Raises:
         UserError: for a config that cannot be read, and keys that no class takes.
     """
-    from smartclip_det import parts  # noqa: F401, I001 (registers everything, and tells what is not installed)
+    from smartclip_det import register_detection  # noqa: F401, I001 (registers everything, and tells what is not installed)
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, init_default_scope
 
@@ -78,7 +78,7 @@ def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[st
         UserError: for a set that cannot be measured.
     """
     options = replace(options, checkpoint=tower_file(options.checkpoint))
-    anchors = anchors_of(options.model, list(options.sets))
+    anchors = published_values(options.model, list(options.sets))
     measured = {name: _measure(name, folder, options) for name, folder in options.sets.items()}
     rows = [verdict(a, measured[a.set]["metrics"][a.metric]) for a in anchors]
     passed = all(r["passed"] for r in rows) and not options.partial

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smartclip_det.apis.answers import Detections
-from smartclip_det.apis.choosing import PredictorOptions, load_predictor
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import check_threshold, find_images, load_image
 from smartclip_det.apis.predictor import Predictor
+from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.thresholds import read_thresholds
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp

@@ -160,20 +160,20 @@ def ground_expressions(options: GroundOptions) -> GroundResult:
     wanted, left_out = (everything, 0) if options.answers == "all" else single_targets(everything)
     wanted = wanted[: options.limit] if options.limit else wanted
     towers = [load_encoder({"checkpoint": c}, str(resolve_device(options.device))) for c in options.encoder]
-    graders = graders_of(options, towers)
-    first = next(iter(graders.values()))
+    grounders = build_grounders(options, towers)
+    first = next(iter(grounders.values()))
     texts = list(dict.fromkeys(t for e in wanted for t in first.texts(e.sentence)))
     banks = [build_bank(t, texts, templates="none") for t in towers]
     banks = [b.text_shuffled() for b in banks] if options.control == "text_shuffled" else banks
     boxes = proposals(options, wanted, everything)
-    found: Found = {m: {} for m in graders}
+    found: Found = {m: {} for m in grounders}
     by_image: dict[int | str, list[Expression]] = {}
     for e in wanted:
         by_image.setdefault(e.image_id, []).append(e)
     for mine in tqdm(by_image.values(), desc="grounding", unit="image"):
         image = open_rgb(Path(options.images) / mine[0].file_name)
         for group in same_boxes(mine, boxes):
-            for mode, rows in ground(options, graders, banks, image, group, boxes[group[0].id]).items():
+            for mode, rows in ground(options, grounders, banks, image, group, boxes[group[0].id]).items():
                 found[mode].update(rows)
     counts = {"sentences": len(wanted), "left_out": left_out, "images": len(by_image)}
     result = GroundResult(found, measured(options, wanted, found, boxes), counts, stamp_of(options, towers, first))
@@ -182,7 +182,7 @@ def ground_expressions(options: GroundOptions) -> GroundResult:
     return result
 
 
-def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroShotGrounder]:
+def build_grounders(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroShotGrounder]:
     """A grounder for each mask mode; they share their encoders."""
     settings = {
         "dense_size": options.dense_size,
@@ -215,7 +215,7 @@ def graders_of(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroS
     }
 
 
-def stamp_of(options: GroundOptions, towers: Sequence[Any], grader: ZeroShotGrounder) -> dict[str, Any]:
+def stamp_of(options: GroundOptions, towers: Sequence[Any], grounder: ZeroShotGrounder) -> dict[str, Any]:
     """The protocol of the numbers."""
     o, every = options, options.answers == "all"
     return protocol_stamp(
@@ -226,7 +226,7 @@ def stamp_of(options: GroundOptions, towers: Sequence[Any], grader: ZeroShotGrou
         detector=o.checkpoint and {"config": o.config, "checkpoint_sha256": file_hash(o.checkpoint)},
         detector_weight=o.detector_weight,
         dense_mode=o.dense_mode,
-        dense_size=grader.encoders[0].dense_size,
+        dense_size=grounder.encoders[0].dense_size,
         crop_context=o.crop_context,
         reading=o.reading,
         parser=parser_name(o.parser),
@@ -238,7 +238,7 @@ def stamp_of(options: GroundOptions, towers: Sequence[Any], grader: ZeroShotGrou
         checkpoint_hash=[t.checkpoint_hash for t in towers],
         ann_sha256=file_hash(o.ann),
         split=o.split,
-        policy=grader.policy.to_dict(),
+        policy=grounder.policy.to_dict(),
         unit="sentence" if every else "sentence with one target",
     )
 
@@ -275,7 +275,7 @@ def same_boxes(mine: Sequence[Expression], boxes: dict[int | str, Candidates]) -
 
 def ground(
     options: GroundOptions,
-    graders: dict[str, ZeroShotGrounder],
+    grounders: dict[str, ZeroShotGrounder],
     banks: list[TextBank],
     image: Image.Image,
     group: Sequence[Expression],
@@ -284,20 +284,22 @@ def ground(
     """Boxes of sentences that share their candidates, by mask mode."""
     regions = candidates.boxes
     if not regions:
-        return {mode: {e.id: GroundedBoxes((), ()) for e in group} for mode in graders}
+        return {mode: {e.id: GroundedBoxes((), ()) for e in group} for mode in grounders}
     masks = None
     if "mask" in options.views:
         if candidates.masks is None:
             raise UserError("The mask view needs proposals with masks: --instances or a result list with segmentation.")
         masks = np.stack([whole_mask([m], (image.height, image.width), group[0].file_name) for m in candidates.masks])
-    vectors = next(iter(graders.values())).region_vectors(image, regions, masks)
+    vectors = next(iter(grounders.values())).region_vectors(image, regions, masks)
     sentences = [e.sentence for e in group]
     out: dict[str, dict[int | str, GroundedBoxes]] = {}
-    for mode, grader in graders.items():
+    for mode, grounder in grounders.items():
         if options.answers == "all":
-            scores = grader.evidence(vectors, regions, sentences, banks, options.margin, grader.picture_vectors(image))
+            scores = grounder.evidence(
+                vectors, regions, sentences, banks, options.margin, grounder.picture_vectors(image)
+            )
         else:
-            scores = grader.score(vectors, regions, sentences, banks)
+            scores = grounder.score(vectors, regions, sentences, banks)
             if options.detector_weight:
                 scores = with_detector(scores, detector_scores(candidates).expand_as(scores), options.detector_weight)
         rows = {}

@@ -14,9 +14,10 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from smartclip_det.apis.answers import Detections, Explanation
+from smartclip_det.apis.detections import Detections, Explanation
 from smartclip_det.apis.encoding import EncodesImages, photograph
 from smartclip_det.apis.families.base import EncodedImage, Family
+from smartclip_det.apis.families.loading import family_of_config, family_of_towers
 from smartclip_det.apis.inputs import (
     HeldImage,
     ImageLike,
@@ -27,7 +28,6 @@ from smartclip_det.apis.inputs import (
     is_image,
     read_images,
 )
-from smartclip_det.apis.opening import family_of_config, family_of_towers
 from smartclip_det.apis.tiles import answer_images
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smartclip_det.apis.building import array_pipeline, build_detector
+from smartclip_det.apis.detector_loading import array_pipeline, build_detector
 
 
 class DetectorProposals:

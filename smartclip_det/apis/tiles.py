@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import ImageLike, OnBad, Picture, check_count, check_threshold, read_images
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank

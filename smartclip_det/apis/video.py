@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import Picture, check_count, check_threshold
 from smartclip_det.apis.tiles import Detector, answer_images
 from smartclip_det.core.errors import UserError

@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Choose, print and write."""
     from smartclip_det.apis.calibration import CalibrateOptions, calibrate, calibration_table
-    from smartclip_det.apis.choosing import PredictorOptions, load_predictor
+    from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
 
     options = CalibrateOptions(
         ann=args.ann,

@@ -13,13 +13,13 @@ import argparse
 
 from smartclip_det.cli.models import verdicts
 from smartclip_det.cli.options import add_device, add_out, sets_of
-from smartclip_det.protocols.published import ANCHORS
+from smartclip_det.protocols.published import PUBLISHED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add = parser.add_argument
-    add("model", choices=ANCHORS, help="published model")
+    add("model", choices=PUBLISHED, help="published model")
     add("checkpoint", help="its weights: a file or a name")
     add("sets", nargs="+", metavar="SET=FOLDER", help="what to measure, and where it is")
     add("--partial", action="store_true", help="also parts of sets: shows that all runs, proves nothing")

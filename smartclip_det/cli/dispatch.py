@@ -49,13 +49,19 @@ VERBS: dict[str, tuple[str, str]] = {
     "study masks": ("study.masks", "what a checkpoint's masks do: a page with pictures"),
     "study vocabulary": ("study.vocabulary", "saved detections under small vocabularies"),
     "study presence": ("study.presence", "does presence pay? absent names, and none in grounding"),
-    "study folders": ("study.folders", "one detector on many data sets (ODinW)"),
+    "study multi-dataset": ("study.multi_dataset", "one detector on many data sets (ODinW)"),
     "study calibrate": ("study.calibrate", "the score threshold of grounding, on training sentences"),
     "study grounding-pictures": ("study.grounding_pictures", "a sheet of grounding answers"),
     "study toy-report": ("study.toy_report", "report and summary of a finished toy run"),
 }
 #: Words of before.
-RENAMED = {"retrieval": "retrieve", "fine_tune": "fine-tune", "region-probe": "probe", "benchmark": "bench"}
+RENAMED = {
+    "retrieval": "retrieve",
+    "fine_tune": "fine-tune",
+    "region-probe": "probe",
+    "benchmark": "bench",
+    "study folders": "study multi-dataset",
+}
 HELP = ("-h", "--help")
 
 
@@ -95,10 +101,12 @@ def find_verb(given: Sequence[str]) -> tuple[str, list[str]]:
     Raises:
         UserError: for a word that is no verb, with the nearest ones.
     """
+    for count in (1, 2):
+        old = " ".join(given[:count])
+        if old in RENAMED:
+            print(f"note: {old} is now {RENAMED[old]}.", file=sys.stderr)
+            given = [*RENAMED[old].split(), *given[count:]]
     first = given[0]
-    if first in RENAMED:
-        print(f"note: {first} is now {RENAMED[first]}.", file=sys.stderr)
-        first = RENAMED[first]
     if first in VERBS:
         return first, list(given[1:])
     inner = [v.split()[1] for v in VERBS if v.startswith(f"{first} ")]

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("Nothing to look for: give --texts NAME... or --vocabulary NAMES.")
     if not args.photos.is_dir():
         raise UserError(f"{args.photos} is no folder of photographs.")
-    from smartclip_det.apis.choosing import PredictorOptions, load_predictor
     from smartclip_det.apis.labelling import LabelOptions, label_folder, summary_lines
+    from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
     from smartclip_det.models.vocabulary import resolve_names
 
     names = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]

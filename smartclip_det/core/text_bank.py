@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from smartclip_det.core.errors import UserError, unknown_names
-from smartclip_det.core.picture_rows import picture_row
+from smartclip_det.core.image_queries import picture_row
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter, donor_rows, mask_ceiling, masked_cosine, resolve_masks
 

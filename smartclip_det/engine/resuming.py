@@ -19,7 +19,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.engine.streams import StreamBatches
+from smartclip_det.engine.stream_sampler import StreamBatches
 
 #: What a scheduler's state says of where it is; the rest says what it does.
 _MOVING = {"last_step", "_global_step", "_last_value", "verbose", "last_epoch"}

@@ -28,8 +28,8 @@ from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.lvis import FREQUENCIES, check_lvis
 from smartclip_det.formats.segmentations import mask_areas, with_run_lengths
 from smartclip_det.metrics.coco import CocoTables, mask_results
-from smartclip_det.utils.collector import without_collector
 from smartclip_det.utils.compat import allow_numpy_float
+from smartclip_det.utils.garbage_collection import without_collector
 from smartclip_det.utils.parallel import available_cores, map_in_processes
 
 #: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.

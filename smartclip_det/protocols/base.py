@@ -12,7 +12,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.metrics.bootstrap import Metric, paired_bootstrap
 from smartclip_det.protocols.options import Options
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp
-from smartclip_det.utils.collector import without_collector
+from smartclip_det.utils.garbage_collection import without_collector
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 

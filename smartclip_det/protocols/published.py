@@ -13,7 +13,7 @@ from smartclip_det.models.zoo.names import registry
 
 
 @dataclass(frozen=True)
-class Anchor:
+class PublishedNumber:
     """One number.
 
     Attributes:
@@ -33,39 +33,39 @@ class Anchor:
 _TOLERANCES = {"urban1k": 0.6, "sharegpt4v-1k": 0.6, "sharegpt4v-1k-first": 1.5}
 
 
-def _anchors(published: Mapping[str, list[float]]) -> list[Anchor]:
+def _published_numbers(published: Mapping[str, list[float]]) -> list[PublishedNumber]:
     out = []
     for name, percents in published.items():
         metrics = ("top1_off",) if name == "imagenet" else ("i2t_r1_off", "t2i_r1_off")
-        out += [Anchor(name, m, p, _TOLERANCES.get(name, 0.3)) for m, p in zip(metrics, percents, strict=True)]
+        out += [PublishedNumber(name, m, p, _TOLERANCES.get(name, 0.3)) for m, p in zip(metrics, percents, strict=True)]
     return out
 
 
 #: By the name of the weights; the numbers stand with their sources in the registry.
-ANCHORS: dict[str, list[Anchor]] = {
-    n: _anchors(w.published) for n, w in registry().items() if w.published and w.kind == "towers"
+PUBLISHED: dict[str, list[PublishedNumber]] = {
+    n: _published_numbers(w.published) for n, w in registry().items() if w.published and w.kind == "towers"
 }
 
 
-def anchors_of(model: str, sets: list[str]) -> list[Anchor]:
-    """The anchors of a model on some sets; unknown names raise with the nearest ones."""
-    known = ANCHORS[check_choice("model", model, ANCHORS)]
+def published_values(model: str, sets: list[str]) -> list[PublishedNumber]:
+    """The published numbers of a model on some sets; unknown names raise with the nearest ones."""
+    known = PUBLISHED[check_choice("model", model, PUBLISHED)]
     names = {a.set for a in known}
     for name in sets:
         check_choice(f"set of {model}", name, names)
     return [a for a in known if a.set in sets]
 
 
-def verdict(anchor: Anchor, measured: float) -> dict[str, float | str | bool]:
-    """Whether a measured share in [0, 1] reproduces an anchor."""
-    difference = 100 * measured - anchor.percent
+def verdict(published: PublishedNumber, measured: float) -> dict[str, float | str | bool]:
+    """Whether a measured share in [0, 1] reproduces a published one."""
+    difference = 100 * measured - published.percent
     # A difference of exactly the tolerance passes, whatever binary fractions make of it.
     return {
-        "set": anchor.set,
-        "metric": anchor.metric,
-        "published": anchor.percent,
+        "set": published.set,
+        "metric": published.metric,
+        "published": published.percent,
         "measured": 100 * measured,
         "difference": difference,
-        "tolerance": anchor.tolerance,
-        "passed": abs(difference) <= anchor.tolerance + 1e-9,
+        "tolerance": published.tolerance,
+        "passed": abs(difference) <= published.tolerance + 1e-9,
     }

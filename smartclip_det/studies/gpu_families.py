@@ -48,7 +48,7 @@ def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
     from smartclip_det.engine.config import fit_norm_layers, load_config
 
     names = {"two-stage": "open-vocab-rcnn", "one-stage": "open-vocab-owl", "referring": "referring"}

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 from scipy import ndimage
 
-from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import load_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

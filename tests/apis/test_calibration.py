@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smartclip_det.apis.answers import Detections
 from smartclip_det.apis.calibration import CalibrateOptions, calibrate, calibration_table
+from smartclip_det.apis.detections import Detections
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.thresholds import read_thresholds
 from smartclip_det.metrics.bootstrap import ClassMatches

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import load_image
 from smartclip_det.apis.tiles import answer_images, check_tile, tiles_of
 from smartclip_det.core.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smartclip_det.apis.answers import Detections
+from smartclip_det.apis.detections import Detections
 from smartclip_det.apis.inputs import load_image, read_images
 from smartclip_det.apis.tiles import answer_images
 from smartclip_det.core.errors import UserError

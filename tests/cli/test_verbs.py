@@ -126,6 +126,7 @@ def test_overviews(capsys):
 
 def test_a_verb_of_before_is_told(capsys):
     assert dispatch.find_verb(["retrieval", "urban1k"]) == ("retrieve", ["urban1k"])
+    assert dispatch.find_verb(["study", "folders", "c.py"]) == ("study multi-dataset", ["c.py"])
     assert "now retrieve" in capsys.readouterr().err
     with pytest.raises(UserError, match="no verb"):
         dispatch.find_verb(["xyzzy"])

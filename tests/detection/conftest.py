@@ -8,6 +8,6 @@ from mmengine.registry import init_default_scope
 
 @pytest.fixture(autouse=True, scope="module")
 def mmdet_scope():
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     init_default_scope("mmdet")

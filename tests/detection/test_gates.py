@@ -371,7 +371,7 @@ class TestBankSwap:
 def test_registries_are_mmdetections_own():
     from mmdet.registry import HOOKS, METRICS, MODELS
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     for registry, name in (
         (MODELS, "SmartCLIPViT"),

@@ -207,7 +207,7 @@ def test_the_layouts_are_those_of_mmdetections_configs(bert):
 def test_pipelines_are_found_in_wrapped_data_sets_and_released_buffers_are_no_fault(bert, tmp_path):
     from mmengine.config import ConfigDict
 
-    from smartclip_det.apis.building import array_pipeline
+    from smartclip_det.apis.detector_loading import array_pipeline
     from smartclip_det.apis.proposals import DetectorProposals
 
     config = load_config(CONFIG, {"towers": dict(TOWERS)})

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from smartclip_det.core.fusion import FUSIONS
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.models.roi_heads.chunked_scorer import ChunkedScorer
 from smartclip_det.models.roi_heads.open_vocab_bbox_head import OpenVocabBBoxHead
-from smartclip_det.models.roi_heads.part_scores import PartScorer
 from smartclip_det.models.selection import select_detections, select_from_parts
 
 D = 16
@@ -52,7 +52,7 @@ def test_pieces_score_like_the_whole(head, fusion, activation, mode):
     vectors, dense, objectness = regions()
     policy = ScoringPolicy(mask_mode=mode, fusion=fusion, activation=activation, temperature=5.0, dense_temperature=4.0)
     for bank in (bank_of(23, seen=False), bank_of(9, rows_each=3)):
-        scorer = PartScorer(head, vectors, dense, objectness, policy)
+        scorer = ChunkedScorer(head, vectors, dense, objectness, policy)
         whole = scorer.scores(bank, *scorer.totals([bank]))
         parts = bank.parts(4)
         assert [len(p) for p in parts] == [4] * (len(bank) // 4) + ([len(bank) % 4] if len(bank) % 4 else [])
@@ -85,7 +85,7 @@ def test_a_hundred_thousand_names_in_bounded_memory(head):
     boxes = torch.rand(1000, 2) * 500
     boxes = torch.cat([boxes, boxes + 40], dim=1)
     parts = bank.parts(2048)
-    scorer = PartScorer(head, vectors, dense, objectness, policy)
+    scorer = ChunkedScorer(head, vectors, dense, objectness, policy)
     with PeakMemory() as memory, torch.no_grad():
         totals = scorer.totals(parts)
         rows, classes, _ = select_from_parts(

@@ -58,7 +58,7 @@ def build(config: Config) -> Any:
     """The detector of a config, seeded."""
     from mmdet.registry import MODELS
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     init_default_scope("mmdet")
     torch.manual_seed(0)

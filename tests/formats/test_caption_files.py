@@ -18,7 +18,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.caption_policies import CaptionPolicy, pad_left, policies_of
 from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.image_cache import BROKEN, ImageCache
-from smartclip_det.engine.streams import EpochStreamSampler, StreamBatches
+from smartclip_det.engine.stream_sampler import EpochStreamSampler, StreamBatches
 from smartclip_det.formats import captions
 from smartclip_det.formats.captions import detect_layout, read_caption_records
 from smartclip_det.models.towers.tokenizer import tokenize

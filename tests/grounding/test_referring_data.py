@@ -247,7 +247,7 @@ def test_a_run_is_scored_as_its_file_would_be_whatever_the_batches(sentences, tm
 def test_the_metric_is_found_by_configs():
     from mmdet.registry import DATASETS, METRICS
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     init_default_scope("mmdet")
     assert METRICS.get("ReferringMetric") is ReferringMetric

@@ -168,7 +168,7 @@ def test_what_is_of_transformers_is_refused_with_the_reason(towers, tmp_path):
 
 
 def test_a_frozen_backbone_never_moves_its_batch_norm():
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
     from smartclip_det.models.backbones.smartclip_vit import SmartCLIPViT
 
     frozen = SmartCLIPViT({"arch": "SmartCLIP-toy"}, out_indices=(0, 1, 2)).train()

@@ -34,7 +34,7 @@ def batch(count=4):
 
 def every_model():
     yield SmartCLIPAlignment(TINY, loss={"form": "sigmoid", "scale": "learned"})
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
     from smartclip_det.models.detectors.smartclip_grounding_dino import SentenceContrast
     from smartclip_det.models.grounding.fusion_head import FusionHead
     from smartclip_det.models.roi_heads.open_vocab_bbox_head import OpenVocabBBoxHead

@@ -12,9 +12,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 
-from smartclip_det import alignment_parts  # noqa: F401
+from smartclip_det import register_alignment  # noqa: F401
 from smartclip_det.core.errors import UserError
-from smartclip_det.engine.streams import EpochStreamSampler, StreamBatches
+from smartclip_det.engine.stream_sampler import EpochStreamSampler, StreamBatches
 
 SEEN: list[int] = []
 

@@ -19,7 +19,7 @@ from smartclip_det.formats.labelled_images import read_labelled
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 from smartclip_det.metrics.classification import accuracies
 from smartclip_det.metrics.retrieval import modes_of, ranks_of, recall_metrics
-from smartclip_det.protocols.published import ANCHORS, anchors_of, verdict
+from smartclip_det.protocols.published import PUBLISHED, published_values, verdict
 from smartclip_det.protocols.registry import compare, evaluate
 from tests.tools.test_runs import run
 
@@ -269,7 +269,7 @@ def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test,
 
 
 def test_anchors_pass_at_their_tolerance_and_fail_beyond():
-    found = anchors_of("smartclip-b16", ["coco-5k", "sharegpt4v-1k"])
+    found = published_values("smartclip-b16", ["coco-5k", "sharegpt4v-1k"])
     assert [(a.metric, a.percent) for a in found] == [
         ("i2t_r1_off", 62.0),
         ("t2i_r1_off", 42.6),
@@ -279,10 +279,10 @@ def test_anchors_pass_at_their_tolerance_and_fail_beyond():
     assert verdict(found[0], 0.623)["passed"]
     assert not verdict(found[0], 0.6231)["passed"]
     with pytest.raises(UserError, match="smartclip-b16"):
-        anchors_of("smartclip-b32", ["coco-5k"])
+        published_values("smartclip-b32", ["coco-5k"])
     with pytest.raises(UserError, match="coco-5k"):
-        anchors_of("clip-b16", ["coco5k"])
-    assert all(a.set == "imagenet" or a.set in PROTOCOLS for model in ANCHORS.values() for a in model)
+        published_values("clip-b16", ["coco5k"])
+    assert all(a.set == "imagenet" or a.set in PROTOCOLS for model in PUBLISHED.values() for a in model)
     assert caption_sets.PROTOCOLS["coco-5k"].texts == 25_000
 
 

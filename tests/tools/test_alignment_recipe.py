@@ -211,7 +211,7 @@ def test_the_released_recipe_number_by_number():
     """Pretrain reference 1.4."""
     from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
-    from smartclip_det import alignment_parts  # noqa: F401
+    from smartclip_det import register_alignment  # noqa: F401
     from smartclip_det.engine.alignment_optim import NamedGroupsConstructor
 
     config = load_config(REPO / CONFIG, {"towers.arch": "SmartCLIP-tiny"})

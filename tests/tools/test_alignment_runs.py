@@ -11,7 +11,7 @@ from mmengine.logging import MessageHub
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
-from smartclip_det.engine.region_guard import RegionProbeHook
+from smartclip_det.engine.region_probe_hook import RegionProbeHook
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.formats.class_splits import ov_coco_split
 from smartclip_det.models.regions import RegionEncoder

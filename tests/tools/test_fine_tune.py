@@ -94,7 +94,7 @@ def test_folders_of_data_sets_are_tested_with_their_own_names(small, own, tmp_pa
             shutil.copy(images / image["file_name"], place)
     (tmp_path / "texts.json").write_text(json.dumps({"pets": {"aeroplane": "airplane"}}))
     start = [
-        "tools/analysis/test_folders.py",
+        "tools/analysis/multi_dataset.py",
         base / "config.py",
         base / "run/epoch_1.pth",
         "--root",

@@ -214,7 +214,7 @@ def test_two_processes_train_with_frozen_parts(small):
 #: Runs a tool with little more memory than its libraries take.
 SHORT_OF_MEMORY = """
 import resource, runpy, sys
-import torch, mmdet, smartclip_det.parts
+import torch, mmdet, smartclip_det.register_detection
 sys.argv = sys.argv[1:]
 sys.path.insert(0, {tools!r})
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

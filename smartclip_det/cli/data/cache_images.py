@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fill what is missing, or verify."""
-    from smartclip_det.apis.caching import CacheOptions, cache_images, verify_cache
+    from smartclip_det.apis.image_caching import CacheOptions, cache_images, verify_cache
 
     options = CacheOptions(**{k: v for k, v in vars(args).items() if k != "verify"})
     if args.verify:

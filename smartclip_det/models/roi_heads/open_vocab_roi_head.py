@@ -19,7 +19,7 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.roi_heads.part_scores import PartScorer
+from smartclip_det.models.roi_heads.chunked_scorer import ChunkedScorer
 from smartclip_det.models.selection import select_from_parts
 
 
@@ -154,7 +154,7 @@ class OpenVocabRoIHead(BaseModule):
             bank: the bank in force.
             policy: scoring policy.
         """
-        scorer = PartScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
+        scorer = ChunkedScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
         return scorer.scores(bank, *scorer.totals([bank]))
 
     def select(
@@ -184,7 +184,7 @@ class OpenVocabRoIHead(BaseModule):
             score_threshold: pairs must score more than this.
             max_detections: N at most.
         """
-        scorer = PartScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
+        scorer = ChunkedScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
         parts = bank.parts(self.class_chunk) if len(bank) > self.class_chunk else [bank]
         totals = scorer.totals(parts)
         return select_from_parts(

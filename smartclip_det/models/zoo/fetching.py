@@ -14,9 +14,9 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.json_files import read_json
+from smartclip_det.models.zoo.download_errors import ROOM, UnreachableError, translate_errors
 from smartclip_det.models.zoo.hashes import check_hash
 from smartclip_det.models.zoo.names import Source, Weights, find
-from smartclip_det.models.zoo.told import ROOM, UnreachableError, as_told
 from smartclip_det.utils.disk import free_bytes, refuse_full_disk
 from smartclip_det.utils.notes import note
 
@@ -95,15 +95,15 @@ def _from_hub(weights: Weights, source: Source) -> Path:
     from huggingface_hub import constants
 
     if not source.file:
-        source = as_told(source, _file_of, source)
+        source = translate_errors(source, _file_of, source)
     for file in source.beside:
-        as_told(replace(source, file=file), _hub_file, source, file)
+        translate_errors(replace(source, file=file), _hub_file, source, file)
 
     def told(size: int | None) -> None:
         refuse_full_disk(size, Path(constants.HF_HUB_CACHE), source, ROOM)
         _tell(weights, source, size, Path(constants.HF_HUB_CACHE), str(constants.ENDPOINT))
 
-    path = as_told(source, _hub_file, source, source.file, told)
+    path = translate_errors(source, _hub_file, source, source.file, told)
     if source.file.endswith(".index.json"):
         _shards(source, path)
     return path
@@ -112,7 +112,7 @@ def _from_hub(weights: Weights, source: Source) -> Path:
 def _shards(source: Source, index: Path) -> None:
     for name in sorted(set(read_json(index, "index of shards").get("weight_map", {}).values())):
         shard = replace(source, file=str(name), sha256=None)
-        check_hash(as_told(shard, _hub_file, shard, shard.file), shard, fresh=True)
+        check_hash(translate_errors(shard, _hub_file, shard, shard.file), shard, fresh=True)
 
 
 def _hub_file(source: Source, file: str, told: Callable[[int | None], None] | None = None) -> Path:
@@ -168,7 +168,7 @@ def _from_address(weights: Weights, source: Source) -> Path:
     refuse_full_disk(size, path.parent, source, ROOM)
     _tell(weights, source, size, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    as_told(source, hub.download_url_to_file, source.address, str(path), source.sha256)
+    translate_errors(source, hub.download_url_to_file, source.address, str(path), source.sha256)
     return path
 
 

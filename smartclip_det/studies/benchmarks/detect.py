@@ -25,7 +25,7 @@ def build(path: str, device: str, seed: int = 0, frozen: bool = True) -> Any:
     """A detector of a config with random weights; ``frozen=False`` trains its tower."""
     from mmdet.registry import MODELS
 
-    from smartclip_det import parts  # noqa: F401 (registers everything)
+    from smartclip_det import register_detection  # noqa: F401 (registers everything)
 
     config = load_config(path)
     fit_norm_layers(config, distributed=False)

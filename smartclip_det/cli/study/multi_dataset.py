@@ -1,6 +1,6 @@
 """Test one detector on many data sets that lie in folders (ODinW), each with the names of its own annotation file.
 
-    smartclip-det study folders CONFIG CHECKPOINT --root data/odinw --prompt-names prompt_names.json
+    smartclip-det study multi-dataset CONFIG CHECKPOINT --root data/odinw --prompt-names prompt_names.json
 
 The mean over folders is written as folders.json, with what each folder's names were encoded as. What is done is not
 done again: run the same command to go on.
@@ -29,6 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Test, and print the table."""
-    from smartclip_det.studies.folders import FolderOptions, measure_folders
+    from smartclip_det.studies.multi_dataset import FolderOptions, measure_folders
 
     print(measure_folders(FolderOptions(**vars(args))))

@@ -18,7 +18,7 @@ class UnreachableError(UserError):
     """A source that does not give its file; another one may."""
 
 
-def as_told(source: Source, download: Callable[..., T], *given: Any) -> T:
+def translate_errors(source: Source, download: Callable[..., T], *given: Any) -> T:
     """Run a download by a library, with its errors in our words.
 
     Raises:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smartclip_det.apis.answers import Detection, Detections
+from smartclip_det.apis.detections import Detection, Detections
 from smartclip_det.core.errors import UserError
 from smartclip_det.visualization import colour_of, draw_boxes
 from smartclip_det.visualization.draw import contrast_with_white

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from smartclip_det import alignment_parts  # noqa: F401  (registers the data set)
+from smartclip_det import register_alignment  # noqa: F401  (registers the data set)
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.captions import CaptionDataset
 from smartclip_det.datasets.image_cache import BROKEN, EMPTY, READY, ImageCache

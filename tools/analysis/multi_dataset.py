@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""``smartclip-det study folders``, under the name of its file."""
+"""``smartclip-det study multi-dataset``, under the name of its file."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from smartclip_det.cli import run_verb
 
-    run_verb("study folders")
+    run_verb("study multi-dataset")

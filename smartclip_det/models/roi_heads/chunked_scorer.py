@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Totals = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-class PartScorer:
+class ChunkedScorer:
     """Scores of the same regions for one piece of the vocabulary after another."""
 
     def __init__(

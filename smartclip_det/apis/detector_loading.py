@@ -28,7 +28,7 @@ def build_detector(
     Raises:
         UserError: for missing files, configs of other detectors, or a checkpoint that lacks parameters.
     """
-    from smartclip_det import parts  # noqa: F401, I001 (registers everything, and tells first what is not installed)
+    from smartclip_det import register_detection  # noqa: F401, I001 (registers everything, and tells first what is not installed)
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.runner import load_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.apis.box_sources import box_source
-from smartclip_det.apis.building import array_pipeline, build_detector
+from smartclip_det.apis.detector_loading import array_pipeline, build_detector
 from smartclip_det.apis.families.base import Family
 from smartclip_det.apis.families.training_free import FreeOptions, TrainingFree, free_policy
 from smartclip_det.core.errors import UserError, nearest

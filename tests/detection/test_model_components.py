@@ -284,7 +284,7 @@ class TestDataset:
     def build(self, tmp_path, **options):
         from mmdet.registry import DATASETS
 
-        from smartclip_det import parts  # noqa: F401
+        from smartclip_det import register_detection  # noqa: F401
 
         return DATASETS.build(
             {
