@@ -168,21 +168,22 @@ class RegionFamily(Family):
         if not len(image.boxes):
             return {t: Detections.none([t], image.picture.given) for t in trees}
         bank = self.texts(list(dict.fromkeys(p for ps in parts.values() for p in ps)), "none", self.order)
+        # Trees are small and full of branches: they are ranked on the host, after one copy for all expressions.
         with full_precision(self.device):
-            scores = self.scores(image, bank)
+            scores, boxes = self.scores(image, bank).cpu(), image.boxes.cpu()
         column = {n: k for k, n in enumerate(bank.names)}
         answers = {}
         for t, tree in trees.items():
             rows, values = rank_by_tree(
                 tree,
                 {p: scores[:, column[p]] for p in parts[t]},
-                image.boxes,
+                boxes,
                 whole=t if reading == "both" else None,
                 iou_threshold=self.ground_iou,
                 top_k=top_k,
                 threshold=threshold,
             )
-            answers[t] = answer(image.boxes[rows], values, torch.zeros_like(rows), (t,), image.picture)
+            answers[t] = answer(boxes[rows], values, torch.zeros_like(rows), (t,), image.picture)
         return answers
 
     @property
