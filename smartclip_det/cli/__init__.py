@@ -1,6 +1,6 @@
-"""The command ``smartclip-det``: a module for each verb, which parses arguments and prints; the work is elsewhere.
+"""Command-line interface ``smartclip-det``: one module per verb, which parses arguments, calls ``apis`` and prints.
 
-Nothing here imports torch before the arguments are parsed.
+No module here imports torch before the arguments are parsed.
 """
 
 from smartclip_det.cli.dispatch import main, parser_of, run_verb

@@ -1,10 +1,10 @@
-"""Does a checkpoint give its published numbers here? Pass or fail, as JSON and as the exit code.
+"""Check that a checkpoint reproduces its published numbers. The verdict goes to JSON and to the exit code.
 
     smartclip-det check checkpoint smartclip-b16 smartclip_b16.pt coco-5k=data/coco sharegpt4v-1k=data/sharegpt4v
     smartclip-det check checkpoint clip-b16 ViT-B-16.pt coco-5k=data/coco imagenet=data/imagenet/val --device cuda
 
-Each SET=FOLDER is measured as by smartclip-det retrieve or classify, plain scoring, as published. Exit code 0: all
-within tolerance; 1: some not; 2: it could not be measured.
+Each SET=FOLDER is measured as by smartclip-det retrieve or classify, with plain scoring as published. Exit code 0: all
+within tolerance; 1: at least one outside; 2: the measurement failed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from smartclip_det.protocols.published import PUBLISHED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
     add("model", choices=PUBLISHED, help="published model")
-    add("checkpoint", help="its weights: a file or a name")
-    add("sets", nargs="+", metavar="SET=FOLDER", help="what to measure, and where it is")
-    add("--partial", action="store_true", help="also parts of sets: shows that all runs, proves nothing")
-    add("--names", help="imagenet: names of its folders, see smartclip-det classify")
+    add("checkpoint", help="checkpoint file or model name")
+    add("sets", nargs="+", metavar="SET=FOLDER", help="set to measure and its folder")
+    add("--partial", action="store_true", help="accept incomplete sets: a smoke test, not a verification")
+    add("--names", help="imagenet: class names of the folders, see smartclip-det classify")
     add("--workers", type=int, default=4, help="processes that read images")
     add_device(parser)
-    add_out(parser, "work_dirs/verify_checkpoint.json", "JSON; what each set gave is written beside")
+    add_out(parser, "work_dirs/verify_checkpoint.json", "JSON output; per-set results go to the same folder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify, print a table, and answer by the exit code."""
+    """Verify, print a table and return the exit code."""
     folders = sets_of(args.sets)
     from smartclip_det.apis.checking import VerifyOptions, verify_checkpoint
 
     passed, rows = verify_checkpoint(VerifyOptions(**{**vars(args), "sets": folders}))
     print(verdicts(rows))
-    print(f"{'PASSED' if passed else 'NOT PASSED'}{' (parts prove nothing)' if args.partial else ''}: {args.out}")
+    print(f"{'PASSED' if passed else 'NOT PASSED'}{' (incomplete sets)' if args.partial else ''}: {args.out}")
     return 0 if passed else 1

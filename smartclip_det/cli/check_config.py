@@ -1,4 +1,4 @@
-"""Build a config's model and optimizer on this machine, and report keys that no class takes.
+"""Build the model and optimizer of a config on this machine, and report config keys that no class accepts.
 
 smartclip-det check config CONFIG --cfg-options towers.arch=SmartCLIP-B-16
 """
@@ -11,13 +11,13 @@ from smartclip_det.cli.options import add_cfg_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("config", help="config file, or the name of one of the package")
+    """Add the options of this verb."""
+    parser.add_argument("config", help="config file, or the name of a packaged config")
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build, and say what was built."""
+    """Build the config and print what was built."""
     from smartclip_det.apis.checking import check_config
 
     print(check_config(args.config, args.cfg_options))

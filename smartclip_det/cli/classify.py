@@ -1,10 +1,10 @@
-"""Zero-shot classification of a folder of class folders (ImageNet's layout), or of CIFAR's binary files.
+"""Zero-shot classification on a folder of class folders (ImageNet layout) or on CIFAR's binary files.
 
     smartclip-det classify data/imagenet/val --names imagenet_names.txt --encoder smartclip_b16.pt
     smartclip-det classify data/cifar-100-binary --encoder smartclip_b16.pt --templates clip_80
     smartclip-det classify photos/ --encoder smartclip_b16.pt --device cuda
 
-Scored plain (as published) and, for towers with a mask network, with masks and both controls.
+Scored without masks (as published) and, for towers with a mask network, with masks and with both mask controls.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ OLD = (Old("--checkpoint", "--encoder"),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("folder", type=Path, help="CLASS/IMAGE, or CIFAR binary files")
-    add("--names", help="names of the folders: text, json or csv; synonyms are averaged")
+    add("folder", type=Path, help="folder with CLASS/IMAGE files, or with CIFAR binary files")
+    add("--names", help="class names of the folders: text, json or csv; synonyms are averaged")
     add_encoder(parser)
-    add("--templates", default="clip_80", choices=TEMPLATE_SETS, help="prompts of a name; their mean is scored")
-    add("--fit", choices=FITS, default="crop", help="how an image becomes a square")
-    add("--batch-size", type=int, default=64, help="images of one pass")
-    add("--workers", type=int, default=4, help="processes that read images")
+    add(
+        "--templates",
+        default="clip_80",
+        choices=TEMPLATE_SETS,
+        help="prompt templates; the mean embedding of a class is scored",
+    )
+    add("--fit", choices=FITS, default="crop", help="how images are made square")
+    add("--batch-size", type=int, default=64, help="images per batch")
+    add("--workers", type=int, default=4, help="data loader workers")
     add_device(parser)
-    add_out(parser, None, "JSON of the metrics; default work_dirs/classify_FOLDER.json")
+    add_out(parser, None, "metrics JSON; default work_dirs/classify_FOLDER.json")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print, say what was written."""
+    """Classify, print the metrics and the output path."""
     from smartclip_det.apis.classification import ClassifyOptions, classify
 
     out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
-    found = classify(
+    result = classify(
         ClassifyOptions(
             folder=args.folder,
             towers=encoder_source(args),
@@ -51,7 +56,10 @@ def run(args: argparse.Namespace) -> None:
             out=out,
         )
     )
-    if found.repeated:
-        print(f"note: {found.repeated} classes repeat another's name; as published, the first of them is answered.")
-    print(format_metrics(found.metrics))
+    if result.repeated:
+        print(
+            f"note: {result.repeated} classes share a name with another class; as in published evaluations, the "
+            "first one is predicted."
+        )
+    print(format_metrics(result.metrics))
     print(f"written: {out}")

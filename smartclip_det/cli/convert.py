@@ -1,4 +1,4 @@
-"""Convert tower checkpoints between layouts; the source's layout is recognised by content, and no code of it runs.
+"""Convert tower checkpoints between layouts. The source layout is detected from its content; no code in it is executed.
 
 smartclip-det convert ViT-B-16.pt clip_b16.safetensors
 smartclip-det convert clip_b16.safetensors longclip_init.pt --stretch
@@ -13,19 +13,19 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("src", type=Path, help="checkpoint file, or a folder of Hugging Face or open_clip")
-    add("dst", type=Path, help="file to write (.safetensors, .pt or .pth), or the folder for huggingface and open_clip")
-    add("--layout", choices=["openai", "native", "huggingface", "open_clip"], default="openai", help="what is written")
-    add("--activation", choices=["quick_gelu", "gelu"], help="where the source does not carry it")
-    add("--reading", help="which weights of a source that holds several, e.g. ema")
+    add("src", type=Path, help="checkpoint file, or a Hugging Face or open_clip folder")
+    add("dst", type=Path, help="output file (.safetensors, .pt or .pth), or folder for huggingface and open_clip")
+    add("--layout", choices=["openai", "native", "huggingface", "open_clip"], default="openai", help="output layout")
+    add("--activation", choices=["quick_gelu", "gelu"], help="activation function, if the source does not record it")
+    add("--reading", help="which weights to read if the source has several, e.g. ema")
     add("--stretch", action="store_true", help="stretch 77 text positions to 248 (Long-CLIP)")
-    add("--drop-masks", action="store_true", help="leave out the mask network where the layout has no place for it")
+    add("--drop-masks", action="store_true", help="drop the mask network if the output layout has no place for it")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, write, read back, report."""
+    """Convert, read the result back and print a report."""
     from smartclip_det.apis.converting import ConvertOptions, convert
 
     print("\n".join(convert(ConvertOptions(**vars(args)))))

@@ -1,4 +1,4 @@
-"""Find phrases in photographs: a picture and a JSON for each image.
+"""Detect phrases in images; writes an annotated image and a JSON for each input.
 
     smartclip-det demo street.jpg --texts "red mug" "left dog" --encoder smartclip-b16 --boxes torchvision
     smartclip-det demo street.jpg --texts "red mug" "left dog" --config CONFIG --checkpoint epoch_3.pth --encoder W.pt
@@ -6,13 +6,13 @@
     smartclip-det demo street.jpg --ground --texts "the dog left of the bench" --config CONFIG --checkpoint H.pth
     smartclip-det demo street.jpg --heatmap --texts "a red mug" --config CONFIG --checkpoint epoch_3.pth
 
-Without --config towers alone answer, without training: boxes of a source (torchvision, owlv2, mm-grounding-dino,
-llmdet, mmdet:CONFIG:CHECKPOINT, or a file of boxes), ranked by their region vectors.
+Without --config, the towers work alone and without training: boxes come from a box source (torchvision, owlv2,
+mm-grounding-dino, llmdet, mmdet:CONFIG:CHECKPOINT, or a file of boxes) and are ranked by their region vectors.
 
-One phrase is one argument, or one line of the vocabulary file. A score is the probability of the phrase against
-background alone: it does not change with the other phrases. With --ground the config may be of a trained grounding
-head, whose scores are the probability that a box is meant. --encoder is needed where the config does not name its
-towers and the checkpoint does not hold them (a detector on frozen towers does not).
+Each argument of --texts, or line of the vocabulary file, is one phrase. A score is the probability of the phrase
+against background alone, so it does not depend on the other phrases. With --ground, the config may be a trained
+grounding head; its scores are the probability that the expression refers to the box. --encoder is required if the
+config does not name its towers and the checkpoint does not include them (detectors on frozen towers do not).
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ OLD = (Old("--text", "--texts"), Old("--out-dir", "--out"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files or folders")
     add("--texts", nargs="+", default=[], help="phrases, one per argument")
-    add("--vocabulary", help="names: a known name (coco_80, ...), .txt with one a line, or .json list")
-    add("--config", help="of an open-vocabulary detector or a grounding head: a file, or a known name")
-    add("--checkpoint", help="its weights; without, heads are random")
-    add("--encoder", help="towers: a name of public weights or a file; with --config its towers.checkpoint")
-    add("--boxes", help=f"without --config, where boxes come from: {', '.join(BOX_SOURCES)}, or a file")
-    add("--ground", action="store_true", help="phrases are referring expressions; a panel for each")
+    add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt (one per line), or .json list")
+    add("--config", help="config of an open-vocabulary detector or grounding head: a file or a packaged name")
+    add("--checkpoint", help="weights of --config; without it, heads are random")
+    add("--encoder", help="towers: a file or a name of public weights; overrides towers.checkpoint of --config")
+    add("--boxes", help=f"box source without --config: {', '.join(BOX_SOURCES)}, or a file")
+    add("--ground", action="store_true", help="treat phrases as referring expressions; one panel each")
     add("--heatmap", action="store_true", help="also draw similarity maps and masks")
     add(
         "--threshold",
         type=float,
-        help="lowest score drawn and written (default 0.5; with --ground 0: the best box is shown)",
+        help="minimum score drawn and written (default 0.5; with --ground 0, so that the best box is shown)",
     )
     add("--top-k", type=int, default=1, help="boxes per expression with --ground")
-    add("--thresholds", type=Path, help="file of lowest scores by class, of smartclip-det calibrate")
-    add_out(parser, "work_dirs/demo", "folder of pictures and JSON")
+    add("--thresholds", type=Path, help="per-class thresholds file, from smartclip-det calibrate")
+    add_out(parser, "work_dirs/demo", "output folder for images and JSON")
     add_device(parser)
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer every image; exit code 2 where one could not be used."""
+    """Process every image; exit code 2 if any could not be read."""
     if not args.texts and not args.vocabulary:
-        raise UserError("Nothing to look for: give --texts PHRASE... or --vocabulary NAMES.")
+        raise UserError("No phrases given: use --texts PHRASE... or --vocabulary NAMES.")
     absent = [p for p in args.images if not p.exists()]
     if absent:
-        raise UserError(f"No image or folder at {absent[0]}.")
+        raise UserError(f"{absent[0]} does not exist.")
     from smartclip_det.apis.demo import DemoOptions, demo
     from smartclip_det.models.vocabulary import resolve_names
 

@@ -1,4 +1,4 @@
-"""Encode a vocabulary into a text bank file, through the disk cache.
+"""Encode a vocabulary into a text bank file, using the disk cache.
 
 smartclip-det encode-texts --vocabulary ov_coco_65 --templates vild_63 --encoder smartclip_b16.pt --out b.safetensors
 smartclip-det encode-texts --vocabulary names.txt --arch SmartCLIP-tiny --out bank.safetensors
@@ -17,21 +17,23 @@ OLD = (Old("--checkpoint", "--encoder"), Old("--names", "--vocabulary"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("--vocabulary", required=True, help="a known name (ov_coco_65, coco_80, ...), .txt or .json")
-    add("--seen", help="names that training may use, in the same forms")
-    add("--templates", default="photo", choices=TEMPLATE_SETS, help="prompts of a name")
-    add("--template-order", default="average_state", choices=TEMPLATE_ORDERS, help="what is averaged over prompts")
+    add("--vocabulary", required=True, help="class names: a known vocabulary (ov_coco_65, coco_80, ...), .txt or .json")
+    add("--seen", help="names seen in training, in the same formats")
+    add("--templates", default="photo", choices=TEMPLATE_SETS, help="prompt templates")
+    add(
+        "--template-order", default="average_state", choices=TEMPLATE_ORDERS, help="what is averaged over the templates"
+    )
     add_encoder(parser)
-    add_out(parser, None, "bank to write, .safetensors; facts beside as .json", required=True)
+    add_out(parser, None, "output bank, .safetensors; facts go to a .json of the same name", required=True)
     add_device(parser)
     add("--batch-size", type=int, default=256, help="texts per forward pass")
-    add("--no-cache", action="store_true", help="do not read or fill the disk cache")
+    add("--no-cache", action="store_true", help="do not use the disk cache")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encode, save, say what was done."""
+    """Encode, save and print the facts."""
     from smartclip_det.models.towers.source import load_towers
     from smartclip_det.models.vocabulary import build_bank, default_cache_dir, resolve_names
     from smartclip_det.protocols.stamp import protocol_stamp, write_results

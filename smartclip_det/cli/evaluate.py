@@ -10,7 +10,7 @@
     smartclip-det evaluate grefcoco --ann "grefs(unc).json" --split val --pred boxes.jsonl
     smartclip-det evaluate retrieval --ann captions.json --pred vectors.safetensors
 
-The metrics are printed and written as JSON, unrounded, with the protocol they were measured under.
+Metrics are printed and written as JSON, unrounded, together with the protocol they were measured with.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ OLD = (Old("--score-threshold", "--threshold"),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("protocol", choices=tuple(OPTIONS), help="what the predictions are scored by")
-    parser.add_argument("--ann", type=Path, required=True, help="annotation file, or VOC xml folder")
+    """Add the options of this verb."""
+    parser.add_argument("protocol", choices=tuple(OPTIONS), help="evaluation protocol")
+    parser.add_argument("--ann", type=Path, required=True, help="annotation file, or VOC XML folder")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pred", type=Path, help="prediction file (smartclip-det test --out writes it)")
-    what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="paired bootstrap of two files")
-    parser.add_argument("--out", type=Path, help="JSON to write; default: beside the predictions")
-    parser.add_argument("--per-class", action="store_true", help="print a table by class (always in the JSON)")
+    what.add_argument("--pred", type=Path, help="prediction file (as written by smartclip-det test --out)")
+    what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="compare two files by paired bootstrap")
+    parser.add_argument("--out", type=Path, help="output JSON; default: next to the predictions")
+    parser.add_argument("--per-class", action="store_true", help="print per-class results (always in the JSON)")
     add_protocol_options(parser)
-    parser.add_argument("--resamples", type=int, default=1000, help="compare: bootstrap draws")
-    parser.add_argument("--seed", type=int, default=0, help="compare: seed of the draws")
+    parser.add_argument("--resamples", type=int, default=1000, help="compare: bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="compare: bootstrap seed")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score one file, or compare two."""
+    """Score one prediction file, or compare two."""
     options = given_options(args.protocol, args)
     from smartclip_det.protocols.registry import PROTOCOLS
     from smartclip_det.protocols.stamp import write_results
@@ -55,26 +55,29 @@ def run(args: argparse.Namespace) -> None:
     if args.per_class:
         print_classes(result.per_class)
     if result.counts.get("unknown_category"):
-        print(f"note: {result.counts['unknown_category']} predictions are of unknown categories.")
+        print(f"note: {result.counts['unknown_category']} predictions have an unknown category.")
     if result.counts.get("difficult") and options.difficult == "count":
-        print(f"note: {result.counts['difficult']} difficult objects count; --difficult ignore is the devkit's rule.")
+        print(
+            f"note: {result.counts['difficult']} difficult objects are counted; the VOC devkit ignores them "
+            "(--difficult ignore)."
+        )
     out = args.out or args.pred.with_suffix(f".{args.protocol}.json")
     write_results(out, result.protocol, result.metrics, counts=result.counts, per_class=result.per_class)
     print(f"written: {out}")
 
 
 def print_classes(per_class: dict[str, float | None]) -> None:
-    """AP of each class, worst first; those without ground truth last."""
-    found = sorted((v, n) for n, v in per_class.items() if v is not None)
-    for value, name in found:
+    """Print the AP of each class, worst first; classes without ground truth come last."""
+    scored = sorted((v, n) for n, v in per_class.items() if v is not None)
+    for value, name in scored:
         print(f"{value:7.4f}  {name}")
-    lacking = [n for n, v in per_class.items() if v is None]
-    if lacking:
-        print(f"no ground truth: {', '.join(lacking)}")
+    absent = [n for n, v in per_class.items() if v is None]
+    if absent:
+        print(f"no ground truth: {', '.join(absent)}")
 
 
 def compare_files(args: argparse.Namespace, options: Options) -> None:
-    """Print and write the paired bootstrap."""
+    """Compare two prediction files by paired bootstrap; print and write the result."""
     from smartclip_det.protocols.registry import PROTOCOLS
     from smartclip_det.protocols.stamp import write_results
 

@@ -1,18 +1,18 @@
-"""Label a folder of photographs: a data set, and a page on which to look it over.
+"""Label a folder of images: writes a data set and an HTML review page.
 
     smartclip-det label photos/ --vocabulary names.txt --encoder smartclip-b16 --out labels
     smartclip-det label photos/ --vocabulary names.txt --encoder smartclip-b16 --thresholds t.json --format yolo
     smartclip-det label photos/ --texts "red mug" "left dog" --config CONFIG --checkpoint epoch_3.pth --format voc
     smartclip-det label aerial/ --vocabulary names.txt --encoder smartclip-b16 --boxes owlv2 --tile 640 100
 
-Folders in PHOTOS are searched, too. What is found is logged picture by picture: a run that was stopped goes on when the
-same command is given again, and its files are then the same to the byte as those of a run that was not. Detections are
-logged down to a low score, so that another --threshold, --thresholds (smartclip-det calibrate) or --format needs no
-second look. Labels that were corrected in the place are not written over without --overwrite.
+PHOTOS is searched recursively. Detections are logged image by image, so an interrupted run resumes when the same
+command is given again, and its output is byte-identical to that of an uninterrupted run. They are logged down to a low
+score, so another --threshold, --thresholds (smartclip-det calibrate) or --format needs no new inference. Labels edited
+in place are not overwritten without --overwrite.
 
 Written to OUT: coco: annotations.json; yolo: data.yaml, images.txt, labels/ and images (a link to PHOTOS); voc:
-Annotations/; label-studio: tasks.json and label_config.xml (serve PHOTOS as local files). And review.html, least
-certain pictures first; summary.json. Exit code 2 where pictures could not be read; the others are labelled.
+Annotations/; label-studio: tasks.json and label_config.xml (serve PHOTOS as local files). Also review.html, least
+certain images first, and summary.json. Exit code 2 if some images could not be read; the others are labelled.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from smartclip_det.core.words import LABEL_FORMATS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("photos", type=Path, help="folder of photographs")
+    add("photos", type=Path, help="image folder")
     add("--texts", nargs="+", default=[], help="class names, one per argument")
-    add("--vocabulary", help="names: a known name (coco_80, ...), .txt with one a line, or .json list")
-    add("--format", dest="layout", choices=LABEL_FORMATS, default=LABEL_FORMATS[0], help="of the labels")
-    add("--threshold", type=float, default=0.5, help="lowest score of a box; default 0.5")
-    add("--thresholds", type=Path, help="file of lowest scores by class, of smartclip-det calibrate")
-    add("--batch-size", type=at_least(1), default=8, help="pictures, or tiles, that are answered together")
-    add("--tile", nargs=2, type=int, metavar=("SIDE", "OVERLAP"), help="cut large pictures into such tiles, in pixels")
-    add("--max-detections", type=at_least(1), default=100, help="boxes of a picture, or tile, at most")
-    add("--review", type=at_least(0), default=200, help="pictures on the review page")
-    add("--overwrite", action="store_true", help="also over labels that were corrected since they were written")
+    add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt (one per line), or .json list")
+    add("--format", dest="layout", choices=LABEL_FORMATS, default=LABEL_FORMATS[0], help="output label format")
+    add("--threshold", type=float, default=0.5, help="minimum score of a box; default 0.5")
+    add("--thresholds", type=Path, help="per-class thresholds file, from smartclip-det calibrate")
+    add("--batch-size", type=at_least(1), default=8, help="images (or tiles) per batch")
+    add("--tile", nargs=2, type=int, metavar=("SIDE", "OVERLAP"), help="split large images into tiles of SIDE pixels")
+    add("--max-detections", type=at_least(1), default=100, help="maximum detections per image or tile")
+    add("--review", type=at_least(0), default=200, help="images on the review page")
+    add("--overwrite", action="store_true", help="overwrite labels even if they were edited after they were written")
     add_predictor(parser)
-    add_out(parser, "work_dirs/labels", "folder of the data set")
+    add_out(parser, "work_dirs/labels", "output folder of the data set")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label, and say what was found, left out and written."""
+    """Label the folder and print a summary."""
     if not args.texts and not args.vocabulary:
-        raise UserError("Nothing to look for: give --texts NAME... or --vocabulary NAMES.")
+        raise UserError("No class names given: use --texts NAME... or --vocabulary NAMES.")
     if not args.photos.is_dir():
-        raise UserError(f"{args.photos} is no folder of photographs.")
+        raise UserError(f"{args.photos} is not a folder. Give a folder of images.")
     from smartclip_det.apis.labelling import LabelOptions, label_folder, summary_lines
     from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
     from smartclip_det.models.vocabulary import resolve_names

@@ -1,14 +1,15 @@
-"""Weights by name: what there is, what is on this machine, and whether it is what it should be.
+"""List, inspect and verify public weights by name.
 
-    smartclip-det models                                   # all names: kind, size, licence, here or not
-    smartclip-det models smartclip-b16                     # where it is from, hash, sizes, published numbers
+    smartclip-det models                                   # all names: kind, size, licence, cached or not
+    smartclip-det models smartclip-b16                     # source, hash, sizes, published numbers
     smartclip-det models clip-b16 --verify                 # download, check hash and sizes
     smartclip-det models clip-b16 --verify coco-5k=data/coco imagenet=data/imagenet/val
 
-Every --encoder takes these names, and configs by towers.checkpoint=NAME; SmartCLIP.from_pretrained(NAME) in Python.
-hf-hub:OWNER/NAME takes any repository of the Hugging Face hub that these towers can read, open_clip:MODEL/TAG any
-weights of open_clip. Downloads go through huggingface_hub, with its cache, mirrors and switches: HF_HOME, HF_ENDPOINT,
-HF_TOKEN, HF_HUB_OFFLINE=1. Exit code of --verify: 0 all as published; 1 some numbers not; 2 it could not be told.
+Every --encoder option accepts these names, as do configs (towers.checkpoint=NAME) and SmartCLIP.from_pretrained(NAME)
+in Python. hf-hub:OWNER/NAME loads any Hugging Face repository that these towers can read, open_clip:MODEL/TAG any
+weights of open_clip. Downloads use huggingface_hub with its cache, mirrors and environment variables: HF_HOME,
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE=1. Exit code of --verify: 0 all as published; 1 some numbers differ; 2
+verification failed to run.
 """
 
 from __future__ import annotations
@@ -22,27 +23,32 @@ from smartclip_det.cli.options import add_device, add_out, sets_of
 from smartclip_det.core.errors import UserError
 
 _FOOT = (
-    "towers: read by this package; open_clip: built by open_clip. MB ?: told when it is fetched.",
+    "towers: loaded by this package; open_clip: built by open_clip. MB ?: size unknown until downloaded.",
     "Also hf-hub:OWNER/NAME, and open_clip:MODEL/TAG (--all lists those).",
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("name", nargs="?", help="one name; without, all are listed")
-    add("--all", action="store_true", help="also every name of open_clip's own table")
-    add("--json", action="store_true", help="as JSON")
-    add("--verify", nargs="*", metavar="SET=FOLDER", help="download and check; with sets, measure them")
-    add("--partial", action="store_true", help="also parts of sets: shows that all runs, proves nothing")
-    add("--names", help="imagenet: names of its folders, see smartclip-det classify")
-    add("--workers", type=int, default=4, help="processes that read images")
+    add("name", nargs="?", help="a name; without one, all are listed")
+    add("--all", action="store_true", help="also list all names known to open_clip")
+    add("--json", action="store_true", help="print JSON")
+    add(
+        "--verify",
+        nargs="*",
+        metavar="SET=FOLDER",
+        help="download and check the weights; with SET=FOLDER, also measure these sets",
+    )
+    add("--partial", action="store_true", help="accept incomplete sets: a smoke test, not a verification")
+    add("--names", help="imagenet: class names of the folders, see smartclip-det classify")
+    add("--workers", type=int, default=4, help="data loader workers")
     add_device(parser)
-    add_out(parser, "work_dirs/verify_checkpoint.json", "JSON of the measured sets")
+    add_out(parser, "work_dirs/verify_checkpoint.json", "JSON with the measured sets")
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, tell or verify."""
+    """List the weights, show one entry, or verify it."""
     from smartclip_det.models.zoo.listing import weights_facts, weights_rows
 
     if args.verify is not None:
@@ -52,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2) if args.json else _table(rows))
         return 0
     facts = weights_facts(args.name)
-    print(json.dumps(facts, indent=2) if args.json else _told(facts))
+    print(json.dumps(facts, indent=2) if args.json else _facts_text(facts))
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     if args.name is None:
-        raise UserError("Give the name that is verified: smartclip-det models NAME --verify.")
+        raise UserError("--verify needs a name: smartclip-det models NAME --verify.")
     from smartclip_det.models.zoo.listing import weights_facts
 
     weights_facts(args.name)
@@ -82,12 +88,12 @@ def _verify(args: argparse.Namespace) -> int:
             print(f"{key:16s} {value}")
         if rows:
             print(verdicts(rows))
-        print("PASSED" if passed else f"NOT PASSED{' (parts prove nothing)' if args.partial else ''}")
+        print("PASSED" if passed else f"NOT PASSED{' (incomplete sets)' if args.partial else ''}")
     return 0 if passed else 1
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of published and measured numbers."""
+    """Format a table of published and measured numbers."""
     head = f"{'set':22s} {'metric':14s} {'published':>9s} {'measured':>9s} {'tolerance':>9s}"
     return "\n".join(
         [
@@ -103,7 +109,7 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     width = max(len(r["name"]) for r in rows)
-    lines = [f"{'name':{width}s}  {'kind':9s}  {'MB':>7s}  {'licence':14s}  here"]
+    lines = [f"{'name':{width}s}  {'kind':9s}  {'MB':>7s}  {'licence':14s}  cached"]
     for r in rows:
         size = "?" if r["megabytes"] is None else f"{r['megabytes']:,.0f}"
         lines.append(
@@ -113,13 +119,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", *_FOOT])
 
 
-def _told(facts: Mapping[str, Any]) -> str:
+def _facts_text(facts: Mapping[str, Any]) -> str:
     lines = []
     for key, value in facts.items():
         if key == "sources":
             for s in value:
                 size = f", {s['megabytes']:,.0f} MB" if s["megabytes"] else ""
-                lines.append(f"{'source':16s} {s['source']}{size}; sha256 {s['sha256'] or 'as the hub tells'}")
+                lines.append(f"{'source':16s} {s['source']}{size}; sha256 {s['sha256'] or 'from the hub'}")
         elif key == "published":
             lines += [f"{'published':16s} {k}: {' / '.join(map(str, v))}" for k, v in value.items()]
         elif value is not None:

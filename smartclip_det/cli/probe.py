@@ -1,4 +1,4 @@
-r"""Region probe: ground-truth boxes classified by the towers alone, by view, dense mode and mask mode.
+r"""Region probe: classify ground-truth boxes with the towers alone, for each view, dense mode and mask mode.
 
     smartclip-det probe --encoder smartclip_b16.pt --ann instances_val2017.json --images val2017 \
         --split-file split.json --dense-size 640
@@ -8,7 +8,8 @@ r"""Region probe: ground-truth boxes classified by the towers alone, by view, de
     smartclip-det probe --open-clip EVA02-B-16 --weights eva02_b16.safetensors --image-size 448 \
         --ann instances_val2017.json --images val2017 --mask-modes off
 
-The split file is json with "base" and "novel" lists of names; without it, every class of the annotations is one group.
+The split file is JSON with "base" and "novel" lists of names; without it, all classes of the annotations form one
+group.
 """
 
 from __future__ import annotations
@@ -24,34 +25,49 @@ OLD = (Old("--checkpoint", "--encoder"),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
     add_encoder(parser, open_clip=True)
     add("--ann", required=True, help="COCO annotations")
-    add("--images", required=True, help="folder of file_name")
+    add("--images", required=True, help="image folder")
     add("--split-file", type=Path, help='json {"base": [...], "novel": [...]}')
-    add("--vocabulary", help="names to classify among: known, .txt or .json; default: the split's or the file's")
-    add("--templates", nargs="+", default=["photo"], help="a template set or own templates")
-    add("--views", nargs="+", default=["crop", "dense"], choices=["crop", "dense", "mask"], help="region vectors")
-    add("--dense-modes", nargs="+", default=["value"], choices=DENSE_MODES, help="last block of the dense map")
+    add(
+        "--vocabulary",
+        help="candidate class names: a known vocabulary, .txt or .json; default: those of the split or annotation file",
+    )
+    add("--templates", nargs="+", default=["photo"], help="a template set, or custom templates")
+    add(
+        "--views",
+        nargs="+",
+        default=["crop", "dense"],
+        choices=["crop", "dense", "mask"],
+        help="how region vectors are computed",
+    )
+    add(
+        "--dense-modes",
+        nargs="+",
+        default=["value"],
+        choices=DENSE_MODES,
+        help="modes of the last block for the dense map",
+    )
     add(
         "--poolings",
         nargs="+",
         default=["own"],
         choices=POOLINGS,
-        help="cells of a region weigh by their own length, or alike (unit)",
+        help="own: cells of a region are weighted by their norm; unit: equally",
     )
-    add("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES, help="each is scored")
-    add("--text-norm", default="full", choices=TEXT_NORMS, help="masked: for towers that were trained so")
-    add("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's")
-    add("--fit", choices=["pad", "squash"], default="pad", help="how an image becomes the dense input")
-    add("--crop-context", type=float, default=1.2, help="side of crops over the longer side of boxes")
+    add("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES, help="mask modes to score")
+    add("--text-norm", default="full", choices=TEXT_NORMS, help="masked: for towers trained with it")
+    add("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's input size")
+    add("--fit", choices=["pad", "squash"], default="pad", help="how images are fitted to the dense input")
+    add("--crop-context", type=float, default=1.2, help="crop side relative to the longer box side")
     add_device(parser)
-    add_out(parser, "work_dirs/region_probe.json", "JSON")
+    add_out(parser, "work_dirs/region_probe.json", "JSON output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Probe, print a table."""
+    """Run the probe and print a table."""
     from smartclip_det.apis.probing import ProbeOptions, probe
 
     accuracy = probe(

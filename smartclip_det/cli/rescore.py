@@ -1,4 +1,4 @@
-r"""Classify boxes of any origin by an encoder's region vectors; no training.
+r"""Classify boxes from any detector by an encoder's region vectors, without training.
 
     smartclip-det rescore --ann instances_val2017.json --images val2017 --boxes detections.json \
         --encoder smartclip_b16.pt --protocol ov-coco --out pred.json
@@ -6,10 +6,10 @@ r"""Classify boxes of any origin by an encoder's region vectors; no training.
         --open-clip EVA02-B-16 --weights eva02_b16.safetensors --out pred.json
     smartclip-det rescore --ann instances_val2017.json --images val2017 --boxes ground-truth --arch SmartCLIP-tiny
 
-Boxes: a COCO result list, a file of smartclip-det test (their scores are objectness), what smartclip-det demo wrote (a
-JSON or the folder of them), or "ground-truth". Without --keep-classes every box can become any class of the vocabulary;
-with it, a detection keeps its class and its score becomes a geometric mean with the encoder's. Metrics are written
-beside the predictions.
+Boxes: a COCO result list, a file written by smartclip-det test (its scores are taken as objectness), the output of
+smartclip-det demo (a JSON or the folder), or "ground-truth". By default each box can become any class of the
+vocabulary; with --keep-classes, a detection keeps its class and its score becomes a geometric mean with the encoder's
+score. Metrics are written next to the predictions.
 """
 
 from __future__ import annotations
@@ -27,38 +27,52 @@ OLD = (Old("--checkpoint", "--encoder"), Old("--score-threshold", "--threshold")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
     add("--ann", type=Path, required=True, help="COCO or LVIS annotations")
-    add("--images", type=Path, required=True, help="folder of file_name")
+    add("--images", type=Path, required=True, help="image folder")
     add("--boxes", default="ground-truth", help='"ground-truth", or saved detections')
-    add("--vocabulary", help="names: a known name (coco_80, ...), .txt or .json; default: those of the annotations")
-    add("--protocol", choices=OF_DETECTIONS, default="coco", help="how the result is scored")
-    add("--split-file", help="own base and novel names for ov-coco")
+    add(
+        "--vocabulary",
+        help="class names: a known vocabulary (coco_80, ...), .txt or .json; default: those of the annotations",
+    )
+    add("--protocol", choices=OF_DETECTIONS, default="coco", help="evaluation protocol")
+    add("--split-file", help="ov-coco: JSON with custom base and novel names")
     add_encoder(parser, open_clip=True)
-    add("--views", nargs="+", default=["dense"], choices=VIEWS, help="how region vectors are made; several: their mean")
-    add("--dense-mode", default="value", choices=DENSE_MODES, help="last block of the dense map")
-    add("--dense-size", type=int, default=0, help="side of the dense input; 0: the tower's")
-    add("--templates", nargs="+", default=["photo"], help="a template set or own templates")
+    add(
+        "--views",
+        nargs="+",
+        default=["dense"],
+        choices=VIEWS,
+        help="how region vectors are computed; several are averaged",
+    )
+    add("--dense-mode", default="value", choices=DENSE_MODES, help="mode of the last block for the dense map")
+    add("--dense-size", type=int, default=0, help="side of the dense input; 0: the tower's input size")
+    add("--templates", nargs="+", default=["photo"], help="a template set, or custom templates")
     add("--mask-mode", choices=MASK_MODES, default="hard", help="how the texts' masks are used")
-    add("--activation", choices=ACTIVATIONS, default="softmax", help="cosines to scores")
-    add("--background", choices=[b for b in BACKGROUNDS if b != "learned"], default="zero", help="what scores nothing")
-    add("--temperature", type=float, default=100.0, help="of the scores")
+    add("--activation", choices=ACTIVATIONS, default="softmax", help="activation that turns cosines into scores")
+    add("--background", choices=[b for b in BACKGROUNDS if b != "learned"], default="zero", help="background rule")
+    add("--temperature", type=float, default=100.0, help="temperature of the scores")
     add_presence(parser)
-    add("--objectness-power", type=float, default=0.5, help="exponent of a box's own score")
-    add("--keep-classes", action="store_true", help="detections keep their class")
-    add("--own-power", type=float, default=0.5, help="with --keep-classes: share of their own score")
-    add("--proposal-nms", type=float, default=0.7, help="class-agnostic NMS among boxes")
-    add("--max-proposals", type=int, default=300, help="boxes of an image that are scored")
-    add("--threshold", type=float, default=0.001, help="lowest score written")
-    add("--nms-iou", type=float, default=0.5, help="overlap over which the weaker box of a class goes")
-    add("--max-detections", type=int, default=100, help="per image; LVIS wants 300")
+    add("--objectness-power", type=float, default=0.5, help="exponent of a box's input score")
+    add("--keep-classes", action="store_true", help="keep the class of each detection")
+    add(
+        "--own-power",
+        type=float,
+        default=0.5,
+        help="with --keep-classes: weight of the input score in the geometric mean",
+    )
+    add("--proposal-nms", type=float, default=0.7, help="IoU threshold of class-agnostic NMS on the input boxes")
+    add("--max-proposals", type=int, default=300, help="input boxes per image")
+    add("--threshold", type=float, default=0.001, help="minimum score written")
+    add("--nms-iou", type=float, default=0.5, help="IoU threshold of per-class NMS")
+    add("--max-detections", type=int, default=100, help="detections per image; LVIS uses 300")
     add_device(parser)
     add_out(parser, "work_dirs/rescored.json", "predictions, .json or .safetensors")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Rescore, and print the metrics."""
+    """Rescore the boxes and print the metrics."""
     from smartclip_det.apis.rescoring import RescoreFileOptions, rescore_file
     from smartclip_det.core.scoring_policy import ScoringPolicy
     from smartclip_det.models.rescoring import RescoreOptions

@@ -1,11 +1,11 @@
-"""Test a checkpoint by an MMEngine config, write predictions and stamped metrics.
+"""Test a checkpoint with an MMEngine config; writes predictions and stamped metrics.
 
     smartclip-det test CONFIG CHECKPOINT --out predictions.json
-    smartclip-det evaluate ov-coco --ann ANNOTATIONS --pred predictions.json     # the same digits
+    smartclip-det evaluate ov-coco --ann ANNOTATIONS --pred predictions.json     # reproduces the metrics
     bash tools/dist_test.sh CONFIG CHECKPOINT 8 --out predictions.json
 
-``--out`` takes .json (COCO result list) or .safetensors (columns, for large sets); the metrics are written beside it
-as .metrics.json.
+``--out`` takes .json (COCO result list) or .safetensors (columns, for large sets); the metrics are written to a
+.metrics.json of the same name.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from smartclip_det.cli.options import add_run
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """MMDetection's habits, nothing more."""
+    """Add the options; names follow MMDetection's tools."""
     add_run(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--out", help="predictions to write: .json or .safetensors; grounding: .jsonl")
-    parser.add_argument("--show-dir", help="folder for pictures with detections")
+    parser.add_argument("--out", help="output predictions: .json or .safetensors; .jsonl for grounding")
+    parser.add_argument("--show-dir", help="folder for images with drawn detections")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Test."""
+    """Test the checkpoint."""
     from smartclip_det.apis.running import TestOptions, test
 
     test(TestOptions(**vars(args)))

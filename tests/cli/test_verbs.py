@@ -118,7 +118,7 @@ def test_overviews(capsys):
     code, out, _ = ends(capsys, "data")
     assert code == 0
     assert "data make-toy" in out
-    assert "train" not in out.split("\n", 2)[2].split("tells options")[0].replace("training", "")
+    assert "train" not in out.split("\n", 2)[2].split("shows options")[0].replace("training", "")
     code, out, _ = ends(capsys, "--version")
     assert out.startswith("smartclip_det ")
     assert ends(capsys)[0] == 2
@@ -128,7 +128,7 @@ def test_a_verb_of_before_is_told(capsys):
     assert dispatch.find_verb(["retrieval", "urban1k"]) == ("retrieve", ["urban1k"])
     assert dispatch.find_verb(["study", "folders", "c.py"]) == ("study multi-dataset", ["c.py"])
     assert "now retrieve" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no verb"):
+    with pytest.raises(UserError, match="not a verb"):
         dispatch.find_verb(["xyzzy"])
 
 

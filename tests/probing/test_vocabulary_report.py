@@ -102,7 +102,7 @@ def test_the_tool_says_whether_filtering_is_exact(tmp_path, repo):
         "2",
     ]
     done = subprocess.run([str(c) for c in command], cwd=repo, capture_output=True, text=True, check=True)
-    assert "exact for sigmoid scores only" in done.stdout
+    assert "exact for sigmoid only" in done.stdout
     written = json.loads((tmp_path / "pred.vocabulary.json").read_text())
     assert written["protocol"]["exact"] is False
     assert written["metrics"]["2"]["ap50"] == pytest.approx(1.0)

@@ -277,7 +277,7 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
         check=False,
     )
     assert done.returncode == 2
-    assert "holds test sentences" in done.stderr
+    assert "contains test sentences" in done.stderr
 
 
 @pytest.mark.parametrize(

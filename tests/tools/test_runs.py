@@ -268,8 +268,8 @@ def test_amp_on_a_cpu_is_bfloat16(small):
             "--auto-scale-lr needs",
         ),
         (["tools/train.py", "CONFIG", "--launcher", "pytorch"], "needs torchrun"),
-        (["tools/demo.py", "absent.jpg", "--text", "cat", "--config", "CONFIG"], "No image or folder at absent.jpg"),
-        (["tools/demo.py", "absent.jpg", "--config", "CONFIG"], "Nothing to look for"),
+        (["tools/demo.py", "absent.jpg", "--text", "cat", "--config", "CONFIG"], "absent.jpg does not exist"),
+        (["tools/demo.py", "absent.jpg", "--config", "CONFIG"], "No phrases given"),
     ],
 )
 def test_bad_calls_are_one_line_and_exit_code_2(small, args, message):

@@ -1,4 +1,4 @@
-"""Referring expressions from any layout to any other, counts told, nothing lost on the way.
+"""Convert referring expressions between annotation layouts, without loss, and report the counts.
 
     smartclip-det data convert-grounding "refcoco/refs(unc).p" refcoco.jsonl --check refcoco-unc
     smartclip-det data convert-grounding "grefcoco/grefs(unc).json" grefcoco_train.jsonl --split train
@@ -7,10 +7,10 @@
     smartclip-det data convert-grounding flickr30k_entities/ flickr.jsonl
     smartclip-det data convert-grounding Ref-L4/ ref_l4.jsonl --check ref-l4
 
-Read: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (nothing in it is run), ODVG
-lines, D-cube and FG-OVD json, the folders of Flickr30k Entities and Ref-L4 (parquet, extra ref-l4).
-Written: jsonl, mdetr, odvg, refs (a folder), transvg (.pth). The google splits share images of training with testing,
-which is said.
+Input: JSON lines, MDETR json, refs(SPLIT).p with instances.json, gRefCOCO, TransVG .pth (no code in it is executed),
+ODVG lines, D-cube and FG-OVD json, and the Flickr30k Entities and Ref-L4 folders (parquet, extra ref-l4).
+Output: jsonl, mdetr, odvg, refs (a folder), transvg (.pth). A warning is printed for the google splits, whose training
+images also occur in the test splits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from smartclip_det.core.words import EXPRESSION_LAYOUTS, EXPRESSION_SETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("source", type=Path, help="file or folder of expressions")
-    parser.add_argument("target", type=Path, help="file; for refs a folder")
-    parser.add_argument("--to", choices=EXPRESSION_LAYOUTS, default="jsonl", help="layout that is written")
-    parser.add_argument("--split", help="keep one split")
-    parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: beside it")
-    parser.add_argument("--check", choices=EXPRESSION_SETS, help="the full set that the source must be")
+    """Add the options of this verb."""
+    parser.add_argument("source", type=Path, help="expression file or folder")
+    parser.add_argument("target", type=Path, help="output file; a folder for refs")
+    parser.add_argument("--to", choices=EXPRESSION_LAYOUTS, default="jsonl", help="output layout")
+    parser.add_argument("--split", help="keep only this split")
+    parser.add_argument("--instances", type=Path, help="instances.json of a refs file; default: same folder")
+    parser.add_argument("--check", choices=EXPRESSION_SETS, help="check the counts against this full data set")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, check, write, tell."""
+    """Read, check, write and print the counts."""
     from smartclip_det.formats.expressions.counts import FULL_SETS, check_counts
     from smartclip_det.formats.expressions.loading import load_expressions, of_split
     from smartclip_det.formats.expressions.writing import write_layout
@@ -43,14 +43,15 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.check}: {check_counts(args.check, expressions)}")
         if FULL_SETS[args.check].shared_images:
             print(
-                "warning: this partition is by object: images of training are in val and test. Say so beside numbers."
+                "warning: this partition splits by object, so training images occur in val and test. State this "
+                "with any result."
             )
     if args.split:
         expressions = of_split(expressions, args.split, args.source)
     counts = write_layout(args.target, expressions, args.to)
     stamp = protocol_stamp("convert_grounding", source_sha256=file_hash(args.source), layout=args.to)
-    beside = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")
-    write_results(beside, stamp, counts)
+    report = args.target / "report.json" if args.to == "refs" else args.target.with_suffix(".report.json")
+    write_results(report, stamp, counts)
     print(
         f"{counts['sentences']:,} sentences, {counts['without_target']:,} without a target, "
         f"{counts['many_targets']:,} with several: {args.target}"

@@ -3,8 +3,8 @@
     smartclip-det data make-toy --out data/toy
     smartclip-det data make-toy --out /tmp/toy --train 200 --val 40 --test 20 --seed 3
 
-The same seed gives the same bytes of annotation. A contact sheet with boxes, captions and expressions is drawn to be
-looked at.
+The annotation files are byte-identical for the same seed. A contact sheet with boxes, captions and expressions is drawn
+for inspection.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    """Add the options of this verb."""
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     parser.add_argument("--train", type=int, default=20000, help="training images")
     parser.add_argument("--val", type=int, default=600, help="validation images")
-    parser.add_argument("--test", type=int, default=300, help="images of each of testA and testB")
+    parser.add_argument("--test", type=int, default=300, help="images in each of testA and testB")
     parser.add_argument(
-        "--held-out", type=int, default=36, help="colour-shape pairs, of 180, that training never shows or names"
+        "--held-out",
+        type=int,
+        default=36,
+        help="number of the 180 colour-shape pairs that never occur in training images or captions",
     )
-    parser.add_argument("--side", type=int, default=128, help="nominal side in pixels")
+    parser.add_argument("--side", type=int, default=128, help="nominal image side in pixels")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the world and its contact sheet."""
+    """Write the toy world and its contact sheet."""
     from smartclip_det.datasets.toy_world import ToyWorld, WorldConfig, write_world
     from smartclip_det.studies.contact_sheet import contact_sheet
 
@@ -43,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     images, objects = (sum(facts[k].values()) for k in ("images", "objects"))
     print(f"{images} images, {objects} objects in {time.perf_counter() - start:.0f} s")
     print(f"held out from training: {', '.join(facts['held_out']) or 'no pair'}")
-    print(f"written: {args.out} (look at {args.out / 'contact_sheet.png'})")
+    print(f"written: {args.out} (see {args.out / 'contact_sheet.png'})")

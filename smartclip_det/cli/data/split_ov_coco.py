@@ -2,8 +2,8 @@
 
     smartclip-det data split-ov-coco --train instances_train2017.json --val instances_val2017.json --out data/coco/ov
 
-From the full official files come 107,761 training and 4,836 validation images; other counts are refused. The files
-have the names and the content that F-ViT, CORA and RegionCLIP use; configs/ov_coco needs only the official ones.
+The full official files give 107,761 training and 4,836 validation images; any other count is an error. File names and
+content are those used by F-ViT, CORA and RegionCLIP; configs/ov_coco only needs the official files.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from smartclip_det.core.errors import UserError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     parser.add_argument("--train", type=Path, help="instances_train2017.json")
     parser.add_argument("--val", type=Path, help="instances_val2017.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; what is done there is kept")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; existing files are kept")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the files that can be made from what is given."""
+    """Write the protocol files of the given annotations."""
     if not args.train and not args.val:
         raise UserError("Give --train, --val or both.")
     from smartclip_det.datasets.protocol_files import (

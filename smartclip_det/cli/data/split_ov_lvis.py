@@ -2,8 +2,8 @@
 
     smartclip-det data split-ov-lvis --train lvis_v1_train.json --val lvis_v1_val.json --out data/lvis
 
-``lvis_v1_train_norare.json`` has no box of a rare class and lists all classes; ``lvis_v1_minival.json`` holds the
-validation images that are COCO val2017 images. Files are streamed: memory stays small whatever their size.
+``lvis_v1_train_norare.json`` has no boxes of rare classes but lists all classes; ``lvis_v1_minival.json`` has the
+validation images that are in COCO val2017. Files are streamed, so memory use does not grow with their size.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from smartclip_det.core.errors import UserError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     parser.add_argument("--train", type=Path, help="lvis_v1_train.json")
     parser.add_argument("--val", type=Path, help="lvis_v1_val.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; what is done there is kept")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; existing files are kept")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the files that can be made from what is given."""
+    """Write the protocol files of the given annotations."""
     if not args.train and not args.val:
         raise UserError("Give --train, --val or both.")
     from smartclip_det.datasets.protocol_files import (

@@ -1,9 +1,9 @@
-"""YOLO or VOC labels as a COCO json, which every config and verb reads.
+"""Convert YOLO or VOC labels to COCO json, which every config and verb reads.
 
 smartclip-det data to-coco yolo --data data.yaml --split train --out train.json
 smartclip-det data to-coco yolo --images images/train --vocabulary names.txt --out train.json
 smartclip-det data to-coco voc --xml VOC2007/Annotations --images VOC2007/JPEGImages --out voc07_test.json
-smartclip-det data to-coco voc --xml own/val --vocabulary train.json --out val.json    # the classes of train.json
+smartclip-det data to-coco voc --xml own/val --vocabulary train.json --out val.json    # with the classes of train.json
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ OLD = (Old("--names", "--vocabulary"),)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     add = parser.add_argument
-    add("layout", choices=LABEL_LAYOUTS, help="layout of the labels")
+    add("layout", choices=LABEL_LAYOUTS, help="input label format")
     add("--out", type=Path, required=True, help="COCO json to write")
-    add("--data", type=Path, help="yolo: data.yaml, for names and folders")
-    add("--split", default="train", help="yolo: which folder of data.yaml")
-    add("--images", type=Path, help="folder of images")
-    add("--labels", type=Path, help='yolo: folder of labels; default: "images" replaced by "labels"')
+    add("--data", type=Path, help="yolo: data.yaml with class names and folders")
+    add("--split", default="train", help="yolo: split in data.yaml")
+    add("--images", type=Path, help="image folder")
+    add("--labels", type=Path, help='yolo: label folder; default: --images with "images" replaced by "labels"')
     add(
         "--vocabulary",
-        help="names: .txt with one a line, .json, a known name (coco_80), or a COCO json whose classes "
-        "to use; voc: default: those found",
+        help="class names: .txt (one per line), .json, a known vocabulary (coco_80), or a COCO json whose classes "
+        "to use; default for voc: the classes found in the labels",
     )
-    add("--rows", choices=YOLO_ROWS, default="auto", help="yolo: what lines of more than four numbers are")
-    add("--xml", type=Path, help="voc: folder of xml files")
-    add("--difficult", choices=DIFFICULT_RULES, default="ignore", help="voc: difficult objects")
+    add("--rows", choices=YOLO_ROWS, default="auto", help="yolo: how to read lines with more than four numbers")
+    add("--xml", type=Path, help="voc: folder of XML files")
+    add("--difficult", choices=DIFFICULT_RULES, default="ignore", help="voc: how to treat difficult objects")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert and tell what was found."""
+    """Convert and print a summary."""
     from smartclip_det.formats.to_coco import ToCocoOptions, categories_in, convert, summary
     from smartclip_det.models.vocabulary import resolve_names
 

@@ -1,1 +1,1 @@
-"""Verbs of a group."""
+"""Verbs of the group ``smartclip-det study``."""

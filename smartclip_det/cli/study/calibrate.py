@@ -1,9 +1,9 @@
-"""The score threshold between "none", "one" and "many", found on training or validation sentences.
+"""Choose the score threshold that separates no, one and several targets, on training or validation sentences.
 
     smartclip-det study calibrate --ann train.jsonl --pred train_pred.jsonl --out threshold.json
     smartclip-det evaluate grefcoco --ann testA.jsonl --pred testA_pred.jsonl --threshold T
 
-Never calibrate on the split that is reported: the split is in the output.
+Never calibrate on the split that is reported. The output records the split.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from smartclip_det.utils.cli import format_metrics
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
-    parser.add_argument("--ann", required=True, help="expressions, with sentences of none and many")
+    """Add the options of this verb."""
+    parser.add_argument(
+        "--ann", required=True, help="expressions, including sentences with no and with several targets"
+    )
     parser.add_argument("--split", help="train or val")
-    parser.add_argument("--pred", required=True, help="smartclip-det ground --answers all")
-    parser.add_argument("--overlap", choices=OVERLAPS, default="giou", help="how a box is matched")
-    parser.add_argument("--measure", choices=["f1", "f1_mean"], default="f1", help="what is made best")
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/grounding_threshold.json"), help="JSON")
+    parser.add_argument("--pred", required=True, help="predictions of smartclip-det ground --answers all")
+    parser.add_argument("--overlap", choices=OVERLAPS, default="giou", help="overlap measure for matching boxes")
+    parser.add_argument("--measure", choices=["f1", "f1_mean"], default="f1", help="metric to maximise")
+    parser.add_argument("--out", type=Path, default=Path("work_dirs/grounding_threshold.json"), help="JSON output")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Search, tell, write."""
+    """Search for the threshold, print and write it."""
     from smartclip_det.formats.expressions.loading import load_expressions
     from smartclip_det.formats.expressions.predictions import load_grounding_predictions
     from smartclip_det.metrics.generalized_referring import calibrate_threshold
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     truth = load_expressions(args.ann, split=args.split, needs_sentences=False)
     splits = sorted({e.split for e in truth if e.split})
     if any(s.startswith("test") for s in splits):
-        raise UserError(f"{args.ann} holds test sentences ({', '.join(splits)}): calibrate on --split train or val.")
+        raise UserError(f"{args.ann} contains test sentences ({', '.join(splits)}): calibrate on --split train or val.")
     best, metrics = calibrate_threshold(
         truth, load_grounding_predictions(args.pred), overlap=args.overlap, measure=args.measure
     )

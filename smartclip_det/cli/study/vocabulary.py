@@ -1,10 +1,10 @@
-"""Saved detections under small vocabularies: episodic AP, and false positives on classes that are not there.
+"""Evaluate saved detections with small vocabularies: episodic AP, and false positives on absent classes.
 
     smartclip-det study vocabulary --ann instances_val2017.json --pred pred.json --sizes 10 30 80
     smartclip-det study vocabulary --ann lvis_v1_val.json --pred pred.safetensors --thresholds 0.1 0.3
 
-Exact for scores that do not depend on the other names given (policy.activation="sigmoid"); for softmax runs it is an
-approximation, which the report says where the metrics file beside the predictions tells.
+Exact for scores that do not depend on the other class names (policy.activation="sigmoid"). For softmax scores it is an
+approximation; the report says so if the metrics file next to the predictions records the activation.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options."""
+    """Add the options of this verb."""
     parser.add_argument("--ann", type=Path, required=True, help="COCO or LVIS annotations")
-    parser.add_argument("--pred", type=Path, required=True, help="saved detections over the whole vocabulary")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100], help="names in a vocabulary")
-    parser.add_argument(
-        "--thresholds", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="scores above which a box counts"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the vocabularies that are drawn")
-    parser.add_argument("--out", type=Path, help="JSON to write; default: beside the predictions")
+    parser.add_argument("--pred", type=Path, required=True, help="saved detections with the full vocabulary")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100], help="vocabulary sizes")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="score thresholds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampled vocabularies")
+    parser.add_argument("--out", type=Path, help="output JSON; default: next to the predictions")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Report each size."""
+    """Report the metrics for each vocabulary size."""
     from smartclip_det.formats.annotations import load_ground_truth
     from smartclip_det.formats.predictions import check_predictions, read_predictions
     from smartclip_det.probing.vocabulary_report import vocabulary_report
@@ -52,9 +50,15 @@ def run(args: argparse.Namespace) -> None:
             ]
             print("  ".join(cells))
         if report["short_images"]:
-            print(f"note: {report['short_images']} images have too few classes known to be absent for {size} names.")
+            print(
+                f"note: {report['short_images']} images have too few classes known to be absent for a "
+                f"vocabulary of {size}."
+            )
     if activation != "sigmoid":
-        print(f"note: the scores' activation is {activation}; filtering afterwards is exact for sigmoid scores only.")
+        print(
+            f"note: the activation of these scores is {activation}; filtering saved detections is exact for "
+            "sigmoid only."
+        )
     stamp = protocol_stamp(
         "vocabulary-report",
         activation=activation,
@@ -70,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def activation_of(pred: Path) -> str:
-    """``softmax`` or ``sigmoid`` by the metrics file that a test run wrote beside its predictions."""
+    """Return ``softmax`` or ``sigmoid`` from the metrics file of the test run, or ``unknown``."""
     from smartclip_det.formats.json_files import read_json
 
-    beside = pred.with_suffix(".metrics.json")
-    policy = read_json(beside, "metrics file")["protocol"].get("policy", {}) if beside.is_file() else {}
+    metrics_file = pred.with_suffix(".metrics.json")
+    policy = read_json(metrics_file, "metrics file")["protocol"].get("policy", {}) if metrics_file.is_file() else {}
     return str(policy.get("activation", "unknown"))
