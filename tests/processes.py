@@ -1,15 +1,99 @@
-"""Several processes that meet, for tests of what runs on more than one."""
+"""Processes of their own for tests: a tool with arguments, or several that meet.
+
+Both are forked from one server for each pytest worker, in which the libraries are already imported: importing
+MMDetection takes longer than most tools run.
+"""
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import runpy
+import socket
+import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import multiprocessing
+
+REPO = Path(__file__).resolve().parents[1]
+#: Libraries alone: what a tool imports of this package is imported by the tool.
+PRELOADED = ["smartclip_det", "torch", "torchvision", "mmengine.runner", "mmdet.models", "mmdet.datasets"]
+TIMEOUT = 560
+
+
+def _server() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def run_process(*args, cwd=REPO, env=None) -> SimpleNamespace:
+    """A tool (``.py``) or a shell script (``.sh``) with arguments: its exit code and both outputs."""
+    command = [str(a) for a in args]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(REPO),
+        "MASTER_PORT": str(free_port()),
+        **(env or {}),
+    }
+    if command[0].endswith(".sh"):
+        return subprocess.run(
+            ["bash", *command],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=environment,
+            check=False,
+            timeout=TIMEOUT,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        process = _server().Process(target=_tool, args=(command, str(cwd), environment, folder))
+        process.start()
+        process.join(TIMEOUT)
+        late = process.exitcode is None
+        if late:
+            process.kill()
+            process.join()
+        out, err = (_text(Path(folder) / name) for name in ("out", "err"))
+        if late:
+            raise subprocess.TimeoutExpired(command, TIMEOUT, out, err)
+    return SimpleNamespace(returncode=process.exitcode, stdout=out, stderr=err)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _tool(command: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
+    for name, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.setsid()  # a tool may kill its whole group
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    script = str(Path(cwd) / command[0])
+    sys.argv = [script, *command[1:]]
+    sys.path[0:0] = [str(Path(script).parent)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.stdout.flush()
 
 
 def run_processes(function, world: int, folder: Path, *arguments) -> list[dict]:
@@ -18,7 +102,10 @@ def run_processes(function, world: int, folder: Path, *arguments) -> list[dict]:
     A process that does not come to its end tells where it stands, and fails the test, instead of the suite waiting
     for it.
     """
-    multiprocessing.spawn(_one, (function, world, str(folder), arguments), nprocs=world)
+    _server()
+    multiprocessing.start_processes(
+        _one, (function, world, str(folder), arguments), nprocs=world, start_method="forkserver"
+    )
     return [torch.load(folder / f"returned.{rank}.pt", weights_only=True) for rank in range(world)]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers.open_clip_towers import OpenClipEncoder
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank
+from tests.processes import run_process
 
 
 def letters(texts):
@@ -117,8 +116,7 @@ def test_the_probe_takes_them(shared, repo, tmp_path):
     kept = {i["id"] for i in data["images"]}
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
     (tmp_path / "ann.json").write_text(json.dumps(data))
-    command = [
-        sys.executable,
+    done = run_process(
         "tools/analysis/region_probe.py",
         "--open-clip",
         "EVA02-B-16",
@@ -132,8 +130,7 @@ def test_the_probe_takes_them(shared, repo, tmp_path):
         "off",
         "--out",
         tmp_path / "probe.json",
-    ]
-    done = subprocess.run([str(c) for c in command], cwd=repo, capture_output=True, text=True, check=False)
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "probe.json").read_text())["metrics"]["all"]
     assert set(found) == {"crop", "dense_value"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from smartclip_det.engine.launch import refuse_foreign_checkpoint
 from smartclip_det.models.rescoring import RescoreOptions, best_boxes, blend_own_scores, class_scores, detect_in_boxes
 from smartclip_det.models.vocabulary import build_bank
 from tests.detection.tiny import TOWERS, encoder
+from tests.processes import run_process
 
 POLICY = ScoringPolicy(mask_mode="off", background="zero", dense_temperature=1.0)
 
@@ -190,7 +189,6 @@ def test_the_tool_on_ground_truth_boxes_and_on_saved_detections(shared, repo, tm
     data["annotations"] = [a for a in data["annotations"] if a["image_id"] in kept]
     (tmp_path / "ann.json").write_text(json.dumps(data))
     common = [
-        sys.executable,
         "tools/rescore.py",
         "--ann",
         tmp_path / "ann.json",
@@ -201,9 +199,7 @@ def test_the_tool_on_ground_truth_boxes_and_on_saved_detections(shared, repo, tm
     ]
 
     def run(*options):
-        return subprocess.run(
-            [str(c) for c in [*common, *options]], cwd=repo, capture_output=True, text=True, check=False
-        )
+        return run_process(*common, *options)
 
     done = run("--out", tmp_path / "first.json", "--views", "crop", "dense")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from smartclip_det.formats.columns import DetectionColumns
 from smartclip_det.formats.predictions import read_predictions
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.probing.vocabulary_report import sample_episodes, true_positives, vocabulary_report
+from tests.processes import run_process
 from tests.protocols.test_rules import perfect, small_truth
 
 
@@ -86,13 +85,12 @@ def test_episodes_do_not_depend_on_the_order_of_the_file_and_lvis_knows_its_nega
         sample_episodes(truth, 0)
 
 
-def test_the_tool_says_whether_filtering_is_exact(tmp_path, repo):
+def test_the_tool_says_whether_filtering_is_exact(tmp_path):
     truth = small_truth()
     (tmp_path / "ann.json").write_text(json.dumps(truth.data))
     (tmp_path / "pred.json").write_text(json.dumps(perfect(truth)))
     (tmp_path / "pred.metrics.json").write_text(json.dumps({"protocol": {"policy": {"activation": "softmax"}}}))
-    command = [
-        sys.executable,
+    done = run_process(
         "tools/analysis/vocabulary_report.py",
         "--ann",
         tmp_path / "ann.json",
@@ -100,8 +98,8 @@ def test_the_tool_says_whether_filtering_is_exact(tmp_path, repo):
         tmp_path / "pred.json",
         "--sizes",
         "2",
-    ]
-    done = subprocess.run([str(c) for c in command], cwd=repo, capture_output=True, text=True, check=True)
+    )
+    assert done.returncode == 0, done.stderr
     assert "exact for sigmoid only" in done.stdout
     written = json.loads((tmp_path / "pred.vocabulary.json").read_text())
     assert written["protocol"]["exact"] is False

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +18,7 @@ from smartclip_det.engine.config import load_config
 from smartclip_det.engine.launch import fit_global_batch
 from smartclip_det.utils.safe_load import safe_torch_load
 from tests.conftest import REPO
+from tests.processes import run_process
 from tests.tools.test_runs import run
 
 CONFIG = "configs/smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py"
@@ -100,23 +98,14 @@ runpy.run_path('tools/train.py', run_name='__main__')
 def test_a_run_killed_while_it_writes_goes_on_as_if_nothing_had_been(pairs, tmp_path):
     run("tools/train.py", CONFIG, "--work-dir", tmp_path / "whole", *options(pairs))
     killed = tmp_path / "killed"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            KILLED_WHILE_WRITING,
-            "tools/train.py",
-            CONFIG,
-            "--work-dir",
-            str(killed),
-            *options(pairs, **{"train_dataloader.num_workers": 2}),
-        ],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    (tmp_path / "killed.py").write_text(KILLED_WHILE_WRITING)
+    done = run_process(
+        tmp_path / "killed.py",
+        "tools/train.py",
+        CONFIG,
+        "--work-dir",
+        killed,
+        *options(pairs, **{"train_dataloader.num_workers": 2}),
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (killed / "iter_4.pth.part").is_file()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import runpy
-import socket
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -18,14 +15,9 @@ from PIL import Image
 
 from tests.conftest import REPO
 from tests.detection.tiny import smoke_config
+from tests.processes import run_process
 
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 #: Tools without an MMEngine run: their main is called in this process, since each start of Python costs seconds.
@@ -73,19 +65,6 @@ def run_inside(tool, *args):
     finally:
         sys.argv, sys.path[:] = argv, path
     return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
-def run_process(*args, cwd=REPO):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(REPO),
-        "MASTER_PORT": str(free_port()),
-    }
-    command = [str(a) for a in args]
-    command = ["bash", *command] if command[0].endswith(".sh") else [sys.executable, *command]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, timeout=560)
 
 
 @pytest.fixture(scope="module")

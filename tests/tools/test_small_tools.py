@@ -1,26 +1,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.models.towers import SmartCLIP, read_checkpoint
 from tests.conftest import REPO
+from tests.processes import run_process
 
 TOOLS = sorted(p.name for p in (REPO / "tools").glob("*.py"))
 
 
-def run(*args, cwd=None):
-    return subprocess.run(
-        [sys.executable, str(REPO / "tools" / args[0]), *map(str, args[1:])],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-    )
+def run(tool, *args, cwd=REPO):
+    return run_process(REPO / "tools" / tool, *args, cwd=cwd)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
