@@ -11,6 +11,7 @@ import posixpath
 import re
 from pathlib import Path
 
+from generated import expanded
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -56,7 +57,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(from_repository(config, place, source))
     for page in list(files.documentation_pages()):
         source = source_of(page.src_uri)
-        for link in links(page.content_string):
+        for link in links(expanded(page.content_string)):
             target = target_of(source, link)
             if place_of(target) is None and (REPO / target).is_file():
                 place = f"files/{target}"
@@ -92,7 +93,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return posixpath.relpath(place, here or ".") + (match[2] or "")
 
-    parts = CODE.split(markdown)
+    parts = CODE.split(expanded(markdown))
     parts[::3] = [LINK.sub(renewed, part) for part in parts[::3]]
     del parts[2::3]  # The fence's own group.
     return "".join(parts)

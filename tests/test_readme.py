@@ -1,4 +1,8 @@
-"""What the README files say can be done: python blocks run, shell blocks are taken word by word, links exist."""
+"""What the pages say can be done: python blocks run or fit the code, shell blocks are read by the parsers, links exist.
+
+Python blocks of README files run, those with weights by name apart. Python blocks of docs/ are checked by
+:mod:`tests.snippets` without running them.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +13,61 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 from smartclip_det.cli.dispatch import find_verb, parser_of
 from smartclip_det.engine.config import load_config
+from smartclip_det.utils.config_files import config_names
+from tests import snippets
 from tests.conftest import REPO
 
-PAGES = [
-    REPO / "README.md",
-    REPO / "data/README.md",
-    REPO / "docs/own-photographs.md",
-    *sorted((REPO / "configs").rglob("README.md")),
-]
+READMES = [REPO / "README.md", REPO / "data/README.md", *sorted((REPO / "configs").rglob("README.md"))]
+DOCS = [REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
+PAGES = [*READMES, *DOCS]
 
 
 def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    """Fenced blocks, also those that are indented in lists."""
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    return [textwrap.dedent(b) for b in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+@pytest.mark.parametrize("page", DOCS, ids=lambda p: str(p.relative_to(REPO)))
+def test_python_blocks_of_the_site_fit_the_code(page):
+    for block in blocks(page, "python"):
+        snippets.check(block)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from smartclip_det import Predicter", "Predicter"),
+        ("import smartclip_det.nothing", "nothing"),
+        ("predictor.detect(['a'])", "predictor is not bound"),
+        ("from smartclip_det import Predictor\nPredictor.from_pretraind('a')", "from_pretraind"),
+        (
+            "from smartclip_det import Predictor\np = Predictor.from_pretrained('a', sources='b')\np.detct(['a'])",
+            "detct",
+        ),
+        ("from smartclip_det import Predictor\np = Predictor.from_config('a')\np.detect(['a'], thresh=1)", "thresh"),
+        (
+            "from smartclip_det import Predictor\np = Predictor.from_config('a')\n"
+            "for f in p.detect_images('a', ['b']):\n    f.above(0.5).plotted()",
+            "plotted",
+        ),
+        ("from smartclip_det import masked_cosine\nmasked_cosine(1)", "text_embeds"),
+        ("def f(a):\n    return b", "b is not bound"),
+        ("a = (", "never closed"),
+    ],
+)
+def test_a_wrong_line_of_a_python_block_is_seen(line, message):
+    with pytest.raises((snippets.SnippetError, SyntaxError), match=message):
+        snippets.check(line)
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda p: str(p.relative_to(REPO)))
 def test_python_blocks_run(page):
     for block in blocks(page, "python"):
         if (
@@ -52,6 +91,8 @@ TOLD = r"""
 command_not_found_handle() { printf '%s\0' "$@"; printf '\n'; }
 function .venv/bin/python { command_not_found_handle .venv/bin/python "$@"; }
 """
+#: Programs of others that pages start.
+PROGRAMS = ("git", "ls", "make", "pip", "pre-commit", "pytest", "uv")
 #: Numbers that the reader puts in.
 PLACEHOLDERS = {"T": "0.5"}
 
@@ -94,7 +135,7 @@ def test_blocks_are_read_and_start_nothing(tmp_path):
 
 def words_of_verb(call):
     """What a call gives to ``smartclip-det``, under the name of a tool, too; None where it starts something else."""
-    program, *rest = call
+    program, *rest = call[call.index("python") :] if call[0] == "srun" else call
     if program == "smartclip-det":
         return rest
     if program in ("python", ".venv/bin/python") and rest[0].startswith("tools/"):
@@ -105,6 +146,9 @@ def words_of_verb(call):
         assert rest[places + 1].isdigit(), f"number of processes: {rest}"
         return [verb, *rest[1 : places + 1], *rest[places + 2 :]]
     return None
+
+
+CONFIG_FOLDERS = {p.parent.name for p in (REPO / "configs").rglob("*.py")}
 
 
 @functools.cache
@@ -118,7 +162,7 @@ def test_shell_blocks_are_taken_by_bash_and_by_the_verbs(page, tmp_path, capsys)
     for call in calls(page, tmp_path):
         words = words_of_verb(call)
         if words is None:
-            assert call[0] in ("make", "ls", "pip") or call[1:] == ["-m", "smartclip_det.utils.env"], call
+            assert call[0] in PROGRAMS or call[1:] == ["-m", "smartclip_det.utils.env"], call
             continue
         verb, rest = find_verb(words)
         try:
@@ -126,8 +170,12 @@ def test_shell_blocks_are_taken_by_bash_and_by_the_verbs(page, tmp_path, capsys)
         except SystemExit:
             pytest.fail(f"{' '.join(call)}: {capsys.readouterr().err}")
         config = str(getattr(args, "config", None) or "")
+        if config in config_names():
+            config = f"configs/{config}.py"
         if config.startswith("configs/"):
             open_config(config, json.dumps(getattr(args, "cfg_options", None) or {}))
+        else:
+            assert config.split("/")[0] not in CONFIG_FOLDERS, f"no config {config}"
         for path in (w for w in words if w.startswith("configs/")):
             assert (REPO / path).is_file(), path
     assert "note:" not in capsys.readouterr().err, "spellings of before"
@@ -163,3 +211,20 @@ def test_metafiles_name_every_config():
         meta = (REPO / f"configs/{folder}/metafile.yml").read_text()
         for path in (REPO / f"configs/{folder}").glob("*.py"):
             assert f"Config: configs/{folder}/{path.name}" in meta
+
+
+def test_the_zoo_states_of_every_config_what_holds_and_a_command_that_is_read():
+    code = (
+        "import sys, json; sys.path.insert(0, 'docs'); import zoo; print(json.dumps([zoo.collections(), zoo.STATUSES]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=True)
+    collections, statuses = json.loads(done.stdout)
+    assert collections
+    for collection, models in collections:
+        assert (REPO / collection["README"]).is_file()
+        for model in models:
+            assert model["Status"] in statuses, model["Name"]
+            verb, rest = find_verb(model["Command"].split()[1:])
+            args = parser_of(verb).parse_args(rest)
+            assert args.config in config_names(), model["Name"]
+            assert f"configs/{args.config}.py" == model["Config"]

@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data convert-grounding": ("data.convert_grounding", "convert referring expressions between layouts"),
     "data check-leakage": ("data.check_leakage", "find benchmark images in a training set"),
     "data cache-images": ("data.cache_images", "cache preprocessed images of an alignment config"),
+    "env": ("env", "print versions, device and an operator check, for bug reports"),
     "bench": ("bench", "benchmark speed and memory against peers"),
     "study grid": ("study.grid", "grid of variants and seeds on the toy world"),
     "study identifiability": ("study.identifiability", "do masks recover concepts? known latents"),
