@@ -1,5 +1,5 @@
-# make toy | setup | test | lint | docs | wheel | env | clean. Each target prepares what it needs.
-.PHONY: toy setup test lint docs wheel env clean help
+# make toy | setup | test | lint | docs | notebooks | wheel | env | clean. Each target prepares what it needs.
+.PHONY: toy setup test lint docs notebooks wheel env clean help
 PYTEST_ARGS ?=
 TOY_ARGS ?=
 
@@ -9,6 +9,7 @@ help:
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
 	@echo "make docs    setup, then the documentation site in work_dirs/site; a warning is an error"
+	@echo "make notebooks  setup, then every notebook on the run that make toy left behind"
 	@echo "make wheel   setup, then the package built, installed in fresh environments and used there"
 	@echo "make env     versions and an operator check"
 
@@ -31,6 +32,9 @@ lint: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "open work_dirs/site/index.html"
+
+notebooks: setup
+	.venv/bin/python docs/notebooks/make.py
 
 wheel: setup
 	.venv/bin/python .ci/check_wheel.py

@@ -15,6 +15,7 @@ from generated import expanded
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 REPO = Path(__file__).resolve().parents[1]
 LOG = logging.getLogger("mkdocs.hooks.repository")
@@ -30,6 +31,19 @@ def outside_pages() -> dict[str, str]:
     for path in sorted((REPO / "configs").glob("*/README.md")):
         pages[path.relative_to(REPO).as_posix()] = f"recipes/{path.parent.name}.md"
     return {source: place for source, place in pages.items() if (REPO / source).is_file()}
+
+
+def notebook_pages(config: MkDocsConfig) -> list[File]:
+    """A page of each notebook, with the outputs that it was written with, and its pictures."""
+    made = []
+    for path in sorted((REPO / "docs/notebooks").glob("*.ipynb")):
+        folder = f"{path.stem}_files"
+        text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": folder})
+        note = f'<a href="{path.name}" download>Download this notebook</a>: it runs on what `make toy` leaves behind.'
+        made.append(File.generated(config, f"notebooks/{path.stem}.md", content=f"{text.strip()}\n\n{note}\n"))
+        for name, content in resources["outputs"].items():
+            made.append(File.generated(config, f"notebooks/{name}", content=content))
+    return made
 
 
 OUTSIDE = outside_pages()
@@ -55,6 +69,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside ``docs/``, and copies of the files that any page links to."""
     for source, place in OUTSIDE.items():
         files.append(from_repository(config, place, source))
+    for file in notebook_pages(config):
+        files.append(file)
     for page in list(files.documentation_pages()):
         source = source_of(page.src_uri)
         for link in links(expanded(page.content_string)):
@@ -74,7 +90,7 @@ def from_repository(config: MkDocsConfig, place: str, source: str) -> File:
 def place_of(target: str) -> str | None:
     """The page of a repository's file; None where it has none."""
     if target.startswith("docs/"):
-        return target.removeprefix("docs/")
+        return re.sub(r"(notebooks/[^/]+)\.ipynb$", r"\1.md", target.removeprefix("docs/"))
     return OUTSIDE.get(target)
 
 

@@ -1,0 +1,85 @@
+"""Finished runs of ``make toy``: where their weights and their drawn scenes are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.formats.json_files import read_json
+
+#: Environment variable that names the folder of a run.
+VARIABLE = "SMARTCLIP_TOY_RUN"
+#: Where ``make toy`` and ``make toy QUICK=1`` write, below the folder that they were started in.
+FOLDERS = ("work_dirs/toy", "work_dirs/toy_quick")
+#: Towers trained as CLIP and as SmartCLIP, the detector's heads, and the grounding head.
+WEIGHTS = ("clip", "smartclip", "detector", "referring")
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """A finished run.
+
+    Attributes:
+        folder: what the run wrote: ``checkpoints/``, ``report.html``, ``summary.json``.
+        data: its scenes: ``images/``, ``annotations/``, ``refs/``.
+        quick: whether it was small (``QUICK=1``): everything works, and the models have learned little.
+    """
+
+    folder: Path
+    data: Path
+    quick: bool
+
+    def checkpoint(self, name: str) -> str:
+        """The weights of ``clip`` or ``smartclip`` (towers), ``detector`` or ``referring`` (heads).
+
+        Raises:
+            UserError: for other names, and where the file is missing.
+        """
+        path = self.folder / "checkpoints" / f"{check_choice('name', name, WEIGHTS)}.pth"
+        if not path.is_file():
+            raise UserError(f"No {path}: this run is not finished. Start it again; finished steps are kept.")
+        return str(path)
+
+
+def find_toy_run(folder: str | Path | None = None) -> ToyRun:
+    """The run in ``folder``, or else the one that the variable ``SMARTCLIP_TOY_RUN`` names, or else the nearest.
+
+    The nearest is ``work_dirs/toy``, then ``work_dirs/toy_quick``, of the current folder or of one above it. Paths are
+    relative to the current folder.
+
+    Raises:
+        UserError: where there is no finished run, with the command that makes one.
+    """
+    named = folder or os.environ.get(VARIABLE)
+    candidates = [Path(named)] if named else list(_nearby())
+    for path in candidates:
+        if (path / "facts.json").is_file():
+            return _read(path)
+    looked = f"in {named}" if named else f"in {' or '.join(FOLDERS)}, from {Path.cwd()} upwards"
+    raise UserError(
+        f"No finished toy run {looked}. Run `make toy QUICK=1` (minutes; the models learn little) or `make toy` in the "
+        f"repository first, or set {VARIABLE} to the folder of a run."
+    )
+
+
+def _nearby() -> Iterator[Path]:
+    here = Path.cwd()
+    return (Path(os.path.relpath(parent / name)) for parent in (here, *here.parents) for name in FOLDERS)
+
+
+def _read(folder: Path) -> ToyRun:
+    facts = read_json(folder / "facts.json", "facts of the toy run")
+    try:
+        written, quick = Path(facts["data"]), bool(facts["quick"])
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{folder / 'facts.json'} does not say which scenes the run used (data, quick). Run `make toy` again."
+        ) from None
+    # A relative path is seen from where the run was started: two folders above work_dirs/toy.
+    for data in (folder.resolve().parents[1] / written, folder / "../.." / written, written):
+        if (data / "world.json").is_file():
+            return ToyRun(folder, data if written.is_absolute() else Path(os.path.relpath(data)), quick)
+    raise UserError(f"The scenes of the toy run in {folder} are not in {written} any more. Run `make toy` again.")
