@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,45 @@ def test_one_file_imports_open_clip():
     users = [dotted(p) for p in modules() if any(n.split(".")[0] == "open_clip" for n in imports_of(p))]
     # Benchmarks measure it as a peer.
     assert [u for u in users if not u.startswith("studies.benchmarks.")] == ["models.towers.tokenizer"]
+
+
+def binarisations(source: str) -> list[str]:
+    """Comparisons of masks, probabilities or logits with a threshold of 0.5, or of 0 on logits."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        and isinstance(node.ops[0], ast.GtE | ast.Gt)
+        and isinstance(node.comparators[0], ast.Constant)
+        and re.search(
+            {0.5: "mask|prob|logit|gate", 0: "logit"}.get(node.comparators[0].value, "$^"), ast.unparse(node.left)
+        )
+    ]
+
+
+def test_masks_become_binary_in_one_place():
+    assert binarisations("m = (found.mask_probs >= 0.5).float()") == ["found.mask_probs >= 0.5"]
+    assert binarisations("m = torch.cat(logits) > 0") == ["torch.cat(logits) > 0"]
+    found = {dotted(p): binarisations(p.read_text(encoding="utf-8")) for p in modules()}
+    assert {n: f for n, f in found.items() if f} == {"core.similarity": ["probs >= 0.5"]}
+
+
+def test_texts_are_encoded_in_one_place():
+    """Training reads texts with gradients; everything else calls ``towers.text_encoding``."""
+    callers = {
+        dotted(p)
+        for p in modules()
+        for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("forward_text", "forward_text_by_length")
+    }
+    assert callers == {
+        "models.alignment.smartclip_alignment",
+        "models.towers.smartclip",
+        "models.towers.text_encoding",
+        "models.towers.text_side",
+    }
 
 
 def test_only_the_safe_loader_calls_torch_load():

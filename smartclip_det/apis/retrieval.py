@@ -19,6 +19,7 @@ from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 from smartclip_det.metrics.retrieval import modes_of, recall_metrics
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.text_encoding import encode_texts
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.images import SquareImages
@@ -99,15 +100,21 @@ def encode(towers: SmartCLIP, images: list[CaptionedImage], options: RetrieveOpt
         for batch in tqdm(loader, desc="images", unit="batch", total=count)
     ]
     sentences = [t for i in images for t in i.texts]
-    embeds, logits, cut = [], [], 0
+    embeds, masks, cut = [], [], 0
     for n in tqdm(range(0, len(sentences), size), desc="texts", unit="batch"):
-        tokens = towers.tokenize(sentences[n : n + size], truncate=True).to(device)
-        cut += int((tokens.argmax(dim=1) == towers.config.context_length - 1).sum())
-        found = towers.forward_text_by_length(tokens, 2)
-        embeds.append(found[0].float().cpu())
-        if found[1] is not None:
-            logits.append(found[1].float().cpu())
-    masks = (torch.cat(logits) >= 0).float() if logits else None
+        found = encode_texts(towers, sentences[n : n + size], truncate=True, chunks=2)
+        cut += int((found.tokens.argmax(dim=1) == towers.config.context_length - 1).sum())
+        embeds.append(found.embeds.cpu())
+        if found.has_masks:
+            masks.append(found.masks.cpu())
     owner = torch.tensor([n for n, i in enumerate(images) for _ in i.texts])
     stamp = {**towers.provenance(), "fit": options.fit, "texts_at_limit": cut}
-    return RetrievalVectors(torch.cat(seen), torch.cat(embeds), owner, masks, [i.id for i in images], sentences, stamp)
+    return RetrievalVectors(
+        torch.cat(seen),
+        torch.cat(embeds),
+        owner,
+        torch.cat(masks) if masks else None,
+        [i.id for i in images],
+        sentences,
+        stamp,
+    )

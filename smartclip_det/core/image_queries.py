@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.core.similarity import binary_masks
 
 #: Length of the difference of two unit vectors under which a box shows what its whole picture shows.
 SAME = 0.05
@@ -46,5 +47,5 @@ def picture_row(
     mean = own.mean(dim=0)
     if not bool(torch.isfinite(mean).all()) or float(mean.norm()) < 1e-6:
         raise UserError("The pictures' boxes have no direction in common: they show nothing that could be looked for.")
-    mask = torch.ones_like(mean) if masks is None else (masks.float().mean(dim=0) >= 0.5).float()
+    mask = torch.ones_like(mean) if masks is None else binary_masks(masks.float().mean(dim=0))
     return functional.normalize(mean, dim=0), mask

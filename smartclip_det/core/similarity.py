@@ -187,9 +187,14 @@ def masked_dot(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None =
         return (image @ weights.t()) * valid
 
 
+def binary_masks(probs: Tensor) -> Tensor:
+    """Binary masks ``1[p >= 0.5]`` of probabilities, in their shape and floating-point type (fp32 for integers)."""
+    return (probs >= 0.5).to(probs.dtype if probs.is_floating_point() else torch.float32)
+
+
 def straight_through(probs: Tensor) -> Tensor:
-    """Binary mask ``1[p >= 0.5]`` forward, gradient of ``p`` backward; same shape as ``probs``."""
-    hard = (probs >= 0.5).to(probs.dtype)
+    """:func:`binary_masks` forward, gradient of ``p`` backward; same shape as ``probs``."""
+    hard = binary_masks(probs)
     # In this order the value is exactly 0 or 1: (hard + p) - p would round.
     return hard + (probs - probs.detach())
 
@@ -216,7 +221,7 @@ def resolve_masks(
     """The ``[K, D]`` mask that a mode asks for, or None for ``off``.
 
     Args:
-        masks: ``[K, D]`` masks in [0, 1].
+        masks: ``[K, D]`` masks or mask probabilities in [0, 1].
         mode: ``hard`` (binary), ``soft`` (probabilities), ``off``; controls: ``random`` (as many
             dimensions on as the hard mask has, drawn by the text's hash), ``shuffled`` (another text's
             hard mask; fixed by the texts, and always of another class).
@@ -234,7 +239,7 @@ def resolve_masks(
         return None
     if mode == "soft":
         return masks if probs is None else probs
-    hard = (masks >= 0.5).to(masks.dtype if masks.is_floating_point() else torch.float32)
+    hard = binary_masks(masks)
     if mode == "hard":
         return hard
     if mode == "random":

@@ -1,4 +1,6 @@
-"""Strings to TextBank: templates, batching, and a disk cache by content. The only place that does.
+"""Strings to TextBank: templates, batching, and a disk cache by content.
+
+The forward pass is that of :mod:`smartclip_det.models.towers.text_encoding`.
 
 Template orders (ovd reference 2.4; with masks the order matters and upstream leaves it open), for the T texts
 of one class:
@@ -30,11 +32,12 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError, check_choice, unknown_names
 from smartclip_det.core.prompts import class_prompts, words
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
+from smartclip_det.core.similarity import binary_masks
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.vocabularies import VOCABULARIES
 from smartclip_det.models.towers.encoder import Encoder
-from smartclip_det.models.towers.mask_network import token_keep
 from smartclip_det.models.towers.source import load_towers
+from smartclip_det.models.towers.text_encoding import EncodedTexts, encode_texts, mask_probabilities
 from smartclip_det.utils.files import default_cache_dir as default_cache_dir
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.parallel import on_rank_zero
@@ -173,7 +176,7 @@ def _encode_classes(
         if cache is not None:
             cache.close()
     embeds, probs = values[:, 0], values[:, 1]
-    masks = (probs >= 0.5).float()
+    masks = binary_masks(probs)
     rows = [c for c, group in enumerate(texts) for _ in (group if split else [group])]
     count = sum(1 for c in rows if c < len(names))
     background = TextBank(
@@ -241,39 +244,28 @@ def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int
 
 @torch.no_grad()
 def _encode_batch(encoder: Encoder, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
-    device = encoder.logit_scale.device
-    tokens = encoder.tokenize([t for unit in units for t in unit]).to(device)
-    # Cached values must not depend on who asked for them under which precision.
-    with torch.autocast(device.type, enabled=False):
-        features = encoder.forward_text(tokens)
-    embeds = functional.normalize(features.embeds.float(), dim=-1)
-    keep = token_keep(tokens)
+    found = encode_texts(encoder, [t for unit in units for t in unit])
+    embeds = functional.normalize(found.embeds, dim=-1)
     values, start = [], 0
     for unit in units:
         rows = slice(start, start + len(unit))
         start += len(unit)
         vector = functional.normalize(embeds[rows].mean(dim=0), dim=0)
-        logits = None if features.mask_logits is None else features.mask_logits[rows]
-        values.append(torch.stack([vector, _unit_mask(encoder, features.states[rows], keep[rows], logits, order)]))
+        values.append(torch.stack([vector, _unit_mask(encoder, found, rows, order)]))
     return torch.stack(values).cpu()
 
 
-def _unit_mask(encoder: Encoder, states: Tensor, keep: Tensor, logits: Tensor | None, order: str) -> Tensor:
-    """``[D]`` mask probabilities of the T texts of one unit."""
-    if logits is None:
-        return states.new_ones(encoder.config.embed_dim, dtype=torch.float32)
-    probs = logits.float().sigmoid()
-    if len(probs) == 1:
-        return probs[0]
-    hard = (probs >= 0.5).float()
+def _unit_mask(encoder: Encoder, found: EncodedTexts, rows: slice, order: str) -> Tensor:
+    """``[D]`` mask probabilities of one unit, whose T texts are ``rows`` of those encoded."""
+    if not found.has_masks or rows.stop - rows.start == 1:
+        return found.mask_probs[rows.start]
     if order == "average_mask":
-        return hard.mean(dim=0)
+        return found.masks[rows].mean(dim=0)
     if order == "union_mask":
-        return hard.amax(dim=0)
-    mean, any_keep = _average_states(states, keep, encoder.config.mask_pad)
-    averaged = encoder.mask_logits(mean, any_keep)
-    assert averaged is not None
-    return averaged[0].float().sigmoid()
+        return found.masks[rows].amax(dim=0)
+    assert found.states is not None
+    mean, any_keep = _average_states(found.states[rows], found.keep[rows], encoder.config.mask_pad)
+    return mask_probabilities(encoder.mask_logits(mean, any_keep), found.embeds[:1])[0]
 
 
 def _average_states(states: Tensor, keep: Tensor, mask_pad: str) -> tuple[Tensor, Tensor]:

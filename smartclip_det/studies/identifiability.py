@@ -15,6 +15,7 @@ from torch.nn import functional
 from tqdm import trange
 
 from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.similarity import binary_masks
 from smartclip_det.metrics.retrieval import retrieval_metrics
 from smartclip_det.models.losses import AlignmentLoss
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
@@ -161,7 +162,7 @@ class Encoders(nn.Module):
 
     def masks(self, texts: Tensor) -> Tensor:
         """``[N, D]`` hard masks."""
-        return (self.mask(texts) >= 0).float()
+        return binary_masks(self.mask(texts).sigmoid())
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def usual_masks(nature: Nature, encoders: Encoders, count: int = 400) -> dict[tu
     for n in (1, 2):
         for s in combinations(range(nature.world.concepts), n):
             texts = nature.texts(nature.latents(count), nature.told(count, [s]))
-            out[s] = encoders.masks(texts).mean(dim=0) >= 0.5
+            out[s] = binary_masks(encoders.masks(texts).mean(dim=0)).bool()
     return out
 
 

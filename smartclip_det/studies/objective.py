@@ -23,7 +23,7 @@ from tqdm import trange
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.mask_modes import RETRIEVAL_MODES
-from smartclip_det.core.similarity import masked_cosine, resolve_masks
+from smartclip_det.core.similarity import binary_masks, masked_cosine, resolve_masks
 from smartclip_det.datasets.scene_captions import Speech
 from smartclip_det.datasets.toy_world.scenes import COUNTS, SIZES
 from smartclip_det.datasets.toy_world.shapes import COLOURS, SHAPES, TEXTURES
@@ -279,7 +279,7 @@ def measure(encoders: Encoders, recipe: Recipe, task: ObjectiveOptions, seed: in
     modes = ("off",) if recipe.masks == "off" else RETRIEVAL_MODES
     for what, (texts, vectors, truth) in asked.items():
         embeds, logits = encoders.texts(texts)
-        masks = (logits >= 0).float()
+        masks = binary_masks(logits.sigmoid())
         names = [f"{what} {n}" for n in range(len(masks))]
         for mode in modes:
             scores = masked_cosine(vectors, embeds, resolve_masks(masks, mode, names), text_norm=recipe.text_norm)

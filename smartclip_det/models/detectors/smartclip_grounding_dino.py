@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.similarity import OWN_MASK_MODES, paired_masked_cosine, resolve_masks
 from smartclip_det.models.towers.frozen import FrozenTowers
+from smartclip_det.models.towers.text_encoding import encode_texts
 from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
 #: ``none``: tested as it is (c0 is that and tools/ground.py on its boxes); ``branch``: c1; ``all``: c2.
@@ -171,17 +172,10 @@ class SmartCLIPGroundingDINO(GroundingDINO):
         towers = self.source.held[0]
         # Training pipelines lower sentences and end them with the mark that Grounding DINO reads; testing does not.
         texts = [t.lower().strip().rstrip(".").strip() or t for t in texts]
-        found = towers.forward_text(towers.tokenize(texts).to(self._device))
-        masks = None
-        if found.mask_logits is not None:
-            probs = found.mask_logits.float().sigmoid()
-            masks = resolve_masks((probs >= 0.5).float(), self.mask_mode, texts, probs)
+        found = encode_texts(towers, texts)
+        masks = resolve_masks(found.mask_probs, self.mask_mode, texts) if found.has_masks else None
         for branch in self.bbox_head.cls_branches:
-            branch.sentences = (found.embeds.float(), masks)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.query_embedding.weight.device
+            branch.sentences = (found.embeds, masks)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> Any:
         """Losses of MMDetection's head, with the sentence in its logits."""

@@ -23,6 +23,7 @@ from smartclip_det.core.similarity import OWN_MASK_MODES, resolve_masks
 from smartclip_det.models.grounding.fusion_head import FusionHead, GroundingOutput, ImageTokens, TextTokens
 from smartclip_det.models.grounding.set_losses import WEIGHTS, grounding_losses
 from smartclip_det.models.towers.frozen import FrozenTowers
+from smartclip_det.models.towers.text_encoding import encode_texts
 from smartclip_det.models.towers.tokenizer import image_statistics
 from smartclip_det.utils.devices import frozen_precision
 
@@ -127,16 +128,12 @@ class SmartCLIPReferring(BaseModel):
         new = [s for s in dict.fromkeys(sentences) if s not in kept]
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
-            tokens = self.towers.tokenize(part)
-            # Read on the host, where they are.
-            ends = (tokens.argmax(dim=1) + 1).tolist()
-            tokens = tokens.to(self.mean.device)
-            # What is kept must not depend on the precision at hand.
-            with torch.autocast(tokens.device.type, enabled=False):
-                found = self.towers.forward_text(tokens)
-            probs = torch.ones_like(found.embeds) if found.mask_logits is None else found.mask_logits.sigmoid()
+            found = encode_texts(self.towers, part)
+            assert found.states is not None
+            # Read on the host, where the ids are.
+            ends = (found.tokens.argmax(dim=1) + 1).tolist()
             for n, s in enumerate(part):
-                kept[s] = (found.states[n, : ends[n]].float().clone(), found.embeds[n].float(), probs[n].float())
+                kept[s] = (found.states[n, : ends[n]].float().clone(), found.embeds[n], found.mask_probs[n])
         if self.text_cache:
             self._texts.update({s: kept[s] for s in new})
             while len(self._texts) > self.text_cache:
@@ -145,7 +142,7 @@ class SmartCLIPReferring(BaseModel):
         lengths = torch.tensor([len(kept[s][0]) for s in sentences], device=states.device)
         keep = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
         embeds, probs = (torch.stack([kept[s][n] for s in sentences]) for n in (1, 2))
-        masks = resolve_masks((probs >= 0.5).float(), self.mask_mode, sentences, probs)
+        masks = resolve_masks(probs, self.mask_mode, sentences)
         return TextTokens(states, keep, embeds, masks)
 
     def ground(self, images: Tensor, sentences: Sequence[Sequence[str]]) -> GroundingOutput:

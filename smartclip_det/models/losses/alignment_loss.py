@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smartclip_det.core.contrastive import SCALE, TILE, hard_concrete, sigmoid_strip, softmax_strip, sparsity_loss
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.similarity import TEXT_NORMS, straight_through
+from smartclip_det.core.similarity import TEXT_NORMS, binary_masks, straight_through
 from smartclip_det.models.losses.gather import gather_rows, logsumexp_over_processes, world_size
 from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
@@ -146,7 +146,7 @@ class AlignmentLoss(nn.Module):
             losses = self._softmax(images, texts, all_masks, first, scale, share)
         if masks is not None:
             losses["loss_sparsity"] = self.sparsity_weight * share * len(masks) * sparsity_loss(masks)
-            losses["mask_density"] = (masks.detach() >= 0.5).float().mean()
+            losses["mask_density"] = binary_masks(masks.detach()).mean()
         losses["scale"] = scale.detach() if isinstance(scale, Tensor) else images.new_full((), scale)
         return losses
 

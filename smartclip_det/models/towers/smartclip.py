@@ -27,6 +27,7 @@ from smartclip_det.models.towers.exports import FOLDERS, write_folder
 from smartclip_det.models.towers.local_tower import LocalTower
 from smartclip_det.models.towers.low_rank import merge_low_rank
 from smartclip_det.models.towers.mask_network import MaskNetwork, token_keep
+from smartclip_det.models.towers.text_encoding import encode_texts
 from smartclip_det.models.towers.text_transformer import TextTransformer
 from smartclip_det.models.towers.tokenizer import TOKENIZER_ID, image_statistics, tokenize
 from smartclip_det.models.towers.vision_transformer import VisionTransformer
@@ -274,19 +275,17 @@ class SmartCLIP(nn.Module):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise UserError("encode_text needs at least one text.")
-        device = self.logit_scale.device
-        embeds, probs = [], []
+        embeds, masks, probs = [], [], []
         for start in range(0, len(texts), batch_size):
-            features = self.forward_text(self.tokenize(texts[start : start + batch_size], truncate=truncate).to(device))
-            embeds.append(functional.normalize(features.embeds.float(), dim=-1))
-            logits = features.mask_logits
-            probs.append(torch.ones_like(embeds[-1]) if logits is None else logits.float().sigmoid())
-        soft = torch.cat(probs)
+            found = encode_texts(self, texts[start : start + batch_size], truncate=truncate)
+            embeds.append(functional.normalize(found.embeds, dim=-1))
+            masks.append(found.masks)
+            probs.append(found.mask_probs)
         return TextBank(
             names=tuple(texts),
             embeds=torch.cat(embeds),
-            masks=(soft >= 0.5).float(),
-            mask_probs=soft,
+            masks=torch.cat(masks),
+            mask_probs=torch.cat(probs),
             texts=tuple(texts),
             provenance=self.provenance(),
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smartclip_det.core.similarity import straight_through
 from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.models.losses import AlignmentLoss
 from smartclip_det.models.towers.tokenizer import END, START
@@ -39,8 +40,7 @@ def run(options: Any) -> dict[str, Any]:
 
 def broadcast_form(images: Tensor, texts: Tensor, logits: Tensor) -> Tensor:
     """The released form: every image under every mask as one tensor, both directions."""
-    probs = logits.sigmoid()
-    masks = (probs >= 0.5).float() + (probs - probs.detach())
+    masks = straight_through(logits.sigmoid())
     texts = functional.normalize(texts, dim=-1)
     target = torch.arange(len(images), device=images.device)
     rows = 100 * (functional.normalize(images[:, None] * masks[None], dim=-1) * texts[None]).sum(-1)
