@@ -135,13 +135,15 @@ def test_blocks_are_read_and_start_nothing(tmp_path):
 
 def words_of_verb(call):
     """What a call gives to ``smartclip-det``, under the name of a tool, too; None where it starts something else."""
-    program, *rest = call[call.index("python") :] if call[0] == "srun" else call
+    program, *rest = call
     if program == "smartclip-det":
         return rest
     if program in ("python", ".venv/bin/python") and rest[0].startswith("tools/"):
         verb = re.search(r'run_verb\("([a-z -]+)"\)', (REPO / rest[0]).read_text(encoding="utf-8"))
         return [*verb[1].split(), *rest[1:]]
     if program == "bash":
+        if rest[0] == "tools/slurm_train.sh":  # Partition and name of the job come first.
+            return ["train", *rest[3:]]
         verb, places = {"tools/dist_train.sh": ("train", 1), "tools/dist_test.sh": ("test", 2)}[rest[0]]
         assert rest[places + 1].isdigit(), f"number of processes: {rest}"
         return [verb, *rest[1 : places + 1], *rest[places + 2 :]]

@@ -45,7 +45,8 @@ def leaves(node):
 
 def test_every_page_is_in_the_navigation_once(hooks):
     nav = leaves(yaml.load((REPO / "mkdocs.yml").read_text(encoding="utf-8"), Loader)["nav"])
-    pages = {p.relative_to(REPO / "docs").as_posix() for p in (REPO / "docs").rglob("*.md")}
+    written = [*(REPO / "docs").rglob("*.md"), *(REPO / "docs").rglob("*.ipynb")]
+    pages = {p.relative_to(REPO / "docs").with_suffix(".md").as_posix() for p in written}
     assert sorted(nav) == sorted(pages | set(hooks.OUTSIDE.values()))
 
 

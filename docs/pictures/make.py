@@ -9,7 +9,7 @@ from PIL import Image
 
 from smartclip_det import Predictor
 from smartclip_det.formats.json_files import read_json
-from smartclip_det.studies.toy_pictures import enlarge
+from smartclip_det.studies.toy_pictures import ToyPictures, enlarge
 from smartclip_det.visualization import draw_boxes
 
 FOLDER = Path(__file__).parent
@@ -50,3 +50,11 @@ if __name__ == "__main__":
         templates=["{article} {}"],
     )
     first_answer(trained, options.data).quantize(64).save(FOLDER / "first-answer.png", optimize=True)
+    checkpoints = {n: str(options.run / f"checkpoints/{n}.pth") for n in ("smartclip", "detector")}
+    facts = {
+        "data": str(options.data),
+        "towers": {"smartclip": checkpoints["smartclip"]},
+        "config": "toy/open-vocab-rcnn_smartclip-toy_toy",
+        "detector": checkpoints["detector"],
+    }
+    ToyPictures(options.run, facts).idea().quantize(64).save(FOLDER / "masked-cosine.png", optimize=True)
