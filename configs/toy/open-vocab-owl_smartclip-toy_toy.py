@@ -9,7 +9,7 @@ towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
     backbone=dict(towers=towers, out_indices=(2,), checkpointing=False),
-    bbox_head=dict(in_channels=80, embed_dim=128, merge_class_token=False),
+    bbox_head=dict(in_channels=80, embed_dim=256, merge_class_token=False),
     test_cfg=dict(max_per_img=100),
 )
 optim_wrapper = dict(

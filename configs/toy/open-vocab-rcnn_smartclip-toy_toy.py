@@ -22,7 +22,7 @@ model = dict(
     rpn_head=dict(in_channels=64, feat_channels=64, num_convs=1, anchor_generator=dict(scales=[6], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, featmap_strides=strides, finest_scale=14),
-        bbox_head=dict(embed_dim=128, in_channels=64, num_convs=0, fc_channels=256, norm_cfg=norm_cfg),
+        bbox_head=dict(embed_dim=256, in_channels=64, num_convs=0, fc_channels=256, norm_cfg=norm_cfg),
         dense_stride=8,
     ),
     train_cfg=dict(

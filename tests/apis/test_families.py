@@ -58,7 +58,7 @@ def test_every_family_answers_every_question(predictor):
     assert len(predictor.detect([])) == 0
     assert len(predictor.ground("the left cup")) == 1
     assert predictor.explain("a cup").similarity.ndim == 2
-    assert predictor.embed([[0, 0, 50, 50], [10, 10, 90, 60]]).shape == (2, 128)
+    assert predictor.embed([[0, 0, 50, 50], [10, 10, 90, 60]]).shape == (2, 256)
     alone = [predictor.detect(TEXTS, image=predictor.encode_image(i), max_detections=5) for i in (wide(), wide(4))]
     together = list(predictor.detect_images([wide(), wide(4)], TEXTS, batch_size=2, max_detections=5))
     for a, b in zip(alone, together, strict=True):

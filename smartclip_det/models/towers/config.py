@@ -122,7 +122,7 @@ _TOY_VIT = TowerConfig(
     text_heads=2,
     activation="gelu",
 )
-_TOY = _TOY_VIT.with_(embed_dim=128, vision="local", vision_width=80, vision_layers=1, vision_heads=1)
+_TOY = _TOY_VIT.with_(embed_dim=256, vision="local", vision_width=80, vision_layers=1, vision_heads=1)
 _SMART = {**_LONG, "mask_layers": 1, "mask_pad": "include"}
 
 ARCHITECTURES: dict[str, TowerConfig] = {
