@@ -2,7 +2,7 @@
 
     smartclip-det env
 
-Exit code 0 when every operator ran, or where MMDetection is not installed; otherwise 2, with the command that repairs it.
+Exit code 0 if every operator ran or MMDetection is not installed; otherwise 2, with the command that repairs it.
 """
 
 from __future__ import annotations
