@@ -295,7 +295,7 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_files_and_functions_stay_short():
     for path in [*modules(), *(REPO / "tools").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
-        assert len(text.splitlines()) <= 430, f"{path} has {len(text.splitlines())} lines"
+        assert len(text.splitlines()) <= 400, f"{path} has {len(text.splitlines())} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 # The signature has a line for each argument, and the docstring as many as it needs.

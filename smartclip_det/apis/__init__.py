@@ -1,7 +1,8 @@
 """What users call from Python."""
 
 from smartclip_det.apis.deprecated import ReferringPredictor, SmartCLIPPredictor
-from smartclip_det.apis.detections import Detections, Explanation
+from smartclip_det.apis.detections import Detections
+from smartclip_det.apis.explanation import Explanation
 from smartclip_det.apis.families.base import EncodedImage
 from smartclip_det.apis.predictor import Predictor
 

@@ -1,4 +1,4 @@
-"""What predictors answer: detections of an image, and where a text matches it."""
+"""What predictors answer: detections of an image."""
 
 from __future__ import annotations
 
@@ -299,14 +299,7 @@ class Detections:
             if lacking:
                 raise unknown_names("names", lacking, categories, "Give the categories of the annotation file.")
             numbers = [categories.get(n, -1) for n in self.names]
-        rows = written.coco_results(self.boxes, self.scores, self.labels, image_id, numbers)
-        if self.masks is not None:
-            from smartclip_det.formats.segmentations import encode_mask
-
-            rows = [
-                {**r, "segmentation": dict(encode_mask(np.asarray(m)))} for r, m in zip(rows, self.masks, strict=True)
-            ]
-        return rows
+        return written.coco_results(self.boxes, self.scores, self.labels, image_id, numbers, self.masks)
 
     def to_yolo(self, *, size: tuple[int, int] | None = None, scores: bool = False) -> str:
         """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image's sides.
@@ -398,18 +391,3 @@ class Detections:
         from smartclip_det.visualization.notebook import ROWS, answer_page
 
         return answer_page(repr(self), self._repr_png_(), [(d.name, d.score, d.box) for d in self[:ROWS]], len(self))
-
-
-@dataclass
-class Explanation:
-    """Where and by which dimensions a text matches an image.
-
-    Attributes:
-        similarity: ``[h, w]`` masked cosine of each grid cell, -1..1.
-        mask: ``[D]`` the text's mask.
-        text: the text.
-    """
-
-    similarity: np.ndarray
-    mask: np.ndarray
-    text: str

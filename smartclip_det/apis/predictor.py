@@ -5,17 +5,19 @@ Shape letters: R regions, C classes, D joint embedding, H W image pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
-from smartclip_det.apis.detections import Detections, Explanation
-from smartclip_det.apis.encoding import EncodesImages, photograph
+from smartclip_det.apis.detections import Detections
+from smartclip_det.apis.encoding import photograph
+from smartclip_det.apis.explanation import Explanation
+from smartclip_det.apis.expressions import GroundsExpressions
 from smartclip_det.apis.families.base import EncodedImage, Family
 from smartclip_det.apis.families.loading import family_of_config, family_of_towers
 from smartclip_det.apis.inputs import (
@@ -29,16 +31,13 @@ from smartclip_det.apis.inputs import (
     read_images,
 )
 from smartclip_det.apis.tiles import answer_images
-from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.core.words import READINGS
 from smartclip_det.models.boxes import BoxSource
-from smartclip_det.models.grounding.dependency import reader_of
-from smartclip_det.models.grounding.parsing import Entity
 from smartclip_det.models.vocabulary import default_cache_dir
 
 
-class Predictor(EncodesImages):
+class Predictor(GroundsExpressions):
     """Detect, ground, explain, embed and segment.
 
     >>> predictor = Predictor.from_pretrained("smartclip-b16", boxes="torchvision")   # doctest: +SKIP
@@ -57,7 +56,6 @@ class Predictor(EncodesImages):
                 spaCy pipeline.
         """
         self.family, self.templates, self.parser = family, templates, parser
-        self._reader: Callable[[str], Entity] | None = None
         self._held: HeldImage[list[Any]] = HeldImage()
 
     @classmethod
@@ -312,72 +310,6 @@ class Predictor(EncodesImages):
         while batch := list(islice(waiting, check_count("batch_size", batch_size))):
             for encoded in self.encode_images([photograph(*b) for b in batch], batch_size=batch_size):
                 yield self._detect(encoded, bank, threshold, max_detections)
-
-    def tree(self, expression: str) -> Entity:
-        """The entities, places and relations that :meth:`ground` reads in an expression."""
-        if self._reader is None:
-            self._reader = reader_of(self.parser)
-        return self._reader(expression)
-
-    @property
-    def reads_trees(self) -> bool:
-        """Whether :meth:`ground` reasons over :meth:`tree`; a trained head reads the whole expression."""
-        return self.policy is not None
-
-    @overload
-    def ground(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
-        self, expression: str, *, top_k: int = 1, threshold: float = 0.0, reading: str | None = None, image: Any = None
-    ) -> Detections: ...
-
-    @overload
-    def ground(
-        self,
-        expression: Sequence[str],
-        *,
-        top_k: int = 1,
-        threshold: float = 0.0,
-        reading: str | None = None,
-        image: Any = None,
-    ) -> list[Detections]: ...
-
-    @torch.no_grad()
-    def ground(
-        self,
-        expression: str | Sequence[str],
-        *,
-        top_k: int = 1,
-        threshold: float = 0.0,
-        reading: str | None = None,
-        image: Any = None,
-    ) -> Detections | list[Detections]:
-        """The boxes that referring expressions mean: by a trained head, or zero-shot by regions and reasoning.
-
-        Texts are encoded as they stand, without a template, and all in one pass; the image is not encoded again.
-
-        Args:
-            expression: one text, or several.
-            top_k: boxes of each expression at most.
-            threshold: lowest score; an expression that no box reaches has no boxes: "none".
-            reading: ``chunks`` (default): the entities of :meth:`tree`, each under its own mask, joined by places and
-                relations; ``expression``: the whole text under its mask; ``both``: their geometric mean. A trained head
-                reads the whole expression.
-            image: what :meth:`encode_image` gave; default: the image that this thread set.
-
-        Returns:
-            Detections best first, or a list of them for several expressions.
-
-        Raises:
-            UserError: without an image, for blank texts, and for limits outside their range.
-        """
-        texts, image = check_texts(expression, "expression"), self._image(image)
-        top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
-        chosen = check_choice("reading", reading or ("chunks" if self.reads_trees else "expression"), READINGS)
-        if chosen != "expression" and not self.reads_trees:
-            raise UserError(f"A {self.family.kind} reads the whole expression: reading={chosen!r} is not for it.")
-        trees = {t: Entity(t) if chosen == "expression" else self.tree(t) for t in texts}
-        answers = self.family.ground(image, trees, chosen, top_k, threshold)
-        found = [answers[t] for t in texts]
-        return found[0] if isinstance(expression, str) else found
 
     @torch.no_grad()
     def explain(self, text: str, *, image: Any = None) -> Explanation:

@@ -8,10 +8,10 @@ Shape letters: R regions, K text rows, C classes, D joint embedding.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from smartclip_det.core.image_queries import picture_row
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter, donor_rows, mask_ceiling, masked_cosine, resolve_masks
 
-_FORMAT = "smartclip_det.text_bank/1"
 #: ``(image, box)`` pairs to ``[N, D]`` vectors of the boxes, and ``[N, D]`` vectors of the whole pictures.
 PictureEncoder = Callable[[Sequence[tuple[Any, Sequence[float]]]], tuple[Tensor, Tensor]]
 
@@ -44,6 +43,7 @@ class TextBank:
         provenance: where the rows come from: checkpoint hash, template, mask_pad, template order.
         background: a bank of one class that stands for background where a policy asks for a text.
         picture_encoder: encodes the pictures of :meth:`with_images`; banks of a predictor have one. It is not saved.
+        part_of: of a piece made by :meth:`parts`, the whole bank and the piece's rows in it.
     """
 
     names: tuple[str, ...]
@@ -56,6 +56,7 @@ class TextBank:
     provenance: dict[str, str] = field(default_factory=dict)
     background: TextBank | None = None
     picture_encoder: PictureEncoder | None = field(default=None, repr=False)
+    part_of: tuple[TextBank, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -71,10 +72,6 @@ class TextBank:
         object.__setattr__(self, "class_index", index.long().cpu())
         object.__setattr__(self, "seen", seen.bool().to(device))
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
-        object.__setattr__(self, "_resolved", {})
-        object.__setattr__(self, "_facts", {})
-        object.__setattr__(self, "_parts", {})
-        object.__setattr__(self, "_whole", None)
         self._validate()
 
     def _validate(self) -> None:
@@ -250,25 +247,21 @@ class TextBank:
 
     def resolved_masks(self, mask_mode: str) -> Tensor | None:
         """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
-        cache: dict[str, Tensor | None] = self._resolved  # type: ignore[attr-defined]
-        if mask_mode not in cache and self._whole is not None:  # type: ignore[attr-defined]
-            whole, rows = self._whole  # type: ignore[attr-defined]
-            masks = whole.resolved_masks(mask_mode)
-            cache[mask_mode] = None if masks is None else masks[rows]
-        elif mask_mode not in cache:
-            cache[mask_mode] = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs, self.class_index)
-        return cache[mask_mode]
+        if mask_mode not in self._masks_by_mode:
+            if self.part_of is None:
+                masks = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs, self.class_index)
+            else:
+                whole, rows = self.part_of
+                masks = whole.resolved_masks(mask_mode)
+                masks = None if masks is None else masks[rows]
+            self._masks_by_mode[mask_mode] = masks
+        return self._masks_by_mode[mask_mode]
 
     def class_mean(self, row_values: Tensor) -> Tensor:
         """Average ``[..., K]`` row values into ``[..., C]`` class values (ovd reference 2.4, order a)."""
-        if row_values.shape[-1] == len(self) and self._one_row_each():
+        if row_values.shape[-1] == len(self) and self._one_row_each:
             return row_values
-        facts: dict[object, tuple[Tensor, Tensor]] = self._facts  # type: ignore[attr-defined]
-        device = row_values.device
-        if device not in facts:
-            counts = torch.bincount(self.class_index, minlength=len(self))
-            facts[device] = self.class_index.to(device), counts.to(device)
-        index, counts = facts[device]
+        index, counts = (v.to(row_values.device) for v in self._grouping)
         sums = row_values.new_zeros(*row_values.shape[:-1], len(self)).index_add_(-1, index, row_values)
         return sums / counts.to(row_values.dtype)
 
@@ -277,10 +270,9 @@ class TextBank:
 
         The controls look at other classes, so a piece takes its masks from the whole. Made once and kept.
         """
-        kept: dict[int, list[TextBank]] = self._parts  # type: ignore[attr-defined]
-        if size not in kept:
-            kept[size] = [self._part(a, min(a + size, len(self))) for a in range(0, len(self), size)]
-        return kept[size]
+        if size not in self._parts_by_size:
+            self._parts_by_size[size] = [self._part(a, min(a + size, len(self))) for a in range(0, len(self), size)]
+        return self._parts_by_size[size]
 
     def _part(self, first: int, end: int) -> TextBank:
         inside = (self.class_index >= first) & (self.class_index < end)
@@ -296,22 +288,33 @@ class TextBank:
             seen=self.seen[first:end],
             mask_probs=None if self.mask_probs is None else self.mask_probs[rows],
         )
-        object.__setattr__(part, "_whole", (self, rows))
+        object.__setattr__(part, "part_of", (self, rows))
         return part
 
-    def _one_row_each(self) -> bool:
-        facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]
-        if "one_row_each" not in facts:
-            facts["one_row_each"] = bool(torch.equal(self.class_index, torch.arange(len(self))))
-        return facts["one_row_each"]
+    # Looked up once: scoring asks at each image, and on a card each look waits for it.
 
-    @property
+    @cached_property
     def all_seen(self) -> bool:
-        """Whether every class is seen; looked up once, since on a card each look waits for it."""
-        facts: dict[str, bool] = self._facts  # type: ignore[attr-defined]
-        if "all_seen" not in facts:
-            facts["all_seen"] = bool(self.seen.all())
-        return facts["all_seen"]
+        """Whether every class is seen."""
+        return bool(self.seen.all())
+
+    @cached_property
+    def _one_row_each(self) -> bool:
+        return bool(torch.equal(self.class_index, torch.arange(len(self))))
+
+    @cached_property
+    def _grouping(self) -> tuple[Tensor, Tensor]:
+        """``[K]`` class of each row and ``[C]`` rows of each class, where the embeds are."""
+        counts = torch.bincount(self.class_index, minlength=len(self))
+        return self.class_index.to(self.embeds.device), counts.to(self.embeds.device)
+
+    @cached_property
+    def _masks_by_mode(self) -> dict[str, Tensor | None]:
+        return {}
+
+    @cached_property
+    def _parts_by_size(self) -> dict[int, list[TextBank]]:
+        return {}
 
     def cosine(
         self,
@@ -338,47 +341,9 @@ class TextBank:
 
     def save(self, path: str | Path) -> None:
         """Write the bank as safetensors; binary masks take one byte an entry."""
-        from safetensors.torch import save_file
+        from smartclip_det.core.text_bank_io import write_bank
 
-        tensors = self._tensors("")
-        if self.background is not None:
-            tensors.update(self.background._tensors("background_"))
-        save_file(tensors, str(path), metadata={"format": _FORMAT})
-
-    def _tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Everything as tensors; texts too, because a safetensors header has no room for 100,000 of them."""
-        binary = bool(((self.masks == 0) | (self.masks == 1)).all())
-        words = {
-            "names": self.names,
-            "texts": self.texts,
-            "provenance": self.provenance,
-            "mask_dtype": str(self.masks.dtype).removeprefix("torch."),
-        }
-        tensors = {
-            "embeds": self.embeds,
-            "masks": self.masks.to(torch.uint8) if binary else self.masks,
-            "class_index": self.class_index,
-            "seen": self.seen,
-            "words": torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8),
-        }
-        if self.mask_probs is not None:
-            tensors["mask_probs"] = self.mask_probs
-        return {prefix + k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-
-    @staticmethod
-    def _from_tensors(tensors: dict[str, Tensor], prefix: str, background: TextBank | None) -> TextBank:
-        words = json.loads(tensors[f"{prefix}words"].numpy().tobytes())
-        return TextBank(
-            names=tuple(words["names"]),
-            embeds=tensors[f"{prefix}embeds"],
-            masks=tensors[f"{prefix}masks"].to(getattr(torch, words["mask_dtype"])),
-            texts=tuple(words["texts"]),
-            class_index=tensors[f"{prefix}class_index"],
-            seen=tensors[f"{prefix}seen"],
-            mask_probs=tensors.get(f"{prefix}mask_probs"),
-            provenance=words["provenance"],
-            background=background,
-        )
+        write_bank(self, path)
 
     @staticmethod
     def load(path: str | Path) -> TextBank:
@@ -387,29 +352,9 @@ class TextBank:
         Raises:
             UserError: when the file is missing or is no text bank.
         """
-        from safetensors import SafetensorError, safe_open
+        from smartclip_det.core.text_bank_io import read_bank
 
-        if not Path(path).is_file():
-            raise UserError(f"No text bank at {path}. Make one with tools/encode_texts.py.")
-        try:
-            with safe_open(str(path), framework="pt") as handle:
-                header = handle.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise UserError(f"{path} is no text bank (its format is {header.get('format')!r}).")
-                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
-        try:
-            background = None
-            if "background_embeds" in tensors:
-                background = TextBank._from_tensors(tensors, "background_", None)
-            return TextBank._from_tensors(tensors, "", background)
-        except UserError as error:
-            raise UserError(f"{path} is a damaged text bank: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f"{path} is a damaged text bank ({type(error).__name__}: {error}); make it again with encode_texts."
-            ) from error
+        return read_bank(path)
 
 
 def _check_index(index: Tensor, names: Sequence[str], embeds: Tensor) -> None:

@@ -52,9 +52,14 @@ def inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def coco_results(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, image_id: int | str, categories: Sequence[int]
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    image_id: int | str,
+    categories: Sequence[int],
+    masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO results: ``bbox`` xywh pixels, as they are, without a cut.
+    """COCO results: ``bbox`` xywh pixels, as they are, without a cut; ``segmentation`` (RLE) with masks.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
@@ -62,11 +67,18 @@ def coco_results(
         labels: ``[N]``.
         image_id: of the picture.
         categories: id of each label.
+        masks: ``[N, H, W]``; None without.
     """
-    return [
+    rows = [
         {"image_id": image_id, "category_id": categories[int(label)], "bbox": box, "score": float(score)}
         for box, score, label in zip(sides_of(boxes).tolist(), scores, labels, strict=True)
     ]
+    if masks is None:
+        return rows
+    # Here, so that boxes need no pycocotools.
+    from smartclip_det.formats.segmentations import encode_mask
+
+    return [{**r, "segmentation": dict(encode_mask(np.asarray(m)))} for r, m in zip(rows, masks, strict=True)]
 
 
 def coco_annotations(

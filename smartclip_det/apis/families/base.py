@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smartclip_det.apis.detections import Detections, Explanation
+from smartclip_det.apis.detections import Detections
+from smartclip_det.apis.explanation import Explanation
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank

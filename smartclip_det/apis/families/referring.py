@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smartclip_det.apis.detections import Detections, Explanation
+from smartclip_det.apis.detections import Detections
+from smartclip_det.apis.explanation import Explanation
 from smartclip_det.apis.families.base import Family, answer
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import paired_masked_cosine
