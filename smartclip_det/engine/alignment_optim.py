@@ -16,6 +16,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.engine.optim import on_fast_kernels
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -57,7 +58,7 @@ class NamedGroupsConstructor:
             for name, params in found.items()
             if params
         ]
-        optimizer = OPTIMIZERS.build({**self.optimizer, "params": rows})
+        optimizer = OPTIMIZERS.build({**on_fast_kernels(self.optimizer, model), "params": rows})
         return OPTIM_WRAPPERS.build({"type": "OptimWrapper", **self.wrapper, "optimizer": optimizer})
 
 

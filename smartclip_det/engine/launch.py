@@ -29,6 +29,8 @@ from smartclip_det.utils.safe_load import safe_torch_load
 #: By their full names: a config need not import what registers them.
 _GUARDS = ("smartclip_det.engine.finite_guard.FiniteGuardHook", "smartclip_det.engine.resuming.ResumeHook")
 
+_CONSTRUCTOR = "smartclip_det.engine.optim.FusedConstructor"
+
 
 def prepare(config: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
     """Set work folder, launcher and what this machine needs, in place."""
@@ -37,6 +39,8 @@ def prepare(config: Config, config_path: str, work_dir: str | None, launcher: st
     fit_norm_layers(config, distributed=launcher != "none")
     fit_global_batch(config, launcher)
     add_guards(config)
+    if config.get("optim_wrapper"):
+        config.optim_wrapper.setdefault("constructor", _CONSTRUCTOR)
     if launcher != "none" and not torch.cuda.is_available():
         start_gloo(launcher)
         if config.get("strategy"):

@@ -19,6 +19,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.engine.optim import KERNELS
 from smartclip_det.engine.stream_sampler import StreamBatches
 
 #: What a scheduler's state says of where it is; the rest says what it does.
@@ -78,6 +79,7 @@ def _adapt(runner: Runner, checkpoint: dict[str, Any], meta: dict[str, Any]) -> 
     changes += _seed(runner, meta)
     schedulers = runner.param_schedulers
     _fit_scalars(runner, checkpoint.get("optimizer"))
+    _keep_kernels(runner, checkpoint.get("optimizer"))
     plain = isinstance(runner.optim_wrapper, OptimWrapper) and isinstance(schedulers, list)
     if plain:
         changes += _changed_schedule(schedulers, checkpoint.get("param_schedulers"))
@@ -138,6 +140,15 @@ def _fit_scalars(runner: Runner, old: Any) -> None:
             # The count of steps is a scalar and stays one.
             if isinstance(value, torch.Tensor) and value.dim() == 0 and key != "step" and param.shape == (1,):
                 state[key] = value.reshape(1)
+
+
+def _keep_kernels(runner: Runner, old: Any) -> None:
+    """Kernels of the optimizer are those of this device, whatever the checkpoint was written on."""
+    groups = getattr(runner.optim_wrapper, "param_groups", None)
+    if not isinstance(groups, list) or not isinstance(old, Mapping):
+        return
+    for now, before in zip(groups, old.get("param_groups") or (), strict=False):
+        before.update({k: now[k] for k in KERNELS if k in now and k in before})
 
 
 def _changed_schedule(schedulers: Sequence[Any], old: Any) -> list[str]:

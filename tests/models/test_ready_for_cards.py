@@ -163,3 +163,40 @@ def test_a_folded_quick_gelu_is_quick_gelu_and_keeps_less(tokens):
         assert kept[0] <= kept[1] - inner + 3 * 16 * 64 * 4
     with torch.no_grad():
         torch.testing.assert_close(mlp(x), found[1][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("constructor", ["FusedConstructor", "NamedGroupsConstructor"])
+def test_adam_is_fused_on_a_card_and_a_run_that_goes_on_elsewhere_is_not(constructor):
+    from types import SimpleNamespace
+
+    from mmengine.optim import build_optim_wrapper
+
+    from smartclip_det.engine import alignment_optim, optim  # noqa: F401
+    from smartclip_det.engine.resuming import _changed_groups, _keep_kernels
+    from tests.pretended import PretendedCard
+
+    def build(**options):
+        given = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1, **options}
+        return build_optim_wrapper(model, {"constructor": constructor, "optimizer": given})
+
+    model = torch.nn.Linear(3, 2)
+    plain = build()
+    assert not plain.optimizer.defaults["fused"]
+    with PretendedCard():
+        model.to("cuda")
+        wrapper = build()
+        assert wrapper.optimizer.defaults["fused"]
+        assert all(g["fused"] for g in wrapper.optimizer.param_groups)
+        assert not build(fused=False).optimizer.defaults["fused"]
+        assert not build(foreach=True).optimizer.defaults["fused"]
+        sgd = {"constructor": constructor, "optimizer": {"type": "SGD", "lr": 1e-3}}
+        assert not build_optim_wrapper(model, sgd).optimizer.defaults["fused"]
+        model(torch.ones(1, 3, device="cuda")).sum().backward()
+        wrapper.step()
+    checkpoint = wrapper.state_dict()
+    runner = SimpleNamespace(optim_wrapper=plain)
+    assert _changed_groups(plain.param_groups, checkpoint)
+    _keep_kernels(runner, checkpoint)
+    assert not _changed_groups(plain.param_groups, checkpoint)
+    plain.load_state_dict(checkpoint)
+    assert not plain.optimizer.param_groups[0]["fused"]

@@ -30,8 +30,11 @@ from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scal
 from smartclip_det.models.towers.low_rank import add_low_rank
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.text_batch import describe_texts, pad_texts, texts_to
+from smartclip_det.models.towers.transformer import compile_blocks
 from smartclip_det.models.towers.vision_transformer import DENSE_MODES
 
+#: Tokens that texts are padded to a multiple of where blocks are compiled.
+COMPILED_LENGTHS = 64
 #: Terms of the loss that the dense map is trained by as well.
 _ALIGNED = ("loss_sidm", "loss_dism", "loss_sigmoid")
 
@@ -72,6 +75,8 @@ class SmartCLIPAlignment(BaseModel):
         micro_batch: int = 0,
         text_chunks: int = 1,
         checkpointing: bool = False,
+        compile: str = "",
+        length_multiple: int = 0,
         initial_scale: float = 0.0,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
@@ -94,6 +99,9 @@ class SmartCLIPAlignment(BaseModel):
             text_chunks: chunks of like length that the texts are encoded in; the same texts, less padding.
             initial_scale: where a learned scale starts; 0 for the towers' own.
             checkpointing: recompute transformer blocks in the backward pass.
+            compile: backend of ``torch.compile`` for transformer blocks in training (``inductor``); empty for none.
+            length_multiple: tokens that texts are padded to a multiple of, so that compiled blocks see few lengths; 0:
+                64 with ``compile``, otherwise no padding. Texts of ``mask_pad='include'`` have one length anyway.
             data_preprocessor: MMEngine's; None leaves uint8 pixels as they are until a part of them is encoded.
             init_cfg: unused; weights come from ``towers``.
         """
@@ -104,6 +112,7 @@ class SmartCLIPAlignment(BaseModel):
             ("micro_batch", micro_batch, 0),
             ("text_chunks", text_chunks, 1),
             ("component_matching", component_matching, 0),
+            ("length_multiple", length_multiple, 0),
         ):
             if value < low:
                 raise UserError(f"{name} must be at least {low}; given {value}.")
@@ -121,6 +130,9 @@ class SmartCLIPAlignment(BaseModel):
         if low_rank is not None:
             add_low_rank([self.towers.image_tower, self.towers.text_tower], **low_rank)
         self.towers.image_tower.checkpointing = self.towers.text_tower.checkpointing = checkpointing
+        self.length_multiple = length_multiple or (COMPILED_LENGTHS if compile else 1)
+        if compile:
+            compile_blocks(self.towers, compile)
         if initial_scale > 0:
             self.towers.logit_scale.data.fill_(math.log(initial_scale))
         if self.loss.learns_scale and (was := bound_scale(self.towers.logit_scale)) is not None:
@@ -252,7 +264,12 @@ class SmartCLIPAlignment(BaseModel):
         again = 0 < self.micro_batch < len(tokens)
         parts = max(-(-len(tokens) // self.micro_batch) if again else 1, self.text_chunks)
         return self.towers.forward_text_by_length(
-            tokens, parts, recompute=again, lengths=texts["lengths"], order=(texts["order"], texts["back"])
+            tokens,
+            parts,
+            recompute=again,
+            lengths=texts["lengths"],
+            order=(texts["order"], texts["back"]),
+            multiple=self.length_multiple,
         )
 
     def _see(self, inputs: Tensor) -> SeenImages:

@@ -211,6 +211,7 @@ class SmartCLIP(nn.Module):
         recompute: bool = False,
         lengths: Sequence[int] | None = None,
         order: tuple[Tensor, Tensor] | None = None,
+        multiple: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
         """Encode ``[K, L]`` ids in chunks of like length, each cut to its longest text: the same rows for less work.
 
@@ -222,6 +223,7 @@ class SmartCLIP(nn.Module):
             recompute: compute each chunk again in backward, so that one at a time is kept.
             lengths: of the texts, where the host knows them; reading them off a card waits for it.
             order: ``[K]`` that sorts texts by length, and its inverse (see ``text_batch``); goes with ``lengths``.
+            multiple: of tokens that each chunk is padded to, up to the context: compiled blocks then see few lengths.
 
         Returns:
             Embeds and mask logits ``[K, D]`` in the order of ``tokens``.
@@ -231,6 +233,7 @@ class SmartCLIP(nn.Module):
             given, back = list(tokens.chunk(max(1, chunks))), None
         else:
             given, back = _by_length(tokens, max(1, chunks), lengths, order)
+            given = [_padded(ids, multiple, self.config.context_length) for ids in given]
 
         def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
             found = self.forward_text(ids)
@@ -322,6 +325,12 @@ def _by_length(
     parts, ascending = order[0].chunk(chunks), sorted(lengths)
     ends_of = torch.tensor([len(p) for p in parts]).cumsum(0).tolist()
     return [tokens[p, : ascending[end - 1]] for p, end in zip(parts, ends_of, strict=True)], order[1]
+
+
+def _padded(tokens: Tensor, multiple: int, limit: int) -> Tensor:
+    """``[K, L]`` ids padded on the right to a multiple of tokens, or to the limit where that comes first."""
+    length = min(-(-tokens.shape[1] // multiple) * multiple, limit)
+    return functional.pad(tokens, (0, length - tokens.shape[1])) if length > tokens.shape[1] else tokens
 
 
 def _stretch(checkpoint: Checkpoint) -> Checkpoint:

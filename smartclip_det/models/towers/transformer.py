@@ -6,6 +6,7 @@ Shape letters: B sequences, L tokens, W width, h w grid cells, n heads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from smartclip_det.core.errors import check_choice
 
 #: Of QuickGELU's sigmoid.
 SLOPE = 1.702
+#: Graphs of compiled blocks in one process.
+RECOMPILE_LIMIT = 64
 
 
 class QuickGELU(nn.Module):
@@ -132,7 +135,14 @@ def folded_quick_gelu(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    Attributes:
+        backend: of ``torch.compile``, by name or as a function; None: the block runs as it is written. Set by
+            :func:`compile_blocks`.
+    """
+
+    backend: str | Callable[..., Any] | None = None
 
     def __init__(self, width: int, heads: int, activation: str = "quick_gelu") -> None:
         super().__init__()
@@ -148,6 +158,14 @@ class ResidualBlock(nn.Module):
         x = x + self.attn(self.ln_1(x), causal=causal, keep=keep, window=window)
         return x + self.mlp(self.ln_2(x))
 
+    def train(self, mode: bool = True) -> ResidualBlock:
+        """Compiled only in training, where sizes repeat: evaluation has texts of every length."""
+        super().train(mode)
+        self._compiled_call_impl = None
+        if mode and self.backend is not None:
+            self.compile(backend=self.backend, fullgraph=True, dynamic=False)
+        return self
+
     def initialise(self, layers: int) -> None:
         """CLIP's initialisation for a stack of ``layers`` blocks (arXiv 2103.00020, released code)."""
         width = self.ln_1.normalized_shape[0]
@@ -156,6 +174,35 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.attn.out_proj.bias)
         nn.init.normal_(self.mlp.c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+
+
+def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
+    """Have ``torch.compile`` run the residual blocks of a model in training.
+
+    Blocks of the same sizes share one graph. A graph is compiled for each size of the input, so texts are best padded
+    to a few lengths (``SmartCLIP.forward_text_by_length``, ``multiple``). State dicts keep their names.
+
+    Args:
+        model: any module; all :class:`ResidualBlock` in it are compiled.
+        backend: name of a backend of ``torch.compile``, or a function.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        UserError: for an unknown backend, with the nearest names.
+    """
+    import torch._dynamo
+
+    if isinstance(backend, str):
+        check_choice("compile", backend, torch._dynamo.list_backends(exclude_tags=()))
+    # All blocks share one limit: two towers, a mask network, a few lengths of texts and the last batch of an epoch.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
+    for block in blocks:
+        block.backend = backend
+        block.train(block.training)
+    return len(blocks)
 
 
 class Transformer(nn.Module):
