@@ -12,6 +12,8 @@
     smartclip-det bench evaluation --full
     smartclip-det bench alignment --batch 16 --rounds 3
     smartclip-det bench alignment --device cuda --bf16 --batch 256
+    smartclip-det bench alignment --host
+    smartclip-det bench roofline
 
 Weights are random; text banks and results are generated. The peers from transformers (OWLv2, the text side of Grounding
 DINO, CLIP) need that package (extra dev); without it they are skipped with a note. Timings are noisy: compare ratios.
@@ -37,6 +39,7 @@ SUBJECTS = (
     "alignment",
     "ground",
     "predict",
+    "roofline",
 )
 
 
@@ -50,7 +53,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--max-gib", type=float, default=4.0, help="similarity: largest tensor allowed for the broadcast form"
     )
     parser.add_argument("--arch", help="architecture with random weights; default: B/16 (vocabulary: tiny)")
-    parser.add_argument("--batch", type=int, default=16, help="alignment: pairs per step")
+    parser.add_argument(
+        "--batch", type=int, help="alignment, roofline: pairs per step; default: 16 (--host and roofline: 256)"
+    )
+    parser.add_argument("--host", action="store_true", help="alignment: only the host work before the first kernel")
     parser.add_argument("--head", type=int, default=512, help="alignment: batch size for the loss head alone")
     parser.add_argument("--dim", type=int, default=512, help="alignment: D for the loss head alone")
     parser.add_argument("--chunks", type=int, default=4, help="alignment: chunks of captions of similar length")

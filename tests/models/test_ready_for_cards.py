@@ -11,8 +11,10 @@ from mmengine.structures import BaseDataElement
 from smartclip_det.engine.resuming import _fit_scalars
 from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.models.towers import SmartCLIP
-from smartclip_det.models.towers.transformer import MLP
+from smartclip_det.models.towers.transformer import MLP, ResidualBlock
+from smartclip_det.studies.benchmarks.counting import CudaAutocast
 from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
+from tests.pretended import PretendedCard
 
 TINY = {"arch": "SmartCLIP-tiny", "seed": 0}
 
@@ -173,7 +175,6 @@ def test_adam_is_fused_on_a_card_and_a_run_that_goes_on_elsewhere_is_not(constru
 
     from smartclip_det.engine import alignment_optim, optim  # noqa: F401
     from smartclip_det.engine.resuming import _changed_groups, _keep_kernels
-    from tests.pretended import PretendedCard
 
     def build(**options):
         given = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.1, **options}
@@ -200,3 +201,53 @@ def test_adam_is_fused_on_a_card_and_a_run_that_goes_on_elsewhere_is_not(constru
     assert not _changed_groups(plain.param_groups, checkpoint)
     plain.load_state_dict(checkpoint)
     assert not plain.optimizer.param_groups[0]["fused"]
+
+
+def test_half_residuals_are_half_under_autocast_alone_and_train_alike():
+    pixels, samples = batch()
+    soft = {"mask_mode": "soft"}
+    models = {half: SmartCLIPAlignment(TINY, soft, half_residuals=half).train() for half in (False, True)}
+    seen = {}
+
+    def gradients(half, enabled):
+        model = models[half]
+        model.zero_grad()
+        kinds = set()
+        hooks = [
+            block.register_forward_pre_hook(lambda _, args: kinds.add(args[0].dtype))
+            for block in model.modules()
+            if isinstance(block, ResidualBlock)
+        ]
+        # The precisions of a card: autocast on a CPU leaves norms in half precision.
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), CudaAutocast():
+            losses = model(pixels, samples, mode="loss")
+        sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+        for hook in hooks:
+            hook.remove()
+        seen[half, enabled] = kinds
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact = gradients(False, False)
+    assert torch.equal(gradients(True, False), exact)
+    cosine = {
+        half: torch.nn.functional.cosine_similarity(gradients(half, True), exact, dim=0).item() for half in models
+    }
+    assert seen == {
+        (False, False): {torch.float32},
+        (True, False): {torch.float32},
+        (False, True): {torch.float32},
+        (True, True): {torch.bfloat16},
+    }
+    assert min(cosine.values()) > 0.99, cosine
+    assert cosine[True] > cosine[False] - 0.005, cosine
+
+
+def test_a_frozen_tower_on_a_card_folds_its_activation():
+    mlp, x = MLP(16, "quick_gelu"), torch.randn(4, 64, 16)
+    with torch.no_grad():
+        assert not mlp.folds(x)
+        expected = mlp(x)
+        with PretendedCard():
+            assert mlp.folds(x.to("cuda"))
+            assert not mlp.folds(x[:1, :1].to("cuda"))
+            torch.testing.assert_close(mlp.to("cuda")(x.to("cuda")).cpu(), expected, rtol=1e-5, atol=1e-6)

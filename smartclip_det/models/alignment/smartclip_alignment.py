@@ -77,6 +77,7 @@ class SmartCLIPAlignment(BaseModel):
         checkpointing: bool = False,
         compile: str = "",
         length_multiple: int = 0,
+        half_residuals: bool = False,
         initial_scale: float = 0.0,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
@@ -97,6 +98,8 @@ class SmartCLIPAlignment(BaseModel):
             micro_batch: images (and texts) encoded at a time; each such part is encoded again in the backward pass, so
                 that a card holds the activations of one. The loss is that of the whole batch, exactly. 0: all at once.
             text_chunks: chunks of like length that the texts are encoded in; the same texts, less padding.
+            half_residuals: under autocast, keep tokens between blocks in its precision instead of fp32: fewer bytes,
+                but every addition is rounded.
             initial_scale: where a learned scale starts; 0 for the towers' own.
             checkpointing: recompute transformer blocks in the backward pass.
             compile: backend of ``torch.compile`` for transformer blocks in training (``inductor``); empty for none.
@@ -130,6 +133,9 @@ class SmartCLIPAlignment(BaseModel):
         if low_rank is not None:
             add_low_rank([self.towers.image_tower, self.towers.text_tower], **low_rank)
         self.towers.image_tower.checkpointing = self.towers.text_tower.checkpointing = checkpointing
+        for part in (self.towers.image_tower, self.towers.text_tower, self.towers.mask_network):
+            if part is not None:
+                part.half_residuals = half_residuals
         self.length_multiple = length_multiple or (COMPILED_LENGTHS if compile else 1)
         if compile:
             compile_blocks(self.towers, compile)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.models.towers.transformer import ResidualBlock
+from smartclip_det.models.towers.transformer import ResidualBlock, residual_stream
 
 MASK_PADS = ("include", "ignore")
 
@@ -39,6 +39,9 @@ class MaskNetwork(nn.Module):
     out and is the default of new trainings. With ``top_k`` every mask has exactly so many dimensions on (ties apart):
     logits are moved so that the k-th is above zero and the next one below, which all readers of masks see.
     """
+
+    #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
+    half_residuals = False
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class MaskNetwork(nn.Module):
         Returns:
             ``[K, D]`` logits; the mask is on where their sigmoid is at least 0.5.
         """
-        x = states.detach()
+        x = residual_stream(states.detach(), self.half_residuals)
         used = keep if self.mask_pad == "ignore" else None
         for block in self.resblocks:
             x = block(x, keep=used)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.grid import KEPT_POSITIONS
-from smartclip_det.models.towers.transformer import Transformer
+from smartclip_det.models.towers.transformer import Transformer, residual_stream
 
 
 @dataclass
@@ -36,6 +36,9 @@ class TextTransformer(nn.Module):
     ``positional_embedding`` (frozen) and rows 20 on of ``positional_embedding_res`` are used. Keeping both
     makes a round trip of released files exact.
     """
+
+    #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
+    half_residuals = False
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class TextTransformer(nn.Module):
         """
         if tokens.dim() != 2:
             raise UserError(f"tokens must be [K, L]; given {list(tokens.shape)}.")
-        x = self.token_embedding(tokens) + self.positions(tokens.shape[1])
+        x = residual_stream(self.token_embedding(tokens) + self.positions(tokens.shape[1]), self.half_residuals)
         for block in self.transformer.resblocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, True, use_reentrant=False)

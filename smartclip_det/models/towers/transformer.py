@@ -106,6 +106,24 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, size: int, h: int, w: in
     return torch.cat([functional.scaled_dot_product_attention(q[:, :, :1], k, v), out], dim=2)
 
 
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """A norm whose output has the precision of its input; its sums are in fp32 inside of the kernel.
+
+    Autocast would bring half inputs to fp32 by one kernel, and the output back by another.
+    """
+    if x.dtype not in (torch.bfloat16, torch.float16) or norm.weight.dtype == x.dtype:
+        return norm(x)
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        return functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def residual_stream(x: Tensor, half: bool) -> Tensor:
+    """Tokens as blocks add to them: as they are (fp32 on a card), or in the precision of autocast where one is on."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if half and torch.is_autocast_enabled(kind) else x
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between, four times as wide inside."""
 
@@ -118,10 +136,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., W]`` to ``[..., W]``."""
-        # Where the activations outweigh the weights, that is in training, two of its three passes over them are saved.
-        if isinstance(self.activation, QuickGELU) and torch.is_grad_enabled() and x.numel() >= self.c_fc.weight.numel():
+        if isinstance(self.activation, QuickGELU) and self.folds(x):
             return folded_quick_gelu(x, self.c_fc, self.c_proj)
         return self.c_proj(self.activation(self.c_fc(x)))
+
+    def folds(self, x: Tensor) -> bool:
+        """Whether scaled weights cost less than two of the activation's three passes: in training, and on cards."""
+        return (torch.is_grad_enabled() or x.is_cuda) and x.numel() >= self.c_fc.weight.numel()
 
 
 def folded_quick_gelu(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
@@ -131,7 +152,8 @@ def folded_quick_gelu(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
     are the input of SiLU and its output, where the plain form keeps the sigmoid as well.
     """
     inner = functional.linear(x, SLOPE * first.weight, None if first.bias is None else SLOPE * first.bias)
-    return functional.linear(functional.silu(inner), second.weight / SLOPE, second.bias)
+    active = functional.silu(inner, inplace=not torch.is_grad_enabled())
+    return functional.linear(active, second.weight / SLOPE, second.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -155,8 +177,8 @@ class ResidualBlock(nn.Module):
         self, x: Tensor, causal: bool = False, keep: Tensor | None = None, window: tuple[int, int, int] | None = None
     ) -> Tensor:
         """``[B, L, W]`` to ``[B, L, W]``; arguments as in :class:`Attention`."""
-        x = x + self.attn(self.ln_1(x), causal=causal, keep=keep, window=window)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn(normed(self.ln_1, x), causal=causal, keep=keep, window=window)
+        return x + self.mlp(normed(self.ln_2, x))
 
     def train(self, mode: bool = True) -> ResidualBlock:
         """Compiled only in training, where sizes repeat: evaluation has texts of every length."""

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.grid import padded_size, resize_image_positions
 from smartclip_det.core.words import DENSE_MODES
-from smartclip_det.models.towers.transformer import ResidualBlock, Transformer
+from smartclip_det.models.towers.transformer import ResidualBlock, Transformer, normed, residual_stream
 
 #: What the last block does for the dense map. ``vanilla``: nothing special. ``value``: each token keeps its
 #: own value (MaskCLIP, arXiv 2112.01071; CLIPSelf). ``qq_kk``: self-correlation (SCLIP, 2312.01597).
@@ -51,6 +51,8 @@ class VisionTransformer(nn.Module):
     dense_modes: tuple[str, ...] = DENSE_MODES
     #: Whether activations may be computed again in backward.
     recomputable = True
+    #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
+    half_residuals = False
 
     def __init__(
         self,
@@ -196,7 +198,7 @@ class VisionTransformer(nn.Module):
         tokens = cells.flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         positions = resize_image_positions(self.positional_embedding, grid).to(tokens.dtype)
-        return self.ln_pre(torch.cat([cls, tokens], dim=1) + positions), grid
+        return residual_stream(self.ln_pre(torch.cat([cls, tokens], dim=1) + positions), self.half_residuals), grid
 
     def _run(self, block: nn.Module, x: Tensor, index: int, grid: tuple[int, int]) -> Tensor:
         windowed = self.window_size > 0 and index not in self.global_layers and index != self.layers - 1
@@ -228,7 +230,7 @@ def weighted_map(values: Tensor, saliency: Tensor) -> Tensor:
 
 def dense_tokens(block: ResidualBlock, x: Tensor, mode: str) -> Tensor:
     """Output tokens of the last block in a dense mode; ``[B, 1 + h * w, W]`` in and out."""
-    q, k, v = block.attn.project(block.ln_1(x))
+    q, k, v = block.attn.project(normed(block.ln_1, x))
     if mode == "value":
         attended = v
     else:
@@ -239,4 +241,4 @@ def dense_tokens(block: ResidualBlock, x: Tensor, mode: str) -> Tensor:
     if mode == "clearclip":
         return attended
     x = x + attended
-    return x + block.mlp(block.ln_2(x))
+    return x + block.mlp(normed(block.ln_2, x))

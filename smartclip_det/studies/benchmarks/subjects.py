@@ -25,7 +25,8 @@ class BenchOptions:
         rounds: measured runs of each variant, in turns.
         max_gib: similarity: largest tensor of the broadcast form.
         arch: vocabulary, alignment, predict: towers with random weights.
-        batch: alignment: pairs of a step.
+        batch: alignment, roofline: pairs of a step; None: 16, for ``host`` and roofline 256.
+        host: alignment: measure the host's work before the first kernel, and nothing else.
         head: alignment: batch of the head alone.
         dim: alignment: D of the head alone.
         chunks: alignment: chunks of captions of like length.
@@ -48,7 +49,8 @@ class BenchOptions:
     rounds: int = 5
     max_gib: float = 4.0
     arch: str | None = None
-    batch: int = 16
+    batch: int | None = None
+    host: bool = False
     head: int = 512
     dim: int = 512
     chunks: int = 4
@@ -80,10 +82,18 @@ def measure(task: BenchOptions) -> Path:
         from smartclip_det.studies.benchmarks import vocabulary
 
         found = vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
+    elif task.subject == "roofline":
+        from smartclip_det.studies.benchmarks import roofline
+
+        found = roofline.run(task.arch or "SmartCLIP-B-16", task.batch or 256, 8)
+    elif task.subject == "alignment" and task.host:
+        from smartclip_det.studies.benchmarks import host
+
+        found = host.run(task.batch or 256, max(task.rounds, 20), task.device)
     elif task.subject == "alignment":
         from smartclip_det.studies.benchmarks import alignment
 
-        found = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16"))
+        found = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16", batch=task.batch or 16))
     elif task.subject == "ground":
         from smartclip_det.studies.benchmarks import ground
 
