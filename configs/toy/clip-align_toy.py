@@ -18,7 +18,7 @@ train_dataloader = dict(
         scenes=dict(
             file="annotations/scenes_train.json",
             start=dict(any_subset=0.0, colour=0.3, size=0.1, texture=0.1),
-            end=dict(any_subset=1.0, colour=0.6, size=0.3, texture=0.3),
+            end={{_base_.speech}},
             ramp=153_600,  # pictures: 60 % of 2,000 steps of 128
         ),
     ),

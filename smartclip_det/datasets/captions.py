@@ -92,8 +92,8 @@ class CaptionDataset(BaseDataset):
             phrases: lists of phrases that results are also told for, read from a JSON file of the data root:
                 ``dict(held_out=("world.json", "held_out"))`` is the list under that key.
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
-            scenes: a scene file that training captions are drawn from in place of ``captions``, options of
-                ``scene_captions.SceneCaptions``.
+            scenes: a scene file that training captions, and the partial captions of tests, are drawn from; options
+                of ``scene_captions.SceneCaptions``.
             truth: scene file of a toy world, by which tests count every picture that a caption is true of.
             flip: chance in training that an image is mirrored, and left and right exchanged in its texts.
             exact_decode: decode whole images in training, too, as tests always do; see ``utils.images.read_square``.
@@ -211,11 +211,10 @@ class CaptionDataset(BaseDataset):
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, index])
         long = [record["long"]] if record["long"] else []
-        captions = {
-            "long": long,
-            "short": record["short"],
-            "partial": [partial_caption(record["long"], rng)] if long else [],
-        }
+        partial = [partial_caption(record["long"], rng)] if long else []
+        if self.scenes is not None and record["objects"]:
+            partial = [self.scenes.draw(record["objects"], self.scenes.ramp, rng)]
+        captions = {"long": long, "short": record["short"], "partial": partial}
         facts = {
             "img_id": record["id"],
             "img_path": record["image"],

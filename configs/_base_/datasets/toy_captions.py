@@ -1,6 +1,8 @@
 # Toy world captions (tools/data/make_toy.py).
 data_root = "data/toy/"
 image_size = 64
+# How much a partial caption says: any of the objects, each with these chances of being described.
+speech = dict(any_subset=1.0, colour=0.6, size=0.3, texture=0.3)
 
 train_dataloader = dict(
     batch_size=128,
@@ -34,6 +36,7 @@ val_dataloader = dict(
         presence=dict(shape="{category}", colour_shape="{colour} {category}"),
         presence_file="annotations/instances_val.json",
         truth="annotations/scenes_val.json",
+        scenes=dict(file="annotations/scenes_val.json", start=speech),
         phrases=dict(held_out=("world.json", "held_out")),
         test_mode=True,
         keep_images=True,
