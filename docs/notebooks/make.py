@@ -54,8 +54,15 @@ def execute(source: Path) -> Any:
     notebook = jupytext.read(source)
     with TemporaryDirectory() as folder:  # Its sockets: no port of the network is opened.
         sockets = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{folder}/kernel"}})
-        place = {"metadata": {"path": str(FOLDER)}}
-        NotebookClient(notebook, kernel_name="python3", timeout=300, resources=place, config=sockets).execute()
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            timeout=600,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(FOLDER)}},
+            config=sockets,
+        )
+        client.execute()
     return notebook
 
 
