@@ -11,6 +11,7 @@ import tomllib
 import pytest
 
 from smartclip_det.utils import compat
+from smartclip_det.version import __version__
 from tests.conftest import REPO
 
 #: Import names that are not those of their distributions.
@@ -63,3 +64,16 @@ def test_what_was_tested_together_fits_what_is_asked_for(setup_cfg):
     extras = setup_cfg["options.extras_require"]
     assert f"mmdet=={compat.TESTED['mmdet']}" in extras["det"]
     assert f"mmcv-lite=={compat.TESTED['mmcv-lite']}" in extras["det"]
+
+
+def test_version_is_one_in_code_citation_and_changelog():
+    citation = (REPO / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, flags=re.M)
+    assert len(sections) == changelog.count("\n## "), "each section is a version with its date, or Unreleased"
+    assert [n for n, date in sections if not date] in ([], ["Unreleased"])
+    released = [(date, name) for name, date in sections if date]
+    assert released == sorted(released, reverse=True)
+    date, newest = released[0]
+    assert newest == __version__
+    assert f"\nversion: {newest}\ndate-released: {date}\n" in citation
