@@ -10,7 +10,14 @@ import torch
 
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.core.words import BOX_SOURCES
-from smartclip_det.models.boxes import BoxSource, FileBoxes, FoundBoxes, Photograph, TorchvisionBoxes, TransformersBoxes
+from smartclip_det.models.boxes import (
+    BoxSource,
+    FileBoxes,
+    Photograph,
+    ScoredBoxes,
+    TorchvisionBoxes,
+    TransformersBoxes,
+)
 from smartclip_det.models.boxes.rpn import DEFAULT_MODEL
 from smartclip_det.models.boxes.zero_shot import ZERO_SHOT
 
@@ -58,14 +65,14 @@ class MMDetectionBoxes:
         self.proposals.detector.to(device)
         return self
 
-    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
+    def __call__(self, pictures: Sequence[Photograph]) -> list[ScoredBoxes]:
         """Boxes of each picture, best first, on the CPU."""
         import numpy as np
 
         out = []
         for p in pictures:
             ((boxes, scores),) = self.proposals(np.asarray(p.image), [""], self.max_boxes)
-            out.append(FoundBoxes(torch.from_numpy(boxes).float().view(-1, 4), torch.from_numpy(scores).float()))
+            out.append(ScoredBoxes(torch.from_numpy(boxes).float().view(-1, 4), torch.from_numpy(scores).float()))
         return out
 
 

@@ -1,1 +1,1 @@
-"""Mathematics and data that need torch and nothing else."""
+"""Similarity, scoring, prompts and class lists. Depends on torch only."""

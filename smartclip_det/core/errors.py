@@ -1,4 +1,4 @@
-"""One way to say what was given, what is allowed, and which allowed name is nearest."""
+"""User-facing errors: what was given, what is allowed, and the closest allowed names."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input that the user can mend; tools print it without a traceback and exit with 2."""
+    """Invalid input that the user can fix. Tools print it without a traceback and exit with code 2."""
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
-    """The ``count`` allowed names nearest to ``name``, best first; case is ignored."""
+    """The ``count`` allowed names closest to ``name``, best first; case-insensitive."""
     by_lower = {str(a).lower(): str(a) for a in allowed}
     hits = difflib.get_close_matches(str(name).lower(), list(by_lower), n=count, cutoff=0.4)
     return [by_lower[h] for h in hits]
 
 
 def check_choice(what: str, given: object, allowed: Iterable[str]) -> str:
-    """Return ``given`` when it is one of ``allowed``.
+    """Return ``given`` if it is one of ``allowed``.
 
     Raises:
-        UserError: names what was given, all allowed values, and the nearest ones.
+        UserError: otherwise; the message lists the given value, all allowed values and the closest ones.
     """
     allowed = list(allowed)
     if given in allowed:
@@ -34,7 +34,7 @@ def check_choice(what: str, given: object, allowed: Iterable[str]) -> str:
 
 
 def unknown_names(what: str, unknown: Iterable[str], allowed: Iterable[str], advice: str) -> UserError:
-    """The error for names that match nothing: each with its nearest allowed names."""
+    """Error for names that match nothing, each with its closest allowed names."""
     allowed = list(allowed)
     unknown = list(unknown)
     shown = "; ".join(f"{u!r} (nearest: {', '.join(nearest(u, allowed)) or 'none'})" for u in unknown[:10])

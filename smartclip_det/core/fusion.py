@@ -1,8 +1,8 @@
-"""Fusion of detector scores with scores of the frozen dense map, and the presets of published systems.
+"""Fusion of detector scores with scores from the frozen dense map, with the presets of published systems.
 
-The presets are facts of the papers: F-VLM (arXiv 2209.15639, eq. 4), DITO (2310.00161), F-ViT of CLIPSelf
-(2310.01403), ViLD (2104.13921, eq. 5), RegionCLIP (2112.09106), Detic (2201.02605), CORA (2303.13076),
-LaMI-DETR (2407.11335), OWL-ViT (2205.06230).
+Sources of the presets: F-VLM (arXiv 2209.15639, eq. 4), DITO (2310.00161), F-ViT from CLIPSelf (2310.01403),
+ViLD (2104.13921, eq. 5), RegionCLIP (2112.09106), Detic (2201.02605), CORA (2303.13076), LaMI-DETR (2407.11335),
+OWL-ViT (2205.06230).
 
 Shape letters: R regions, C classes.
 """
@@ -20,18 +20,17 @@ from smartclip_det.core.errors import UserError
 
 @dataclass(frozen=True)
 class Fusion:
-    """Constants of one published fusion.
+    """Constants of a published fusion rule.
 
     Attributes:
-        alpha: exponent of the dense score for base classes (and background, where it is fused).
+        alpha: exponent of the dense score for base classes (and for background, if it is fused).
         beta: exponent of the dense score for novel classes.
-        uses_objectness: whether the proposal's objectness enters.
-        obj_pow: exponent of objectness.
+        uses_objectness: whether the proposal's objectness is used.
+        obj_pow: exponent of the objectness.
         sqrt: take the square root of the final product (geometric mean of score and objectness).
         renorm: divide by the sum over classes and background.
-        background: ``fuse`` treats the background column like a base class, ``detector`` keeps the
-            detector's value.
-        novel_scale: factor on novel scores.
+        background: ``fuse`` treats the background column as a base class, ``detector`` keeps the detector's value.
+        novel_scale: multiplies novel scores.
     """
 
     alpha: float = 0.0
@@ -75,28 +74,28 @@ def fuse(
 ) -> Tensor:
     """Weighted geometric mean of detector and dense scores.
 
-    base: ``det^(1-alpha) * vlm^alpha``; novel: ``det^(1-beta) * vlm^beta * novel_scale``; then times
-    ``obj^obj_pow``, then the square root where asked. Renormalisation comes before objectness.
+    Base classes: ``det^(1-alpha) * vlm^alpha``; novel classes: ``det^(1-beta) * vlm^beta * novel_scale``. The result is
+    optionally renormalised, multiplied by ``obj^obj_pow``, and square-rooted, in this order.
 
     Args:
-        det: ``[R, C]`` or ``[R, C + 1]`` detector scores >= 0; a last extra column is background.
-        vlm: scores of the same shape from the dense map, or None when both exponents are 0.
+        det: ``[R, C]`` or ``[R, C + 1]`` detector scores >= 0; an extra last column is background.
+        vlm: scores of the same shape from the dense map, or None if both exponents are 0.
         base_mask: ``[C]`` True for base classes.
         alpha: exponent of ``vlm`` for base classes, in [0, 1].
         beta: exponent of ``vlm`` for novel classes, in [0, 1].
         obj: ``[R]`` objectness in [0, 1].
         obj_pow: exponent of ``obj``.
         renorm: divide by the sum over all columns.
-        novel_scale: factor on novel scores.
-        sqrt: square root of the final product.
-        background: what the background column gets: ``fuse`` (as base) or ``detector``.
-        total: ``[R, 1]`` what ``renorm`` divides by, where the columns are some of many; default: their sum.
+        novel_scale: multiplies novel scores.
+        sqrt: take the square root of the final product.
+        background: ``fuse`` (as a base class) or ``detector`` (the detector's value).
+        total: ``[R, 1]`` denominator for ``renorm`` when ``det`` holds only some of the columns; default: their sum.
 
     Returns:
-        Scores of the shape of ``det``.
+        Scores with the shape of ``det``.
 
     Raises:
-        UserError: for shapes that do not fit, or scores that a rule needs and were not given.
+        UserError: for mismatched shapes, or if ``vlm`` or ``obj`` is needed but missing.
     """
     classes = base_mask.shape[0]
     has_background = det.shape[-1] == classes + 1
@@ -108,18 +107,18 @@ def fuse(
         raise UserError(f"vlm must have the shape of det {list(det.shape)}; given {list(vlm.shape)}.")
     if obj is None and obj_pow:
         raise UserError("This fusion needs objectness but none was given.")
-    # Two python numbers in torch.where would give fp32 exponents, whatever the scores are.
+    # torch.where with two Python scalars would return fp32 whatever the dtype of the scores.
     exponent = torch.where(base_mask, det.new_tensor(alpha), det.new_tensor(beta))
     factor = torch.where(base_mask, det.new_tensor(1.0), det.new_tensor(novel_scale))
     if has_background:
-        own = alpha if background == "fuse" else 0.0
-        exponent = torch.cat([exponent, exponent.new_tensor([own])])
+        background_exponent = alpha if background == "fuse" else 0.0
+        exponent = torch.cat([exponent, exponent.new_tensor([background_exponent])])
         factor = torch.cat([factor, factor.new_ones(1)])
     scores = det if vlm is None else det.pow(1 - exponent) * vlm.pow(exponent)
     scores = scores * factor
     if renorm:
-        whole = scores.sum(dim=-1, keepdim=True) if total is None else total
-        scores = scores / whole.clamp(min=torch.finfo(scores.dtype).tiny)
+        denominator = scores.sum(dim=-1, keepdim=True) if total is None else total
+        scores = scores / denominator.clamp(min=torch.finfo(scores.dtype).tiny)
     if obj is not None and obj_pow:
         scores = scores * obj.pow(obj_pow).unsqueeze(-1)
     return scores.sqrt() if sqrt else scores
@@ -135,7 +134,7 @@ def fuse_named(
     beta: float | None = None,
     total: Tensor | None = None,
 ) -> Tensor:
-    """:func:`fuse` with the constants of a preset; ``alpha`` and ``beta`` override where given."""
+    """:func:`fuse` with the constants of a preset; ``alpha`` and ``beta`` override the preset if given."""
     preset = FUSIONS[name]
     return fuse(
         det,
@@ -154,7 +153,7 @@ def fuse_named(
 
 
 def owl_logits(cosine: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """OWL-ViT class logits: ``(cos + shift(x)) * (elu(scale(x)) + 1)``.
+    """OWL-ViT class logits (arXiv 2205.06230): ``(cos + shift(x)) * (elu(scale(x)) + 1)``.
 
     Args:
         cosine: ``[R, C]``.

@@ -1,4 +1,4 @@
-"""Position tables for other sizes: image grids and text lengths.
+"""Resizing of position embeddings to other image grids and text lengths.
 
 Shape letters: W tower width, L tokens, h w grid cells.
 """
@@ -13,18 +13,18 @@ from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
 
-#: Text positions that Long-CLIP (arXiv 2403.15378, section 3.1) keeps as they are.
+#: Text positions that Long-CLIP (arXiv 2403.15378, section 3.1) leaves unchanged.
 KEPT_POSITIONS = 20
 
 
 def resize_image_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize ``[1 + g * g, W]`` (class token first, square grid) to ``[1 + h * w, W]``.
 
-    Antialiased bicubic in fp32, as open_clip resizes; the class row is kept, and the native grid is
-    returned as it is.
+    Antialiased bicubic interpolation in fp32, as in open_clip. The class row is copied; at the native grid the table is
+    returned unchanged.
 
     Raises:
-        UserError: when the table is not one class row plus a square grid.
+        UserError: if the table is not one class row plus a square grid.
     """
     side = math.isqrt(table.shape[0] - 1)
     if side * side + 1 != table.shape[0]:
@@ -38,15 +38,15 @@ def resize_image_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def stretch_text_positions(table: Tensor, keep: int = KEPT_POSITIONS, ratio: int = 4) -> Tensor:
-    """Stretch ``[77, W]`` text positions to ``[248, W]`` by Long-CLIP's rule.
+    """Stretch ``[77, W]`` text positions to ``[248, W]`` as in Long-CLIP (arXiv 2403.15378, section 3.1).
 
-    Rows before ``keep`` are copied. Each later row i gives ``ratio`` rows that walk linearly towards row
-    i + 1; the last row walks on along the last difference.
+    The first ``keep`` rows are copied. Each later row i yields ``ratio`` rows, interpolated linearly between rows i and
+    i + 1; the last row is extrapolated along the last difference.
 
     Args:
         table: ``[L, W]`` with L > keep + 1.
-        keep: rows copied.
-        ratio: rows made of each later row.
+        keep: number of rows that are copied.
+        ratio: number of rows that each later row yields.
 
     Returns:
         ``[keep + ratio * (L - keep), W]`` in the dtype of ``table``, computed in fp32.

@@ -1,11 +1,11 @@
-"""A row of a bank from pictures (one-shot queries; OWL-ViT, arXiv 2205.06230, section 4.4).
+"""Bank rows from example images (image-conditioned queries; OWL-ViT, arXiv 2205.06230, section 4.4).
 
-Vectors of pictures are near to each other and far from those of texts: the cosine of any two regions is above that of a
-region with the text that names it. A plain mean of regions would outscore every text, on every region. What sets a
-region apart from its picture has no part of what they share: cosines with it are near 0 for other things, and of the
-size of texts' cosines for its own.
+Image embeddings are close to each other and far from text embeddings: the cosine of any two regions exceeds the cosine
+of a region with the text that names it, so a plain mean of regions would outscore every text on every region. The
+difference between a region and its full image cancels what they share: its cosine is near 0 for other objects, and
+comparable to text cosines for matching ones.
 
-Shape letters: N pictures, T texts of a class, D joint embedding.
+Shape letters: N example images, T texts of a class, D joint embedding.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import binary_masks
 
-#: Length of the difference of two unit vectors under which a box shows what its whole picture shows.
+#: If the difference of the two unit vectors is shorter than this, box and full image show the same content.
 SAME = 0.05
 
 
 def picture_row(
-    boxes: Tensor, wholes: Tensor, masks: Tensor | None = None, *, contrast: bool = True
+    boxes: Tensor, full_images: Tensor, masks: Tensor | None = None, *, contrast: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The row of one class.
+    """Compute the row of one class.
 
     Args:
         boxes: ``[N, D]`` vectors of the boxes.
-        wholes: ``[N, D]`` vectors of the whole pictures.
-        masks: ``[T, D]`` masks of a class's texts; None for a mask of ones.
-        contrast: whether the whole pictures are taken off. A box that shows what its whole picture shows keeps its own
+        full_images: ``[N, D]`` vectors of the full images.
+        masks: ``[T, D]`` masks of the texts of a class; None for a mask of ones.
+        contrast: subtract the vector of the full image. A box that shows the same as its full image keeps its own
             vector.
 
     Returns:
-        ``[D]`` normalised vector, and ``[D]`` binary mask: the dimensions that at least half of ``masks`` keep.
+        ``[D]`` normalised vector, and ``[D]`` binary mask: the dimensions kept by at least half of ``masks``.
 
     Raises:
-        UserError: for vectors without a direction.
+        UserError: if the mean vector is zero or not finite.
     """
     own = functional.normalize(boxes.float(), dim=1)
     if contrast:
-        apart = own - functional.normalize(wholes.float(), dim=1)
-        length = apart.norm(dim=1, keepdim=True)
-        own = torch.where(length > SAME, apart / length.clamp(min=1e-12), own)
+        difference = own - functional.normalize(full_images.float(), dim=1)
+        length = difference.norm(dim=1, keepdim=True)
+        own = torch.where(length > SAME, difference / length.clamp(min=1e-12), own)
     mean = own.mean(dim=0)
     if not bool(torch.isfinite(mean).all()) or float(mean.norm()) < 1e-6:
-        raise UserError("The pictures' boxes have no direction in common: they show nothing that could be looked for.")
+        raise UserError(
+            "The vectors of the example boxes average to zero or are not finite, so there is nothing to search for. "
+            "Use other boxes, or fewer that show the same object."
+        )
     mask = torch.ones_like(mean) if masks is None else binary_masks(masks.float().mean(dim=0))
     return functional.normalize(mean, dim=0), mask

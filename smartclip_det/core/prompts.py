@@ -1,8 +1,8 @@
-"""Prompts: class names to texts, by the conventions of the field.
+"""Prompts: class names to texts, by the conventions of published systems.
 
-Template sets: ``clip_80`` (the 80 of CLIP's ImageNet evaluation), ``vild_63`` (ViLD's 63 with their own
-cleaning rules), ``photo`` ("a photo of a {}."), ``none`` (the bare name). Nothing is ever cut here: a text
-over the token limit is the tokenizer's error.
+Template sets: ``clip_80`` (CLIP's 80 ImageNet templates), ``vild_63`` (ViLD's 63 with their own name cleaning),
+``photo`` ("a photo of a {}."), ``none`` (the bare name). Texts are never truncated here: one over the token limit is an
+error of the tokenizer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MARKS = re.compile(r"_|" + _BETWEEN_LETTERS.pattern)
 
 @cache
 def templates(name: str) -> tuple[str, ...]:
-    """The templates of a named set, each with ``{}`` for the name and perhaps ``{article}``."""
+    """Templates of a named set, each with ``{}`` for the name and optionally ``{article}``."""
     check_choice("templates", name, TEMPLATE_SETS)
     if name == "none":
         return ("{}",)
@@ -32,10 +32,10 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def words(name: str) -> str:
-    """A class name as words: ``aerosol_can`` is "aerosol can", ``bottle/cup`` is "bottle or cup".
+    """Class name in plain words: ``aerosol_can`` becomes "aerosol can", ``bottle/cup`` becomes "bottle or cup".
 
-    LVIS, Objects365 and others write names with marks that no caption has; Detic, RegionCLIP and CLIPSelf take them out
-    as well. A slash counts between two letters only (``w/ hat`` and ``1/2`` stay), and brackets stay.
+    LVIS, Objects365 and others use separators that captions do not have; Detic, RegionCLIP and CLIPSelf replace them as
+    well. A slash is replaced only between two letters (``w/ hat`` and ``1/2`` stay); parentheses stay.
     """
     if not _MARKS.search(name):
         return name
@@ -43,17 +43,17 @@ def words(name: str) -> str:
 
 
 def article(name: str) -> str:
-    """``an`` before a vowel letter, else ``a``: ViLD's rule, which looks at letters and not at sounds."""
+    """``an`` before a vowel letter, else ``a``. This is ViLD's rule: it looks at spelling, not at sound."""
     return "an" if name[:1].lower() in tuple("aeiou") else "a"
 
 
 def clean_name(name: str) -> str:
-    """ViLD's cleaning of a class name: ``_`` to space, ``/`` to " or ", lower case, no trailing dot."""
+    """ViLD's name cleaning: ``_`` to space, ``/`` to " or ", lower case, no trailing dot."""
     return name.replace("_", " ").replace("/", " or ").lower().rstrip(".")
 
 
 def fill(template: str, name: str) -> str:
-    """Put a name, as :func:`words`, into one template."""
+    """Insert a name, cleaned by :func:`words`, into one template."""
     if "{}" not in template:
         raise UserError(f"The template {template!r} has no '{{}}' for the class name.")
     name = words(name)
@@ -70,10 +70,10 @@ def class_prompts(names: Iterable[str], template_set: str | Sequence[str] = "pho
 
     Args:
         names: class names; none empty.
-        template_set: a named set, or own templates (each with ``{}``).
+        template_set: a named set, or a sequence of templates, each with ``{}``.
 
     Returns:
-        For each name its texts, in the order of the templates.
+        The texts of each name, in the order of the templates.
 
     Raises:
         UserError: for an empty list or name, an unknown set, or a template without ``{}``.

@@ -1,6 +1,6 @@
-"""ScoringPolicy: every switch between cosines and scores, in one frozen, checked, serialisable place.
+"""ScoringPolicy: every option between cosines and scores, in one frozen, validated, serialisable dataclass.
 
-It travels with the bank and is written into every protocol stamp; heads have no such arguments of their own.
+It is passed along with the text bank and recorded in every protocol stamp; heads take no such arguments themselves.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ class ScoringPolicy:
 
     Attributes:
         mask_mode: ``hard | soft | off`` or a control, ``random | shuffled``, for the head's region vectors.
-        dense_mask_mode: the same for vectors pooled from the dense map; empty for ``mask_mode``.
+        dense_mask_mode: the same for vectors pooled from the dense map; empty: use ``mask_mode``.
         text_norm: ``full`` (published) or ``masked`` (see ``similarity.masked_cosine``).
-        activation: ``softmax`` couples the classes given, for protocol configs; ``sigmoid`` does not.
-        temperature: factor on head cosines before the activation.
-        dense_temperature: factor on dense cosines before the activation.
-        sigmoid_reference: what a sigmoid compares a cosine with: ``bias`` alone, or the ``background`` cosine, which
-            is a softmax over {class, background} for each class by itself, so a threshold of 0.5 means "more this
-            than background" whatever other classes are given.
+        activation: ``softmax`` couples the classes and is meant for protocol configs; ``sigmoid`` does not.
+        temperature: multiplies head cosines before the activation.
+        dense_temperature: multiplies dense cosines before the activation.
+        sigmoid_reference: what a sigmoid compares a cosine with: only the ``bias``, or the cosine of the
+            ``background``. The latter equals a softmax over {class, background} for each class separately, so a
+            threshold of 0.5 means "more likely than background" whatever the other classes are.
         sigmoid_bias: added to ``temperature * cosine`` before a sigmoid; unused by softmax.
-        template_order: how templates are joined (ovd reference 2.4); see ``models.vocabulary``.
+        template_order: how the templates of a class are combined; see ``models.vocabulary``.
         fusion: a name in ``fusion.FUSIONS``.
-        alpha: exponent of the dense score for base classes, None for the fusion's own.
-        beta: exponent of the dense score for novel classes, None for the fusion's own.
-        background: what stands for background under softmax: a ``zero`` column, the ``text`` "background"
-            with its own mask, the same text with a mask of ones (``text_ones``), or a ``learned`` vector.
+        alpha: exponent of the dense score for base classes; None: the default of the fusion.
+        beta: exponent of the dense score for novel classes; None: the default of the fusion.
+        background: the background column of a softmax: a ``zero`` logit, the ``text`` "background" with its own mask,
+            the same text with a mask of ones (``text_ones``), or a ``learned`` vector.
         background_weight: loss weight of background, in (0, 1].
-        dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), and so undoes
-            weights of cells (saliency); ``none`` does not.
-        calibration: ``ceiling`` divides each cosine by the ceiling ``|t * m| / |t|`` of its text.
-        presence: exponent of a text's presence in the picture, which multiplies its region scores; 0 leaves it out. Of
-            region vectors without trained heads only, see :mod:`smartclip_det.core.presence`.
-        presence_source: ``pooled``: the picture's pooled vector; ``cells``: the largest weighted cell of its dense map.
-        presence_scale: factor on the presence cosine before its sigmoid.
-        presence_bias: added to it; ``smartclip-det study presence`` finds both.
+        dense_norm: ``pixel`` normalises each cell of the dense map before pooling (F-ViT), which discards the norm of
+            the cells (saliency); ``none`` does not.
+        calibration: ``ceiling`` divides each cosine by ``|t * m| / |t|``, the largest value that its text can reach.
+        presence: exponent of the text's presence in the image, which multiplies its region scores; 0 disables it.
+            Applies only to region vectors without trained heads, see :mod:`smartclip_det.core.presence`.
+        presence_source: ``pooled``: the pooled image vector; ``cells``: the largest weighted cell of the dense map.
+        presence_scale: multiplies the presence cosine before its sigmoid.
+        presence_bias: added to it; ``smartclip-det study presence`` fits both.
     """
 
     mask_mode: str = "hard"
@@ -90,8 +90,8 @@ class ScoringPolicy:
         binary_only = self.text_norm == "masked" or self.calibration == "ceiling"
         if binary_only and "soft" in (self.mask_mode, self.dense_mode):
             raise UserError(
-                "soft masks go with text_norm='full' and calibration='none' only: |t * m| is the ceiling of a text for "
-                "binary masks, and scores would leave [-1, 1]."
+                "soft masks need text_norm='full' and calibration='none': |t * m| bounds the cosine for binary masks "
+                "only, so scores would leave [-1, 1]."
             )
 
     def _check_numbers(self) -> None:
@@ -116,39 +116,39 @@ class ScoringPolicy:
             if name == "background_weight" and not 0 < value <= 1:
                 raise UserError(f"background_weight must be in (0, 1]; given {value!r}.")
             if name == "presence" and not 0 <= value <= 10:
-                raise UserError(f"presence is an exponent in [0, 10], 0 to leave it out; given {value!r}.")
+                raise UserError(f"presence must be an exponent in [0, 10] (0 disables it); given {value!r}.")
             if name in ("alpha", "beta") and not 0 <= value <= 1:
                 raise UserError(f"{name} must be in [0, 1] or None; given {value!r}.")
 
     @property
     def dense_mode(self) -> str:
-        """The mask mode of the dense branch."""
+        """Mask mode of the dense branch."""
         return self.dense_mask_mode or self.mask_mode
 
     @property
     def fuses(self) -> bool:
-        """Whether the dense map is needed at all."""
+        """Whether scores of the dense map are needed."""
         return self.fusion != "none"
 
     def without_presence(self, what: str) -> ScoringPolicy:
-        """The policy itself, for what has no use for presence.
+        """Return the policy unchanged; for components that do not support presence.
 
         Raises:
-            UserError: where presence is asked for.
+            UserError: if the policy sets ``presence``.
         """
         if self.presence:
             raise UserError(
-                f"{what} have scores of their own, which presence={self.presence} does not join: set presence=0, or "
+                f"{what} have their own scores and do not support presence={self.presence}: set presence=0, or "
                 "use region vectors without heads (rescore, ground, RescoringDetector, Predictor with boxes=...)."
             )
         return self
 
     def with_(self, **changes: Any) -> ScoringPolicy:
-        """A checked copy with some values changed; unknown names raise with the nearest ones."""
+        """A validated copy with some values changed; unknown names raise, with the closest ones."""
         return ScoringPolicy.from_dict({**asdict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for protocol stamps and configs."""
+        """Plain values, for protocol stamps and configs."""
         return asdict(self)
 
     @staticmethod
@@ -156,7 +156,7 @@ class ScoringPolicy:
         """Build a policy from a config dict.
 
         Raises:
-            UserError: for an unknown key, with the nearest known ones, or a value out of range.
+            UserError: for an unknown key (with the closest known ones) or a value out of range.
         """
         if values is None:
             return ScoringPolicy()

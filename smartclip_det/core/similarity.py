@@ -1,11 +1,11 @@
-"""Masked cosine: the score of SmartCLIP (arXiv 2507.22264, section 4) in two matrix products.
+"""Masked cosine: the SmartCLIP score (arXiv 2507.22264, section 4) in two matrix products.
 
 ``score(image, text) = cos(v * m(t), t)`` for R image or region vectors and K texts is
 
     N = V (M * T)^t,   Q = (V * V) (M * M)^t,   S = N / sqrt(Q),
 
-with T normalised. No R x K x D tensor is ever built. ``M * M`` is needed even for binary masks: values
-agree with ``M``, but the straight-through gradient to the mask logits does not.
+with T normalised. No R x K x D tensor is materialised. ``M * M`` is needed even for binary masks: the values
+equal those with ``M``, but the straight-through gradient to the mask logits does not.
 
 Shape letters: R image or region vectors, K texts, D joint embedding.
 """
@@ -22,16 +22,16 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.mask_modes import MASK_MODES
 from smartclip_det.core.words import TEXT_NORMS
 
-#: Those that a batch of any sentences can have: ``shuffled`` would depend on which texts share it.
+#: Modes that work for any batch of texts; ``shuffled`` depends on the other texts in the batch.
 OWN_MASK_MODES = tuple(m for m in MASK_MODES if m != "shuffled")
-#: Squared masked norm of a vector whose largest entry is 1, below which a score is defined as 0.
+#: Scores with a smaller squared masked norm are defined as 0 (vectors are scaled so that their largest entry is 1).
 EPS = 1e-12
 
 
 class DegenerateCounter:
-    """Counts scores that were set to 0 because the mask left (almost) nothing of the image vector.
+    """Counts scores that were set to 0 because the mask removed (almost) all of the image vector.
 
-    The counts stay on the device until :meth:`read`, so counting never waits for a GPU.
+    Counts stay on the device until :meth:`read`, so counting does not synchronise with the GPU.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class DegenerateCounter:
         self._total = 0
 
     def add(self, valid: Tensor) -> None:
-        """Add one ``[R, K]`` boolean tensor that is False where a score was set to 0."""
+        """Add one ``[R, K]`` boolean tensor, False where a score was set to 0."""
         count = (~valid).sum()
         self._degenerate = count if self._degenerate is None else self._degenerate + count
         self._total += valid.numel()
 
     def read(self) -> tuple[int, int]:
-        """Return ``(degenerate, total)`` scores since the last read, and start again at zero."""
+        """Return ``(degenerate, total)`` scores since the last call, and reset the counts."""
         degenerate = 0 if self._degenerate is None else int(self._degenerate.item())
         total, self._degenerate, self._total = self._total, None, 0
         return degenerate, total
@@ -56,7 +56,7 @@ def _full_precision(x: Tensor) -> Tensor:
 
 
 def _unit_range(x: Tensor) -> Tensor:
-    """Divide each row by its detached largest magnitude: a cosine does not see it, fp32 squares do."""
+    """Divide each row by its detached max-abs: cosines are unaffected, and squares do not overflow in fp32."""
     if x.shape[-1] == 0:
         return x
     peak = x.detach().abs().amax(dim=-1, keepdim=True)
@@ -64,10 +64,10 @@ def _unit_range(x: Tensor) -> Tensor:
 
 
 def check_shapes(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None) -> None:
-    """Raise unless these are ``[R, D]``, ``[K, D]`` and ``[K, D]``."""
+    """Raise UserError unless the shapes are ``[R, D]``, ``[K, D]`` and ``[K, D]``."""
     if image_embeds.dim() != 2 or text_embeds.dim() != 2 or image_embeds.shape[1] != text_embeds.shape[1]:
         raise UserError(
-            "image_embeds must be [R, D] and text_embeds [K, D] with one D; given "
+            "image_embeds must be [R, D] and text_embeds [K, D] with the same D; given "
             f"{list(image_embeds.shape)} and {list(text_embeds.shape)}."
         )
     if masks is not None and masks.shape != text_embeds.shape:
@@ -77,7 +77,7 @@ def check_shapes(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None
 
 
 def _text_weights(text_embeds: Tensor, masks: Tensor | None, text_norm: str) -> tuple[Tensor, Tensor]:
-    """``[K, D]`` numerator weights ``M * T / norm`` and a ``[K]`` flag of texts that have a norm."""
+    """``[K, D]`` numerator weights ``M * T / norm``, and ``[K]`` bool: True for texts with a nonzero norm."""
     text = _unit_range(text_embeds)
     weights = text if masks is None else text * masks
     normed = weights if text_norm == "masked" else text
@@ -98,23 +98,23 @@ def masked_cosine(
 ) -> Tensor:
     """Cosine of each masked image vector with each text (arXiv 2507.22264, section 4).
 
-    Computed in fp32 (fp64 for fp64 input) whatever the autocast state. A score whose masked image vector
-    or text has no length is 0 and so is its gradient: a clamp would send a huge gradient to the masks.
+    Computed in fp32 (fp64 for fp64 input) regardless of autocast. Where the masked image vector or the text has no
+    length, the score is 0 and so is its gradient; a clamp would send a huge gradient to the masks.
 
     Args:
-        image_embeds: ``[R, D]`` projected image or region vectors, of any length: not normalised.
-        text_embeds: ``[K, D]`` text vectors, of any length.
+        image_embeds: ``[R, D]`` projected image or region vectors, not normalised.
+        text_embeds: ``[K, D]`` text vectors of any length.
         masks: ``[K, D]`` in [0, 1], or None for the plain cosine (equal to a mask of ones).
-        text_norm: ``full`` divides by ``|t|`` (the published score); ``masked`` by ``|t * m|``, which
-            removes the ceiling ``|t * m| / |t|`` that each text otherwise has. Bounded by 1 for binary masks only.
-        chunk_size: texts per product, to bound memory; None for all at once.
-        counter: counts the scores set to 0.
+        text_norm: ``full`` divides by ``|t|`` (the published score); ``masked`` divides by ``|t * m|``, which removes
+            the ceiling ``|t * m| / |t|`` of each text. Scores are in [-1, 1] for binary masks only.
+        chunk_size: number of texts per product, to bound memory; None: all at once.
+        counter: counts the scores that are set to 0.
 
     Returns:
-        ``[R, K]`` cosines in [-1, 1]; empty when R or K is 0.
+        ``[R, K]`` cosines in [-1, 1]; empty if R or K is 0.
 
     Raises:
-        UserError: for shapes that do not fit or an unknown ``text_norm``.
+        UserError: for mismatched shapes or an unknown ``text_norm``.
     """
     check_choice("text_norm", text_norm, TEXT_NORMS)
     check_shapes(image_embeds, text_embeds, masks)
@@ -143,20 +143,20 @@ def _masked_cosine_block(
         square = (image * image).sum(dim=-1, keepdim=True).expand_as(numerator)
     else:
         square = (image * image) @ (masks * masks).t()
-    # Written so that NaN counts as valid and stays NaN: a diverged model must not score clean zeros.
+    # The negation treats NaN as valid and keeps it: a diverged model must not score clean zeros.
     valid = ~(square <= EPS) & text_valid
     if counter is not None:
         counter.add(valid)
     safe = torch.where(valid, square, torch.ones_like(square))
-    # Select after the division, and divide by 1 where nothing is left: value and gradient are both 0 there.
+    # Division by 1 where nothing is left, then select: both value and gradient are 0 there.
     return torch.where(valid, numerator * safe.rsqrt(), torch.zeros_like(numerator))
 
 
 def paired_masked_cosine(vectors: Tensor, text_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Cosine of each text with vectors of its own, where :func:`masked_cosine` scores all with all.
+    """Cosine of each text with its own N vectors; :func:`masked_cosine` scores all pairs.
 
     Args:
-        vectors: ``[K, N, D]`` N vectors for each text, of any length.
+        vectors: ``[K, N, D]`` N vectors per text, of any length.
         text_embeds: ``[K, D]``.
         masks: ``[K, D]`` in [0, 1], or None for the plain cosine.
 
@@ -174,10 +174,10 @@ def paired_masked_cosine(vectors: Tensor, text_embeds: Tensor, masks: Tensor | N
 
 
 def masked_dot(image_embeds: Tensor, text_embeds: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Numerator only: ``[R, K]`` products of image vectors with ``m * t / |t|``.
+    """Numerator of the masked cosine: ``[R, K]`` products of image vectors with ``m * t / |t|``.
 
-    NOT the SmartCLIP score: for heads whose image side is not normalised per region (one 1x1 convolution
-    at run time). A zero text gives 0.
+    This is NOT the SmartCLIP score. It is for heads that do not normalise the image side per region, such as a single
+    1x1 convolution at inference. A zero text gives 0.
     """
     check_shapes(image_embeds, text_embeds, masks)
     with torch.autocast(image_embeds.device.type, enabled=False):
@@ -193,9 +193,9 @@ def binary_masks(probs: Tensor) -> Tensor:
 
 
 def straight_through(probs: Tensor) -> Tensor:
-    """:func:`binary_masks` forward, gradient of ``p`` backward; same shape as ``probs``."""
+    """:func:`binary_masks` in the forward pass, gradient of ``p`` in the backward pass; shape of ``probs``."""
     hard = binary_masks(probs)
-    # In this order the value is exactly 0 or 1: (hard + p) - p would round.
+    # The order matters: (hard + p) - p would round, this is exactly 0 or 1.
     return hard + (probs - probs.detach())
 
 
@@ -207,7 +207,7 @@ def mask_ceiling(text_embeds: Tensor, masks: Tensor) -> Tensor:
 
 
 def text_seed(text: str, salt: str = "") -> int:
-    """A 63-bit seed that depends on nothing but the text: controls are equal on every machine."""
+    """A 63-bit seed derived from the text only, so that controls are reproducible across machines."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8], "big") >> 1
 
 
@@ -218,19 +218,19 @@ def resolve_masks(
     probs: Tensor | None = None,
     class_index: Tensor | None = None,
 ) -> Tensor | None:
-    """The ``[K, D]`` mask that a mode asks for, or None for ``off``.
+    """``[K, D]`` masks for a mask mode, or None for ``off``.
 
     Args:
         masks: ``[K, D]`` masks or mask probabilities in [0, 1].
-        mode: ``hard`` (binary), ``soft`` (probabilities), ``off``; controls: ``random`` (as many
-            dimensions on as the hard mask has, drawn by the text's hash), ``shuffled`` (another text's
-            hard mask; fixed by the texts, and always of another class).
+        mode: ``hard`` (binary), ``soft`` (probabilities) or ``off``. Controls: ``random`` (as many active dimensions as
+            the hard mask, drawn from the text's hash), ``shuffled`` (the hard mask of another text, always of another
+            class; fixed by the texts).
         texts: the K row texts.
-        probs: ``[K, D]`` probabilities behind ``masks``, used by ``soft``; default ``masks``.
+        probs: ``[K, D]`` probabilities of ``masks``, used by ``soft``; default: ``masks``.
         class_index: ``[K]`` class of each row; default: each row is a class.
 
     Raises:
-        UserError: for an unknown mode, or ``shuffled`` with a single class, which has no other mask to take.
+        UserError: for an unknown mode, or ``shuffled`` with a single class.
     """
     check_choice("mask_mode", mode, MASK_MODES)
     if len(texts) != len(masks):
@@ -252,15 +252,15 @@ def resolve_masks(
 
 
 def donor_rows(texts: Sequence[str], class_index: Tensor | None) -> Tensor:
-    """``[K]`` row that each row takes from in shuffled controls: of the next class in an order fixed by the texts."""
+    """``[K]`` source row of each row in shuffled controls: from the next class in an order fixed by the texts."""
     rows_of: dict[int, list[int]] = {}
     for row, c in enumerate(range(len(texts)) if class_index is None else class_index.tolist()):
         rows_of.setdefault(c, []).append(row)
     if len(rows_of) == 1:
         raise UserError(
-            "mask_mode='shuffled' and shuffled texts need at least two classes: a single one has no other to take from."
+            "mask_mode='shuffled' and shuffled texts need at least two classes: with one there is none to swap with."
         )
-    # Rotating a hash order is a derangement, and who gets whose mask does not depend on the order of the rows.
+    # A cyclic shift of the hash order is a derangement and does not depend on the order of the rows.
     order = sorted(rows_of, key=lambda c: (text_seed(texts[rows_of[c][0]], "shuffled"), c))
     donor = torch.empty(len(texts), dtype=torch.long)
     for c, following in zip(order, order[1:] + order[:1], strict=True):

@@ -1,7 +1,7 @@
-"""One tile of a softmax loss over masked cosines, with a backward pass of its own.
+"""One tile of a softmax loss over masked cosines, with a custom backward pass.
 
-Autograd would keep a ``[B, K]`` matrix for each step from the products to the log-sum-exp. Here the inputs and the
-logits are kept, and the rest is computed again: half the memory, at the price of one product more.
+Autograd would save a ``[B, K]`` matrix for each operation between the products and the log-sum-exp. This function saves
+the inputs and the logits and recomputes the rest: half the memory for one more matrix product.
 
 Shape letters: B images, K captions, D joint embedding.
 """
@@ -17,29 +17,30 @@ from smartclip_det.core.similarity import EPS
 
 
 class SoftmaxTile(torch.autograd.Function):
-    """Log-sum-exps, matched logits and the sum of ``scale * masked_cosine`` of a tile.
+    """Log-sum-exps, matched logits and sum of ``scale * masked_cosine`` over a tile.
 
-    With x = image / peak, w = scale * m * t / norm and s = x^2 (m^2)^T, the logits are ``x w^T / sqrt(s)``; they are 0,
-    without a gradient, where s or the norm is below :data:`EPS`, as in :func:`similarity.masked_cosine`.
+    With x = image / peak, w = scale * m * t / norm and s = x^2 (m^2)^T, the logits are ``x w^T / sqrt(s)``. Where s or
+    the norm is below :data:`EPS`, they are 0 and have no gradient, as in :func:`similarity.masked_cosine`.
     """
 
     @staticmethod
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, masks: Tensor | None, scale: Tensor, offset: int, masked_norm: bool
     ) -> tuple[Tensor, ...]:
-        """Read a tile.
+        """Compute the reductions of a tile.
 
         Args:
-            ctx: of autograd.
+            ctx: autograd context.
             images: ``[B, D]``.
             texts: ``[K, D]``.
             masks: ``[K, D]``, or None.
             scale: scalar.
-            offset: column of the first image's own caption; the others follow. It may lie outside of the tile.
+            offset: column of the first image's own caption; those of the other images follow. It may be outside the
+                tile.
             masked_norm: whether texts are normalised under their masks.
 
         Returns:
-            ``[B]`` log-sum-exp of rows, ``[K]`` of columns, ``[B]`` own logits (0 outside of the tile), and the sum.
+            ``[B]`` log-sum-exp of rows, ``[K]`` of columns, ``[B]`` own logits (0 if outside the tile), and the sum.
         """
         with torch.autocast(images.device.type, enabled=False):
             peaks = _peaks(images), _peaks(texts)
@@ -71,8 +72,8 @@ class SoftmaxTile(torch.autograd.Function):
             index, inside = _own_columns(logits, ctx.offset)
             g.scatter_(1, index, g.gather(1, index) + (of_matched * inside).unsqueeze(1))
             scale_grad = (g * logits).sum() / scale if ctx.needs_input_grad[3] else None
-            g *= inverse  # now of x w^T
-            h = inverse.mul_(g).mul_(logits)  # of s, times -2
+            g *= inverse  # gradient of x w^T
+            h = inverse.mul_(g).mul_(logits)  # gradient of s, times -2
             x_grad, w_grad, mask_grad = g @ w, g.t() @ x, None
             if masks is None:
                 x_grad -= x * h.sum(dim=1, keepdim=True)
@@ -81,7 +82,7 @@ class SoftmaxTile(torch.autograd.Function):
                 mask_grad = (h.t() @ x.square()).mul_(masks).neg_()
             along = (w_grad * w).sum(dim=1, keepdim=True)
             w_grad *= factor.unsqueeze(1)
-            # The norm: of the masked text, or of the whole one.
+            # Gradient through the norm: of the masked text, or of the full one.
             shrink = along * (factor / scale).square().unsqueeze(1)
             if ctx.masked_norm:
                 w_grad -= weights * shrink
@@ -94,13 +95,13 @@ class SoftmaxTile(torch.autograd.Function):
 
 
 def _peaks(x: Tensor) -> Tensor:
-    """``[N, 1]`` largest magnitudes, 1 for zeros: a cosine does not see them, fp32 squares do."""
+    """``[N, 1]`` max-abs of each row, 1 for zero rows; dividing by it leaves cosines unchanged and avoids overflow."""
     peak = x.abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_ones(len(x), 1)
     return peak.masked_fill_(peak == 0, 1.0)
 
 
 def _inverse_lengths(x: Tensor, masks: Tensor | None, empty: Tensor) -> Tensor:
-    """``[B, K]`` one over the length of each masked image vector; 0 where it or the text has none, NaN stays NaN."""
+    """``[B, K]`` inverse norms of the masked image vectors; 0 where the image or text norm vanishes. NaN propagates."""
     if masks is None:
         square = x.square().sum(dim=1, keepdim=True).repeat(1, len(empty))
     else:
@@ -109,14 +110,14 @@ def _inverse_lengths(x: Tensor, masks: Tensor | None, empty: Tensor) -> Tensor:
 
 
 def own_logits(logits: Tensor, offset: int) -> Tensor:
-    """``[B]`` logits of column ``offset + row`` of ``[B, K]``, 0 where a tile does not have it."""
+    """``[B]`` logits of column ``offset + row`` of ``[B, K]``; 0 for columns outside the tile."""
     index, inside = _own_columns(logits, offset)
-    found = logits.gather(1, index).squeeze(1)
-    return torch.where(inside, found, torch.zeros_like(found))
+    own = logits.gather(1, index).squeeze(1)
+    return torch.where(inside, own, torch.zeros_like(own))
 
 
 def _own_columns(logits: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """``[B, 1]`` column of each image's own caption, cut to the tile, and ``[B]`` whether the tile has it."""
+    """``[B, 1]`` column of each image's own caption, clamped to the tile, and ``[B]`` whether it lies in the tile."""
     columns = torch.arange(offset, offset + len(logits), device=logits.device)
     inside = (columns >= 0) & (columns < logits.shape[1])
     return columns.clamp(0, logits.shape[1] - 1).unsqueeze(1), inside

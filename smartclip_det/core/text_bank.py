@@ -1,8 +1,7 @@
-"""TextBank: the one object that crosses from text to vision.
+"""TextBank: the only object that passes from the text side to the vision side.
 
-Heads know nothing of strings, tokenizers or class counts; they are given a bank. A bank holds K text rows
-grouped into C classes (templates, synonyms), and a label is a class index into the bank in force.
-
+Heads know nothing about strings, tokenizers or the number of classes; they receive a bank. A bank holds K text rows
+grouped into C classes (templates, synonyms). A label is a class index into the active bank.
 Shape letters: R regions, K text rows, C classes, D joint embedding.
 """
 
@@ -24,26 +23,26 @@ from smartclip_det.core.image_queries import picture_row
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter, donor_rows, mask_ceiling, masked_cosine, resolve_masks
 
-#: ``(image, box)`` pairs to ``[N, D]`` vectors of the boxes, and ``[N, D]`` vectors of the whole pictures.
+#: Maps N ``(image, box)`` pairs to ``[N, D]`` vectors of the boxes and ``[N, D]`` vectors of the full images.
 PictureEncoder = Callable[[Sequence[tuple[Any, Sequence[float]]]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class TextBank:
-    """C classes described by K embedded texts, with their masks.
+    """C classes described by K text embeddings and their masks.
 
     Attributes:
         names: C class names, unique.
-        embeds: ``[K, D]`` text vectors (normalised when made by ``models.vocabulary``).
-        masks: ``[K, D]`` masks in [0, 1], binary unless said otherwise.
-        texts: K row texts as they were encoded; default: the class name of each row.
-        class_index: ``[K]`` class of each row, in 0..C-1, every class at least once; default: one row a class.
-        seen: ``[C]`` True for classes that detection training may use (base classes); default all True.
-        mask_probs: ``[K, D]`` probabilities behind ``masks``, for the ``soft`` mode; default ``masks``.
-        provenance: where the rows come from: checkpoint hash, template, mask_pad, template order.
-        background: a bank of one class that stands for background where a policy asks for a text.
-        picture_encoder: encodes the pictures of :meth:`with_images`; banks of a predictor have one. It is not saved.
-        part_of: of a piece made by :meth:`parts`, the whole bank and the piece's rows in it.
+        embeds: ``[K, D]`` text vectors (normalised if made by ``models.vocabulary``).
+        masks: ``[K, D]`` masks in [0, 1], usually binary.
+        texts: the K row texts as encoded; default: the class name of each row.
+        class_index: ``[K]`` class of each row, in 0..C-1, every class at least once; default: one row per class.
+        seen: ``[C]`` True for classes that detection training may use (base classes); default: all True.
+        mask_probs: ``[K, D]`` probabilities of ``masks``, for the ``soft`` mode; default: ``masks``.
+        provenance: origin of the rows: checkpoint hash, template, mask_pad, template order.
+        background: a bank of one class, used as background by policies with a text background.
+        picture_encoder: encodes the images of :meth:`with_images`; set on banks made by a predictor. Not saved.
+        part_of: for a chunk made by :meth:`parts`: the full bank, and the rows of the chunk in it.
     """
 
     names: tuple[str, ...]
@@ -68,7 +67,7 @@ class TextBank:
             object.__setattr__(self, "texts", tuple(names[i] for i in index.tolist()))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "texts", tuple(self.texts))
-        # Of the host, where it is looked at; a card would be waited for at each look.
+        # On the host, where it is indexed: reading it from a GPU would synchronise every time.
         object.__setattr__(self, "class_index", index.long().cpu())
         object.__setattr__(self, "seen", seen.bool().to(device))
         object.__setattr__(self, "provenance", {str(k): str(v) for k, v in self.provenance.items()})
@@ -84,7 +83,7 @@ class TextBank:
             raise UserError(f"mask_probs must be {list(self.embeds.shape)}; given {list(self.mask_probs.shape)}.")
         if len(set(self.names)) != len(self.names):
             twice = sorted(n for n, count in Counter(self.names).items() if count > 1)
-            raise UserError(f"Class names of a bank must differ; given twice: {', '.join(twice[:5])}.")
+            raise UserError(f"Class names of a bank must be unique; duplicates: {', '.join(twice[:5])}.")
         if len(self.texts) != len(self.embeds) or len(self.seen) != len(self.names):
             raise UserError(
                 f"{len(self.embeds)} rows need as many texts ({len(self.texts)} given) and {len(self.names)} "
@@ -102,14 +101,14 @@ class TextBank:
         return self.embeds.shape[1]
 
     def index_of(self, name: str) -> int:
-        """The label of a class name; an unknown one is an error with nearest names."""
+        """Label of a class name; an unknown name is an error that lists the closest names."""
         try:
             return self.names.index(name)
         except ValueError:
             raise unknown_names("class names", [name], self.names, "Names must match the bank exactly.") from None
 
     def select(self, names: Iterable[str]) -> TextBank:
-        """The bank of the given classes, in the given order, with all their rows."""
+        """The bank restricted to the given classes, in the given order, with all their rows."""
         names = list(names)
         known = {name: c for c, name in enumerate(self.names)}
         missing = [n for n in names if n not in known]
@@ -121,22 +120,22 @@ class TextBank:
             by_class.setdefault(c, []).append(row)
         rows = [row for c in classes for row in by_class[c]]
         index = torch.tensor([new for new, c in enumerate(classes) for _ in by_class[c]], dtype=torch.long)
-        # One copy to the device for all that is taken.
-        taken = torch.tensor(rows + classes, device=self.embeds.device)
-        mine, kept = taken[: len(rows)], taken[len(rows) :]
+        # One host-to-device copy for both indices.
+        selected = torch.tensor(rows + classes, device=self.embeds.device)
+        row_index, class_rows = selected[: len(rows)], selected[len(rows) :]
         return replace(
             self,
             names=tuple(names),
-            embeds=self.embeds[mine],
-            masks=self.masks[mine],
+            embeds=self.embeds[row_index],
+            masks=self.masks[row_index],
             texts=tuple(self.texts[r] for r in rows),
             class_index=index,
-            seen=self.seen[kept],
-            mask_probs=None if self.mask_probs is None else self.mask_probs[mine],
+            seen=self.seen[class_rows],
+            mask_probs=None if self.mask_probs is None else self.mask_probs[row_index],
         )
 
     def with_seen(self, seen_names: Iterable[str]) -> TextBank:
-        """The same bank with exactly ``seen_names`` marked as seen; an unknown name is an error."""
+        """A copy with exactly ``seen_names`` marked as seen; an unknown name is an error."""
         wanted = set(seen_names)
         missing = sorted(wanted - set(self.names))
         if missing:
@@ -152,33 +151,33 @@ class TextBank:
         contrast: bool = True,
         encoder: PictureEncoder | None = None,
     ) -> TextBank:
-        """The bank with a row from pictures: of a new, unseen class, or beside the texts of the class of that name.
+        """A copy with one row made from images, for a new unseen class or added to the class of that name.
 
-        The row is made by :func:`picture_row`; its provenance says so.
+        The row is computed by :func:`picture_row` and recorded in the provenance.
 
         Args:
-            name: of the class.
+            name: name of the class.
             pictures: N pairs of an image (path, PIL image or array) and an xyxy box in its pixels.
-            like: a class of this bank whose mask the row takes; default: a mask of ones, because no text says which
-                dimensions are meant.
-            contrast: what sets the boxes apart from their pictures, so that scores stand beside those of texts; False:
-                what the boxes show, whose cosines with any picture are far above those of texts.
-            encoder: of pictures; default: that of the predictor which made the bank.
+            like: a class of this bank whose mask the row uses; default: a mask of ones, since no text selects
+                dimensions.
+            contrast: subtract the full image from the box, so that scores are comparable to those of texts. With False
+                the row is the plain box vector, whose cosine with any image is far above those of texts.
+            encoder: image encoder; default: that of the predictor that made the bank.
 
         Raises:
-            UserError: for no pictures, an unknown ``like``, and a bank without an encoder of pictures.
+            UserError: for no images, an empty name, an unknown ``like``, or a bank without an image encoder.
         """
         encode = encoder or self.picture_encoder
         if encode is None:
             raise UserError(
-                "This bank does not know how pictures are encoded. Take the one that Predictor.set_vocabulary returns, "
-                "or give encoder=predictor.picture_vectors."
+                "This bank has no image encoder. Use the bank that Predictor.set_vocabulary returns, or pass "
+                "encoder=predictor.picture_vectors."
             )
         if not isinstance(name, str) or not name.strip() or not len(pictures):
-            raise UserError(f"A row from pictures needs a name and one picture at least; given {name!r:.40}.")
+            raise UserError(f"A row from images needs a name and at least one image; given {name!r:.40}.")
         masks = None if like is None else self.masks[self.class_index == self.index_of(like)]
-        boxes, wholes = (v.to(self.embeds) for v in encode(pictures))
-        row, mask = picture_row(boxes, wholes, masks, contrast=contrast)
+        boxes, full_images = (v.to(self.embeds) for v in encode(pictures))
+        row, mask = picture_row(boxes, full_images, masks, contrast=contrast)
         known = name in self.names
         label = self.index_of(name) if known else len(self)
         probs = None if self.mask_probs is None else torch.cat([self.mask_probs, mask[None]])
@@ -195,10 +194,10 @@ class TextBank:
         )
 
     def text_shuffled(self) -> TextBank:
-        """A control: every class takes the rows of another class (fixed by the texts), under its own name.
+        """A control: each class gets the rows of another class (fixed by the texts) under its own name.
 
         Raises:
-            UserError: for a single class, which has no other to take from.
+            UserError: for a bank with a single class.
         """
         donors = donor_rows(self.texts, self.class_index).to(self.embeds.device)
         probs = None if self.mask_probs is None else self.mask_probs[donors]
@@ -211,7 +210,7 @@ class TextBank:
         )
 
     def to(self, device: torch.device | str) -> TextBank:
-        """The bank on another device (the same object when it is there already)."""
+        """The bank on another device (the same object if it is already there)."""
         if self.embeds.device == torch.device(device):
             return self
         probs = None if self.mask_probs is None else self.mask_probs.to(device)
@@ -222,11 +221,11 @@ class TextBank:
 
     @staticmethod
     def cat(banks: Sequence[TextBank]) -> TextBank:
-        """Join banks of different classes; provenance values that differ are joined with ``|``."""
+        """Concatenate banks with disjoint classes; differing provenance values are joined with ``|``."""
         if not banks:
             raise UserError("TextBank.cat needs at least one bank.")
         if len({b.dim for b in banks}) > 1:
-            raise UserError(f"Banks to join must share one D; given {[b.dim for b in banks]}.")
+            raise UserError(f"Banks must have the same D to be joined; given {[b.dim for b in banks]}.")
         first = banks[0].embeds.device
         banks = [b.to(first) for b in banks]
         starts = list(accumulate((len(b) for b in banks), initial=0))[:-1]
@@ -246,19 +245,19 @@ class TextBank:
         )
 
     def resolved_masks(self, mask_mode: str) -> Tensor | None:
-        """``[K, D]`` masks of a mode (see ``similarity.resolve_masks``), or None for ``off``."""
+        """``[K, D]`` masks for a mask mode (see ``similarity.resolve_masks``), or None for ``off``."""
         if mask_mode not in self._masks_by_mode:
             if self.part_of is None:
                 masks = resolve_masks(self.masks, mask_mode, self.texts, self.mask_probs, self.class_index)
             else:
-                whole, rows = self.part_of
-                masks = whole.resolved_masks(mask_mode)
+                full_bank, rows = self.part_of
+                masks = full_bank.resolved_masks(mask_mode)
                 masks = None if masks is None else masks[rows]
             self._masks_by_mode[mask_mode] = masks
         return self._masks_by_mode[mask_mode]
 
     def class_mean(self, row_values: Tensor) -> Tensor:
-        """Average ``[..., K]`` row values into ``[..., C]`` class values (ovd reference 2.4, order a)."""
+        """Average ``[..., K]`` row values into ``[..., C]`` class values."""
         if row_values.shape[-1] == len(self) and self._one_row_each:
             return row_values
         index, counts = (v.to(row_values.device) for v in self._grouping)
@@ -266,9 +265,9 @@ class TextBank:
         return sums / counts.to(row_values.dtype)
 
     def parts(self, size: int) -> list[TextBank]:
-        """The bank in pieces of at most ``size`` classes, in order; cosines of a piece are those of the whole.
+        """The bank in chunks of at most ``size`` classes, in order; cosines equal those of the full bank.
 
-        The controls look at other classes, so a piece takes its masks from the whole. Made once and kept.
+        Controls depend on the other classes, so a chunk takes its masks from the full bank. Cached.
         """
         if size not in self._parts_by_size:
             self._parts_by_size[size] = [self._part(a, min(a + size, len(self))) for a in range(0, len(self), size)]
@@ -291,7 +290,7 @@ class TextBank:
         object.__setattr__(part, "part_of", (self, rows))
         return part
 
-    # Looked up once: scoring asks at each image, and on a card each look waits for it.
+    # Cached, because scoring reads these for each image and reading from a GPU synchronises.
 
     @cached_property
     def all_seen(self) -> bool:
@@ -304,7 +303,7 @@ class TextBank:
 
     @cached_property
     def _grouping(self) -> tuple[Tensor, Tensor]:
-        """``[K]`` class of each row and ``[C]`` rows of each class, where the embeds are."""
+        """``[K]`` class of each row and ``[C]`` number of rows of each class, on the device of the embeds."""
         counts = torch.bincount(self.class_index, minlength=len(self))
         return self.class_index.to(self.embeds.device), counts.to(self.embeds.device)
 
@@ -327,7 +326,7 @@ class TextBank:
     ) -> Tensor:
         """``[R, C]`` calibrated class cosines of ``[R, D]`` vectors under a policy.
 
-        A class's cosine does not depend on the other classes present (the control ``shuffled`` apart).
+        The cosine of a class does not depend on the other classes (except for the control ``shuffled``).
         """
         mode = policy.mask_mode if mask_mode is None else mask_mode
         masks = self.resolved_masks(mode)
@@ -340,7 +339,7 @@ class TextBank:
         return self.class_mean(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the bank as safetensors; binary masks take one byte an entry."""
+        """Write the bank as safetensors; binary masks take one byte per entry."""
         from smartclip_det.core.text_bank_io import write_bank
 
         write_bank(self, path)
@@ -350,7 +349,7 @@ class TextBank:
         """Read a bank written by :meth:`save`.
 
         Raises:
-            UserError: when the file is missing or is no text bank.
+            UserError: if the file is missing or not a text bank.
         """
         from smartclip_det.core.text_bank_io import read_bank
 

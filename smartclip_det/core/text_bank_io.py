@@ -1,4 +1,4 @@
-"""Text banks as safetensors files."""
+"""Reading and writing text banks as safetensors files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORMAT = "smartclip_det.text_bank/1"
 
 
 def write_bank(bank: TextBank, path: str | Path) -> None:
-    """Write the bank as safetensors; binary masks take one byte an entry."""
+    """Write the bank as safetensors; binary masks take one byte per entry."""
     from safetensors.torch import save_file
 
     tensors = _tensors(bank, "")
@@ -25,7 +25,7 @@ def write_bank(bank: TextBank, path: str | Path) -> None:
 
 
 def _tensors(bank: TextBank, prefix: str) -> dict[str, Tensor]:
-    """Everything as tensors; texts too, because a safetensors header has no room for 100,000 of them."""
+    """All fields as tensors, including the texts: a safetensors header cannot hold 100,000 of them."""
     binary = bool(((bank.masks == 0) | (bank.masks == 1)).all())
     words = {
         "names": bank.names,
@@ -64,17 +64,17 @@ def read_bank(path: str | Path) -> TextBank:
     """Read a bank written by :func:`write_bank`.
 
     Raises:
-        UserError: when the file is missing or is no text bank.
+        UserError: if the file is missing or not a text bank.
     """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise UserError(f"No text bank at {path}. Make one with tools/encode_texts.py.")
+        raise UserError(f"No text bank at {path}. Create one with tools/encode_texts.py.")
     try:
         with safe_open(str(path), framework="pt") as handle:
             header = handle.metadata() or {}
             if header.get("format") != _FORMAT:
-                raise UserError(f"{path} is no text bank (its format is {header.get('format')!r}).")
+                raise UserError(f"{path} is not a text bank (its format is {header.get('format')!r}).")
             tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
@@ -84,8 +84,8 @@ def read_bank(path: str | Path) -> TextBank:
             background = _from_tensors(tensors, "background_", None)
         return _from_tensors(tensors, "", background)
     except UserError as error:
-        raise UserError(f"{path} is a damaged text bank: {error}") from error
+        raise UserError(f"{path} is a corrupt text bank: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is a damaged text bank ({type(error).__name__}: {error}); make it again with encode_texts."
+            f"{path} is a corrupt text bank ({type(error).__name__}: {error}); recreate it with encode_texts."
         ) from error

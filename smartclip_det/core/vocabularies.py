@@ -1,4 +1,4 @@
-"""Class lists of the field, rebuilt from dataset ids (ovd reference 2.1). Order: by COCO category id."""
+"""Class lists of benchmarks, ordered by COCO category id. The OV-COCO split is that of OVR-CNN (arXiv 2011.10678)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ COCO_CLASSES: dict[int, str] = {
     90: "toothbrush",
 }
 _OV_COCO_NOVEL_IDS = (5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87)
-#: COCO classes that OV-COCO ignores altogether.
+#: COCO classes that OV-COCO ignores.
 _OV_COCO_UNUSED_IDS = (10, 11, 13, 14, 37, 39, 40, 43, 46, 58, 64, 67, 77, 88, 89)
 
 COCO_80 = tuple(COCO_CLASSES.values())
@@ -105,17 +105,17 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
 
 
 def vocabulary(name: str) -> tuple[str, ...]:
-    """A named class list; unknown names raise with the nearest ones."""
+    """A named class list; an unknown name is an error that lists the closest ones."""
     return VOCABULARIES[check_choice("vocabulary", name, VOCABULARIES)]
 
 
 def check_split(base: list[str], novel: list[str]) -> None:
-    """Refuse a split whose halves overlap or are empty."""
+    """Raise UserError if the split has an empty or repeated class list, or classes that are both base and novel."""
     twice = sorted({n for part in (base, novel) for n in part if part.count(n) > 1})
     if twice:
-        raise UserError(f"A split names classes twice: {', '.join(twice[:5])}.")
+        raise UserError(f"The split lists classes twice: {', '.join(twice[:5])}.")
     both = sorted(set(base) & set(novel))
     if both:
-        raise UserError(f"Classes that are base and novel at once: {', '.join(both[:5])}.")
+        raise UserError(f"These classes are both base and novel: {', '.join(both[:5])}.")
     if not base or not novel:
         raise UserError("A split needs at least one base and one novel class.")

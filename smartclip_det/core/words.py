@@ -1,33 +1,34 @@
-"""Words that options take, where no torch is needed to list them; the modules that give them meaning import them."""
+"""Option values that can be listed without torch; the modules that implement them import them from here."""
 
 from __future__ import annotations
 
-#: Last block of the dense map (vision transformer).
+#: Last transformer block of the dense map (models.towers.vision_transformer).
 DENSE_MODES = ("vanilla", "value", "qq_kk", "clearclip")
-#: How a region vector is made (regions).
+#: How a region vector is computed (models.regions).
 VIEWS = ("crop", "blur", "circle", "dense", "mask")
-#: How cells of a dense map weigh in a region: by their own length, or alike (regions).
+#: Weights of dense-map cells in a region: their own norm, or uniform (models.regions).
 POOLINGS = ("own", "unit")
-#: Views that the training-free predictor joins (``both``: dense and crop).
+#: Views of the training-free predictor (``both``: dense and crop).
 REGION_VIEWS = ("dense", "crop", "both")
-#: Sources of boxes of the training-free predictor, as words; ``KIND:WHAT`` tells more (apis.box_sources).
+#: Box sources of the training-free predictor; ``KIND:WHAT`` gives details (apis.box_sources).
 BOX_SOURCES = ("torchvision", "owlv2", "mm-grounding-dino", "llmdet", "transformers", "mmdet")
-#: What ``bench predict`` measures.
+#: Measurements of ``bench predict``.
 PREDICT_PARTS = ("stages", "owlv2", "batches", "memory")
-#: How an expression is read (zero-shot grounding).
+#: How an expression is interpreted (zero-shot grounding).
 READINGS = ("expression", "chunks", "both")
-#: How an image becomes a square (images). ``crop``: shorter side to S, centre crop (CLIP). ``pad``: longer side to S,
-#: the rest (right, bottom) in the mean colour, as detectors see it. ``squash``: both sides to S.
+#: How an image is made square (utils.images). ``crop``: resize the shorter side to S, centre crop (CLIP). ``pad``:
+#: resize the longer side to S, pad right and bottom with the mean colour (detectors). ``squash``: resize both sides.
 FITS = ("crop", "pad", "squash")
+#: Scoring policy.
 #: Scoring policy.
 ACTIVATIONS = ("softmax", "sigmoid")
 BACKGROUNDS = ("zero", "text", "text_ones", "learned")
-#: Norm of a text in its cosine: of all of it, or of what its mask keeps.
+#: Norm of a text in its cosine: of the full vector, or of the masked one.
 TEXT_NORMS = ("full", "masked")
 PRESENCE_SOURCES = ("pooled", "cells")
 TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
 TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
-#: Sets of image-text retrieval.
+#: Image-text retrieval sets.
 CAPTION_SETS = (
     "coco-5k",
     "flickr30k-full",
@@ -41,18 +42,18 @@ CAPTION_SETS = (
     "long-dci",
     "iiw",
 )
-#: Which texts of an image are taken (caption groups).
+#: Which texts of an image are used (caption groups).
 CAPTION_TEXTS = ("all", "long", "short")
-#: Layouts of labels that become COCO json, and what lines of YOLO with more than four numbers are.
+#: Label layouts that can be converted to COCO JSON; YOLO_ROWS: how YOLO lines with more than four numbers are read.
 LABEL_LAYOUTS = ("yolo", "voc")
-#: Layouts in which a labelled folder is written.
+#: Output layouts of a labelled folder.
 LABEL_FORMATS = ("coco", "yolo", "voc", "label-studio")
 YOLO_ROWS = ("auto", "boxes", "outlines")
-#: What becomes of difficult objects of VOC.
+#: How VOC objects marked difficult are converted.
 DIFFICULT_RULES = ("ignore", "keep", "drop")
-#: Layouts of expressions that are written.
+#: Output layouts of referring expressions.
 EXPRESSION_LAYOUTS = ("jsonl", "mdetr", "odvg", "refs", "transvg")
-#: Full sets of expressions, whose counts are known.
+#: Complete expression sets with known counts.
 EXPRESSION_SETS = (
     "refcoco-unc",
     "refcoco+-unc",
@@ -65,5 +66,5 @@ EXPRESSION_SETS = (
     "ref-l4",
 )
 
-#: Types of mixed precision in training; ``auto``: bf16 where the device has it.
+#: Mixed-precision types for training; ``auto``: bf16 if the device supports it.
 AMP_DTYPES = ("auto", "bf16", "fp16")

@@ -1,5 +1,5 @@
-"""Data sets; each maps names to labels by itself, never by file order.
+"""Datasets; each maps names to labels itself, never by file order.
 
-Nothing is imported here: caption data need no mmdet. ``smartclip_det.register_detection`` and
+Nothing is imported here, because caption data need no mmdet. ``smartclip_det.register_detection`` and
 ``smartclip_det.register_alignment`` register what they need.
 """

@@ -1,4 +1,4 @@
-"""Batches of alignment samples as few tensors: what a step waits for on the host. Needs neither mmdet nor mmcv.
+"""Batches of alignment samples as a few tensors, to save host time per step. Needs neither mmdet nor mmcv.
 
 Shape letters: B samples, S side of the image.
 """
@@ -18,13 +18,13 @@ from smartclip_det.models.towers.text_batch import pad_texts
 
 
 class SampleColumns:
-    """Facts of B samples, column by column, read like a list of samples.
+    """Metadata of B samples as columns, with the interface of a list of samples.
 
-    MMEngine copies every sample of a list in every step, 0.16 ms each; this it hands on as it is.
+    MMEngine copies every sample of a list in every step, 0.16 ms each; this object is passed through.
     """
 
     def __init__(self, samples: Sequence[BaseDataElement], drop: Sequence[str] = ()) -> None:
-        """Build from samples; columns in ``drop`` are left out."""
+        """Build from samples, without the columns in ``drop``."""
         keys = sorted({k for s in samples for k in s.keys() + s.metainfo_keys() if k not in drop})
         self._size = len(samples)
         self._columns = {k: [s.get(k) for s in samples] for k in keys}
@@ -40,7 +40,7 @@ class SampleColumns:
 
 
 class SampleRow:
-    """One sample of :class:`SampleColumns`; None stands for a fact that it does not have."""
+    """One sample of :class:`SampleColumns`; fields that it does not have are None."""
 
     __slots__ = ("_columns", "_row")
 
@@ -48,7 +48,7 @@ class SampleRow:
         self._columns, self._row = columns, row
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A fact, or the default."""
+        """Value of a field, or the default."""
         column = self._columns.get(key)
         value = None if column is None else column[self._row]
         return default if value is None else value
@@ -65,7 +65,7 @@ class SampleRow:
 
 @FUNCTIONS.register_module()
 def caption_batch(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``inputs [B, 3, S, S]`` uint8, ``data_samples`` in columns, and ``texts`` where the data set tokenises."""
+    """``inputs [B, 3, S, S]`` uint8, ``data_samples`` as columns, and ``texts`` if the dataset tokenises."""
     samples = [r["data_samples"] for r in rows]
     batch: dict[str, Any] = {"inputs": _stacked([r["inputs"] for r in rows])}
     if "drawn_tokens" in samples[0]:
@@ -76,7 +76,7 @@ def caption_batch(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """``torch.stack``; in a worker straight into the memory that the training process reads."""
+    """``torch.stack``; in a worker directly into shared memory."""
     if get_worker_info() is None:
         return torch.stack(tuple(images))
     first = images[0]

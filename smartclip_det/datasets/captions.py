@@ -29,7 +29,7 @@ from smartclip_det.formats.shards import member_at
 from smartclip_det.models.towers.tokenizer import encode, with_ends
 from smartclip_det.utils.images import FITS, pixels, read_square
 
-#: Images tried in place of one that cannot be read.
+#: Number of images tried in place of an unreadable one.
 _TRIES = 100
 
 
@@ -37,12 +37,12 @@ _TRIES = 100
 class CaptionDataset(BaseDataset):
     """Caption files of any layout of ``caption_files.LAYOUTS``.
 
-    In training a sample carries ``drawn_captions``, drawn by the policy from a generator that depends on nothing but
-    (seed, epoch, index), and ``drawn_tokens`` where ``context_length`` is given. An image that cannot be read is
-    replaced by the next one that can, and the sample says so (``replaced``). In test mode a sample carries
-    ``captions`` (``long``, ``short``, ``partial``) and ``present``, and every image must be readable.
+    In training a sample has ``drawn_captions``, drawn by the policy from a generator that depends only on (seed, epoch,
+    index), and ``drawn_tokens`` if ``context_length`` is set. An unreadable image is replaced by the next readable one
+    and recorded in the sample (``replaced``). In test mode a sample has ``captions`` (``long``, ``short``, ``partial``)
+    and ``present``, and every image must be readable.
 
-    An index of ``epoch * N + i`` is image i in that epoch: streams of batches carry their epoch along.
+    An index of ``epoch * N + i`` is image i in that epoch, so batch streams encode their epoch.
     """
 
     def __init__(
@@ -76,42 +76,42 @@ class CaptionDataset(BaseDataset):
 
         Args:
             ann_file: caption file, folder of pairs, or shards.
-            data_root: folder that relative paths are in.
-            image_folder: folder in ``data_root`` that image paths are in.
+            data_root: root of relative paths.
+            image_folder: folder of image paths, relative to ``data_root``.
             layout: see ``caption_files.LAYOUTS``; ``auto`` recognises it.
             image_size: S.
-            fit: how an image becomes a square, see ``utils.images.fit_square``.
+            fit: how an image is made square, see ``utils.images.fit_square``.
             captions: policy of training texts, see ``caption_policies.policies_of``.
-            captions_per_image: texts drawn for an image in one step; each set of B texts is one contrast, and the
-                image is encoded once for all.
-            left_pad: chance that a text is moved right by padding, see ``caption_policies.pad_left``.
-            context_length: tokens of the text tower; texts are then tokenised by the workers. 0: by the model.
-            presence: vocabularies for zero-shot tests: name to a pattern over an annotation's attributes and
+            captions_per_image: number of texts drawn per image and step; each set of B texts is one contrast, and the
+                image is encoded once for all of them.
+            left_pad: probability of padding a text on the left, see ``caption_policies.pad_left``.
+            context_length: context length of the text tower, to tokenise in the workers. 0: the model tokenises.
+            presence: vocabularies for zero-shot tests: maps a name to a pattern over an annotation's attributes and
                 ``category``, e.g. ``dict(shape="{category}", colour_shape="{colour} {category}")``.
-            presence_file: COCO annotations that ``presence`` is read from.
-            phrases: lists of phrases that results are also told for, read from a JSON file of the data root:
+            presence_file: COCO annotations for ``presence``.
+            phrases: lists of phrases for which results are also reported, from JSON files in ``data_root``:
                 ``dict(held_out=("world.json", "held_out"))`` is the list under that key.
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
-            scenes: a scene file that training captions, and the partial captions of tests, are drawn from; options
-                of ``scene_captions.SceneCaptions``.
-            truth: scene file of a toy world, by which tests count every picture that a caption is true of.
-            flip: chance in training that an image is mirrored, and left and right exchanged in its texts.
-            exact_decode: decode whole images in training, too, as tests always do; see ``utils.images.read_square``.
-            keep_images: keep prepared images in memory (3 S^2 bytes each).
-            cache: folder of prepared images that ``tools/data/cache_images.py`` made.
-            skip: first records to leave out (the release trains on what follows the first 1,000).
-            seed: of captions.
-            test_mode: give all captions instead of drawing one.
-            indices: use only the first n, or these, records.
+            scenes: draw training captions, and the partial captions of tests, from a scene file; options of
+                ``scene_captions.SceneCaptions``.
+            truth: scene file of a toy world; tests then count every image that a caption is true of as a match.
+            flip: probability in training of mirroring an image and swapping left and right in its texts.
+            exact_decode: decode images at full size in training too, as tests do; see ``utils.images.read_square``.
+            keep_images: cache prepared images in memory (3 S^2 bytes each).
+            cache: folder of prepared images, made by ``tools/data/cache_images.py``.
+            skip: number of records to skip at the start (the release trains without the first 1,000).
+            seed: seed of the captions.
+            test_mode: return all captions instead of drawing one.
+            indices: use only the first n records, or the given ones.
         """
         self.image_size, self.fit, self.layout = image_size, check_choice("fit", fit, FITS), layout
         self.image_folder, self.exact = image_folder, test_mode or exact_decode
         self.policies = policies_of(captions, captions_per_image)
         for name, chance in (("flip", flip), ("left_pad", left_pad)):
             if not 0 <= chance <= 1:
-                raise UserError(f"{name} is a chance in [0, 1]; given {chance}.")
+                raise UserError(f"{name} must be a probability in [0, 1]; given {chance}.")
         if left_pad and not context_length:
-            raise UserError("left_pad moves tokens: give context_length, that of the text tower.")
+            raise UserError("left_pad moves tokens: set context_length to that of the text tower.")
         self.left_pad, self.context_length, self.skip = left_pad, context_length, skip
         self.presence, self.presence_file = dict(presence or {}), presence_file
         self.phrases = dict(phrases or {})
@@ -126,12 +126,12 @@ class CaptionDataset(BaseDataset):
         if cache is not None:
             self._cache = ImageCache(cache, self.names(), image_size, fit, exact=self.exact)
         if indices is not None:
-            # Rows of the cache are those of the whole file.
+            # The cache has a row for every record of the file.
             self._cache_rows = np.arange(indices) if isinstance(indices, int) else np.asarray(indices)
             self.get_subset_(indices)
 
     def set_epoch(self, epoch: int) -> None:
-        """Captions of the coming epoch; :class:`CaptionEpochHook` calls it where the sampler does not tell."""
+        """Set the epoch that captions depend on; called by :class:`CaptionEpochHook`."""
         self.epoch = epoch
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ class CaptionDataset(BaseDataset):
         records, counts = read_caption_records(self.ann_file, self.layout)
         records = records[self.skip :]
         if not records:
-            raise UserError(f"{self.ann_file} has {counts['records']} records; skip={self.skip} leaves none.")
+            raise UserError(f"{self.ann_file} has {counts['records']} records, so skip={self.skip} leaves none.")
         if self.presence:
             self._metainfo["vocabularies"] = read_presence(records, self.presence, self.presence_file, self.data_root)
         if self.phrases:
@@ -159,11 +159,11 @@ class CaptionDataset(BaseDataset):
         return [vars(r) for r in records]
 
     def names(self) -> list[str]:
-        """The image of each record: what a cache is made for."""
+        """Image name of each record, which identifies a cache."""
         return [self.get_data_info(i)["image"] for i in range(len(self))]
 
     def read_image(self, index: int) -> Tensor:
-        """``[3, S, S]`` uint8 RGB from its file, by the transform; a broken file is a :class:`UserError`."""
+        """``[3, S, S]`` uint8 RGB from the image file; a broken file is a :class:`UserError`."""
         name = self.get_data_info(index)["image"]
         path = osp.join(self._folder(), name)
         source = member_at(name).read() if ".tar#" in name else path
@@ -172,7 +172,7 @@ class CaptionDataset(BaseDataset):
         )
 
     def _folder(self) -> str:
-        """Where relative image names are: the data root; for pairs without one, their folder."""
+        """Root of relative image names: the data root; for pairs without one, their folder."""
         if not self.data_root and Path(self.ann_file).is_dir():
             return self.ann_file
         return osp.join(self.data_root, self.image_folder)
@@ -205,7 +205,7 @@ class CaptionDataset(BaseDataset):
             if reason:
                 sample.set_metainfo({"replaced": reason, "img_path": self.get_data_info(index)["image"]})
             return {"inputs": image, "data_samples": sample}
-        raise UserError(f"{min(_TRIES, len(self))} images in a row cannot be read; the first: {reason}")
+        raise UserError(f"{min(_TRIES, len(self))} consecutive images are unreadable; the first: {reason}")
 
     def _test_sample(self, index: int) -> BaseDataElement:
         record = self.get_data_info(index)
@@ -224,15 +224,15 @@ class CaptionDataset(BaseDataset):
         return BaseDataElement(metainfo=facts)
 
     def _train_sample(self, image: Tensor, index: int, epoch: int) -> tuple[Tensor, BaseDataElement]:
-        """A drawn sample: a function of (seed, epoch, index) and the record."""
+        """A training sample, as a function of (seed, epoch, index) and the record."""
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         drawn = [self._caption(record, policy, epoch, rng) for policy in self.policies]
-        turned = [mirrored_sentence(c) for c in drawn] if rng.random() < self.flip else [None]
-        # A picture stays as it is where nobody knows what a word of its captions becomes.
-        flipped = all(c is not None for c in turned)
+        mirrored = [mirrored_sentence(c) for c in drawn] if rng.random() < self.flip else [None]
+        # The image is not mirrored if it is ambiguous whether a word of its captions means a side.
+        flipped = all(c is not None for c in mirrored)
         if flipped:
-            image, drawn = image.flip(-1), [str(c) for c in turned]
+            image, drawn = image.flip(-1), [str(c) for c in mirrored]
         sample = BaseDataElement(metainfo={"img_id": record["id"], "img_path": record["image"]})
         sample.set_metainfo({"drawn_captions": drawn})
         if self.context_length:
@@ -249,8 +249,8 @@ class CaptionDataset(BaseDataset):
         return policy(record["long"], record["short"], rng)
 
     def _tokens(self, text: str, rng: np.random.Generator) -> tuple[list[int], bool]:
-        """Ids without padding on the right, cut to the context as in the released training, and whether they were."""
-        found = encode(text)
-        ids, cut = with_ends(found, self.context_length), len(found) + 2 > self.context_length
+        """Token ids without padding on the right, truncated as in the released training, and whether they were."""
+        tokens = encode(text)
+        ids, cut = with_ends(tokens, self.context_length), len(tokens) + 2 > self.context_length
         moved = self.left_pad and rng.random() < self.left_pad
         return pad_left(ids, self.context_length, rng) if moved else ids, cut

@@ -1,6 +1,6 @@
-"""Which training images are in a benchmark's validation and test splits (rec reference 2.3).
+"""Training images that are in the validation and test splits of a benchmark.
 
-All images of the RefCOCO family are of COCO train2014, which lies inside train2017: a detector trained on COCO has seen
+All images of the RefCOCO family are from COCO train2014, a subset of train2017: a detector trained on COCO has seen
 them with boxes, a caption model trained on COCO captions with texts.
 """
 
@@ -23,18 +23,18 @@ _COCO = re.compile(r"(?:COCO_(?:train|val)20\d\d_)?(\d{12})(?:_\d+)?$")
 
 
 def image_key(name: str) -> str:
-    """What names one image in all files: COCO's number, whatever the year and folder; else the file's stem."""
+    """Name of an image that is equal in all files: COCO's number regardless of year and folder, else the file stem."""
     stem = Path(name).stem
-    found = _COCO.search(stem)
-    return f"coco:{int(found[1])}" if found else stem
+    match = _COCO.search(stem)
+    return f"coco:{int(match[1])}" if match else stem
 
 
 def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: None) -> dict[str, list[str]]:
-    """Key to names of the images of a training set; images of one stem in several folders share a key.
+    """Image names of a training set by key; images with the same stem in several folders share a key.
 
     Args:
-        path: COCO or LVIS annotations, a caption file of any layout, or a text file with a name on each line.
-        tell: is given what a caption file holds and what of it was left out.
+        path: COCO or LVIS annotations, a caption file of any layout, or a text file with one name per line.
+        tell: receives a summary of a caption file and of what was skipped.
 
     Raises:
         UserError: for other files.
@@ -47,7 +47,7 @@ def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: No
     else:
         records, counts = read_caption_records(path)
         tell(counts.summary(path.name, len(records)))
-        # Inside a shard an image has no name but its sample's.
+        # Images inside a shard are named by their sample only.
         names = [str(r.id) if ".tar#" in r.image else r.image for r in records]
     out: dict[str, list[str]] = {}
     for n in names:
@@ -56,7 +56,7 @@ def training_images(path: str | Path, tell: Callable[[str], None] = lambda _: No
 
 
 def _names_in(line: str) -> list[str]:
-    """A name on the line, blanks and all; or several that each have an ending."""
+    """The name on a line, including blanks; or several names, if each has a file extension."""
     words = line.split()
     return words if all(Path(w).suffix for w in words) else [line.strip()]
 
@@ -67,14 +67,14 @@ def _names_of(truth: GroundTruth) -> list[str]:
 
 @dataclass
 class Leak:
-    """Images of one benchmark split that a training set holds.
+    """Images of one benchmark split that a training set contains.
 
     Attributes:
-        benchmark: its name.
-        split: of the benchmark.
-        images: different images of the split.
-        seen: those of them that training has, by key.
-        sentences: of the seen images.
+        benchmark: name of the benchmark.
+        split: split of the benchmark.
+        images: number of different images in the split.
+        seen: keys of those in the training set.
+        sentences: number of sentences about the seen images.
     """
 
     benchmark: str
@@ -85,7 +85,7 @@ class Leak:
 
 
 def find_leaks(training: dict[str, list[str]], benchmark: str, expressions: Sequence[Expression]) -> list[Leak]:
-    """Leaks of one benchmark, split by split; its own training split is no leak."""
+    """Leaks of one benchmark by split; its own training split does not count."""
     by_split: dict[str, list[str]] = {}
     for e in expressions:
         by_split.setdefault(e.split or "unnamed", []).append(image_key(e.file_name))
@@ -98,7 +98,7 @@ def find_leaks(training: dict[str, list[str]], benchmark: str, expressions: Sequ
 
 
 def _images_of(source: str | Path | Mapping[str, Any]) -> GroundTruth:
-    """A COCO file as annotations; one of captions has neither categories nor boxes to check."""
+    """A COCO file as annotations; caption files have neither categories nor boxes to check."""
     content = source if isinstance(source, Mapping) else read_json(source, "training set")
     where = "the training set" if isinstance(source, Mapping) else str(source)
     if isinstance(content, Mapping) and "categories" not in content:
@@ -107,7 +107,7 @@ def _images_of(source: str | Path | Mapping[str, Any]) -> GroundTruth:
 
 
 def without(source: str | Path | Mapping[str, Any], leaked: set[str]) -> dict[str, Any]:
-    """COCO or LVIS annotations, or COCO captions, without the leaked images and what is said of them."""
+    """COCO or LVIS annotations, or COCO captions, without the leaked images and their annotations."""
     content = source if isinstance(source, Mapping) else read_json(source, "training set")
     truth = _images_of(content)
     names = _names_of(truth)
@@ -115,5 +115,5 @@ def without(source: str | Path | Mapping[str, Any], leaked: set[str]) -> dict[st
     left = with_images(truth, kept).data
     if "categories" in content:
         return left
-    said = [a for a in content.get("annotations", []) if a["image_id"] in kept]
-    return {**content, "images": left["images"], "annotations": said}
+    annotations = [a for a in content.get("annotations", []) if a["image_id"] in kept]
+    return {**content, "images": left["images"], "annotations": annotations}

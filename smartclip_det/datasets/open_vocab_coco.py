@@ -1,8 +1,8 @@
-"""COCO and LVIS annotations with labels that follow the vocabulary given.
+"""COCO and LVIS datasets whose labels follow the given vocabulary.
 
-MMDetection's ``CocoDataset`` and LVIS classes number labels by the file's order whatever ``classes`` says, and
-drop misspelt names silently. Here a label is the index of the name in the vocabulary, and a name that the file
-does not have is an error with the nearest names.
+MMDetection's ``CocoDataset`` and LVIS classes assign labels in file order whatever ``classes`` says, and silently drop
+misspelled names. Here a label is the index of the name in the vocabulary, and a name that the file does not have is an
+error that lists the closest names.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from smartclip_det.models.vocabulary import resolve_names
 
 @DATASETS.register_module()
 class OpenVocabCocoDataset(BaseDetDataset):
-    """COCO-layout annotations under any vocabulary.
+    """COCO annotations with any vocabulary.
 
-    ``metainfo`` holds ``classes`` (the vocabulary), ``seen`` and ``templates`` for :class:`VocabularyHook`.
+    ``metainfo`` has ``classes`` (the vocabulary), ``seen`` and ``templates``, for :class:`VocabularyHook`.
     """
 
     def __init__(
@@ -46,31 +46,33 @@ class OpenVocabCocoDataset(BaseDetDataset):
         """Build.
 
         Args:
-            args: as for MMDetection's data sets.
+            args: as for MMDetection's datasets.
             vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), a file, or
-                ``annotations``: the categories of the annotation file by their id.
-            seen: names that training may use, in any of the same forms, or ``lvis_base``: the common and frequent
-                categories of the annotation file (OV-LVIS); None for all.
-            seen_only: leave out boxes of other classes (training on the base classes).
-            annotated_only: leave out images without any box of the vocabulary, also in test mode (OV-COCO validates
-                on 4,836 images of val2017).
-            templates: template set of this data set's prompts.
-            prompt_names: what stands in the prompts for a class (``{"creatures": "fish"}``), or a JSON file of that:
-                ODinW's overrides. The class keeps its name everywhere else. Recorded in the protocol stamp.
-            kwargs: as for MMDetection's data sets.
+                ``annotations``: the categories of the annotation file, ordered by id.
+            seen: names that training may use, in any of these forms, or ``lvis_base``: the common and frequent
+                categories of the annotation file (OV-LVIS); None: all.
+            seen_only: drop boxes of other classes (training on the base classes).
+            annotated_only: drop images without any box of the vocabulary, also in test mode (OV-COCO validates on
+                4,836 images of val2017).
+            templates: template set for the prompts of this dataset.
+            prompt_names: text used for a class in prompts (``{"creatures": "fish"}``), or a JSON file with such a
+                mapping, as for ODinW. Class names do not change elsewhere. Recorded in the protocol stamp.
+            kwargs: as for MMDetection's datasets.
         """
         self.seen_only, self.annotated_only, self._seen = seen_only, annotated_only, seen
         names = None if vocabulary == "annotations" else tuple(resolve_names(vocabulary))
         pipeline = kwargs.get("pipeline", ())
         self.with_masks = any(isinstance(t, Mapping) and t.get("with_mask") for t in pipeline)
-        said = read_json(prompt_names, "file of prompt names") if isinstance(prompt_names, str) else prompt_names or {}
-        if not isinstance(said, Mapping):
-            raise UserError(f"prompt_names must map class names to texts; given {said!r:.80}.")
-        metainfo = {"classes": names, "templates": templates, "prompt_names": dict(said)}
+        if isinstance(prompt_names, str):
+            prompt_names = read_json(prompt_names, "file of prompt names")
+        overrides = prompt_names or {}
+        if not isinstance(overrides, Mapping):
+            raise UserError(f"prompt_names must map class names to texts; given {overrides!r:.80}.")
+        metainfo = {"classes": names, "templates": templates, "prompt_names": dict(overrides)}
         super().__init__(*args, metainfo={**(kwargs.pop("metainfo", None) or {}), **metainfo}, **kwargs)
 
     def _name_classes(self, truth: GroundTruth) -> None:
-        """Fill ``metainfo`` with what the annotation file may have a say in."""
+        """Set the entries of ``metainfo`` that may depend on the annotation file."""
         names = self.metainfo["classes"] or tuple(truth.categories[i] for i in sorted(truth.categories, key=id_order))
         if self._seen == "lvis_base":
             check_lvis(truth)
@@ -80,10 +82,10 @@ class OpenVocabCocoDataset(BaseDetDataset):
             base = names if self._seen is None else tuple(resolve_names(self._seen))
         foreign = [n for n in base if n not in set(names)]
         if foreign:
-            raise UserError(f"seen names that are not in the vocabulary: {', '.join(foreign[:5])}.")
+            raise UserError(f"seen contains names that are not in the vocabulary: {', '.join(foreign[:5])}.")
         unknown = [n for n in self.metainfo["prompt_names"] if n not in set(names)]
         if unknown:
-            raise unknown_names("class in prompt_names", unknown, names, "Keys are names of the vocabulary.")
+            raise unknown_names("classes in prompt_names", unknown, names, "Keys must be names of the vocabulary.")
         self._metainfo.update(classes=names, seen=base)
 
     def load_data_list(self) -> list[dict[str, Any]]:
@@ -111,11 +113,11 @@ class OpenVocabCocoDataset(BaseDetDataset):
         return records
 
     def image_path(self, image: Mapping[str, Any]) -> str:
-        """Where an image of the annotation file lies."""
+        """Path of an image of the annotation file."""
         return str(picture_path(self.data_prefix.get("img", ""), image, self.ann_file))
 
     def prepare_data(self, idx: int) -> Any:
-        """As in the base class; a picture that cannot be read is named."""
+        """As in the base class; an unreadable image is reported by name."""
         try:
             return super().prepare_data(idx)
         except Exception as error:
@@ -127,7 +129,7 @@ class OpenVocabCocoDataset(BaseDetDataset):
     def _record(self, image: dict[str, Any], annotations: list[dict[str, Any]]) -> dict[str, Any]:
         if "width" not in image or "height" not in image:
             raise UserError(
-                f"{self.ann_file}: image {image['id']!r} has no width and height, and its picture is not at hand."
+                f"{self.ann_file}: image {image['id']!r} has no width and height, and its file was not found."
             )
         instances = []
         for a in annotations:
@@ -150,17 +152,17 @@ class OpenVocabCocoDataset(BaseDetDataset):
         }
 
     def _mask(self, annotation: dict[str, Any], height: Any, width: Any) -> Any:
-        """The segmentation of an annotation as it is; one that MMDetection cannot draw is refused before training."""
+        """Segmentation of an annotation, unchanged; one that MMDetection cannot rasterise is an error."""
         problem = segmentation_problem(annotation.get("segmentation"), height, width)
         if problem:
             raise UserError(
-                f"{self.ann_file}: annotation {annotation.get('id')!r}: {problem} Mend it, or train on "
-                "boxes alone (no with_mask in the pipeline, no mask head)."
+                f"{self.ann_file}: annotation {annotation.get('id')!r}: {problem} Fix it, or train on "
+                "boxes only (no with_mask in the pipeline, no mask head)."
             )
         return annotation["segmentation"]
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Drop images without boxes or too small, where ``filter_cfg`` says so; never in test mode."""
+        """Drop images without boxes or too small ones, as set in ``filter_cfg``; never in test mode."""
         if self.test_mode or not self.filter_cfg:
             return self.data_list
         smallest = self.filter_cfg.get("min_size", 0)
@@ -173,12 +175,12 @@ class OpenVocabCocoDataset(BaseDetDataset):
         ]
         if self.data_list and not kept:
             raise UserError(
-                f"{self.ann_file}: none of {len(self.data_list)} images is left to learn from: filter_cfg asks for "
-                f"sides of {smallest} pixels and more{' and a box' if need_box else ''}."
+                f"{self.ann_file}: filter_cfg removes all {len(self.data_list)} images: it requires sides of at least "
+                f"{smallest} pixels{' and a box' if need_box else ''}."
             )
         return kept
 
 
 @DATASETS.register_module()
 class OpenVocabLVISDataset(OpenVocabCocoDataset):
-    """LVIS annotations; as COCO's, whose reader knows ``coco_url``. Configs keep the name that tells the data set."""
+    """LVIS annotations, read like COCO's (the reader supports ``coco_url``); a separate name for configs."""

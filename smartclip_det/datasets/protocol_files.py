@@ -1,7 +1,8 @@
-"""Protocol files of open-vocabulary detection from the official COCO and LVIS annotations.
+"""Annotation files of open-vocabulary protocols, made from the official COCO and LVIS annotations.
 
-Files are read and written as streams, entry by entry, so memory does not grow with them. A file appears whole or not
-at all, and is not made again while its source and rule are those of the manifest. Protocol: ovd reference 2.1, 2.2.
+Splits: OV-COCO of OVR-CNN (arXiv 2011.10678), OV-LVIS of ViLD (arXiv 2104.13921). Files are read and written as
+streams, so memory does not grow with their size. A file is written atomically, and only if the manifest shows that its
+source or rule has changed.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.notes import note
 
 MANIFEST = "protocol_files.json"
-#: Annotations that are checked at once.
+#: Annotations checked at a time.
 PIECE = 1_000
-#: Images of the official files, and categories of LVIS v1 by frequency.
+#: Numbers of images in the official files, and of categories in LVIS v1 by frequency.
 COCO_TRAIN, COCO_VAL = 118_287, 5_000
 LVIS_FREQUENCIES = {"f": 405, "c": 461, "r": 337}
 
 
 @dataclass(frozen=True)
 class ProtocolFile:
-    """One file to make.
+    """Rule for one file.
 
     Attributes:
-        name: of the file.
+        name: file name.
         box_ids: categories whose boxes are kept.
         listed_ids: categories that the file lists.
-        only_annotated: leave out images without a kept box.
-        keep_image: further condition on an image entry.
-        expected: images that must come out for so many that go in: ``(in, out)``; None for no check.
+        only_annotated: drop images without a kept box.
+        keep_image: further condition on image entries.
+        expected: number of images before and after, ``(in, out)``, to verify; None: no check.
     """
 
     name: str
@@ -54,7 +55,7 @@ class ProtocolFile:
 
 
 def ov_coco_train() -> list[ProtocolFile]:
-    """Base boxes only, images without one removed; listed under 48 names and, for joint training, under 65."""
+    """Base boxes only, without images that have none; listing 48 categories or, for joint training, 65."""
     base, both = _ids(OV_COCO_BASE), _ids(OV_COCO_65)
     count = (COCO_TRAIN, 107_761)
     return [
@@ -64,7 +65,7 @@ def ov_coco_train() -> list[ProtocolFile]:
 
 
 def ov_coco_val() -> list[ProtocolFile]:
-    """Images with a box of the 65 classes, and only those boxes."""
+    """Images with a box of the 65 classes, and only these boxes."""
     both = _ids(OV_COCO_65)
     return [ProtocolFile("instances_val2017_all_2.json", both, both, True, expected=(COCO_VAL, 4_836))]
 
@@ -74,39 +75,39 @@ def _ids(names: Sequence[str]) -> frozenset[int]:
 
 
 def ov_lvis_train(categories: Sequence[dict[str, Any]], where: str) -> list[ProtocolFile]:
-    """No box of a rare class; all classes stay listed."""
+    """No boxes of rare classes; all classes stay listed."""
     frequency = {c["id"]: c.get("frequency") for c in categories}
     counts = {f: sum(v == f for v in frequency.values()) for f in LVIS_FREQUENCIES}
     if sum(counts.values()) != len(frequency):
-        raise UserError(f"{where}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
+        raise UserError(f"{where}: categories have no frequency (r, c or f); it is not an LVIS annotation file.")
     if len(frequency) == sum(LVIS_FREQUENCIES.values()) and counts != LVIS_FREQUENCIES:
         raise UserError(
-            f"{where} has {len(frequency)} classes as LVIS v1 has, but {counts['f']} frequent, {counts['c']} common "
-            f"and {counts['r']} rare ones instead of 405, 461 and 337: not the official file."
+            f"{where} has {len(frequency)} classes like LVIS v1, but {counts['f']} frequent, {counts['c']} common "
+            f"and {counts['r']} rare ones instead of 405, 461 and 337: it is not the official file."
         )
     common = frozenset(i for i, f in frequency.items() if f != "r")
     return [ProtocolFile("lvis_v1_train_norare.json", common, frozenset(frequency))]
 
 
 def lvis_minival(categories: Sequence[dict[str, Any]]) -> list[ProtocolFile]:
-    """The images of LVIS val that are COCO val2017 images."""
+    """Images of LVIS val that are from COCO val2017."""
     everything = frozenset(c["id"] for c in categories)
     return [ProtocolFile("lvis_v1_minival.json", everything, everything, keep_image=_of_val2017)]
 
 
 def _of_val2017(image: dict[str, Any]) -> bool:
     if "coco_url" not in image:
-        raise UserError(f"Image {image.get('id')} has no coco_url, which tells COCO val2017 images from others.")
+        raise UserError(f"Image {image.get('id')} has no coco_url, which is needed to find COCO val2017 images.")
     return str(image["coco_url"]).split("/")[-2] == "val2017"
 
 
 @dataclass
 class AnnotationStream:
-    """An annotation file that is read entry by entry.
+    """An annotation file, read entry by entry.
 
     Attributes:
         path: COCO or LVIS annotations.
-        progress: show bars with rate and remaining time.
+        progress: show progress bars.
     """
 
     path: Path
@@ -117,11 +118,11 @@ class AnnotationStream:
             raise UserError(f"No annotation file at {self.path}. Check the path.")
 
     def entries(self, part: str) -> Iterator[dict[str, Any]]:
-        """The entries of ``images``, ``annotations`` or ``categories``, in order."""
+        """Entries of ``images``, ``annotations`` or ``categories``, in order."""
         return self._items(f"{part}.item", f"reading {part}")
 
     def value(self, part: str) -> Any:
-        """A small part of the file as a whole, None where it has none."""
+        """A small part of the file as a whole; None if it is missing."""
         return next(self._items(part, f"reading {part}"), None)
 
     def _items(self, prefix: str, what: str) -> Iterator[Any]:
@@ -137,7 +138,7 @@ class AnnotationStream:
                 raise UserError(f"{self.path} is not valid JSON ({error}); it may be cut short.") from error
 
     def check(self) -> None:
-        """Refuse what no reader of annotations takes; what one mends is told and stays as it is.
+        """Reject what no annotation reader accepts; print notes about what readers fix on the fly.
 
         Raises:
             UserError: naming the entry.
@@ -161,13 +162,13 @@ class AnnotationStream:
 
 
 def make_files(source: AnnotationStream, rules: Sequence[ProtocolFile], out: Path) -> list[dict[str, Any]]:
-    """Write what the rules ask for into ``out``, leaving what is there already.
+    """Write the files of the rules to ``out``, keeping those that are up to date.
 
     Returns:
-        For each file what the manifest says: name, counts, hashes, and ``made`` (False where it was there).
+        Manifest entry of each file: name, counts, hashes, and ``made`` (False if it was kept).
 
     Raises:
-        UserError: for unreadable sources, missing categories, or counts that are not the protocol's.
+        UserError: for unreadable sources, missing categories, or counts that do not match the protocol.
     """
     digest = source.digest()
     manifest = read_json(out / MANIFEST, "manifest") if (out / MANIFEST).is_file() else {}
@@ -190,7 +191,7 @@ def make_files(source: AnnotationStream, rules: Sequence[ProtocolFile], out: Pat
 
 
 def described(entry: dict[str, Any], out: Path) -> str:
-    """One line about a file of :func:`make_files`."""
+    """One-line description of a file from :func:`make_files`."""
     return (
         f"{'written' if entry['made'] else 'kept'}: {out / entry['name']}: {entry['images']:,} of "
         f"{entry['images_in']:,} images, {entry['annotations']:,} of {entry['annotations_in']:,} boxes, "
@@ -203,7 +204,7 @@ def _is_intact(path: Path, entry: dict[str, Any]) -> bool:
 
 
 def write_protocol_file(source: AnnotationStream, rule: ProtocolFile, path: Path) -> dict[str, Any]:
-    """Write one file; returns its counts and hash."""
+    """Write one file; return its counts and hash."""
     categories = [c for c in source.entries("categories") if c["id"] in rule.listed_ids]
     missing = rule.listed_ids - {c["id"] for c in categories}
     if missing:
@@ -244,8 +245,8 @@ def write_protocol_file(source: AnnotationStream, rule: ProtocolFile, path: Path
     if rule.expected and counts["images_in"] == rule.expected[0] and len(kept) != rule.expected[1]:
         part.unlink()
         raise UserError(
-            f"{rule.name}: {counts['images_in']:,} images in, {len(kept):,} out; the protocol has {rule.expected[1]:,}"
-            f": {source.path} is not the official file."
+            f"{rule.name}: {counts['images_in']:,} images in, {len(kept):,} out, but the protocol has "
+            f"{rule.expected[1]:,}: {source.path} is not the official file."
         )
     os.replace(part, path)
     facts = {"images": len(kept), "categories": len(categories), **counts}

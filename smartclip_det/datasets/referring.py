@@ -1,4 +1,4 @@
-"""Images with all their referring expressions, for heads that are trained to ground them.
+"""Images with all their referring expressions, for training grounding heads.
 
 Shape letters: S side of the square image in pixels, E sentences of an image.
 """
@@ -30,12 +30,12 @@ from smartclip_det.utils.images import fit_square, open_rgb, pixels, square_boxe
 
 @DATASETS.register_module()
 class ReferringDataset(BaseDataset):
-    """Expression files of every layout that ``load_expressions`` reads; one sample is one image.
+    """Expression files of all layouts of ``load_expressions``; one sample is one image.
 
-    A sample has ``inputs [3, S, S]`` uint8 and a data sample with ``sentences``, ``sentence_ids``, ``boxes`` (for each
-    sentence ``[n, 4]`` xyxy in pixels of the square; none for a sentence without a target), ``masks`` (``[S, S]`` bool
-    for each sentence, where asked for), and ``scale`` (square over image pixels, x and y), which undoes the letterbox.
-    Its image is encoded once for all its sentences. An index of ``epoch * N + i`` is image i in that epoch.
+    A sample has ``inputs [3, S, S]`` uint8 and a data sample with ``sentences``, ``sentence_ids``, ``boxes`` (per
+    sentence ``[n, 4]`` xyxy pixels of the square; n = 0 for a sentence without a target), optionally ``masks``
+    (``[S, S]`` bool per sentence), and ``scale`` (square over image pixels, x and y), which undoes the letterbox. The
+    image is encoded once for all its sentences. An index of ``epoch * N + i`` is image i in that epoch.
     """
 
     def __init__(
@@ -59,38 +59,38 @@ class ReferringDataset(BaseDataset):
         """Build.
 
         Args:
-            ann_file: expression file, or several that are trained on together.
-            images: folder of ``file_name``.
-            data_root: folder that relative paths are in.
+            ann_file: expression file, or several to train on jointly.
+            images: folder with the image files (``file_name``).
+            data_root: root of relative paths.
             split: split of the file.
-            instances: ``instances.json`` of a refs file; default: beside it.
+            instances: ``instances.json`` for a refs file; default: the one in its folder.
             image_size: S.
             fit: ``pad`` (letterbox) or ``squash``.
-            sentences_per_image: sentences drawn of an image in an epoch; 0 for all of them.
-            with_masks: give masks; every target must then have one.
-            flip: chance in training that an image is mirrored, see ``referring_augment.mirror``. The field's later
-                recipes leave it off.
-            crop: chance in training of a crop, see ``referring_augment.random_crop``.
-            without: text file of image names that are left out: ``tools/data/check_leakage.py`` writes the images of a
-                benchmark's val and test.
-            seed: of what is drawn.
+            sentences_per_image: number of sentences drawn per image and epoch; 0: all.
+            with_masks: return masks; every target must have one.
+            flip: probability of mirroring an image in training, see ``referring_augment.mirror``. Recent recipes for
+                referring expressions do not use it.
+            crop: probability of a crop in training, see ``referring_augment.random_crop``.
+            without: text file with names of images to exclude; ``tools/data/check_leakage.py`` writes the images of a
+                benchmark's val and test splits.
+            seed: seed of random draws.
             test_mode: all sentences, no augmentation.
-            indices: use only the first n, or these, images.
+            indices: use only the first n images, or the given ones.
         """
         self.files = [ann_file] if isinstance(ann_file, str) else list(ann_file)
         self.images, self.split, self.instances, self.without = images, split, instances, without
         self.image_size, self.fit = image_size, check_choice("fit", fit, ("pad", "squash"))
         for name, chance in (("flip", flip), ("crop", crop)):
             if not 0 <= chance <= 1:
-                raise UserError(f"{name} is a chance in [0, 1]; given {chance}.")
+                raise UserError(f"{name} must be a probability in [0, 1]; given {chance}.")
         if crop and with_masks:
-            raise UserError("A crop would have to cut the masks as well: leave crop=0 or with_masks=False.")
+            raise UserError("Crops do not support masks: set crop=0 or with_masks=False.")
         self.flip, self.crop, self.with_masks = flip, crop, with_masks
         self.sentences_per_image, self.seed, self.epoch = sentences_per_image, seed, 0
         super().__init__(data_root=data_root, test_mode=test_mode, serialize_data=True, indices=indices)
 
     def set_epoch(self, epoch: int) -> None:
-        """What is drawn in the coming epoch; :class:`CaptionEpochHook` calls it."""
+        """Set the epoch that random draws depend on; called by :class:`CaptionEpochHook`."""
         self.epoch = epoch
 
     def _path(self, name: str) -> str:
@@ -100,16 +100,16 @@ class ReferringDataset(BaseDataset):
         """One record per image."""
         by_image: dict[Any, list[Expression]] = {}
         for n, file in enumerate(self.files):
-            found = load_expressions(
+            loaded = load_expressions(
                 self._path(file), split=self.split, instances=self.instances and self._path(self.instances)
             )
-            for e in found:
+            for e in loaded:
                 by_image.setdefault((n, e.image_id), []).append(e)
         left_out = 0
         if self.without:
             names = Path(self._path(self.without))
             if not names.is_file():
-                raise UserError(f"No list of images to leave out at {names}. tools/data/check_leakage.py writes one.")
+                raise UserError(f"No list of images to exclude at {names}. Create it with tools/data/check_leakage.py.")
             lines = (line.strip() for line in names.read_text(encoding="utf-8").splitlines())
             banned = {image_key(line) for line in lines if line}
             before = len(by_image)
@@ -117,33 +117,33 @@ class ReferringDataset(BaseDataset):
             left_out = before - len(by_image)
             if banned and not left_out:
                 raise UserError(
-                    f"None of the {len(banned)} images of {names} is in the expression files: the list is of another "
-                    "data set. Mend it, or leave it away."
+                    f"None of the {len(banned)} images listed in {names} is in the expression files: the list is for "
+                    "another dataset. Fix the list, or remove without=..."
                 )
         if not by_image:
-            raise UserError(f"{', '.join(self.files)}: no image is left.")
-        records = [self._record(mine) for mine in by_image.values()]
+            raise UserError(f"{', '.join(self.files)}: no images left.")
+        records = [self._record(group) for group in by_image.values()]
         count = sum(len(r["sentences"]) for r in records)
-        told = f", {left_out} images of {self.without} left out" if self.without else ""
-        print_log(f"{', '.join(self.files)}: {count} sentences of {len(records)} images{told}.", "current")
+        excluded = f", {left_out} images of {self.without} excluded" if self.without else ""
+        print_log(f"{', '.join(self.files)}: {count} sentences of {len(records)} images{excluded}.", "current")
         return records
 
-    def _record(self, mine: Sequence[Expression]) -> dict[str, Any]:
+    def _record(self, group: Sequence[Expression]) -> dict[str, Any]:
         if self.with_masks:
-            bare = [e.id for e in mine if len(e.masks) != len(e.boxes)]
+            bare = [e.id for e in group if len(e.masks) != len(e.boxes)]
             if bare:
                 raise UserError(
-                    f"Masks are asked for, and sentence {bare[0]!r} has boxes without masks; give refs files with "
+                    f"with_masks=True, but sentence {bare[0]!r} has boxes without masks. Use refs files with "
                     "instances.json, or with_masks=False."
                 )
-            mine = [_with_checked_masks(e) for e in mine]
+            group = [_with_checked_masks(e) for e in group]
         return {
-            "img_id": mine[0].image_id,
-            "img_path": self._path(str(Path(self.images) / mine[0].file_name)),
-            "sentences": [e.sentence for e in mine],
-            "sentence_ids": [e.id for e in mine],
-            "boxes": [[list(b) for b in e.boxes] for e in mine],
-            "segmentations": [list(e.masks) for e in mine] if self.with_masks else None,
+            "img_id": group[0].image_id,
+            "img_path": self._path(str(Path(self.images) / group[0].file_name)),
+            "sentences": [e.sentence for e in group],
+            "sentence_ids": [e.id for e in group],
+            "boxes": [[list(b) for b in e.boxes] for e in group],
+            "segmentations": [list(e.masks) for e in group] if self.with_masks else None,
         }
 
     def prepare_data(self, idx: int) -> dict[str, Any]:
@@ -189,10 +189,10 @@ class ReferringDataset(BaseDataset):
         masks: list[np.ndarray] | None,
         rng: np.random.Generator,
     ) -> tuple[Image.Image, list[Any], list[str], list[np.ndarray] | None, bool]:
-        """Crop and mirror by their chances."""
+        """Crop and mirror with their probabilities."""
         flip, crop = rng.random() < self.flip, rng.random() < self.crop
         ends = np.cumsum([0, *(len(b) for b in boxes)])
-        flat = [b for mine in boxes for b in mine]
+        flat = [b for group in boxes for b in group]
         if crop:
             image, flat = random_crop(image, flat, sentences, rng)
         mirrored = mirror(image, flat, sentences) if flip else None
@@ -203,7 +203,7 @@ class ReferringDataset(BaseDataset):
         return image, parts, sentences, masks, mirrored is not None
 
     def _square_mask(self, mask: np.ndarray) -> torch.Tensor:
-        """``[S, S]`` bool: the mask on the square, without the letterbox's colour."""
+        """``[S, S]`` bool: the mask on the square input."""
         height, width = mask.shape
         if self.fit == "pad":
             canvas = np.zeros((max(mask.shape), max(mask.shape)), dtype=np.uint8)
@@ -216,7 +216,7 @@ class ReferringDataset(BaseDataset):
 
 
 def _with_checked_masks(expression: Expression) -> Expression:
-    """An expression whose masks can be decoded; without a size in the file they are checked with the picture."""
+    """Validate that the masks can be decoded; without an image size this happens when the image is loaded."""
     if not (expression.width and expression.height):
         return expression
     try:

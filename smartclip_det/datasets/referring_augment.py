@@ -1,7 +1,8 @@
-"""Augmentation of an image with sentences about it: what the words allow, and boxes that stay whole.
+"""Augmentation of images with sentences: only transforms that keep the sentences true and the boxes complete.
 
-Mirroring exchanges the words of side in the sentences (see ``sides``); where one of them may be a side or not, the
-image stays. A crop is refused when a sentence speaks of places, or when a box would be cut. Boxes are xyxy pixels.
+Mirroring swaps left and right in the sentences (see ``sides``); if it is ambiguous whether a word means a side, the
+image is not mirrored. An image is not cropped if a sentence refers to positions, and crops never cut boxes. Boxes are
+xyxy pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from smartclip_det.datasets.sides import mirrored_sentence
 
 Box = Sequence[float]
-#: Words that a crop could make untrue. Hyphens and word ends bound them: "top-left" has two, "stop" has none.
+#: Words that a crop could make untrue, at word boundaries and hyphens: "top-left" has two, "stop" has none.
 POSITION_WORDS = (
     "left",
     "right",
@@ -85,14 +86,14 @@ _POSITION = re.compile(r"\b(" + "|".join(POSITION_WORDS) + r")\b", re.IGNORECASE
 
 
 def names_a_place(sentence: str) -> bool:
-    """Whether a sentence holds one of :data:`POSITION_WORDS`, so that a crop could make it untrue."""
+    """Whether a sentence contains one of :data:`POSITION_WORDS`, so that a crop could make it untrue."""
     return bool(_POSITION.search(sentence))
 
 
 def mirror(
     image: Image.Image, boxes: Sequence[Box], sentences: Sequence[str]
 ) -> tuple[Image.Image, list[list[float]], list[str]] | None:
-    """The mirrored image, its boxes, and the sentences with their sides exchanged; None where a word is not known."""
+    """Mirrored image, its boxes, and the sentences with sides swapped; None if a word is ambiguous."""
     turned = [mirrored_sentence(s) for s in sentences]
     known = [s for s in turned if s is not None]
     if len(known) < len(turned):
@@ -108,17 +109,17 @@ def random_crop(
     rng: np.random.Generator,
     least: float = 0.6,
 ) -> tuple[Image.Image, list[list[float]]]:
-    """A crop that keeps every box whole, or the image as it is when a sentence names a place.
+    """Random crop that contains every box, or the unchanged image if a sentence refers to positions.
 
     Args:
         image: RGB image.
         boxes: all boxes of all sentences.
-        sentences: what is said of the image.
+        sentences: sentences about the image.
         rng: draws the window.
-        least: smallest share of each side that is kept.
+        least: minimum size of the window relative to each side.
 
     Returns:
-        The window, and the boxes in its pixels.
+        The crop, and the boxes in its pixels.
     """
     if any(names_a_place(s) for s in sentences):
         return image, [list(b) for b in boxes]
@@ -132,7 +133,7 @@ def random_crop(
         stop = int(rng.integers(last, size + 1))
         short = int(np.ceil(least * size)) - (stop - start)
         if short > 0:
-            # Widened at both ends, as far as the image goes.
+            # Extend at both ends, within the image.
             start = max(0, start - short)
             stop = min(size, max(stop, start + int(np.ceil(least * size))))
         window.append((start, max(stop, start + 1)))

@@ -1,4 +1,4 @@
-"""What COCO annotations say about captioned images: names that are present, and boxes with texts.
+"""Names and region texts for captioned images, from COCO annotations.
 
 Shape letters: R regions.
 """
@@ -20,7 +20,7 @@ from smartclip_det.utils.images import square_boxes
 
 
 def described_annotations(path: str, pattern: str) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Each annotation that is no crowd, its category, and the pattern filled with its attributes and ``category``."""
+    """Annotations other than crowds, with category and the pattern filled with attributes and ``category``."""
     truth = load_ground_truth(path)
     for a in truth.data["annotations"]:
         if a.get("iscrowd"):
@@ -31,36 +31,36 @@ def described_annotations(path: str, pattern: str) -> Iterator[tuple[dict[str, A
             yield a, category, pattern.format(**facts)
         except (KeyError, IndexError) as error:
             raise UserError(
-                f"Pattern {pattern!r} asks for {error}; annotations of {path} have {', '.join(facts)}."
+                f"Pattern {pattern!r} needs {error}; annotations of {path} have {', '.join(facts)}."
             ) from error
 
 
 def read_presence(
     records: Sequence[CaptionRecord], presence: Mapping[str, str], file: str | None, data_root: str
 ) -> dict[str, list[str]]:
-    """Fill ``present`` of the records; the names of each vocabulary, sorted.
+    """Set ``present`` of the records; returns the sorted names of each vocabulary.
 
     Args:
-        records: changed in place.
-        presence: name of a vocabulary to its pattern.
+        records: modified in place.
+        presence: maps vocabulary names to patterns.
         file: COCO annotations.
-        data_root: folder that ``file`` is in.
+        data_root: root of ``file``.
     """
     if not file:
-        raise UserError("presence needs presence_file, the COCO annotations to read it from.")
+        raise UserError("presence needs presence_file, a COCO annotation file.")
     vocabularies = {}
     for name, pattern in presence.items():
-        found: dict[Any, set[str]] = {}
+        names: dict[Any, set[str]] = {}
         for a, _, text in described_annotations(osp.join(data_root, file), pattern):
-            found.setdefault(a["image_id"], set()).add(text)
-        vocabularies[name] = sorted(set().union(*found.values()))
+            names.setdefault(a["image_id"], set()).add(text)
+        vocabularies[name] = sorted(set().union(*names.values()))
         for r in records:
-            r.present[name] = sorted(found.get(r.id, ()))
+            r.present[name] = sorted(names.get(r.id, ()))
     return vocabularies
 
 
 class RegionTexts:
-    """Boxes of COCO annotations and a text for each, for region-caption contrast."""
+    """Boxes of COCO annotations with one text each, for region-caption contrast."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class RegionTexts:
         """Build.
 
         Args:
-            file: COCO annotations of the captioned images, by image id.
+            file: COCO annotations of the captioned images, matched by image id.
             pattern: name of an annotation, over its attributes and ``category``.
-            template: text of a name, see ``core.prompts.fill``.
-            classes: use only these categories (the base classes, where novel ones are tested); None for all.
-            limit: boxes of an image in one step, drawn anew each time.
-            min_side: smallest side in pixels of the square; smaller boxes are left out.
-            data_root: folder that ``file`` is in.
+            template: text for a name, see ``core.prompts.fill``.
+            classes: use only these categories (the base classes, if novel ones are tested); None: all.
+            limit: maximum number of boxes per image and step, drawn at random.
+            min_side: smallest side in pixels of the square input; smaller boxes are dropped.
+            data_root: root of ``file``.
         """
         if limit < 1:
             raise UserError(f"regions.limit must be at least 1; given {limit}.")
@@ -90,22 +90,22 @@ class RegionTexts:
         self.classes = None if classes is None else frozenset(classes)
 
     def attach(self, records: Sequence[CaptionRecord]) -> None:
-        """Fill ``regions`` and ``size`` of the records."""
+        """Set ``regions`` and ``size`` of the records."""
         truth = load_ground_truth(self.file)
         known = set(truth.categories.values())
         if self.classes is not None and self.classes - known:
             raise unknown_names(
-                "regions.classes", sorted(self.classes - known), known, f"They are looked up in {self.file}."
+                "regions.classes", sorted(self.classes - known), known, f"Names must be categories of {self.file}."
             )
-        found: dict[Any, list[Any]] = {}
+        regions: dict[Any, list[Any]] = {}
         for a, category, text in described_annotations(self.file, self.pattern):
             if self.classes is None or category in self.classes:
                 x, y, w, h = a["bbox"]
-                found.setdefault(a["image_id"], []).append(((x, y, x + w, y + h), fill(self.template, text)))
+                regions.setdefault(a["image_id"], []).append(((x, y, x + w, y + h), fill(self.template, text)))
         for r in records:
-            r.regions, r.size = found.get(r.id, []), truth.image_sizes.get(r.id, r.size)
+            r.regions, r.size = regions.get(r.id, []), truth.image_sizes.get(r.id, r.size)
         if not any(r.regions for r in records):
-            raise UserError(f"No box of {self.file} belongs to a captioned image (they are matched by image id).")
+            raise UserError(f"No box of {self.file} belongs to a captioned image (matched by image id).")
 
     def draw(
         self,
@@ -116,7 +116,7 @@ class RegionTexts:
         flipped: bool,
         rng: np.random.Generator,
     ) -> tuple[list[list[float]], list[str]]:
-        """At most ``limit`` regions: boxes ``[R, 4]`` xyxy in pixels of the square, and texts."""
+        """Draw at most ``limit`` regions: boxes ``[R, 4]`` xyxy in pixels of the square, and texts."""
         if not regions or size is None:
             return [], []
         boxes = square_boxes(np.array([b for b, _ in regions]), size, side, fit)

@@ -1,4 +1,4 @@
-"""Which annotated boxes a detector learns from, by the rules of MMDetection's CocoDataset, and why it leaves others."""
+"""Which annotated boxes are used for training, by the rules of MMDetection's CocoDataset, and why others are not."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from smartclip_det.formats.pictures import check_pictures
 from smartclip_det.utils.notes import note
 
 CROWD = "crowd"
-#: Why a box is left out, and what brings it back where it should not be.
+#: Why a box is not used, and how to fix it if it should be.
 REASONS = {
     "class": ("of a class that is not trained", "add it to the vocabulary (or to seen)"),
-    "ignore": ("marked ignore", "write ignore 0"),
-    CROWD: ("crowd (iscrowd 1)", "write iscrowd 0; CVAT marks every mask as a crowd"),
-    "outside": ("outside of its image", "boxes are x, y, width, height in pixels of the picture as shown"),
-    "area": ("of area 0", "drop the field: width x height is used then"),
-    "thin": ("under a pixel wide or high", "boxes are in pixels, no shares of the image"),
+    "ignore": ("marked ignore", "set ignore to 0"),
+    CROWD: ("crowd (iscrowd 1)", "set iscrowd to 0; CVAT marks every mask as a crowd"),
+    "outside": ("outside the image", "boxes must be x, y, width, height in pixels of the image as displayed"),
+    "area": ("with area 0", "remove the field: width x height is then used"),
+    "thin": ("under a pixel wide or high", "boxes must be in pixels, not relative"),
 }
 
 
 def reason_to_leave_out(annotation: Mapping[str, Any], size: tuple[float, float], wanted: Any) -> str:
-    """A key of :data:`REASONS`, or "" for a box to learn from.
+    """A key of :data:`REASONS`, or "" for a box to train on.
 
     Args:
         annotation: checked annotation.
         size: width and height of its image.
-        wanted: category ids to learn.
+        wanted: category ids to train.
     """
     x, y, w, h = annotation["bbox"]
     if annotation["category_id"] not in wanted:
@@ -49,11 +49,11 @@ def reason_to_leave_out(annotation: Mapping[str, Any], size: tuple[float, float]
 
 @dataclass
 class TrainingBoxes:
-    """The boxes of a file.
+    """Boxes of a file, sorted by use.
 
     Attributes:
-        kept: boxes by image id, in file order; crowds are among them, as regions to ignore.
-        used: boxes to learn from.
+        kept: boxes by image id, in file order, including crowds, which are ignore regions.
+        used: number of boxes to train on.
         left_out: counts by reason.
     """
 
@@ -62,24 +62,24 @@ class TrainingBoxes:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def table(self) -> str:
-        """What is learned from and what is left out, a line each."""
+        """Counts of used and unused boxes, one line each."""
         total = self.used + sum(self.left_out.values())
         rows = [(self.used, "to learn from"), *((self.left_out[k], REASONS[k][0]) for k in REASONS if self.left_out[k])]
         return "\n".join([f"  {n:9,d}  {what}" for n, what in [(total, "boxes, of which"), *rows]])
 
 
 def boxes_to_learn(truth: GroundTruth, wanted: Any) -> TrainingBoxes:
-    """Sort the boxes of a file; ``wanted`` are the category ids to learn.
+    """Sort the boxes of a file; ``wanted`` are the category ids to train.
 
     Raises:
-        UserError: for a box on an image whose size is not known.
+        UserError: for a box on an image of unknown size.
     """
     out = TrainingBoxes()
     for a in truth.data["annotations"]:
         size = truth.image_sizes.get(a["image_id"])
         if size is None:
             raise UserError(
-                f"{truth.path}: image {a['image_id']!r} has no width and height, and its picture is not at hand."
+                f"{truth.path}: image {a['image_id']!r} has no width and height, and its file was not found."
             )
         reason = reason_to_leave_out(a, size, wanted)
         if reason:
@@ -92,27 +92,26 @@ def boxes_to_learn(truth: GroundTruth, wanted: Any) -> TrainingBoxes:
 
 
 def check_before_training(train: str | Path, train_images: Path, val: str | Path, val_images: Path) -> GroundTruth:
-    """Read everything that a training will need, so that nothing fails when hours are spent.
+    """Read everything that a training needs, so that it does not fail after hours.
 
     Args:
-        train: annotations to learn from.
-        train_images: folder of their pictures, each of which is decoded.
-        val: annotations to test on.
-        val_images: folder of their pictures.
+        train: training annotations.
+        train_images: folder of their images, all of which are decoded.
+        val: validation annotations.
+        val_images: folder of their images.
 
     Returns:
-        What is learned from.
+        The training annotations.
 
     Raises:
-        UserError: for files that the check of annotations refuses, pictures that cannot be read, and when no box is
-            left to learn from.
+        UserError: for invalid annotations, unreadable images, or no box to train on.
     """
     truth, other = load_ground_truth(train), load_ground_truth(val)
     if not truth.data["annotations"]:
         raise UserError(f"{train} has no boxes to learn from.")
-    foreign = sorted(set(other.categories.values()) - set(truth.categories.values()))
-    if foreign:
-        note(f"classes of {val} that {train} does not have: {', '.join(foreign[:10])}.")
+    untrained = sorted(set(other.categories.values()) - set(truth.categories.values()))
+    if untrained:
+        note(f"{val} has classes that {train} does not have: {', '.join(untrained[:10])}.")
     check_pictures(truth, train_images)
     check_pictures(other, val_images)
     boxes = boxes_to_learn(truth, truth.categories)
@@ -123,10 +122,10 @@ def check_before_training(train: str | Path, train_images: Path, val: str | Path
 
 
 def refuse_nothing(boxes: TrainingBoxes, where: str) -> None:
-    """Refuse a file of which no box is left to learn from.
+    """Raise if no box of a file can be used for training.
 
     Raises:
-        UserError: with the reasons, their counts and what to do.
+        UserError: with the reasons, their counts and how to fix them.
     """
     if boxes.used:
         return

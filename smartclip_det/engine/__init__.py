@@ -1,4 +1,4 @@
-"""Hooks and optimizer wrappers for MMEngine runs."""
+"""MMEngine hooks, optimizer wrappers and strategies."""
 
 from smartclip_det.engine.checkpoint_hook import TrainableCheckpointHook
 from smartclip_det.engine.finite_guard import FiniteGuardHook

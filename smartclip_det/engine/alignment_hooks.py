@@ -1,4 +1,4 @@
-"""Hooks of alignment runs; they need neither mmdet nor mmcv."""
+"""Hooks for alignment training; they need neither mmdet nor mmcv."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from smartclip_det.models.vocabulary import build_bank
 
 @HOOKS.register_module()
 class CaptionEpochHook(Hook):
-    """Tells the data set the epoch, on which its captions depend (workers must not be persistent)."""
+    """Passes the epoch to the dataset, whose captions depend on it (workers must not be persistent)."""
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Before the workers of an epoch start."""
+        """Set the epoch before its workers start."""
         runner.train_dataloader.dataset.set_epoch(runner.epoch)
 
 
 @HOOKS.register_module()
 class WhitenPatchesHook(Hook):
-    """Starts a tower that is trained from nothing by :func:`whiten_patch_embedding`; does nothing on resuming."""
+    """Initialises a tower trained from scratch with :func:`whiten_patch_embedding`; does nothing when resuming."""
 
     def __init__(self, images: int = 1000) -> None:
         """Build.
 
         Args:
-            images: the first so many training images are used, so every process finds the same weights.
+            images: number of training images to use, from the start, so that every process computes the same weights.
         """
         self.images = images
 
     def before_train(self, runner: Runner) -> None:
-        """Once, before the first step."""
+        """Run once before the first step."""
         if runner.iter or runner._load_from:
             return
         dataset, model = runner.train_dataloader.dataset, unwrapped(runner.model)
@@ -51,12 +51,12 @@ class WhitenPatchesHook(Hook):
 
 @HOOKS.register_module()
 class LearnedScaleHook(Hook):
-    """Keeps a learned scale from 1 to 100 after each step, as CLIP's training does."""
+    """Clamps a learned scale to [1, 100] after each step, as CLIP's training does."""
 
     priority = "HIGH"
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Before anything is saved."""
+        """Clamp before anything is saved."""
         model = unwrapped(runner.model)
         if model.loss.learns_scale:
             bound_scale_(model.towers.logit_scale)
@@ -64,46 +64,47 @@ class LearnedScaleHook(Hook):
 
 @HOOKS.register_module()
 class SparsityRampHook(Hook):
-    """Brings the sparsity of masks in step by step: 0 up to ``begin``, then in a line to the loss's own at ``end``."""
+    """Ramps up the sparsity weight: 0 until step ``begin``, then linearly to its configured value at step ``end``."""
 
     def __init__(self, end: int, begin: int = 0) -> None:
         """Build.
 
         Args:
-            end: step from which the whole weight is in force.
-            begin: step up to which there is none.
+            end: step from which the full weight applies.
+            begin: step until which the weight is 0.
         """
         if not 0 <= begin < end:
             raise UserError(f"SparsityRampHook needs 0 <= begin < end, in steps; given {begin} and {end}.")
         self.begin, self.end = begin, end
-        self.whole: float | None = None
+        self.full_weight: float | None = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """A function of the step alone, so a resumed run has the same."""
+        """Set the weight as a function of the step only, so that a resumed run is the same."""
         loss = unwrapped(runner.model).loss
-        if self.whole is None:
-            self.whole = loss.sparsity_weight
-        loss.sparsity_weight = self.whole * min(1.0, max(0.0, (runner.iter - self.begin) / (self.end - self.begin)))
+        if self.full_weight is None:
+            self.full_weight = loss.sparsity_weight
+        progress = min(1.0, max(0.0, (runner.iter - self.begin) / (self.end - self.begin)))
+        loss.sparsity_weight = self.full_weight * progress
 
 
 @HOOKS.register_module()
 class TowerCheckpointHook(Hook):
-    """Writes ``meta['tower_config']`` into checkpoints, so that they are read as towers."""
+    """Writes ``meta['tower_config']`` into checkpoints, so that they can be loaded as towers."""
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Facts that tensors do not tell: heads, activation, mask_pad."""
+        """Add settings that tensors do not show: heads, activation, mask_pad."""
         checkpoint["meta"]["tower_config"] = unwrapped(runner.model).towers.config.to_dict()
 
 
 @HOOKS.register_module()
 class PromptBankHook(Hook):
-    """Before validation, encodes the vocabularies of the data set's ``metainfo`` with the towers as they are."""
+    """Before validation, encodes the vocabularies of the dataset's ``metainfo`` with the current towers."""
 
     def __init__(self, templates: str | Sequence[str] = "photo") -> None:
         """Build.
 
         Args:
-            templates: a template set or own templates.
+            templates: a template set or a list of templates.
         """
         self.templates = templates if isinstance(templates, str) else list(templates)
 

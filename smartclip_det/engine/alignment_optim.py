@@ -1,6 +1,7 @@
-"""Optimizer groups and schedule of alignment runs (pretrain reference 1.4).
+"""Optimizer groups and schedule of alignment training, as in SmartCLIP's released recipe (arXiv 2507.22264).
 
-The release has two AdamW; one AdamW with groups does the same and works with every strategy of MMEngine.
+The release uses two AdamW optimizers; one AdamW with parameter groups is equivalent and works with all MMEngine
+strategies.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from smartclip_det.engine.optim import on_fast_kernels
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class NamedGroupsConstructor:
-    """One optimizer whose parameter groups are named by prefixes of parameter names.
+    """Builds one optimizer whose parameter groups are defined by prefixes of parameter names.
 
-    ``paramwise_cfg=dict(groups=dict(NAME=dict(prefixes=[...], lr=..., weight_decay=..., warmup=...)))``; what no
-    prefix matches is the group ``rest`` with the optimizer's own settings. ``warmup`` is read by
+    ``paramwise_cfg=dict(groups=dict(NAME=dict(prefixes=[...], lr=..., weight_decay=..., warmup=...)))``. Parameters
+    that match no prefix form the group ``rest`` with the optimizer's own settings. ``warmup`` is read by
     :class:`WarmupCosineLR`.
     """
 
@@ -35,27 +36,27 @@ class NamedGroupsConstructor:
         self.groups: dict[str, dict[str, Any]] = {k: dict(v) for k, v in options.pop("groups", {}).items()}
         if options or any("prefixes" not in g for g in self.groups.values()):
             raise UserError(
-                "paramwise_cfg of NamedGroupsConstructor is dict(groups=dict(NAME=dict(prefixes=[...], lr=...))); "
+                "paramwise_cfg of NamedGroupsConstructor must be dict(groups=dict(NAME=dict(prefixes=[...], lr=...))); "
                 f"given {paramwise_cfg}."
             )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build; a group that would be empty is an error, since its settings would change nothing."""
+        """Build the wrapper; an empty group is an error, since its settings would have no effect."""
         model = model.module if is_model_wrapper(model) else model
-        found: dict[str, list[nn.Parameter]] = {name: [] for name in [*self.groups, "rest"]}
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in [*self.groups, "rest"]}
         for key, value in model.named_parameters():
             if value.requires_grad:
                 owners = [n for n, g in self.groups.items() if key.startswith(tuple(g["prefixes"]))]
-                found[owners[0] if owners else "rest"].append(value)
-        empty = [n for n in self.groups if not found[n]]
+                groups[owners[0] if owners else "rest"].append(value)
+        empty = [n for n in self.groups if not groups[n]]
         if empty:
             known = sorted({".".join(k.split(".")[:2]) for k, v in model.named_parameters() if v.requires_grad})
             raise UserError(
-                f"Optimizer groups without a trained parameter: {', '.join(empty)}. Trained are: {', '.join(known)}."
+                f"Optimizer groups without trained parameters: {', '.join(empty)}. Trained: {', '.join(known)}."
             )
         rows = [
             {"params": params, "name": name, **{k: v for k, v in self.groups.get(name, {}).items() if k != "prefixes"}}
-            for name, params in found.items()
+            for name, params in groups.items()
             if params
         ]
         optimizer = OPTIMIZERS.build({**on_fast_kernels(self.optimizer, model), "params": rows})
@@ -64,7 +65,7 @@ class NamedGroupsConstructor:
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(_ParamScheduler):
-    """Linear warm-up, then a half cosine to zero; step by step, each group with its own warm-up.
+    """Linear warm-up followed by half a cosine to zero, per step; each group may have its own warm-up.
 
     Step s (from 0) of T has the rate ``lr (s + 1) / w`` while s < w, then ``lr (1 + cos(pi (s - w) / (T - w))) / 2``.
     """
@@ -73,17 +74,17 @@ class WarmupCosineLR(_ParamScheduler):
         """Build.
 
         Args:
-            optimizer: optimizer or wrapper; a group's ``warmup`` wins over the argument.
+            optimizer: optimizer or wrapper; the ``warmup`` of a group takes precedence over the argument.
             warmup: w in steps.
-            end: T in steps; the runner gives the whole training. Shorter runs may keep a longer horizon.
-            kwargs: of MMEngine's schedulers; ``by_epoch`` must be False.
+            end: T in steps; set by the runner to the length of the training unless given.
+            kwargs: arguments of MMEngine's schedulers; ``by_epoch`` must be False.
         """
         if kwargs.get("by_epoch", True):
-            raise UserError("WarmupCosineLR counts steps: give by_epoch=False.")
+            raise UserError("WarmupCosineLR counts steps: set by_epoch=False.")
         kwargs.pop("epoch_length", None)
         self.warmups = [int(g.get("warmup", warmup)) for g in optimizer.param_groups]
         if end <= max(self.warmups):
-            raise UserError(f"A warm-up of {max(self.warmups)} steps does not fit a training of {end}.")
+            raise UserError(f"A warm-up of {max(self.warmups)} steps is too long for a training of {end} steps.")
         super().__init__(optimizer, "lr", end=end, **kwargs)
 
     def _get_value(self) -> list[float]:

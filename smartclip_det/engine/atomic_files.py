@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and the last good one after a run was killed."""
+"""Atomic checkpoint writes, and finding the last complete checkpoint of an interrupted run."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STEP = re.compile(r"^(?:epoch|iter)_(\d+)\.pth$")
 
 
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, written by a thread beside training, and moved to their place when they are on disk.
+    """MMEngine's local backend with atomic writes from a background thread.
 
-    One file is on its way at a time: a put waits for the one before, so that a run that is killed has lost an interval
-    at most. :func:`finish_writes` waits for the last.
+    Only one file is written at a time: a put waits for the previous one, so a killed run loses at most one checkpoint
+    interval. :func:`finish_writes` waits for the last one.
     """
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
@@ -32,7 +32,7 @@ class AtomicLocalBackend(LocalBackend):
 
 
 class _Writer:
-    """The thread that writes; errors of it are raised where the next file, or the end, is asked for."""
+    """Background writer; its errors are raised by the next write or by :func:`finish_writes`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -40,7 +40,7 @@ class _Writer:
 
     def start(self, content: bytes | memoryview, path: Path) -> None:
         self.finish()
-        # No daemon: Python waits for it at its end.
+        # Not a daemon thread: Python waits for it at exit.
         self._thread = threading.Thread(target=self._write, args=(content, path), name=f"writes {path.name}")
         self._thread.start()
 
@@ -65,13 +65,13 @@ def finish_writes() -> None:
     """Wait until every file is on disk.
 
     Raises:
-        UserError: when one could not be written.
+        UserError: if one could not be written.
     """
     _WRITER.finish()
 
 
 def put_whole(content: bytes | memoryview, path: Path) -> None:
-    """Write bytes to a file that appears whole or not at all, with its folders."""
+    """Write bytes to a file atomically, creating folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as handle:
@@ -82,35 +82,35 @@ def put_whole(content: bytes | memoryview, path: Path) -> None:
 
 
 def save_whole(content: Any, path: Path) -> None:
-    """``torch.save`` of such a file."""
+    """``torch.save`` with :func:`put_whole`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     put_whole(buffer.getbuffer(), path)
 
 
 def last_good_checkpoint(work_dir: str | Path) -> Path:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
-    ``last_checkpoint`` where it names a file that is there; otherwise (the run died while it was written) the newest
+    This is the file in ``last_checkpoint`` if it exists; otherwise (the run was killed while writing it) the newest
     ``iter_N.pth`` or ``epoch_N.pth``.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there is none.
     """
     folder = Path(work_dir)
     pointer = folder / "last_checkpoint"
     named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
     if named:
-        # A work folder may have been moved since.
+        # The work folder may have been moved.
         for path in (Path(named), folder / Path(named).name):
             # DeepSpeed writes folders.
             if path.exists():
                 return path
-    found = {int(m[1]): p for p in folder.glob("*.pth") if (m := _STEP.match(p.name))}
-    if not found:
-        raise UserError(f"--resume: no checkpoint in {folder}. Leave --resume out to start, or name a checkpoint.")
-    path = found[max(found)]
-    logger.warning("%s names no checkpoint that is there; going on from %s.", pointer, path)
+    checkpoints = {int(m[1]): p for p in folder.glob("*.pth") if (m := _STEP.match(p.name))}
+    if not checkpoints:
+        raise UserError(f"--resume: no checkpoint in {folder}. Start without --resume, or name a checkpoint.")
+    path = checkpoints[max(checkpoints)]
+    logger.warning("%s names no existing checkpoint; resuming from %s.", pointer, path)
     return path
 
 

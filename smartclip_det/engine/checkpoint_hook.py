@@ -1,4 +1,4 @@
-"""Small checkpoints: what was trained, and the hash of the frozen towers that it was trained with."""
+"""Small checkpoints: the trained weights, and the hash of the frozen towers they were trained with."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from smartclip_det.engine.launch import frozen_towers, unwrapped
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without the weights of frozen image towers; their hashes (``_extra_state``) stay."""
+    """State dict without the weights of frozen image towers; their hashes (``_extra_state``) are kept."""
     frozen = frozen_towers(model)
     return {k: v for k, v in model.state_dict().items() if not (frozen and k.startswith(frozen))}
 
 
 @HOOKS.register_module()
 class TrainableCheckpointHook(Hook):
-    """Writes ``epoch_N.trainable.pth`` beside the full checkpoint of an epoch, and keeps the newest.
+    """Writes ``epoch_N.trainable.pth`` next to the full checkpoint of an epoch, and keeps only the latest.
 
-    ``tools/test.py`` and the Predictor read it like a full one: the towers come from the config, and other towers than
-    those of the training are refused.
+    ``tools/test.py`` and the Predictor load it like a full checkpoint. The towers come from the config; other towers
+    than those used in training are rejected.
     """
 
     priority = "VERY_LOW"
@@ -34,13 +34,13 @@ class TrainableCheckpointHook(Hook):
         """Build.
 
         Args:
-            interval: epochs between files; 0 for none.
+            interval: epochs between files; 0 disables the hook.
         """
         self.interval = interval
         self._last: Path | None = None
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Write, and remove the one before."""
+        """Write the file, and remove the previous one."""
         model = unwrapped(runner.model)
         state = trainable_state(model)
         if not self.interval or (runner.epoch + 1) % self.interval or len(state) == len(model.state_dict()):
@@ -52,4 +52,4 @@ class TrainableCheckpointHook(Hook):
             if self._last is not None:
                 self._last.unlink(missing_ok=True)
             self._last = path
-            runner.logger.info(f"What was trained, without the frozen tower: {path}")
+            runner.logger.info(f"Trained weights without the frozen tower: {path}")

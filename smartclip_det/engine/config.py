@@ -1,7 +1,7 @@
-"""Reading configs for the tools: linked variables, norm layers that a machine can run, readable errors.
+"""Loading configs for the tools: linked variables, norm layers that the machine supports, readable errors.
 
-MMEngine resolves a config's variables while it reads the file, so ``--cfg-options data_root=...`` alone would change
-nothing. Here an override of one of :data:`LINKED` also replaces its old value wherever a key of that name holds it.
+MMEngine resolves variables while it reads the config file, so ``--cfg-options data_root=...`` alone would have no
+effect. Here an override of a variable in :data:`LINKED` also replaces its old value wherever a key of that name has it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.utils import compat
 from smartclip_det.utils.config_files import find_config
 
-#: Keys that a config need not have for an override to mean something.
+#: Keys that can be overridden even if the config does not have them.
 _RUNNER_KEYS = (
     *tuple(inspect.signature(Runner.__init__).parameters)[1:],
     "find_unused_parameters",
@@ -37,12 +37,12 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config, apply overrides, and link variables.
 
     Args:
-        path: a file, or the short name of a config that came with the package (:func:`find_config`).
-        options: overrides, dots for nesting.
+        path: a file, or the short name of a shipped config (:func:`find_config`).
+        options: overrides, with dots for nested keys.
 
     Raises:
-        UserError: for a missing file (with near names), a config that cannot be read, or an override
-            whose first key the config does not have (with the nearest ones).
+        UserError: for a missing file (with similar names), an invalid config, or an override whose first key the config
+            does not have (with the closest ones).
     """
     path = find_config(path)
     compat.install_package_lookup()
@@ -69,21 +69,21 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def _check_override(key: str, config: Config) -> None:
-    """An override must reach something: a section of the config or a linked variable."""
+    """Raise if an override would have no effect: it must name a config section or a linked variable."""
     first = key.split(".")[0]
     if first in _RUNNER_KEYS or (first in LINKED and first in config):
         return
     if first in config:
         raise UserError(
-            f"--cfg-options {key}: {first!r} is a variable that was used while the config was read; overriding it "
-            f"would change nothing. Override the places where it is used. Linked variables: {', '.join(LINKED)}."
+            f"--cfg-options {key}: {first!r} is a variable that was resolved while reading the config; overriding it "
+            f"has no effect. Override the places where it is used. Linked variables: {', '.join(LINKED)}."
         )
     near = nearest(first, [*config.keys(), *_RUNNER_KEYS])
     raise UserError(f"--cfg-options {key}: the config has no {first!r}. Nearest: {', '.join(near) or 'none'}.")
 
 
 def _link(node: Any, name: str, old: Any, new: Any) -> None:
-    """Replace every ``name: old`` below a node by ``name: new``; other values were chosen on purpose."""
+    """Replace every ``name: old`` below a node by ``name: new``; other values were set on purpose."""
     if isinstance(node, dict):
         for key in list(node):
             if key == name and node[key] == old:
@@ -96,13 +96,13 @@ def _link(node: Any, name: str, old: Any, new: Any) -> None:
 
 
 def fit_norm_layers(config: Config, distributed: bool) -> bool:
-    """Replace SyncBN by BN where it cannot run (CPU, or one process); logged, and told by the return value."""
+    """Replace SyncBN by BN if it cannot run (CPU, or one process); returns whether anything changed."""
     if distributed and torch.cuda.is_available():
         return False
     changed = _replace_sync_bn(config._cfg_dict)
     if changed:
         reason = "no CUDA device" if not torch.cuda.is_available() else "one process"
-        logger.warning("SyncBN replaced by BN in %d places (%s).", changed, reason)
+        logger.warning("Replaced SyncBN by BN in %d places (%s).", changed, reason)
     return bool(changed)
 
 

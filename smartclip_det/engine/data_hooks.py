@@ -1,4 +1,4 @@
-"""Hooks on the data of alignment runs: the seed of each step, cut texts, slow loaders, unreadable images.
+"""Data hooks of alignment training: seeding per step, truncated texts, slow loaders, unreadable images.
 
 Needs neither mmdet nor mmcv.
 """
@@ -20,16 +20,16 @@ from smartclip_det.utils.files import write_whole
 
 @HOOKS.register_module()
 class StepSeedHook(Hook):
-    """Before each training step, seeds torch by (seed, step, rank): what a step draws does not depend on a restart."""
+    """Seeds torch with (seed, step, rank) before each training step, so random draws do not depend on restarts."""
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed."""
+        """Seed torch."""
         torch.manual_seed(((runner.seed or 0) * 1_000_003 + runner.iter) * 4096 + runner.rank)
 
 
 @HOOKS.register_module()
 class TextLimitHook(Hook):
-    """Counts texts that were cut to the context, and tells number and share once early and once at the end."""
+    """Counts texts truncated to the context length; reports their number and fraction early on and at the end."""
 
     def __init__(self, after: int = 100) -> None:
         """Build.
@@ -40,7 +40,7 @@ class TextLimitHook(Hook):
         self.after, self.steps, self.cut, self.texts = after, 0, 0, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Count those of this process's batch."""
+        """Count the texts of this process's batch."""
         for sample in data_batch["data_samples"]:
             self.texts += len(sample.drawn_captions)
             self.cut += sample.get("texts_cut", 0)
@@ -49,19 +49,19 @@ class TextLimitHook(Hook):
             self._report(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Report the whole run."""
+        """Report for the full run."""
         self._report(runner)
 
     def _report(self, runner: Runner) -> None:
         if self.cut:
             runner.logger.warning(
-                f"{self.cut} of {self.texts} texts ({self.cut / self.texts:.1%}) were over the token limit and cut."
+                f"{self.cut} of {self.texts} texts ({self.cut / self.texts:.1%}) exceeded the token limit and were cut."
             )
 
 
 @HOOKS.register_module()
 class LoaderAdviceHook(Hook):
-    """Says once when steps wait for data, and what helps."""
+    """Warns once if steps wait for data, with advice."""
 
     priority = "LOW"
 
@@ -69,14 +69,14 @@ class LoaderAdviceHook(Hook):
         """Build.
 
         Args:
-            share: of the time of a step that waiting for data may take.
-            after: steps that are looked at, after as many to warm up.
+            share: fraction of the step time that may be spent waiting for data.
+            after: number of steps to measure, after as many warm-up steps.
         """
         self.share, self.after = share, after
         self._waited, self._spent, self._steps = 0.0, 0.0, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Add up the times that MMEngine's timer keeps."""
+        """Accumulate the times recorded by MMEngine's timer."""
         scalars = runner.message_hub.log_scalars
         self._steps += 1
         if not self.after < self._steps <= 2 * self.after or "train/data_time" not in scalars:
@@ -85,35 +85,35 @@ class LoaderAdviceHook(Hook):
         self._spent += scalars["train/time"].current()
         if self._steps == 2 * self.after and self._waited > self.share * self._spent:
             runner.logger.warning(
-                f"{self._waited / self._spent:.0%} of the time of a step is waiting for data: the loader is the bound. "
-                "More train_dataloader.num_workers help; images prepared by tools/data/cache_images.py "
-                "(train_dataloader.dataset.cache) help most."
+                f"{self._waited / self._spent:.0%} of the step time is spent waiting for data: training is limited by "
+                "the data loader. Increase train_dataloader.num_workers, or (most effective) prepare images with "
+                "tools/data/cache_images.py (train_dataloader.dataset.cache)."
             )
 
 
 @HOOKS.register_module()
 class BrokenImagesHook(Hook):
-    """Counts images that could not be read and were replaced; stops a run in which they are too many."""
+    """Counts unreadable images that were replaced; stops the run if there are too many."""
 
-    # After the schedule's step, so that what is saved before stopping goes on exactly.
+    # After the scheduler step, so that the checkpoint saved before stopping can be resumed exactly.
     priority = "VERY_LOW"
 
     def __init__(self, limit: float = 0.05, after: int = 2000, every: int = 20) -> None:
         """Build.
 
         Args:
-            limit: share of samples that may be replaced.
-            after: samples of all processes seen before the share is looked at.
-            every: steps between looks.
+            limit: fraction of samples that may be replaced.
+            after: number of samples, over all processes, before the limit applies.
+            every: steps between checks.
         """
         if not 0 <= limit <= 1 or every < 1:
-            raise UserError(f"limit is a share in [0, 1] and every at least 1; given {limit} and {every}.")
+            raise UserError(f"limit must be in [0, 1] and every at least 1; given {limit} and {every}.")
         self.limit, self.after, self.every, self.steps, self.seen = limit, after, every, 0, 0
         self.broken: dict[str, str] = {}
         self.replaced = 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Count those of this process's batch; the first ones are logged with their reason."""
+        """Count those of this process's batch; the first ones are logged with the reason."""
         samples = data_batch["data_samples"]
         self.seen += len(samples)
         self.steps += 1
@@ -121,13 +121,13 @@ class BrokenImagesHook(Hook):
             if reason := sample.get("replaced"):
                 self.replaced += 1
                 if sample.img_path not in self.broken and len(self.broken) < 10:
-                    runner.logger.warning(f"An image was replaced by the next one that can be read. {reason}")
+                    runner.logger.warning(f"An unreadable image was replaced by the next readable one. {reason}")
                 self.broken[sample.img_path] = reason
         if self.steps % self.every == 0:
-            self._look(runner)
+            self._check(runner)
 
-    def _look(self, runner: Runner) -> None:
-        """Stop where too many are broken; all processes decide by the counts of all."""
+    def _check(self, runner: Runner) -> None:
+        """Stop if too many are broken; counts are summed over processes, so that all decide alike."""
         counts = torch.tensor(
             [self.replaced, self.seen], dtype=torch.float64, device=next(runner.model.parameters()).device
         )
@@ -139,14 +139,14 @@ class BrokenImagesHook(Hook):
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False, backend_args={"backend": "atomic"})
         if is_main_process():
             write_whole(Path(runner.work_dir) / "last_checkpoint", str(Path(runner.work_dir) / name))
-        first = next(iter(self.broken.values()), "told by another process.")
+        first = next(iter(self.broken.values()), "see the log of another process.")
         raise UserError(
             f"{replaced} of {seen} images could not be read, more than the limit of {self.limit:.1%} "
-            f"(BrokenImagesHook.limit); the first: {first} What was trained is in {name}."
+            f"(BrokenImagesHook.limit). First: {first} The training state was saved in {name}."
         )
 
     def after_train(self, runner: Runner) -> None:
-        """Report."""
+        """Report the totals of this process."""
         if self.replaced:
             runner.logger.warning(
                 f"{len(self.broken)} different images of process {runner.rank} could not be read; {self.replaced} of "

@@ -1,4 +1,4 @@
-"""Optimizer wrappers and constructors that MMEngine lacks."""
+"""Optimizer wrappers and constructors that MMEngine does not have."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from smartclip_det.utils.devices import bf16_pays
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """Autocast to bfloat16 where the device has it, otherwise float32, which is told once.
+    """Autocast to bfloat16 if the device supports it, otherwise float32 with a log message.
 
-    bfloat16 needs no loss scaling. MMEngine's own wrapper refuses CPUs.
+    bfloat16 needs no loss scaling. MMEngine's own wrapper does not support CPUs.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -29,7 +29,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[Any]:
-        """The forward pass of a training step."""
+        """Context of the forward pass of a training step."""
         device = next(model.parameters()).device
         if self._bf16 is None:
             self._bf16 = _all_have_bf16(device)
@@ -37,28 +37,28 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
-#: Optimizers that are fused on a card.
+#: Optimizers with a fused CUDA kernel.
 _FUSED = ("Adam", "AdamW")
-#: Settings that choose a kernel; one that a config names holds.
+#: Settings that select a kernel; if a config sets one, it is kept.
 KERNELS = ("fused", "foreach", "capturable", "differentiable")
 
 
 def on_fast_kernels(optimizer: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """An optimizer's settings, with ``fused=True`` for Adam and AdamW where all that is trained is on CUDA devices.
+    """Optimizer settings, with ``fused=True`` for Adam and AdamW if all trained parameters are on CUDA devices.
 
-    One kernel then updates many parameters, where torch's default has about a dozen of them. The CPU keeps the default.
+    The fused optimizer updates many parameters with one kernel instead of about a dozen. The CPU keeps the default.
     """
-    given = dict(optimizer)
-    if given.get("type") in _FUSED and not any(k in given for k in KERNELS):
+    settings = dict(optimizer)
+    if settings.get("type") in _FUSED and not any(k in settings for k in KERNELS):
         trained = [p for p in model.parameters() if p.requires_grad]
         if trained and all(p.is_cuda for p in trained):
-            given["fused"] = True
-    return given
+            settings["fused"] = True
+    return settings
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class FusedConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's default, with :func:`on_fast_kernels`; ``launch.prepare`` sets it where a config names none."""
+    """MMEngine's default with :func:`on_fast_kernels`; ``launch.prepare`` sets it unless a config names one."""
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build."""
@@ -67,7 +67,7 @@ class FusedConstructor(DefaultOptimWrapperConstructor):
 
 
 def _all_have_bf16(device: torch.device) -> bool:
-    """Processes may sit on different machines, and must train in one precision."""
+    """Whether all processes, possibly on different machines, can use bfloat16; they must train in one precision."""
     slow = torch.tensor(float(not bf16_pays(device.type)), device=device)
     all_reduce(slow)
     if slow:

@@ -1,4 +1,4 @@
-"""The region probe in validation: whether alignment on whole captions costs the towers their boxes."""
+"""Region probe during validation: whether alignment on full captions degrades the towers' region features."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ START = "region_probe_before_training"
 
 @HOOKS.register_module()
 class RegionProbeHook(Hook):
-    """Adds the accuracy of ground-truth boxes, classified by the towers alone, to the metrics of each validation.
+    """Adds the accuracy of classifying ground-truth boxes with the towers alone to the metrics of each validation.
 
-    Names are ``region_{base|novel|all}_{crop|dense}_{hard|off}``, so ``save_best`` can follow them. The same is
-    measured before the first step; validation warns when dense accuracy has fallen below ``warn_below`` of it. One
-    process measures, the others receive.
+    Names are ``region_{base|novel|all}_{crop|dense}_{hard|off}``, so ``save_best`` can use them. The probe also runs
+    before the first step; validation warns if dense accuracy drops below ``warn_below`` times that value. Rank 0
+    measures and broadcasts.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class RegionProbeHook(Hook):
 
         Args:
             ann_file: COCO annotations.
-            images: folder of ``file_name``.
-            data_root: folder that the three paths start from.
-            split_file: json with ``base`` and ``novel`` names; without it all classes of the annotations.
-            templates: a template set or own templates.
+            images: folder with the image files (``file_name``).
+            data_root: root of the three paths.
+            split_file: JSON with ``base`` and ``novel`` names; default: all classes of the annotations.
+            templates: a template set or a list of templates.
             views: ``crop``, ``dense``.
-            dense_size: side of the dense input in pixels; 0 for the tower's own.
-            fit: how an image becomes a square, ``pad`` or ``squash``.
-            max_images: the first so many images of the file are used; the number is in the log.
-            warn_below: share of the first dense accuracy under which a warning is given.
+            dense_size: side of the dense input in pixels; 0: the tower's own.
+            fit: how an image is made square, ``pad`` or ``squash``.
+            max_images: number of images to use, from the start of the file.
+            warn_below: warn below this fraction of the initial dense accuracy.
         """
         self.ann_file, self.images, self.split_file = (
             p and str(Path(data_root) / p) for p in (ann_file, images, split_file)
@@ -65,8 +65,8 @@ class RegionProbeHook(Hook):
         self.dense_size, self.fit, self.max_images, self.warn_below = dense_size, fit, max_images, warn_below
 
     def measure(self, runner: Runner) -> dict[str, float]:
-        """Accuracies by name, the same on every process."""
-        # Here, so that runs without this hook need no pycocotools.
+        """Accuracies by name, equal on all processes."""
+        # Imported here, so that runs without this hook do not need pycocotools.
         from smartclip_det.formats.annotations import load_ground_truth
         from smartclip_det.formats.class_splits import ov_coco_split
 
@@ -79,11 +79,11 @@ class RegionProbeHook(Hook):
         training = towers.training
         towers.eval()
         with whole_parameters(runner.model):
-            # Processes meet in the bank, so it is made before one of them goes on alone.
+            # build_bank uses collectives, so it must run before rank 0 continues alone.
             bank = build_bank(towers, names, templates=self.templates, progress=False)
-            found = on_rank_zero(lambda: self._accuracies(towers, truth, groups, bank))
+            accuracies = on_rank_zero(lambda: self._accuracies(towers, truth, groups, bank))
         towers.train(training)
-        return found
+        return accuracies
 
     def _accuracies(self, towers: Any, truth: Any, groups: dict[str, Any], bank: TextBank) -> dict[str, float]:
         from smartclip_det.models.regions import RegionEncoder
@@ -100,7 +100,7 @@ class RegionProbeHook(Hook):
         }
 
     def before_train(self, runner: Runner) -> None:
-        """Measure the towers as they start; a resumed run has that already.
+        """Measure the initial towers; a resumed run already has the values.
 
         Raises:
             UserError: for missing files.
@@ -108,34 +108,32 @@ class RegionProbeHook(Hook):
         files = {"annotations": self.ann_file, "image folder": self.images, "split file": self.split_file}
         for what, path in files.items():
             if path and not Path(path).exists():
-                raise UserError(
-                    f"The region probe's {what} {path} does not exist. Mend the hook's settings or drop it."
-                )
+                raise UserError(f"The region probe's {what} {path} does not exist. Fix or remove RegionProbeHook.")
         if runner.iter:
             return
-        found = self.measure(runner)
-        runner.message_hub.update_info(START, found)
-        told = ", ".join(f"{k} {v:.3f}" for k, v in found.items())
-        runner.logger.info(f"Region probe before training, {self.max_images} images at most: {told}")
+        accuracies = self.measure(runner)
+        runner.message_hub.update_info(START, accuracies)
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in accuracies.items())
+        runner.logger.info(f"Region probe before training (at most {self.max_images} images): {shown}")
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Measure, and compare with the start."""
-        found = self.measure(runner)
+        """Measure, and compare with the initial towers."""
+        accuracies = self.measure(runner)
         if metrics is not None:
-            metrics.update(found)
-        for name, value in found.items():
+            metrics.update(accuracies)
+        for name, value in accuracies.items():
             runner.message_hub.update_scalar(f"val/{name}", value)
         start = runner.message_hub.get_info(START, default={})
-        before, now = _dense(start), _dense(found)
+        before, now = _dense(start), _dense(accuracies)
         if before is not None and now is not None and now < self.warn_below * before:
             runner.logger.warning(
-                f"Region probe: dense accuracy is {now:.3f}, it was {before:.3f} before training: alignment costs the "
-                "towers their boxes. configs/smartclip_align/README.md tells what keeps them (distillation from the "
-                "initial tower, region_contrast)."
+                f"Region probe: dense accuracy dropped from {before:.3f} before training to {now:.3f}: alignment "
+                "degrades the towers' region features. Remedies are in configs/smartclip_align/README.md "
+                "(distillation from the initial tower, region_contrast)."
             )
 
 
-def _dense(found: dict[str, float]) -> float | None:
-    """Best over the mask modes: masks are new when training starts."""
-    values = [v for k, v in found.items() if k.startswith("region_all_dense_")]
+def _dense(accuracies: dict[str, float]) -> float | None:
+    """Best value over the mask modes, because masks may be untrained at the start."""
+    values = [v for k, v in accuracies.items() if k.startswith("region_all_dense_")]
     return max(values) if values else None

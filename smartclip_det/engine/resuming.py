@@ -1,7 +1,7 @@
-"""Going on from a checkpoint under other settings: position and schedule are computed anew for what is asked for now.
+"""Resuming from a checkpoint with changed settings: position and schedule are recomputed for the current config.
 
-MMEngine puts the old schedule and the old hyperparameters over the new config without a word, and takes steps for
-steps whatever their batches were. Needs neither mmdet nor mmcv.
+MMEngine silently replaces the new config's schedule and hyperparameters by the old ones, and counts steps whatever the
+batch size was. Needs neither mmdet nor mmcv.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.engine.optim import KERNELS
 from smartclip_det.engine.stream_sampler import StreamBatches
 
-#: What a scheduler's state says of where it is; the rest says what it does.
+#: Keys of a scheduler's state that describe its position; the others describe the schedule.
 _MOVING = {"last_step", "_global_step", "_last_value", "verbose", "last_epoch"}
 
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Writes the position in samples into checkpoints, and fits a checkpoint to the run that goes on from it."""
+    """Stores the position in samples in checkpoints, and adapts a checkpoint to the run that resumes from it."""
 
     priority = "VERY_HIGH"
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Where the run is, in samples."""
+        """Store the position of the run in samples."""
         meta = checkpoint["meta"]
         meta["progress"] = {**_setting(runner), **_position(runner, meta["epoch"], meta["iter"])}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Before the runner reads position, optimizer and schedule out of the checkpoint."""
+        """Adapt the checkpoint before the runner reads position, optimizer and schedule from it."""
         meta = checkpoint.get("meta")
         if not isinstance(meta, dict):
             return
-        # MMEngine runs this text as a config when a run goes on; nothing that is saved today has it.
+        # MMEngine executes this text as a config when resuming; checkpoints saved today do not have it.
         meta.pop("config", None)
         if getattr(runner, "_resume", False):
             _adapt(runner, checkpoint, meta)
@@ -61,7 +61,7 @@ def _setting(runner: Runner) -> dict[str, Any]:
 
 
 def _position(runner: Runner, epoch: int, step: int) -> dict[str, int]:
-    """Epoch, and samples of it that were trained."""
+    """Epoch, and number of its samples that were trained."""
     sampler = runner.train_dataloader.batch_sampler
     if isinstance(sampler, StreamBatches):
         epoch, samples = sampler.position(step)
@@ -84,26 +84,26 @@ def _adapt(runner: Runner, checkpoint: dict[str, Any], meta: dict[str, Any]) -> 
     if plain:
         changes += _changed_schedule(schedulers, checkpoint.get("param_schedulers"))
         changes += _changed_groups(runner.optim_wrapper.param_groups, checkpoint.get("optimizer"))
-    anew = bool(changes) or step != meta["iter"]
-    if plain and anew:
+    recompute = bool(changes) or step != meta["iter"]
+    if plain and recompute:
         _reschedule(runner, checkpoint, step, meta["epoch"])
         _renew_optimizer(runner, checkpoint, old.get("optimizer") not in (None, new["optimizer"]))
     changes += _changed_sections(meta.get("cfg"), runner.cfg.pretty_text)
     at = _position(runner, meta["epoch"], step)
     where = f"epoch {at['epoch'] + 1}, sample {at['samples']} of {new['images']} (step {step})"
-    if anew or changes:
-        end = " Position and schedule are computed anew for what is asked for now." if anew else ""
-        what = "; ".join(changes) or "steps of an epoch"
+    if recompute or changes:
+        end = " Position and schedule were recomputed for the current config." if recompute else ""
+        what = "; ".join(changes) or "steps per epoch"
         runner.logger.warning(f"Resumed at {where}. Changed since the checkpoint: {what}.{end}")
     meta["iter"] = step
     loop = runner.train_loop
     done = meta["epoch"] >= loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else step >= loop.max_iters
     if done:
-        runner.logger.warning(f"Nothing is left to train: the checkpoint is at {where}, the end of what is asked for.")
+        runner.logger.warning(f"Nothing left to train: the checkpoint is at {where}, the end of this training.")
 
 
 def _move(runner: Runner, meta: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> int:
-    """The step of the same position under the new batches; the epoch is set in ``meta``."""
+    """The step of the same position with the new batch size; the epoch is set in ``meta``."""
     loader, step = runner.train_dataloader, meta["iter"]
     if isinstance(runner.train_loop, EpochBasedTrainLoop):
         return meta["epoch"] * len(loader)
@@ -114,21 +114,21 @@ def _move(runner: Runner, meta: dict[str, Any], old: Mapping[str, Any], new: Map
         if old["images"] != new["images"]:
             epoch, samples = divmod(epoch * old["images"] + samples, new["images"])
         return loader.batch_sampler.resume_at(epoch, samples)
-    # Neither a sample twice nor one left out can be had with other batches here; rather one twice.
+    # With another batch size the step cannot match exactly: prefer repeating samples to skipping them.
     return step * old["batch"] // new["batch"]
 
 
 def _seed(runner: Runner, meta: dict[str, Any]) -> list[str]:
-    """The config's seed holds, where it names one; MMEngine takes the old one with a warning."""
-    asked, was = getattr(runner, "_randomness_cfg", {}).get("seed"), meta.get("seed")
-    if asked is None or was is None or asked == was:
+    """Use the config's seed if it sets one; MMEngine would use the old one with a warning."""
+    configured, old = getattr(runner, "_randomness_cfg", {}).get("seed"), meta.get("seed")
+    if configured is None or old is None or configured == old:
         return []
-    meta["seed"] = asked
-    return [f"seed {was} -> {asked} (another order: images of this epoch may come twice)"]
+    meta["seed"] = configured
+    return [f"seed {old} -> {configured} (another order: images may be repeated within this epoch)"]
 
 
 def _fit_scalars(runner: Runner, old: Any) -> None:
-    """Moments of parameters of one number, which older checkpoints hold as scalars."""
+    """Reshape optimizer moments of scalar parameters, which older checkpoints store as 0-d tensors."""
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
     if optimizer is None or not isinstance(old, Mapping) or not isinstance(old.get("state"), Mapping):
         return
@@ -137,7 +137,7 @@ def _fit_scalars(runner: Runner, old: Any) -> None:
     for name, param in zip(names, params, strict=False):
         state = old["state"].get(name, {})
         for key, value in state.items():
-            # The count of steps is a scalar and stays one.
+            # The step count is a true scalar.
             if isinstance(value, torch.Tensor) and value.dim() == 0 and key != "step" and param.shape == (1,):
                 state[key] = value.reshape(1)
 
@@ -169,7 +169,7 @@ def _changed_schedule(schedulers: Sequence[Any], old: Any) -> list[str]:
 
 
 def _changed_groups(groups: Sequence[Mapping[str, Any]], old: Any) -> list[str]:
-    """Hyperparameters that the config names otherwise; what schedules move is told by their start."""
+    """Hyperparameters that differ from the config; scheduled ones are compared by their initial values."""
     if not isinstance(old, Mapping) or not isinstance(old.get("param_groups"), list):
         return []
     out: dict[str, None] = {}
@@ -182,15 +182,15 @@ def _changed_groups(groups: Sequence[Mapping[str, Any]], old: Any) -> list[str]:
 
 
 def _reschedule(runner: Runner, checkpoint: dict[str, Any], steps: int, epochs: int) -> None:
-    """Bring the new schedulers to the position, as training would have: most compute a value from the one before."""
+    """Advance the new schedulers to the position step by step: most compute a value from the previous one."""
     schedulers = runner.param_schedulers
     if any(getattr(s, "need_val_args", False) for s in schedulers):
-        runner.logger.warning("A schedule that follows a metric cannot be computed anew: its old state is kept.")
+        runner.logger.warning("A schedule that follows a metric cannot be recomputed: keeping its old state.")
         return
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     every = len(runner.train_dataloader) if by_epoch else 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # schedulers expect steps of the optimizer in between
+        warnings.simplefilter("ignore")  # schedulers expect optimizer steps in between
         for step in range(steps):
             for scheduler in (s for s in schedulers if not s.by_epoch):
                 scheduler.step()
@@ -201,19 +201,19 @@ def _reschedule(runner: Runner, checkpoint: dict[str, Any], steps: int, epochs: 
 
 
 def _renew_optimizer(runner: Runner, checkpoint: dict[str, Any], other_type: bool) -> None:
-    """Keep the moments; hyperparameters are the config's, at the schedule's position."""
+    """Keep the moments; use the config's hyperparameters at the schedule's position."""
     own, old = runner.optim_wrapper.state_dict(), checkpoint.get("optimizer")
     if not isinstance(old, Mapping):
         return
     if other_type:
         checkpoint["optimizer"] = {**own, "state": {}}
-        runner.logger.warning("Another optimizer: its moments start anew.")
+        runner.logger.warning("The optimizer type has changed: its state starts from scratch.")
         return
     sizes = [[len(g["params"]) for g in groups["param_groups"]] for groups in (old, own)]
     if sizes[0] != sizes[1]:
         raise UserError(
-            f"The checkpoint's optimizer has groups of {sizes[0]} parameters, this config's of {sizes[1]}: it cannot "
-            "go on. Start from the weights alone: --cfg-options load_from=CHECKPOINT, without --resume."
+            f"The checkpoint's optimizer has groups of {sizes[0]} parameters, this config's {sizes[1]}: it cannot be "
+            "resumed. Start from the weights only: --cfg-options load_from=CHECKPOINT, without --resume."
         )
     groups = [
         {**now, "params": was["params"]} for was, now in zip(old["param_groups"], own["param_groups"], strict=True)
@@ -222,7 +222,7 @@ def _renew_optimizer(runner: Runner, checkpoint: dict[str, Any], other_type: boo
 
 
 def _changed_sections(old: Any, new: str) -> list[str]:
-    """Names of the parts of a config that differ; the old text is parsed, never run."""
+    """Names of config sections that differ; the old text is parsed, never executed."""
     try:
         before, now = (
             {

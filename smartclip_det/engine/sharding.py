@@ -1,4 +1,4 @@
-"""FSDP through MMEngine's ``FlexibleRunner``: its strategy as torch 2 wants it, and whole parameters between steps.
+"""FSDP with MMEngine's ``FlexibleRunner``: a strategy for torch 2, and access to full parameters between steps.
 
 Needs neither mmdet nor mmcv.
 """
@@ -30,33 +30,33 @@ _WRAPPED = "_fsdp_wrapped_module."
 
 @contextmanager
 def whole_parameters(model: nn.Module, writeback: bool = False) -> Iterator[None]:
-    """Gather what FSDP shares out, for work on a model's parts between steps; nothing for other models.
+    """Gather parameters sharded by FSDP, for work on parts of a model between steps; a no-op for other models.
 
-    Every process must enter and leave; what they do inside may differ.
+    All processes must enter and leave; what they do inside may differ.
 
     Args:
-        model: as the runner holds it.
-        writeback: keep what was written to parameters inside.
+        model: the runner's model.
+        writeback: keep modifications of parameters made inside.
     """
     if not isinstance(model, FullyShardedDataParallel):
         yield
         return
     for part in model.modules():
-        # Hashes go by address and version, which say nothing of storage that is given back and taken again.
+        # Hashes are keyed by address and version, which FSDP reuses for storage that it frees and allocates again.
         if hasattr(part, "forget_hash"):
             part.forget_hash()
     with FullyShardedDataParallel.summon_full_params(model, writeback=writeback):
         yield
 
 
-# The name that configs know. MMEngine 0.10.7 hands optimizer states to torch in the order of torch 2.0, saves in place,
-# and its local form asks FSDP for states that it does not give with use_orig_params.
+# Replaces MMEngine's strategy under the same name. MMEngine 0.10.7 passes optimizer states to torch in torch 2.0's
+# argument order, does not write atomically, and in local form asks FSDP for states that use_orig_params does not have.
 @STRATEGIES.register_module(name="FSDPStrategy", force=True)
 class ShardedStrategy(FSDPStrategy):
-    """MMEngine's FSDP strategy with checkpoints that are whole or absent and can be gone on from; runs on CPUs (gloo).
+    """MMEngine's FSDP strategy with atomic checkpoints that can be resumed; also runs on CPUs (gloo).
 
-    ``state_dict_cfg='local'``: a folder with a file for each process, for the same number of processes; ``'full'``: one
-    file, for any number and for runs without FSDP.
+    ``state_dict_cfg='local'``: a folder with one file per process, for the same number of processes; ``'full'``: a
+    single file, for any number of processes and for runs without FSDP.
     """
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
@@ -67,59 +67,59 @@ class ShardedStrategy(FSDPStrategy):
                 **(self.model_wrapper or {}),
                 "device_id": torch.device("cpu"),
             }
-            # Of a model on the CPU, torch 2.11 frees what it offloads before it is copied.
+            # With a model on the CPU, torch 2.11 frees offloaded tensors before they are copied.
             for config in (self.state_dict_config, self.optim_state_dict_config):
                 config.offload_to_cpu = False
         return super()._wrap_model(model)
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: nn.Module | None = None) -> BaseOptimWrapper:
-        """Refuse what would be computed on each process's share alone.
+        """Reject options that would be computed on each process's shard only.
 
         Raises:
             UserError: for ``clip_grad``.
         """
         if isinstance(optim_wrapper, Mapping) and optim_wrapper.get("clip_grad"):
             raise UserError(
-                "optim_wrapper.clip_grad under FSDP would clip each process's share by its own norm: "
-                "leave it out, or train with DDP."
+                "optim_wrapper.clip_grad with FSDP would clip each process's shard by its own norm: "
+                "remove it, or train with DDP."
             )
         return super().build_optim_wrapper(optim_wrapper, model)
 
     def model_state_dict(self) -> dict[str, Any]:
-        """Whole tensors on rank 0 (full), or the shares of this process (local), under the model's own names."""
+        """Full tensors on rank 0 (full), or the shards of this process (local), under the model's own names."""
         if self._is_full_state_dict():
             return self.model.state_dict()
-        return {k: v.detach().cpu().clone() for k, v in self._shares().items()}
+        return {k: v.detach().cpu().clone() for k, v in self._shards().items()}
 
-    def _shares(self) -> dict[str, torch.Tensor]:
+    def _shards(self) -> dict[str, torch.Tensor]:
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {k.replace(_WRAPPED, ""): v for k, v in named}
 
     def load_model_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = False, **_: Any) -> None:
-        """The reverse; whole tensors are taken by both forms."""
+        """Inverse of :meth:`model_state_dict`; both forms also accept full tensors."""
         if self._is_full_state_dict():
             self.model.load_state_dict(state_dict, strict=strict)
             return
-        shares = self._shares()
-        if any(k in state_dict and state_dict[k].shape != v.shape for k, v in shares.items()):
+        shards = self._shards()
+        if any(k in state_dict and state_dict[k].shape != v.shape for k, v in shards.items()):
             with whole_parameters(self.model, writeback=True):
                 self.model.module.load_state_dict(state_dict, strict=strict)
             return
-        missing = sorted(set(shares) - set(state_dict))
+        missing = sorted(set(shards) - set(state_dict))
         if missing:
             raise UserError(f"The checkpoint lacks {len(missing)} of the model's tensors, e.g. {missing[0]}.")
         with torch.no_grad():
-            for name, value in shares.items():
+            for name, value in shards.items():
                 value.copy_(state_dict[name])
 
     def optim_state_dict(self) -> dict[str, Any]:
-        """Whole states under names on rank 0 (full), or those of this process's shares (local)."""
+        """Full states by name on rank 0 (full), or those of this process's shards (local)."""
         if not self._is_full_state_dict():
             return self.optim_wrapper.state_dict()
         return FullyShardedDataParallel.optim_state_dict(self.model, self.optim_wrapper.optimizer)
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The reverse."""
+        """Inverse of :meth:`optim_state_dict`."""
         if self._is_full_state_dict():
             state_dict = FullyShardedDataParallel.optim_state_dict_to_load(
                 self.model, self.optim_wrapper.optimizer, state_dict
@@ -161,26 +161,26 @@ class ShardedStrategy(FSDPStrategy):
         barrier()
 
     def load_checkpoint(self, filename: str, **options: Any) -> dict[str, Any]:
-        """Read a file, or this process's part of a folder.
+        """Read a file, or this process's file of a folder.
 
         Raises:
-            UserError: when a folder was written by another number of processes, or the form is the other one.
+            UserError: if a folder was written by another number of processes, or in the other form.
         """
         path = Path(filename)
         if path.is_dir():
-            found = len(list(path.glob("rank*.pth")))
+            count = len(list(path.glob("rank*.pth")))
             if self._is_full_state_dict():
-                raise UserError(f"{path} is a folder of {found} shares; it is read with strategy.state_dict_cfg=local.")
-            if found != get_world_size():
+                raise UserError(f"{path} is a folder of {count} shards; load it with strategy.state_dict_cfg=local.")
+            if count != get_world_size():
                 raise UserError(
-                    f"{path} was written by {found} processes and can be read by as many; here are {get_world_size()}. "
-                    "Runs that change their number save with strategy.state_dict_cfg=full."
+                    f"{path} was written by {count} processes and needs as many; this run has {get_world_size()}. "
+                    "To change the number of processes, save with strategy.state_dict_cfg=full."
                 )
             filename = str(path / f"rank{get_rank()}.pth")
         return super(FSDPStrategy, self).load_checkpoint(filename, **options)
 
     def resume(self, filename: str, **options: Any) -> dict[str, Any]:
-        """Go on, in the form that was saved."""
+        """Resume in the form that was saved."""
         if not self._is_full_state_dict() and not Path(filename).is_dir():
-            raise UserError(f"{filename} is one whole file; runs go on from it with strategy.state_dict_cfg=full.")
+            raise UserError(f"{filename} is a single full file; resume from it with strategy.state_dict_cfg=full.")
         return super().resume(filename, **options)

@@ -1,7 +1,7 @@
-"""The training loop of alignment runs: it starts at any step.
+"""Training loop of alignment runs that can start at any step.
 
-MMEngine's loops resume at epochs, or by loading and discarding every batch that was trained before; here a resumed run
-asks for step n directly, whatever the number of workers. Needs neither mmdet nor mmcv.
+MMEngine's loops resume at epochs, or by loading and discarding all batches that were already trained. Here a resumed
+run requests step n directly, with any number of workers. Needs neither mmdet nor mmcv.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from smartclip_det.engine.stream_sampler import StreamBatches
 
 
 class _Stream:
-    """The iterator that MMEngine's loop wants, on a loader of :class:`StreamBatches`."""
+    """Iterator over a loader of :class:`StreamBatches`, for MMEngine's loop."""
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._iterator = loader, None
@@ -34,7 +34,7 @@ class _Stream:
 
 @LOOPS.register_module()
 class StreamTrainLoop(IterBasedTrainLoop):
-    """``max_epochs`` epochs of a stream, counted in steps; resumes at exactly the next step."""
+    """``max_epochs`` epochs of a stream, counted in steps; resumes exactly at the next step."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class StreamTrainLoop(IterBasedTrainLoop):
 
         Args:
             runner: the runner.
-            dataloader: its config or itself, with ``batch_sampler=dict(type="StreamBatches")``.
+            dataloader: a dataloader or its config, with ``batch_sampler=dict(type="StreamBatches")``.
             max_epochs: length of the run.
-            max_steps: stop earlier; schedules that name their own ``end`` keep it.
-            val_interval: steps between validations; default: an epoch.
-            kwargs: of ``IterBasedTrainLoop``.
+            max_steps: stop earlier; schedules with an explicit ``end`` keep it.
+            val_interval: steps between validations; default: one epoch.
+            kwargs: arguments of ``IterBasedTrainLoop``.
         """
         if isinstance(dataloader, dict):
             dataloader = runner.build_dataloader(dataloader, seed=runner.seed)
@@ -67,7 +67,7 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self.dataloader_iterator = _Stream(self.dataloader)
 
     def run(self) -> torch.nn.Module:
-        """Train; MMEngine's own loop would load and throw away every batch that was trained before a resumption."""
+        """Train; unlike MMEngine's loop, without loading and discarding batches after resuming."""
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator.start_at(self._iter)

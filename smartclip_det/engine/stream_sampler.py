@@ -1,4 +1,4 @@
-"""Batches of alignment runs as a pure function of (seed, step): the sampler, and the batches drawn from it.
+"""Batches of alignment training as a pure function of (seed, step): the sampler, and the batches drawn from it.
 
 Needs neither mmdet nor mmcv.
 """
@@ -17,7 +17,7 @@ from smartclip_det.core.errors import UserError
 
 @DATA_SAMPLERS.register_module()
 class EpochStreamSampler:
-    """What :class:`StreamBatches` needs to know; it draws nothing itself."""
+    """Size, seed and order of the epochs for :class:`StreamBatches`; it draws no samples itself."""
 
     def __init__(self, dataset: Any, seed: int | None = None, shuffle: bool = True) -> None:
         from mmengine.dist import get_dist_info
@@ -29,7 +29,7 @@ class EpochStreamSampler:
         return self.size
 
     def order(self, epoch: int) -> list[int]:
-        """The order of an epoch: a permutation drawn from (seed, epoch) alone, equal on all processes."""
+        """Permutation of an epoch, drawn from (seed, epoch) only and equal on all processes."""
         if not self.shuffle:
             return list(range(self.size))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -38,11 +38,11 @@ class EpochStreamSampler:
 
 @DATA_SAMPLERS.register_module()
 class StreamBatches:
-    """An endless stream of this process's batches; sample ``epoch * N + index`` carries its epoch with it.
+    """Endless stream of this process's batches; index ``epoch * N + i`` encodes the epoch of a sample.
 
-    Every image is used once in an epoch and the last batch of one is kept, as in the released training: its images are
-    shared out as evenly as possible (the losses weigh by true counts). Only a last batch with fewer images than
-    processes is left out, which the log says.
+    Every image is used once per epoch. The last batch of an epoch is kept, as in the released training, and split as
+    evenly as possible (losses are weighted by true counts). It is only dropped, with a log message, if it has fewer
+    images than there are processes.
     """
 
     def __init__(self, sampler: EpochStreamSampler, batch_size: int) -> None:
@@ -50,45 +50,44 @@ class StreamBatches:
 
         Args:
             sampler: an :class:`EpochStreamSampler`.
-            batch_size: images of one process in a full batch.
+            batch_size: images per process in a full batch.
 
         Raises:
-            UserError: when there are fewer images than processes.
+            UserError: for fewer images than processes.
         """
         if not isinstance(sampler, EpochStreamSampler):
             raise UserError(f"StreamBatches needs sampler=dict(type='EpochStreamSampler'); given {type(sampler)}.")
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1; given {batch_size}.")
         if len(sampler) < sampler.world_size:
-            raise UserError(f"{len(sampler)} images cannot feed {sampler.world_size} processes: start fewer.")
+            raise UserError(f"{len(sampler)} images are too few for {sampler.world_size} processes: start fewer.")
         self.sampler, self.batch_size, self.start = sampler, batch_size, 0
-        #: Step, epoch and samples of a start that other batches than these came to.
+        #: Step, epoch and samples of a resume position reached with another batch size.
         self.shift: tuple[int, int, int] | None = None
         self.joint = batch_size * sampler.world_size
         self.left_out = len(sampler) % self.joint if 0 < len(sampler) % self.joint < sampler.world_size else 0
         if self.left_out:
             print_log(
-                f"The last {self.left_out} images of each epoch's order are fewer than the processes and are "
-                "left out of that epoch.",
+                f"Dropping the last {self.left_out} images of each epoch's order: they are fewer than the processes.",
                 "current",
             )
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return -(-(len(self.sampler) - self.left_out) // self.joint)
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch, and samples of it that are used, before a step."""
+        """Epoch, and number of its samples used before a step."""
         if self.shift is not None and self.shift[0] <= step < (self.shift[1] + 1) * len(self):
             first, epoch, samples = self.shift
             return epoch, samples + (step - first) * self.joint
         return step // len(self), step % len(self) * self.joint
 
     def resume_at(self, epoch: int, samples: int) -> int:
-        """Go on behind so many samples of an epoch, whatever batches they came in: none comes twice or is left out.
+        """Resume after this many samples of an epoch, whatever their batch size was: none is repeated or skipped.
 
         Returns:
-            The step to count from; steps end with the epoch as always.
+            The step to count from, such that the epoch ends at its usual step.
         """
         left = len(self.sampler) - samples
         if left % self.joint < self.sampler.world_size:
@@ -100,13 +99,13 @@ class StreamBatches:
         return step
 
     def start_at(self, step: int) -> None:
-        """Go on with a step."""
+        """Start with a step."""
         self.start = step
         if self.shift is not None and self.shift[0] != step:
             self.shift = None
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Batches from step ``start`` on, without end."""
+        """Batches from step ``start``, endless."""
         step, epoch, order = self.start, -1, []
         while True:
             if step // len(self) != epoch:

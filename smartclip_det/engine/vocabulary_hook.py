@@ -1,4 +1,4 @@
-"""The only writer of the bank in force during runs."""
+"""Hook that sets the active text bank; nothing else sets it during runs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from smartclip_det.models.vocabulary import build_bank, default_cache_dir
 
 @HOOKS.register_module()
 class VocabularyHook(Hook):
-    """Before each train, val and test phase sets the bank of that phase's data set; restores it after.
+    """Sets the bank of the dataset before each train, val and test phase, and restores the previous one afterwards.
 
-    The vocabulary is the data set's ``metainfo``: ``classes``, and where given ``seen`` and ``templates``.
-    Encoders are built on first use and let go of; banks are kept, keyed by what made them.
+    The vocabulary comes from the dataset's ``metainfo``: ``classes``, and optionally ``seen`` and ``templates``.
+    Encoders are built on first use and then released; banks are cached by what determines them.
     """
 
     priority = "VERY_HIGH"
@@ -39,11 +39,11 @@ class VocabularyHook(Hook):
         """Build.
 
         Args:
-            towers: the source that the backbone was built from (see ``towers.source.load_towers``).
-            templates: template set where the data set names none.
-            cache_dir: folder of encoded texts; ``default`` for the user's cache, None for none.
-            control: ``text_shuffled`` gives every class the text of another one in validation and testing: what a
-                detector scores when names mean nothing.
+            towers: source of the backbone's towers (see ``towers.source.load_towers``).
+            templates: template set for datasets that do not name one.
+            cache_dir: folder of encoded texts; ``default``: the user's cache; None: no cache.
+            control: ``text_shuffled`` gives every class the text of another class in validation and testing, to
+                measure what a detector scores when names are meaningless.
         """
         self.control = check_choice("control", control, ("none", "text_shuffled"))
         self.towers = dict(towers)
@@ -53,11 +53,11 @@ class VocabularyHook(Hook):
         self._before: list[TextBank | None] = []
 
     def bank_for(self, metainfo: Mapping[str, Any], template_order: str, device: Any = "cpu") -> TextBank:
-        """The bank of a data set's metainfo, encoded once, on a device of choice."""
+        """Bank for a dataset's metainfo on a device; encoded once and cached."""
         names = metainfo.get("classes")
         if not names:
             raise UserError(
-                "The data set's metainfo has no classes: give metainfo=dict(classes=(...)) or vocabulary=NAME."
+                "The dataset's metainfo has no classes: set metainfo=dict(classes=(...)) or vocabulary=NAME."
             )
         templates = metainfo.get("templates") or self.templates
         seen = metainfo.get("seen")
@@ -82,7 +82,7 @@ class VocabularyHook(Hook):
         if self.control == "text_shuffled" and not training:
             bank = bank.text_shuffled()
         self._before.append(detector.set_text_bank(bank))
-        # Metrics write it into their stamps.
+        # Metrics write these into their stamps.
         facts = {"classes": len(bank), "seen": int(bank.seen.sum()), **bank.provenance}
         if dataset.metainfo.get("prompt_names"):
             facts["prompt_names"] = dataset.metainfo["prompt_names"]
@@ -98,7 +98,7 @@ class VocabularyHook(Hook):
         self._enter(runner, runner.train_dataloader.dataset, training=True)
 
     def after_train(self, runner: Runner) -> None:
-        """Restore."""
+        """Restore the previous bank."""
         self._leave(runner)
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -106,7 +106,7 @@ class VocabularyHook(Hook):
         self._enter(runner, runner.val_dataloader.dataset)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Restore, and log scores that were set to 0."""
+        """Restore the previous bank, and log scores that were set to 0."""
         self._leave(runner)
         self._report(runner)
 
@@ -115,7 +115,7 @@ class VocabularyHook(Hook):
         self._enter(runner, runner.test_dataloader.dataset)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Restore, and log scores that were set to 0."""
+        """Restore the previous bank, and log scores that were set to 0."""
         self._leave(runner)
         self._report(runner)
 
@@ -127,7 +127,7 @@ class VocabularyHook(Hook):
         degenerate, total = _detector(runner).degenerate_counter.read()
         if degenerate:
             runner.logger.warning(
-                f"{degenerate} of {total} cosines had nothing left under their mask and were set to 0."
+                f"{degenerate} of {total} cosines had an empty vector after masking and were set to 0."
             )
 
 

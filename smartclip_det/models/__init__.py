@@ -1,1 +1,1 @@
-"""Networks: towers and vocabulary below, parts registered for MMDetection above."""
+"""Models: towers and vocabulary, and components registered for MMDetection."""

@@ -1,4 +1,4 @@
-"""Region vectors on disk, so that images of a benchmark are encoded once for all the runs that read them."""
+"""Disk cache of region vectors, so that several runs on a benchmark encode each image once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from smartclip_det.utils.safe_load import safe_safetensors_load
 
 
 class CachedRegionEncoder(RegionEncoder):
-    """A :class:`RegionEncoder` that keeps what it gives, one file for each image, boxes and view.
+    """A :class:`RegionEncoder` that caches its results, one file per image, boxes and view.
 
-    The key is everything that decides the vectors: pixels, boxes, masks, towers and settings. Files appear whole, so
-    that several processes may share a folder.
+    The key covers everything that determines the vectors: pixels, boxes, masks, towers and settings. Files are written
+    atomically, so several processes may share a folder.
     """
 
     def __init__(self, towers: Encoder, folder: str | Path, **options: Any) -> None:
@@ -32,18 +32,18 @@ class CachedRegionEncoder(RegionEncoder):
 
         Args:
             towers: the encoder, on any device.
-            folder: of the files; made where it is missing.
-            options: of :class:`RegionEncoder`.
+            folder: cache folder; created if missing.
+            options: passed to :class:`RegionEncoder`.
 
         Raises:
-            UserError: for a folder that cannot be made.
+            UserError: if the folder cannot be created.
         """
         super().__init__(towers, **options)
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Region vectors cannot be kept in {folder} ({error}).") from error
+            raise UserError(f"The cache folder {folder} cannot be created ({error}).") from error
         settings = {
             **towers.provenance(),
             "side": self.side,
@@ -64,7 +64,7 @@ class CachedRegionEncoder(RegionEncoder):
         dense_mode: str | None = None,
         pooling: str = "own",
     ) -> Tensor:
-        """As :meth:`RegionEncoder.vectors`, from disk where they are known."""
+        """Like :meth:`RegionEncoder.vectors`, from the cache if possible."""
         if not len(boxes):
             return super().vectors(image, boxes, view, masks, dense_mode, pooling)
         mode = (dense_mode or self.dense_mode) if view in ("dense", "mask") else ""
@@ -73,19 +73,19 @@ class CachedRegionEncoder(RegionEncoder):
         path = self.folder / f"{self._key(image, boxes, masks, view, mode)}.safetensors"
         if path.is_file():
             return safe_safetensors_load(path)[0]["vectors"]
-        found = super().vectors(image, boxes, view, masks, dense_mode, pooling)
+        vectors = super().vectors(image, boxes, view, masks, dense_mode, pooling)
         part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"vectors": found.contiguous()}, str(part))
+        save_file({"vectors": vectors.contiguous()}, str(part))
         os.replace(part, path)
-        return found
+        return vectors
 
     def _key(
         self, image: Image.Image, boxes: Sequence[Sequence[float]], masks: np.ndarray | None, view: str, mode: str
     ) -> str:
         if self._hashed is None or self._hashed[0] is not image:
             self._hashed = image, hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
-        whole = hashlib.sha256(f"{self._settings} {view} {mode} ".encode() + self._hashed[1])
-        whole.update(np.asarray(boxes, dtype=np.float64).tobytes())
+        digest = hashlib.sha256(f"{self._settings} {view} {mode} ".encode() + self._hashed[1])
+        digest.update(np.asarray(boxes, dtype=np.float64).tobytes())
         if masks is not None:
-            whole.update(np.packbits(masks).tobytes())
-        return whole.hexdigest()
+            digest.update(np.packbits(masks).tobytes())
+        return digest.hexdigest()

@@ -1,13 +1,15 @@
-"""Region vectors: from an image and boxes to ``[R, D]`` vectors of the image tower, by several views.
+"""Region vectors: from an image and boxes to ``[R, D]`` vectors of the image tower.
 
-* ``crop``: the tower's pooled vector of a square window around the box.
-* ``blur``: the whole image, blurred outside of the box (ReCLIP, arXiv 2204.05991).
-* ``circle``: the whole image with a red ellipse in the box (arXiv 2304.06712).
-* ``dense``: RoIAlign of the dense map, one forward pass per image for any number of boxes.
+Views:
+
+* ``crop``: pooled vector of a square window around the box.
+* ``blur``: pooled vector of the full image, blurred outside the box (ReCLIP, arXiv 2204.05991).
+* ``circle``: pooled vector of the full image with a red ellipse in the box (arXiv 2304.06712).
+* ``dense``: RoIAlign on the dense map, one forward pass per image for any number of boxes.
 * ``mask``: mean of the dense map under an instance mask.
 
-In ``dense`` and ``mask`` cells speak for a region by their own lengths (a tower with weighted pooling puts the weight
-of a cell there), or all alike (``pooling="unit"``: each cell has length 1).
+In ``dense`` and ``mask``, cells are weighted by their own norms (a tower with weighted pooling stores the weight of a
+cell there), or equally (``pooling="unit"``: each cell is normalised).
 
 Shape letters: R regions, D joint embedding, H W pixels of the original image, S side of the square input, h w cells.
 """
@@ -29,7 +31,7 @@ from smartclip_det.core.words import POOLINGS, PRESENCE_SOURCES, VIEWS
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.utils.images import MEAN_COLOUR, fit_square, pixels
 
-#: Blur outside the box, as a share of the longer side.
+#: Blur radius as a fraction of the longer side.
 BLUR = 0.1
 
 
@@ -45,19 +47,19 @@ def pool_regions(dense: Tensor, rois: Tensor, cell: float) -> Tensor:
 
 
 def pool_masks(dense: Tensor, masks: Tensor) -> Tensor:
-    """``[R, D]`` means of one dense map ``[D, h, w]`` under ``[R, S, S]`` masks (share of each cell covered)."""
+    """``[R, D]`` means of one dense map ``[D, h, w]`` under ``[R, S, S]`` masks, weighted by cell coverage."""
     weights = functional.adaptive_avg_pool2d(masks.float().unsqueeze(1), dense.shape[-2:]).flatten(1)
     total = weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
     return (weights / total) @ dense.float().flatten(1).t()
 
 
 def crop_window(image: Image.Image, box: Sequence[float], context: float, side: int) -> Image.Image:
-    """A square window around a box as ``side`` x ``side``; what lies outside the image has the mean colour.
+    """Square window around a box, resized to ``side`` x ``side``; padded with the mean colour outside the image.
 
     Args:
         image: RGB image.
         box: xyxy pixels.
-        context: side of the window over the longer side of the box.
+        context: side of the window relative to the longer side of the box.
         side: S.
     """
     x1, y1, x2, y2 = box
@@ -72,7 +74,7 @@ def crop_window(image: Image.Image, box: Sequence[float], context: float, side: 
 
 
 def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image) -> Image.Image:
-    """The image sharp inside of an xyxy box, and as in ``blurred`` elsewhere."""
+    """The image inside an xyxy box, and ``blurred`` elsewhere."""
     corners = (
         max(0, int(box[0])),
         max(0, int(box[1])),
@@ -86,7 +88,7 @@ def blur_outside(image: Image.Image, box: Sequence[float], blurred: Image.Image)
 
 
 def circle_inside(image: Image.Image, box: Sequence[float]) -> Image.Image:
-    """The image with a red ellipse inscribed in an xyxy box; the line is 2 pixels in 384, and never under one."""
+    """The image with a red ellipse inscribed in an xyxy box; the line is 2 pixels wide at size 384, at least 1."""
     out = image.copy()
     x1, y1, x2, y2 = box
     width = max(1, round(2 * max(image.size) / 384))
@@ -95,7 +97,7 @@ def circle_inside(image: Image.Image, box: Sequence[float]) -> Image.Image:
 
 
 class RegionEncoder:
-    """Region vectors of one image after another; the dense map of the image at hand is computed once."""
+    """Region vectors of images; the dense map of the current image is computed once."""
 
     def __init__(
         self,
@@ -111,11 +113,11 @@ class RegionEncoder:
 
         Args:
             towers: the encoder, on any device.
-            dense_size: side of the input of dense maps in pixels; 0 for the tower's own.
+            dense_size: input size of dense maps in pixels; 0: the tower's own.
             dense_mode: one of the encoder's ``dense_modes``.
-            fit: how an image becomes a square, ``pad`` or ``squash`` (a crop would lose boxes).
+            fit: how an image is made square, ``pad`` or ``squash`` (a crop would lose boxes).
             crop_context: see :func:`crop_window`.
-            batch_size: crops and blurs per forward pass.
+            batch_size: images per forward pass for the crop, blur and circle views.
         """
         self.towers = towers
         self.side = towers.config.image_size
@@ -129,10 +131,10 @@ class RegionEncoder:
         device = towers.logit_scale.device
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255
-        self._held: tuple[Image.Image, dict[str, Tensor]] | None = None
+        self._current: tuple[Image.Image, dict[str, Tensor]] | None = None
 
     def normalise(self, images: Sequence[Image.Image]) -> Tensor:
-        """Square RGB images to ``[B, 3, S, S]`` of the tower's statistics."""
+        """Square RGB images to ``[B, 3, S, S]``, normalised with the tower's statistics."""
         batch = torch.stack([pixels(i) for i in images]).to(self._mean.device).float()
         return (batch - self._mean) / self._std
 
@@ -153,8 +155,8 @@ class RegionEncoder:
             boxes: R boxes.
             view: one of :data:`VIEWS`.
             masks: ``[R, H, W]`` bool, for the ``mask`` view.
-            dense_mode: another mode than the constructor's.
-            pooling: of ``dense`` and ``mask``, one of :data:`POOLINGS`.
+            dense_mode: overrides the constructor's mode.
+            pooling: for ``dense`` and ``mask``, one of :data:`POOLINGS`.
         """
         check_choice("view", view, VIEWS)
         check_choice("pooling", pooling, POOLINGS)
@@ -162,11 +164,11 @@ class RegionEncoder:
             return torch.zeros(0, self.towers.config.embed_dim)
         if view == "dense":
             corners = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
-            return self.pool(self._weighed(image, dense_mode, pooling), [image.size], [corners]).cpu()
+            return self.pool(self._weighted(image, dense_mode, pooling), [image.size], [corners]).cpu()
         if view == "mask":
             if masks is None or len(masks) != len(boxes):
                 raise UserError("The mask view needs one mask per box.")
-            return pool_masks(self._weighed(image, dense_mode, pooling)[0], self._fit_masks(masks)).cpu()
+            return pool_masks(self._weighted(image, dense_mode, pooling)[0], self._fit_masks(masks)).cpu()
         return self._encode(self._views(image, boxes, view))
 
     def _views(self, image: Image.Image, boxes: Sequence[Sequence[float]], view: str) -> list[Image.Image]:
@@ -186,17 +188,17 @@ class RegionEncoder:
 
     @torch.no_grad()
     def dense_maps(self, images: Sequence[Image.Image], dense_mode: str | None = None) -> Tensor:
-        """``[B, D, h, w]`` dense maps of B images in one pass; none is kept."""
+        """``[B, D, h, w]`` dense maps of B images in one pass; not cached."""
         squares = [fit_square(i, self.dense_size, self.fit) for i in images]
         return self.towers.encode_dense(self.normalise(squares), dense_mode or self.dense_mode)
 
     def pool(self, dense: Tensor, sizes: Sequence[tuple[int, int]], boxes: Sequence[Tensor]) -> Tensor:
-        """``[R, D]`` vectors of the boxes of B images, one image after the other.
+        """``[R, D]`` vectors of the boxes of B images, concatenated.
 
         Args:
-            dense: ``[B, D, h, w]`` of :meth:`dense_maps`.
+            dense: ``[B, D, h, w]`` from :meth:`dense_maps`.
             sizes: width and height of each image.
-            boxes: for each image ``[R_b, 4]`` xyxy pixels.
+            boxes: ``[R_b, 4]`` xyxy pixels of each image.
         """
         rois = [
             torch.cat([b.new_full((len(b), 1), n), b * b.new_tensor(self._factors(size))], dim=1)
@@ -206,41 +208,41 @@ class RegionEncoder:
 
     @torch.no_grad()
     def dense_map(self, image: Image.Image, dense_mode: str | None = None) -> Tensor:
-        """``[1, D, h, w]`` dense map; kept until another image comes."""
+        """``[1, D, h, w]`` dense map; cached until another image is passed."""
         mode = dense_mode or self.dense_mode
-        if self._held is None or self._held[0] is not image:
-            self._held = (image, {})
-        maps = self._held[1]
+        if self._current is None or self._current[0] is not image:
+            self._current = (image, {})
+        maps = self._current[1]
         if mode not in maps:
             maps[mode] = self.dense_maps([image], mode).float()
         return maps[mode]
 
-    def _weighed(self, image: Image.Image, dense_mode: str | None, pooling: str) -> Tensor:
-        """``[1, D, h, w]`` dense map, for ``unit`` with cells of length 1."""
+    def _weighted(self, image: Image.Image, dense_mode: str | None, pooling: str) -> Tensor:
+        """``[1, D, h, w]`` dense map, with normalised cells for ``unit``."""
         dense = self.dense_map(image, dense_mode)
         return functional.normalize(dense, dim=1) if pooling == "unit" else dense
 
     @torch.no_grad()
     def picture(self, image: Image.Image, source: str) -> Tensor:
-        """``[P, D]`` vectors of the whole image, on the CPU, see :func:`core.presence.presence_cosine`.
+        """``[P, D]`` vectors of the full image, on the CPU, see :func:`core.presence.presence_cosine`.
 
         Args:
             image: RGB image.
-            source: ``pooled``: P = 1, of the image as the tower's input; ``cells``: of the dense map, without padding.
+            source: ``pooled``: P = 1, the pooled vector; ``cells``: cells of the dense map, without padding.
         """
         if check_choice("presence_source", source, PRESENCE_SOURCES) == "pooled":
             return self._encode([fit_square(image, self.side, self.fit)])
         return self.shown_cells(self.dense_map(image)[0], image.size).cpu()
 
     def shown_cells(self, dense: Tensor, size: tuple[int, int]) -> Tensor:
-        """``[P, D]`` cells of a dense map ``[D, h, w]`` that show an image of a width and height, and not padding."""
+        """``[P, D]`` cells of a dense map ``[D, h, w]`` that cover an image of this width and height."""
         across, down = (
             math.ceil(n * f / self.towers.config.patch_size) for n, f in zip(size, self._factors(size)[:2], strict=True)
         )
         return dense[:, :down, :across].flatten(1).t()
 
     def _factors(self, size: tuple[int, int]) -> list[float]:
-        """Pixels of the square dense input for each of an image's, for both corners."""
+        """Pixels of the square dense input per image pixel, for both corners."""
         across, down = (self.dense_size / (max(size) if self.fit == "pad" else n) for n in size)
         return [across, down, across, down]
 

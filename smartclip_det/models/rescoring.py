@@ -1,4 +1,4 @@
-"""Family C, no training: any boxes, classified by an encoder's region vectors (ovd reference 4.4).
+"""Training-free detection: class-agnostic boxes, classified by the region vectors of an encoder.
 
 Shape letters: R regions, C classes, N detections, D joint embedding.
 """
@@ -24,9 +24,9 @@ class RescoreOptions:
 
     Attributes:
         objectness_power: exponent of a box's objectness in the score of each class.
-        own_power: share of a detector's own score in the geometric mean, for boxes that keep their class.
-        score_threshold: pairs must score more than this.
-        nms_iou: overlap above which the lower-scored box of a class goes.
+        own_power: weight of the detector's own score in the geometric mean, for boxes that keep their class.
+        score_threshold: only pairs with a higher score are kept.
+        nms_iou: IoU above which the lower-scored box of a class is suppressed.
         max_detections: per image.
     """
 
@@ -54,7 +54,7 @@ def class_scores(
         bank: the vocabulary.
         policy: mask mode, text norm, calibration, activation, ``dense_temperature``, sigmoid reference and bias,
             and background (``zero``, ``text`` or ``text_ones``); presence.
-        picture: ``[P, D]`` vectors of the regions' picture, for presence.
+        picture: ``[P, D]`` vectors of the full image, for presence.
     """
     return with_presence(_region_scores(views, bank, policy), picture, bank, policy, mask_mode=policy.dense_mode)
 
@@ -73,7 +73,7 @@ def _background(vectors: Tensor, bank: TextBank, policy: ScoringPolicy) -> Tenso
     if policy.background == "zero":
         return vectors.new_zeros(len(vectors), 1, dtype=torch.float32)
     if policy.background == "learned" or bank.background is None:
-        raise UserError("Rescoring has nothing learned: choose background='zero', 'text' or 'text_ones'.")
+        raise UserError("Rescoring has no learned background: use background='zero', 'text' or 'text_ones'.")
     mode = "off" if policy.background == "text_ones" else policy.dense_mode
     return bank.background.cosine(vectors, policy, mask_mode="hard" if mode == "shuffled" else mode)
 
@@ -89,13 +89,13 @@ def best_boxes(boxes: Tensor, objectness: Tensor, iou: float, limit: int) -> Ten
 def detect_in_boxes(
     boxes: Tensor, objectness: Tensor, scores: Tensor, options: RescoreOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class-agnostic boxes to detections.
+    """Turn class-agnostic boxes into detections.
 
     Args:
         boxes: ``[R, 4]`` xyxy.
         objectness: ``[R]`` in [0, 1].
         scores: ``[R, C]`` class scores.
-        options: see there.
+        options: see :class:`RescoreOptions`.
 
     Returns:
         ``[N]`` box indices, ``[N]`` classes and ``[N]`` scores, best first.
@@ -111,6 +111,6 @@ def detect_in_boxes(
 
 
 def blend_own_scores(own: Tensor, labels: Tensor, scores: Tensor, options: RescoreOptions) -> Tensor:
-    """``[R]`` geometric mean of detections' own scores and the class scores ``[R, C]`` of their labels ``[R]``."""
-    mine = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
-    return own.clamp(min=0).pow(options.own_power) * mine.pow(1 - options.own_power)
+    """``[R]`` geometric mean of the detector's scores and the class scores ``[R, C]`` of its labels ``[R]``."""
+    label_scores = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return own.clamp(min=0).pow(options.own_power) * label_scores.pow(1 - options.own_power)

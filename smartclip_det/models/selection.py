@@ -1,8 +1,8 @@
-"""Choosing detections among R x C (box, class) pairs.
+"""Selection of detections among R x C (box, class) pairs.
 
-Full per-class NMS over all pairs is exact and slow (minutes for thousands of classes). Taking the M best pairs,
-running NMS per class on them, and enlarging M while too few survive gives the same detections: in greedy NMS a
-pair can only be removed by a better-scored one, so the survivors among the M best are survivors of the whole.
+Per-class NMS over all pairs is exact but slow (minutes for thousands of classes). Taking the M best pairs, running
+per-class NMS on them, and enlarging M while too few survive gives the same detections: in greedy NMS a pair can only
+be suppressed by a higher-scored one, so the survivors among the M best also survive among all pairs.
 
 Ties: equal scores are ordered by box index, then class index. Exact for hard greedy NMS, not for soft-NMS.
 
@@ -21,14 +21,14 @@ from torchvision.ops import nms
 def select_detections(
     boxes: Tensor, scores: Tensor, *, score_threshold: float, iou_threshold: float, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (box, class) pairs after NMS per class.
+    """Best (box, class) pairs after per-class NMS.
 
     Args:
         boxes: ``[R, 4]`` class-agnostic xyxy boxes.
         scores: ``[R, C]`` scores.
-        score_threshold: pairs must score more than this.
-        iou_threshold: overlap above which the lower-scored pair of a class goes.
-        max_detections: N at most.
+        score_threshold: only pairs with a higher score are kept.
+        iou_threshold: IoU above which the lower-scored pair of a class is suppressed.
+        max_detections: maximum of N.
 
     Returns:
         ``[N]`` box indices, ``[N]`` class indices and ``[N]`` scores, best first.
@@ -50,14 +50,14 @@ def select_from_parts(
     iou_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`select_detections` for scores that come in pieces ``[R, C_i]`` of the classes, never all at once.
+    """:func:`select_detections` for scores computed in class chunks ``[R, C_i]``, never all at once.
 
     Args:
         boxes: ``[R, 4]`` xyxy.
-        parts: gives the pieces in order; called again in the rare case that too few pairs survive.
+        parts: yields the chunks in order; called again in the rare case that too few pairs survive.
         score_threshold: see :func:`select_detections`.
-        iou_threshold: see there.
-        max_detections: see there.
+        iou_threshold: see :func:`select_detections`.
+        max_detections: see :func:`select_detections`.
     """
     limit = max(4 * max_detections, 1000)
     while True:
@@ -65,32 +65,32 @@ def select_from_parts(
         first = candidates = 0
         for scores in parts():
             flat = scores.flatten()
-            found = (flat > score_threshold).nonzero().squeeze(1)
-            candidates += len(found)
-            mine = flat[found]
-            if len(mine) > limit:
-                high = mine >= mine.topk(limit).values[-1]
-                found, mine = found[high], mine[high]
-            values = torch.cat([values.to(flat.dtype), mine])
-            rows = torch.cat([rows, found // scores.shape[1]])
-            classes = torch.cat([classes, found % scores.shape[1] + first])
+            indices = (flat > score_threshold).nonzero().squeeze(1)
+            candidates += len(indices)
+            passing = flat[indices]
+            if len(passing) > limit:
+                high = passing >= passing.topk(limit).values[-1]
+                indices, passing = indices[high], passing[high]
+            values = torch.cat([values.to(flat.dtype), passing])
+            rows = torch.cat([rows, indices // scores.shape[1]])
+            classes = torch.cat([classes, indices % scores.shape[1] + first])
             first += scores.shape[1]
             if len(values) > limit:
-                kept = values >= values.topk(limit).values[-1]
-                values, rows, classes = values[kept], rows[kept], classes[kept]
-        # Ties by box, then class, as in one piece.
+                top = values >= values.topk(limit).values[-1]
+                values, rows, classes = values[top], rows[top], classes[top]
+        # Ties by box, then class, as without chunks.
         order = (rows * first + classes).argsort()
         order = order[values[order].argsort(descending=True, stable=True)]
         values, rows, classes = values[order], rows[order], classes[order]
-        kept = nms_per_class(boxes[rows], values, classes, iou_threshold)
-        if len(kept) >= max_detections or len(values) == candidates:
-            kept = kept[:max_detections]
-            return rows[kept], classes[kept], values[kept]
+        survivors = nms_per_class(boxes[rows], values, classes, iou_threshold)
+        if len(survivors) >= max_detections or len(values) == candidates:
+            survivors = survivors[:max_detections]
+            return rows[survivors], classes[survivors], values[survivors]
         limit *= 4
 
 
 def nms_per_class(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float) -> Tensor:
-    """Indices that survive, best first. Classes are moved apart in double precision, where offsets do not round."""
+    """Surviving indices, best first. Class offsets are added in double precision, where they do not round boxes."""
     if not len(boxes):
         return classes
     wide = boxes.double()

@@ -1,16 +1,15 @@
-"""Strings to TextBank: templates, batching, and a disk cache by content.
+"""Strings to TextBank: templates, batching, and a disk cache keyed by content.
 
-The forward pass is that of :mod:`smartclip_det.models.towers.text_encoding`.
+The forward pass is in :mod:`smartclip_det.models.towers.text_encoding`.
 
-Template orders (ovd reference 2.4; with masks the order matters and upstream leaves it open), for the T texts
-of one class:
+Template orders, for the T texts of one class (with masks the order matters; SmartCLIP does not define one):
 
-* ``per_template``: a row per text; class scores are the mean over rows. The reference; C * T rows.
+* ``per_template``: one row per text; class scores are the mean over rows. The reference; C * T rows.
 * ``average_state`` (default): mean of the normalised vectors, and the mask of the averaged token states.
-* ``average_mask``: mean of the normalised vectors, and the dimensions that at least half of the masks keep.
-* ``union_mask``: mean of the normalised vectors, and the dimensions that any mask keeps.
+* ``average_mask``: mean of the normalised vectors, and the dimensions kept by at least half of the masks.
+* ``union_mask``: mean of the normalised vectors, and the dimensions kept by any mask.
 
-With one text per class all four agree.
+With one text per class all four are equal.
 
 Shape letters: K rows, C classes, T texts of a class, D joint embedding, L tokens, W text width.
 """
@@ -46,9 +45,9 @@ BACKGROUND = "background"
 
 
 class TextCache:
-    """Encoded texts on disk, keyed by everything that decides their value; safe for several processes.
+    """Disk cache of encoded texts, keyed by everything that determines their value; safe for concurrent processes.
 
-    Each batch is committed when it is done, so a run that dies loses one batch at most.
+    Each batch is committed when it is done, so an interrupted run loses at most one batch.
     """
 
     def __init__(self, folder: Path, provenance: Mapping[str, str]) -> None:
@@ -61,26 +60,27 @@ class TextCache:
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"The cache of encoded texts at {path} cannot be used ({error}). Delete the file, or set "
-                "SMARTCLIP_DET_CACHE to a folder that can be written."
+                "SMARTCLIP_DET_CACHE to a writable folder."
             ) from error
 
     def _key(self, unit: Sequence[str]) -> str:
         digest = self._salt.copy()
         for text in unit:
-            # With its length before it, so that no two lists of texts read alike.
+            # With a length prefix, so that different lists of texts never hash alike.
             digest.update(b"%d:" % len(text) + text.encode())
         return digest.hexdigest()
 
     def get(self, units: Sequence[Sequence[str]]) -> list[Tensor | None]:
-        """For each unit its ``[2, D]`` vector and mask probabilities, or None."""
+        """For each unit ``[2, D]`` vector and mask probabilities, or None."""
         keys = [self._key(u) for u in units]
-        found: dict[str, bytes] = {}
+        cached: dict[str, bytes] = {}
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
             marks = ", ".join("?" * len(some))
-            found.update(self._db.execute(f"SELECT key, value FROM texts WHERE key IN ({marks})", some))
+            cached.update(self._db.execute(f"SELECT key, value FROM texts WHERE key IN ({marks})", some))
         return [
-            torch.frombuffer(bytearray(found[k]), dtype=torch.float32).view(2, -1) if k in found else None for k in keys
+            torch.frombuffer(bytearray(cached[k]), dtype=torch.float32).view(2, -1) if k in cached else None
+            for k in keys
         ]
 
     def put(self, units: Sequence[Sequence[str]], values: Tensor) -> None:
@@ -90,7 +90,7 @@ class TextCache:
             self._db.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         self._db.close()
 
 
@@ -112,17 +112,17 @@ def build_bank(
 
     Args:
         encoder: the towers, on any device.
-        names: C class names without repeats.
-        templates: a named set of ``core.prompts`` or own templates.
-        template_order: see the module text.
-        synonyms: further names of a class; their texts join those of the class.
-        seen: names that detection training may use; None for all.
-        cache_dir: folder of the disk cache, None for no cache.
+        names: C unique class names.
+        templates: a named set of ``core.prompts``, or a list of templates.
+        template_order: see the module docstring.
+        synonyms: further names of a class; their texts are added to those of the class.
+        seen: names that detection training may use; None: all.
+        cache_dir: folder of the disk cache; None: no cache.
         batch_size: texts per forward pass.
-        progress: show a bar with rate and remaining time on rank 0.
+        progress: show a progress bar on rank 0.
 
     Returns:
-        A bank on the CPU in fp32, with a ``background`` row made by the same templates.
+        A bank on the CPU in fp32, with a ``background`` row made with the same templates.
 
     Raises:
         UserError: for empty or repeated names, unknown templates or orders, or texts over the token limit.
@@ -133,15 +133,15 @@ def build_bank(
     if twice:
         raise UserError(f"The vocabulary repeats names: {', '.join(twice[:5])}.")
     synonyms = {n: _check_names(f"synonyms of {n!r}", s) for n, s in (synonyms or {}).items()}
-    foreign = sorted(set(synonyms) - set(names))
-    if foreign:
-        raise UserError(f"Synonyms are given for names that are not in the vocabulary: {', '.join(foreign[:5])}.")
+    unknown = sorted(set(synonyms) - set(names))
+    if unknown:
+        raise UserError(f"Synonyms are given for names that are not in the vocabulary: {', '.join(unknown[:5])}.")
 
     marked = [n for n in names if words(n) != n]
     if marked:
         note(
-            f"{len(marked)} class names hold marks; prompts say them as words: {words(marked[0])!r} for {marked[0]!r}. "
-            "The classes keep their names."
+            f"{len(marked)} class names have separators; prompts use {words(marked[0])!r} for {marked[0]!r} and so on. "
+            "The class names do not change."
         )
 
     def encode() -> TextBank:
@@ -167,7 +167,7 @@ def _encode_classes(
     units = [(t,) for group in texts for t in group] if split else texts
     label = templates if isinstance(templates, str) else json.dumps(list(templates))
     provenance = {**encoder.provenance(), "template_order": order, "templates": label}
-    # The texts themselves are the key, so a template's name is not: two sets may share texts.
+    # The key holds the texts themselves and not the name of the template set: two sets may share texts.
     cache_facts = {**encoder.provenance(), "template_order": "per_template" if split else order}
     cache = TextCache(Path(cache_dir), cache_facts) if cache_dir is not None else None
     try:
@@ -208,8 +208,8 @@ def _encode_units(
     progress: bool,
 ) -> Tensor:
     """``[N, 2, D]`` vector and mask probabilities of N units, from the cache or the towers."""
-    found: list[Tensor | None] = [None] * len(units) if cache is None else cache.get(units)
-    missing = [i for i, v in enumerate(found) if v is None]
+    values_of: list[Tensor | None] = [None] * len(units) if cache is None else cache.get(units)
+    missing = [i for i, v in enumerate(values_of) if v is None]
     batches = list(_batches(units, missing, batch_size))
     bar = None
     if progress and len(batches) > 1:
@@ -219,14 +219,14 @@ def _encode_units(
     for batch in batches:
         values = _encode_batch(encoder, [units[i] for i in batch], order)
         for i, value in zip(batch, values, strict=True):
-            found[i] = value
+            values_of[i] = value
         if cache is not None:
             cache.put([units[i] for i in batch], values)
         if bar is not None:
             bar.update(len(batch))
     if bar is not None:
         bar.close()
-    return torch.stack([v for v in found if v is not None])
+    return torch.stack([v for v in values_of if v is not None])
 
 
 def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -244,34 +244,34 @@ def _batches(units: Sequence[tuple[str, ...]], missing: Sequence[int], size: int
 
 @torch.no_grad()
 def _encode_batch(encoder: Encoder, units: Sequence[tuple[str, ...]], order: str) -> Tensor:
-    found = encode_texts(encoder, [t for unit in units for t in unit])
-    embeds = functional.normalize(found.embeds, dim=-1)
+    encoded = encode_texts(encoder, [t for unit in units for t in unit])
+    embeds = functional.normalize(encoded.embeds, dim=-1)
     values, start = [], 0
     for unit in units:
         rows = slice(start, start + len(unit))
         start += len(unit)
         vector = functional.normalize(embeds[rows].mean(dim=0), dim=0)
-        values.append(torch.stack([vector, _unit_mask(encoder, found, rows, order)]))
+        values.append(torch.stack([vector, _unit_mask(encoder, encoded, rows, order)]))
     return torch.stack(values).cpu()
 
 
-def _unit_mask(encoder: Encoder, found: EncodedTexts, rows: slice, order: str) -> Tensor:
-    """``[D]`` mask probabilities of one unit, whose T texts are ``rows`` of those encoded."""
-    if not found.has_masks or rows.stop - rows.start == 1:
-        return found.mask_probs[rows.start]
+def _unit_mask(encoder: Encoder, encoded: EncodedTexts, rows: slice, order: str) -> Tensor:
+    """``[D]`` mask probabilities of one unit, whose T texts are the given rows of ``encoded``."""
+    if not encoded.has_masks or rows.stop - rows.start == 1:
+        return encoded.mask_probs[rows.start]
     if order == "average_mask":
-        return found.masks[rows].mean(dim=0)
+        return encoded.masks[rows].mean(dim=0)
     if order == "union_mask":
-        return found.masks[rows].amax(dim=0)
-    assert found.states is not None
-    mean, any_keep = _average_states(found.states[rows], found.keep[rows], encoder.config.mask_pad)
-    return mask_probabilities(encoder.mask_logits(mean, any_keep), found.embeds[:1])[0]
+        return encoded.masks[rows].amax(dim=0)
+    assert encoded.states is not None
+    mean, any_keep = _average_states(encoded.states[rows], encoded.keep[rows], encoder.config.mask_pad)
+    return mask_probabilities(encoder.mask_logits(mean, any_keep), encoded.embeds[:1])[0]
 
 
 def _average_states(states: Tensor, keep: Tensor, mask_pad: str) -> tuple[Tensor, Tensor]:
     """Mean token states ``[1, L, W]`` over T texts, position by position.
 
-    Where padding is ignored, a position is averaged over the texts that reach it.
+    If padding is ignored, a position is averaged over the texts that reach it.
     """
     if mask_pad == "include":
         return states.mean(dim=0, keepdim=True), keep.any(dim=0, keepdim=True)
@@ -280,21 +280,21 @@ def _average_states(states: Tensor, keep: Tensor, mask_pad: str) -> tuple[Tensor
 
 
 def _check_names(what: str, names: Sequence[str]) -> list[str]:
-    """A list of texts; a single string is not a list of its letters."""
+    """Validate a list of strings; a single string is not split into letters."""
     if isinstance(names, str) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{what} must be a list of texts; given {names!r:.80}.")
+        raise UserError(f"{what} must be a list of strings; given {names!r:.80}.")
     return list(names)
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """Class names of a text file (one a line) or a JSON list; blank lines are skipped.
+    """Read class names from a text file (one per line) or a JSON list; blank lines are skipped.
 
     Raises:
-        UserError: for a missing file, a JSON file that is no list of strings, or an empty list.
+        UserError: for a missing file, a JSON file that is not a list of strings, or an empty list.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"No vocabulary file at {path}. Give a .txt with one name a line, or a .json list.")
+        raise UserError(f"No vocabulary file at {path}. Use a .txt file with one name per line, or a .json list.")
     try:
         content = path.read_text(encoding="utf-8-sig")
         names = json.loads(content) if path.suffix == ".json" else None
@@ -304,11 +304,11 @@ def read_vocabulary(path: str | Path) -> list[str]:
         ) from error
     if path.suffix == ".json":
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise UserError(f"{path} must hold a JSON list of strings.")
+            raise UserError(f"{path} must contain a JSON list of strings.")
     else:
         names = [line.strip() for line in content.splitlines() if line.strip()]
     if not names:
-        raise UserError(f"{path} holds no names.")
+        raise UserError(f"{path} contains no names.")
     return names
 
 
@@ -320,11 +320,11 @@ def resolve_names(names: str | Sequence[str]) -> list[str]:
         return list(VOCABULARIES[names])
     if names.endswith((".txt", ".json")):
         return read_vocabulary(names)
-    raise unknown_names("vocabulary", [names], VOCABULARIES, "Give a known name, a .txt or .json file, or a list.")
+    raise unknown_names("vocabulary", [names], VOCABULARIES, "Use a known name, a .txt or .json file, or a list.")
 
 
 def bank_from_config(config: Mapping[str, Any], template_order: str = "average_state") -> TextBank:
-    """A bank from ``dict(towers=..., names=..., templates=..., seen=..., cache_dir=...)``."""
+    """Build a bank from ``dict(towers=..., names=..., templates=..., seen=..., cache_dir=...)``."""
     options = dict(config)
     encoder = load_towers(options.pop("towers"))
     names = resolve_names(options.pop("names"))

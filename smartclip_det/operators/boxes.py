@@ -1,6 +1,6 @@
-"""Suppression of boxes: NMS, soft-NMS and groups of matches, with mmcv's rules for ties and thresholds.
+"""NMS, soft-NMS, NMS matching and box overlaps, with mmcv's rules for ties and thresholds.
 
-Boxes are xyxy pixels. ``offset`` is 1 where a width counts pixels (x2 - x1 + 1), else 0.
+Boxes are xyxy pixels. ``offset`` is 1 if widths count pixels (x2 - x1 + 1), else 0.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ NAIVE, LINEAR, GAUSSIAN = range(3)
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
-    """Indices [n] of the boxes [R, 4] kept, by falling score; a box goes when its IoU exceeds the threshold."""
+    """Indices [n] of the boxes [R, 4] that remain, by descending score; IoU above the threshold suppresses a box."""
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.long, device=boxes.device)
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
     boxes = boxes.detach().to(dtype)
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
-    # mmcv compares in single precision: an IoU equal to float32(0.3) stays at a threshold of 0.3.
+    # mmcv compares in single precision: a box with IoU equal to float32(0.3) survives a threshold of 0.3.
     threshold = float(np.float32(iou_threshold)) if dtype == torch.float32 else iou_threshold
     return tv.nms(boxes, scores.detach().to(dtype), threshold)
 
 
 def _iou_with_rest(box: np.ndarray, rest: np.ndarray, offset: int) -> np.ndarray:
-    """IoU [n] of one box [4] with others [n, 4]; not a number where both are empty, as in mmcv."""
+    """IoU [n] of one box [4] with others [n, 4]; NaN where both are empty, as in mmcv."""
     sides = np.minimum(box[2:], rest[:, 2:]) - np.maximum(box[:2], rest[:, :2]) + offset
     shared = np.maximum(sides, 0).prod(1)
     areas = (rest[:, 2:] - rest[:, :2] + offset).prod(1)
@@ -41,7 +41,7 @@ def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _best(scores: np.ndarray) -> int:
-    """First position of the highest score; one that is not a number never wins, unless it stands first."""
+    """Index of the highest score; NaN never wins, unless it comes first."""
     return 0 if np.isnan(scores[0]) else int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
 
 
@@ -65,10 +65,10 @@ def softnms(
 ) -> torch.Tensor:
     """Soft-NMS of boxes [R, 4] and scores [R]; ``method`` is 0 naive, 1 linear, 2 gaussian.
 
-    Writes boxes and lowered scores into the first rows of ``dets`` [R, 5], in the order of choice.
+    Writes boxes and decayed scores into the first rows of ``dets`` [R, 5], in the order of selection.
 
     Returns:
-        Indices [n] of those rows. A box leaves once its score falls below ``min_score``.
+        Indices [n] of those rows. A box is dropped when its score falls below ``min_score``.
     """
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.long)
@@ -80,22 +80,22 @@ def softnms(
         rows[[i, best]], indices[[i, best]] = rows[[best, i]], indices[[best, i]]
         rest = rows[i + 1 : count]
         rest[:, 4] *= _decay(_iou_with_rest(rows[i, :4], rest[:, :4], offset), iou_threshold, sigma, method)
-        # mmcv fills the place of a box that leaves with the last one, which decides between equal scores later.
-        gone = rest[:, 4] < rows.dtype.type(min_score)
-        if gone.any():
-            kept = len(rest) - int(gone.sum())
-            order = np.arange(kept)
-            order[gone[:kept]] = (np.flatnonzero(~gone[kept:]) + kept)[::-1]
-            rest[:kept] = rest[order]
-            indices[i + 1 : i + 1 + kept] = indices[i + 1 : count][order]
-            count = i + 1 + kept
+        # Like mmcv, fill the slot of a dropped box with the last box: the order decides ties later.
+        dropped = rest[:, 4] < rows.dtype.type(min_score)
+        if dropped.any():
+            remaining = len(rest) - int(dropped.sum())
+            order = np.arange(remaining)
+            order[dropped[:remaining]] = (np.flatnonzero(~dropped[remaining:]) + remaining)[::-1]
+            rest[:remaining] = rest[order]
+            indices[i + 1 : i + 1 + remaining] = indices[i + 1 : count][order]
+            count = i + 1 + remaining
         i += 1
     dets[:count] = torch.from_numpy(rows[:count]).to(dets)
     return torch.from_numpy(indices[:count].copy())
 
 
 def nms_match(dets: torch.Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of rows of ``dets`` [R, 5] (box, score): the one kept, then those whose IoU reaches the threshold."""
+    """Groups of rows of ``dets`` [R, 5] (box, score): a selected box, then those whose IoU reaches the threshold."""
     rows = _as_numpy(dets)
     order = torch.from_numpy(rows[:, 4].copy()).sort(descending=True, stable=True).indices.numpy()
     groups = []
@@ -110,7 +110,7 @@ def nms_match(dets: torch.Tensor, iou_threshold: float) -> list[list[int]]:
 def bbox_overlaps(
     bboxes1: torch.Tensor, bboxes2: torch.Tensor, ious: torch.Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Write overlaps into ``ious`` ([R] when ``aligned``, else [R, S]); ``mode`` 0 by union, 1 by the first box."""
+    """Write overlaps into ``ious`` ([R] if ``aligned``, else [R, S]); ``mode`` 0: IoU, 1: divide by the first area."""
     first = bboxes1 if aligned else bboxes1[:, None]
     second = bboxes2 if aligned else bboxes2[None]
     sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2]) + offset
@@ -118,5 +118,5 @@ def bbox_overlaps(
     area = (first[..., 2:] - first[..., :2] + offset).prod(-1)
     if mode == 0:
         area = area + (second[..., 2:] - second[..., :2] + offset).prod(-1) - shared
-    # An empty base counts as one pixel when widths count pixels, and divides by zero otherwise.
+    # With offset 1 an empty denominator is clamped to one pixel; with offset 0 it divides by zero, as in mmcv.
     ious.copy_(shared / area.clamp(min=offset))

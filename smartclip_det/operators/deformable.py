@@ -1,4 +1,4 @@
-"""Sampling by learned offsets: multi-scale deformable attention, deformable convolution v1 and v2."""
+"""Deformable operators: multi-scale deformable attention, deformable convolution v1 and v2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def _attend(value: torch.Tensor, shapes: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum, level after level, of values sampled at ``locations``; see :func:`ms_deform_attn_forward`."""
+    """Sum over levels of the values sampled at ``locations``; see :func:`ms_deform_attn_forward`."""
     batch, _, heads, width = value.shape
     queries = locations.shape[1]
     sizes = [(int(h), int(w)) for h, w in shapes.tolist()]
@@ -44,15 +44,15 @@ def ms_deform_attn_forward(
     attention_weights: torch.Tensor,
     im2col_step: int,
 ) -> torch.Tensor:
-    """Multi-scale deformable attention (Zhu et al. 2021).
+    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159).
 
     Args:
-        value: [B, keys, heads, D]; the keys of all levels one after another.
+        value: [B, keys, heads, D]; keys of all levels, concatenated.
         value_spatial_shapes: [levels, 2] heights and widths.
-        value_level_start_index: Unused; levels follow each other.
-        sampling_locations: [B, queries, heads, levels, points, 2], x and y from 0 to 1.
+        value_level_start_index: unused; levels are contiguous.
+        sampling_locations: [B, queries, heads, levels, points, 2], x and y in [0, 1].
         attention_weights: [B, queries, heads, levels, points].
-        im2col_step: Unused.
+        im2col_step: unused.
 
     Returns:
         [B, queries, heads * D].
@@ -73,7 +73,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: torch.Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of :func:`ms_deform_attn_forward`, by a second forward pass."""
+    """Gradients of :func:`ms_deform_attn_forward`, by repeating the forward pass."""
     wide = [t.detach().requires_grad_() for t in at_least_single(value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         out = _attend(wide[0], value_spatial_shapes, wide[1], wide[2])
@@ -86,7 +86,7 @@ def ms_deform_attn_backward(
 
 
 def _arguments(options: dict[str, Any], use_mask: bool) -> tuple[Any, ...]:
-    """Stride, padding, dilation and groups in torchvision's order, from either spelling of mmcv's."""
+    """Stride, padding, dilation and groups in torchvision's order, from either of mmcv's spellings."""
     names = ("dH", "dW", "padH", "padW", "dilationH", "dilationW")
     if "stride_h" in options:
         names = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
@@ -94,7 +94,7 @@ def _arguments(options: dict[str, Any], use_mask: bool) -> tuple[Any, ...]:
 
 
 def _plain(input: torch.Tensor, weight: torch.Tensor, offset: torch.Tensor) -> list[torch.Tensor]:
-    """Input, weight, offset, and the empty mask and zero bias that version 1 lacks."""
+    """Input, weight and offset, plus the empty mask and zero bias that version 1 does not have."""
     wide = at_least_single(input, weight, offset)
     return [*wide, wide[0].new_zeros(len(input), 1), wide[0].new_zeros(len(weight))]
 
@@ -108,9 +108,9 @@ def deform_conv_forward(
     ones: torch.Tensor,
     **options: Any,
 ) -> None:
-    """Deformable convolution v1 of ``input`` [B, C, H, W]; offsets [B, groups * kh * kw * 2, h, w] are y, x pairs.
+    """Deformable convolution v1 of ``input`` [B, C, H, W]; offsets [B, groups * kh * kw * 2, h, w] are (y, x) pairs.
 
-    ``columns``, ``ones`` and ``im2col_step`` are working space of the compiled form and unused.
+    ``columns``, ``ones`` and ``im2col_step`` are workspace of the compiled version and unused.
     """
     output.copy_(torch.ops.torchvision.deform_conv2d(*_plain(input, weight, offset), *_arguments(options, False)))
 
@@ -146,7 +146,7 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Add ``scale`` times the gradient of :func:`deform_conv_forward` with respect to the weight.
 
-    The weight's gradient does not hang on its values, so zeros of its shape stand in for them.
+    The gradient of the weight does not depend on its values, so zeros of its shape are passed.
     """
     tensors = _plain(input, torch.zeros_like(grad_weight), offset)
     grads = torch.ops.torchvision._deform_conv2d_backward(
@@ -156,10 +156,10 @@ def deform_conv_backward_parameters(
 
 
 def _reread(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """``maps`` [B, C, h, w] whose numbers, in order of memory, fill maps of ``size``; what is left over is unused.
+    """Reinterpret ``maps`` [B, C, h, w] as maps of ``size`` in memory order; surplus elements are ignored.
 
-    mmcv takes offsets and masks larger than its output in this way. Dynamic heads pass such, and weights were trained
-    with it.
+    mmcv reads offsets and masks larger than its output this way. Dynamic heads (DyHead) pass such maps, and their
+    weights were trained with it.
     """
     if maps.shape[2:] == size or maps.shape[2] * maps.shape[3] < size[0] * size[1]:
         return maps
@@ -183,7 +183,7 @@ def _modulated(
     options: dict[str, Any],
 ) -> list[torch.Tensor]:
     size = _output_size(input, weight, options)
-    # mmcv passes an empty tensor where there is no bias.
+    # Without a bias, mmcv passes an empty tensor.
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return at_least_single(input, weight, _reread(offset, size), _reread(mask, size), bias)
 
@@ -200,7 +200,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **options: Any,
 ) -> None:
-    """Deformable convolution v2: as v1, each sample times ``mask`` [B, groups * kh * kw, h, w]."""
+    """Deformable convolution v2: as v1, with each sample multiplied by ``mask`` [B, groups * kh * kw, h, w]."""
     tensors = _modulated(input, weight, offset, mask, bias if with_bias else None, options)
     output.copy_(torch.ops.torchvision.deform_conv2d(*tensors, *_arguments(options, True)))
 

@@ -1,4 +1,4 @@
-"""Operators on maps: CARAFE, masked convolution, batch norm over processes; and what mmcv says of its build."""
+"""Feature-map operators: CARAFE, masked convolution, SyncBN; and mmcv's build information."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ __all__ = [
 
 
 def get_compiler_version() -> str:
-    """Says that nothing is compiled."""
+    """Build information of ``mmcv.ops``: nothing is compiled."""
     return "none (operators by torchvision and torch)"
 
 
 def get_compiling_cuda_version() -> str:
-    """The words of an mmcv without CUDA."""
+    """What mmcv reports without CUDA."""
     return "not available"
 
 
 def _shifts(
     features: torch.Tensor, masks: torch.Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """Row, column, shifted features [B, G, C/G, h, 1, w, 1] and their masks [B, G, 1, h, s, w, s], place by place."""
+    """Row, column, shifted features [B, G, C/G, h, 1, w, 1] and masks [B, G, 1, h, s, w, s] of each kernel position."""
     batch, channels, h, w = features.shape
     half = (kernel_size - 1) // 2
     padded = F.pad(features, (half, half, half, half))
@@ -56,7 +56,7 @@ def carafe_naive_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Upsample ``features`` [B, C, h, w] into ``output`` [B, C, s * h, s * w] by CARAFE (Wang et al. 2019).
+    """Upsample ``features`` [B, C, h, w] into ``output`` [B, C, s * h, s * w] with CARAFE (arXiv 1905.02188).
 
     Each output pixel is the sum of ``kernel_size`` squared neighbours, weighted by ``masks``
     [B, groups * kernel_size ** 2, s * h, s * w].
@@ -103,7 +103,7 @@ def carafe_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """As :func:`carafe_naive_forward`; ``rfeatures`` keeps the features for :func:`carafe_backward`."""
+    """Like :func:`carafe_naive_forward`; ``rfeatures`` saves the features for :func:`carafe_backward`."""
     rfeatures.copy_(features)
     carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
 
@@ -122,7 +122,7 @@ def carafe_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Gradients of :func:`carafe_forward`; the tensors whose names begin with r are unused working space."""
+    """Gradients of :func:`carafe_forward`; tensors whose names begin with r are unused workspace."""
     carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)
 
 
@@ -136,7 +136,7 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Write the windows of ``im`` [1, C, H, W] at M places into ``col`` [C * kernel_h * kernel_w, M]."""
+    """Write the windows of ``im`` [1, C, H, W] at M positions into ``col`` [C * kernel_h * kernel_w, M]."""
     padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
     rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None, None]
     columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
@@ -152,17 +152,17 @@ def masked_col2im_forward(
     width: int,
     channels: int,
 ) -> None:
-    """Write ``col`` [C, M] to M places of ``im`` [1, C, H, W]."""
+    """Write ``col`` [C, M] to M positions of ``im`` [1, C, H, W]."""
     im[0][:, mask_h_idx, mask_w_idx] = col.to(im.dtype)
 
 
 def sync_bn_forward_mean(input: torch.Tensor, mean: torch.Tensor) -> None:
-    """Write the mean of each channel of ``input`` [B, C, L] into ``mean`` [C]; ``mmcv.ops`` gathers over processes."""
+    """Write the mean of each channel of ``input`` [B, C, L] into ``mean`` [C]; ``mmcv.ops`` reduces over processes."""
     mean.copy_(input.to(mean.dtype).mean((0, 2)))
 
 
 def sync_bn_forward_var(input: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> None:
-    """Write the mean square distance of each channel from ``mean`` [C] into ``var`` [C]."""
+    """Write the mean squared deviation of each channel from ``mean`` [C] into ``var`` [C]."""
     var.copy_((input.to(mean.dtype) - mean[:, None]).square().mean((0, 2)))
 
 
@@ -181,7 +181,7 @@ def sync_bn_forward_output(
     momentum: torch.Tensor | float,
     group_size: int,
 ) -> None:
-    """Write normalised and scaled features, the deviation ``std`` [C], and move the running statistics."""
+    """Write the normalised and scaled features and the deviation ``std`` [C], and update the running statistics."""
     std.copy_((var + eps).sqrt())
     norm.copy_((input.to(norm.dtype) - mean[:, None]) / std[:, None])
     output.copy_(norm * weight[:, None] + bias[:, None])

@@ -1,4 +1,4 @@
-"""Finds ``mmcv._ext`` in :mod:`smartclip_det.operators` when no compiled one is installed."""
+"""Import hook that provides ``mmcv._ext`` from :mod:`smartclip_det.operators` if no compiled one is installed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 
 EXTENSION = "mmcv._ext"
 COMPILED_COMMAND = "make setup OPS=compiled"
-#: What stands here tells our module from a compiled one.
+#: Attribute that marks our module; a compiled one does not have it.
 MARK = "smartclip_det_operators"
 _FAMILIES = ("boxes", "regions", "deformable", "losses", "dense")
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """Every operator that we have, by the name under which ``mmcv.ops`` calls it. Imports torch."""
-    found: dict[str, Callable[..., Any]] = {}
+    """All operators implemented here, by the name under which ``mmcv.ops`` calls them. Imports torch."""
+    operators: dict[str, Callable[..., Any]] = {}
     for family in _FAMILIES:
         module = importlib.import_module(f"smartclip_det.operators.{family}")
-        found.update({name: getattr(module, name) for name in module.__all__})
-    return found
+        operators.update({name: getattr(module, name) for name in module.__all__})
+    return operators
 
 
 def missing(name: str) -> Callable[..., Any]:
-    """Stands in for an operator that we do not have: importing ``mmcv.ops`` works, calling it tells the way out."""
+    """Placeholder for an operator that is not implemented: importing ``mmcv.ops`` works, calling it raises."""
 
     def absent(*args: Any, **options: Any) -> Any:
         from smartclip_det.core.errors import UserError
 
         raise UserError(
-            f"The operator {name} of mmcv has no form by torchvision and torch in smartclip_det. "
+            f"The mmcv operator {name} is not implemented in smartclip_det. "
             f"Run `{COMPILED_COMMAND}` to compile mmcv's own operators (needs g++ and Python's headers)."
         )
 
@@ -42,7 +42,7 @@ def missing(name: str) -> Callable[..., Any]:
 
 
 class _Loader:
-    """Fills the module; ``mmcv.ops`` asks for names with ``hasattr`` and calls what it gets."""
+    """Populates the module; ``mmcv.ops`` probes names with ``hasattr`` and calls what it gets."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return None
@@ -66,9 +66,9 @@ class _Finder:
 
 
 def install() -> None:
-    """Let ``import mmcv._ext`` find our operators; safe to repeat.
+    """Let ``import mmcv._ext`` resolve to our operators; idempotent.
 
-    The finder is asked last: a compiled module beside mmcv's other files is found before it.
+    The finder is appended to ``sys.meta_path``, so a compiled module in mmcv's folder is found first.
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -1,7 +1,7 @@
-"""Focal losses (Lin et al. 2017). ``mmcv.ops`` reduces and scales; here is one value or gradient per score.
+"""Focal loss (arXiv 1708.02002): one value or gradient per score; ``mmcv.ops`` reduces and scales.
 
-The logarithms are those of the logits, so a confident wrong score keeps its loss, where mmcv's compiled form takes
-the logarithm of a probability rounded to 0 or 1. MMDetection's own CPU form agrees with ours.
+Logarithms are computed from logits, so a confidently wrong score keeps its loss; mmcv's compiled operator takes the
+logarithm of a probability rounded to 0 or 1. MMDetection's own CPU version agrees with ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _wide(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _class_weights(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor | float:
-    """Weight [R] of each row's label; 1 for background, whose label lies outside of ``weight`` [C]."""
+    """Weight [R] of each row's label; 1 for background, whose label is outside ``weight`` [C]."""
     if weight.numel() == 0:
         return 1.0
     inside = (target >= 0) & (target < len(weight))
@@ -38,7 +38,7 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Write the loss of logits ``input`` [R, C] into ``output`` [R, C].
 
-    ``target`` [R] holds labels; any other number than 0 to C - 1 is background. ``weight`` is [C] or empty.
+    ``target`` [R] holds labels; values outside 0..C - 1 are background. ``weight`` is [C] or empty.
     """
     logits = _wide(input)
     positive = -alpha * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits)
@@ -67,7 +67,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _of_label(input_softmax: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Probability [R] of each row's label, kept above zero for the logarithm."""
+    """Probability [R] of each row's label, clamped above zero for the logarithm."""
     probability = _wide(input_softmax).gather(1, target.clamp(min=0)[:, None])[:, 0]
     return probability.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -80,7 +80,7 @@ def softmax_focal_loss_forward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Write the loss of probabilities ``input_softmax`` [R, C] into ``output`` [R]; 0 where the label is negative."""
+    """Write the loss of probabilities ``input_softmax`` [R, C] into ``output`` [R]; 0 for negative labels."""
     p = _of_label(input_softmax, target)
     loss = -alpha * (1 - p) ** gamma * p.log() * _class_weights(weight, target)
     output.copy_(torch.where(target >= 0, loss, torch.zeros_like(loss)))
@@ -97,7 +97,7 @@ def softmax_focal_loss_backward(
 ) -> None:
     """Write the derivative of each row's loss with respect to its logits into ``grad_input`` [R, C]."""
     p = _of_label(input_softmax, target)
-    # A probability of 1 has no slope; its power would be 0 / 0 for gamma below 1.
+    # At probability 1 the slope is 0; the power would be 0 / 0 for gamma < 1.
     steep = torch.where(p < 1, gamma * (1 - p) ** (gamma - 1), torch.zeros_like(p)) if gamma else torch.zeros_like(p)
     slope = alpha * (steep * p * p.log() - (1 - p) ** gamma) * _class_weights(weight, target)
     slope = torch.where(target >= 0, slope, torch.zeros_like(slope))

@@ -1,7 +1,7 @@
-"""Pooling of regions: RoIAlign, RoIPool and deformable RoI pooling.
+"""Region pooling: RoIAlign, RoIPool and deformable RoI pooling.
 
-Regions [R, 5] are the image's index and an xyxy box in pixels. Every function writes into the tensors that
-``mmcv.ops`` has made for its results.
+Regions [R, 5] are an image index and an xyxy box in pixels. Every function writes into tensors that ``mmcv.ops``
+has allocated for the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAXIMUM, AVERAGE = 0, 1
 
 
 def at_least_single(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors in their common type, at least float32: torchvision has no bfloat16, and half spoils coordinates."""
+    """Tensors in their common dtype, at least float32: torchvision lacks bfloat16, and half is too coarse for boxes."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -32,9 +32,9 @@ def at_least_single(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _corners(y: torch.Tensor, x: torch.Tensor, height: int, width: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Flat position and weight of the four pixels around each point; weights are 0 for points outside of the map.
+    """Flat index and weight of the four pixels around each point; weights are 0 for points outside the map.
 
-    A point up to one pixel outside of the first pixel's centre takes the border's value (Detectron's rule).
+    A point up to one pixel outside the centre of the first pixel takes the border value (Detectron's rule).
     """
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
@@ -59,7 +59,7 @@ def _sample(image: torch.Tensor, index: torch.Tensor, y: torch.Tensor, x: torch.
 def _grids(
     rois: torch.Tensor, scale: float, shift: float, least: float, bins: tuple[int, int], sampling_ratio: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Regions by their numbers of samples (gh, gw): rows of ``rois``, sizes [n, 2], y [n, h, gh] and x [n, w, gw]."""
+    """Group regions by samples (gh, gw): rows of ``rois``, sizes [n, 2], y [n, h, gh] and x [n, w, gw]."""
     start = rois[:, [2, 1]] * scale - shift
     size = (rois[:, [4, 3]] * scale - shift - start).clamp(min=least)
     pooled = torch.tensor(bins, device=rois.device)
@@ -78,7 +78,7 @@ def _grids(
 def _align_by_maximum(
     image: torch.Tensor, rois: torch.Tensor, bins: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Highest sample of each bin [R, C, h, w] and its y and x; 0 at -1 for a region without area."""
+    """Maximum sample of each bin [R, C, h, w] and its y and x; 0 at (-1, -1) for regions without area."""
     shape = (len(rois), image.shape[1], *bins)
     best, best_y, best_x = image.new_zeros(shape), image.new_full(shape, -1), image.new_full(shape, -1)
     shift, least = (0.5, -torch.inf) if aligned else (0.0, 1.0)
@@ -108,17 +108,17 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Pool ``input`` [B, C, H, W] into ``output`` [R, C, h, w]: the average of samples, or the highest one.
+    """Pool ``input`` [B, C, H, W] into ``output`` [R, C, h, w]: average or maximum of the samples.
 
-    The highest one's place goes to ``argmax_y`` and ``argmax_x``. A region without area gives 0 in both modes.
+    The location of the maximum is written to ``argmax_y`` and ``argmax_x``. Regions without area give 0 in both modes.
     """
     image, boxes = at_least_single(input, rois)
     if pool_mode == AVERAGE:
         options = (spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
         output.copy_(torch.ops.torchvision.roi_align(image, boxes, *options))
         return
-    found = _align_by_maximum(image, boxes, (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
-    for target, values in zip((output, argmax_y, argmax_x), found, strict=True):
+    results = _align_by_maximum(image, boxes, (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+    for target, values in zip((output, argmax_y, argmax_x), results, strict=True):
         target.copy_(values)
 
 
@@ -154,7 +154,7 @@ def roi_align_backward(
 def _bins(
     rois: torch.Tensor, height: int, width: int, pooled: tuple[int, int], scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each bin as a region of whole pixels [R * h * w, 5] (index, first and last pixel), and which are empty."""
+    """Each bin as a region of whole pixels [R * h * w, 5] (index, first and last pixel), and whether it is empty."""
     edges = []
     for axis, limit, count in ((2, height, pooled[0]), (1, width, pooled[1])):
         start = rois[:, axis, None] * scale
@@ -180,9 +180,9 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Highest value of each bin of each region, with its flat place in the map; 0 at -1 for an empty bin.
+    """Maximum of each bin of each region, with its flat index in the map; 0 at -1 for an empty bin.
 
-    mmcv does not round a region's corners to pixels and torchvision does, so each bin goes there as its own region.
+    torchvision rounds the corners of a region to pixels and mmcv does not, so each bin is passed as a separate region.
     """
     image, boxes = at_least_single(input, rois)
     height, width = image.shape[2:]
@@ -246,7 +246,7 @@ def deform_roi_pool_forward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """RoIAlign whose bins move by ``offset`` [R, 2, h, w] (x, y) times ``gamma`` and the region's size; empty: none."""
+    """RoIAlign with bins moved by ``offset`` [R, 2, h, w] (x, y; may be empty) times ``gamma`` times region size."""
     image, boxes, moves = at_least_single(input, rois, offset)
     bins = (pooled_height, pooled_width)
     output.copy_(_pool_with_offsets(image, boxes, moves, bins, spatial_scale, sampling_ratio, gamma))
@@ -265,14 +265,14 @@ def deform_roi_pool_backward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Gradients of :func:`deform_roi_pool_forward`, by a second forward pass."""
+    """Gradients of :func:`deform_roi_pool_forward`, by repeating the forward pass."""
     image, boxes, moves = (tensor.detach() for tensor in at_least_single(input, rois, offset))
-    wanted = [image.requires_grad_(), *([moves.requires_grad_()] if moves.numel() else [])]
+    inputs = [image.requires_grad_(), *([moves.requires_grad_()] if moves.numel() else [])]
     with torch.enable_grad():
         bins = (pooled_height, pooled_width)
         out = _pool_with_offsets(image, boxes, moves, bins, spatial_scale, sampling_ratio, gamma)
     if not out.requires_grad:  # no region has a sample
         return
-    grads = torch.autograd.grad(out, wanted, grad_output.to(out.dtype))
+    grads = torch.autograd.grad(out, inputs, grad_output.to(out.dtype))
     for target, grad in zip((grad_input, grad_offset), grads, strict=False):
         target.copy_(grad)

@@ -1,1 +1,1 @@
-"""Compatibility, safe loading and the environment table."""
+"""Utilities shared by all layers: files, devices, safe loading, library compatibility."""

@@ -1,4 +1,4 @@
-"""Archives that are unpacked into a folder and nowhere else."""
+"""Safe extraction of zip and tar archives: nothing is written outside the target folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Member = tuple[str, int, bool, Callable[[], IO[bytes] | None]]
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpack a zip or tar file; a file that is there with the right size is not written again.
+    """Extract a zip or tar file; files that already exist with the right size are skipped.
 
     Returns:
-        Files of the archive.
+        Number of files in the archive.
 
     Raises:
-        UserError: for a broken archive, members that would land elsewhere, links, and a full disk.
+        UserError: for a broken archive, members outside the folder, links, or a full disk.
     """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                refuse_full_disk(_missing(opened, folder), folder, f"the contents of {archive.name}", "Make room.")
+                refuse_full_disk(
+                    _missing(opened, folder), folder, f"the contents of {archive.name}", "Free some space."
+                )
                 return _write(_zipped(opened), archive, folder, len(opened.infolist()))
         with tarfile.open(archive) as opened_tar:
             return _write(_tarred(opened_tar), archive, folder, None)
@@ -37,13 +39,13 @@ def unpack(archive: Path, folder: Path) -> int:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{archive} is no whole archive ({error}). Remove it and run the same command again."
+            f"{archive} is incomplete or corrupt ({error}). Remove it and run the same command again."
         ) from error
     except OSError as error:
         if not is_full_disk(error):
             raise
         raise UserError(
-            f"The disk is full: {archive.name} is unpacked in part and kept. Make room and run the same command again."
+            f"The disk is full; {archive.name} was extracted in part. Free some space and run the same command again."
         ) from error
 
 
@@ -57,7 +59,7 @@ def _is_there(path: Path, size: int) -> bool:
 
 def _zipped(opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
-        # The upper half of the attributes are Unix's: a symbolic link is 0o120000.
+        # The upper 16 bits of the attributes are the Unix mode: 0o120000 is a symbolic link.
         link = (info.external_attr >> 16) & 0o170000 == 0o120000
         if not info.is_dir():
             yield info.filename, info.file_size, link, lambda info=info: opened.open(info)  # type: ignore[misc]
@@ -71,11 +73,11 @@ def _tarred(opened: tarfile.TarFile) -> Iterator[Member]:
 
 def _write(members: Iterator[Member], archive: Path, folder: Path, total: int | None) -> int:
     count = 0
-    for name, size, special, read in tqdm(members, desc=f"unpacking {archive.name}", unit="file", total=total):
+    for name, size, special, read in tqdm(members, desc=f"extracting {archive.name}", unit="file", total=total):
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or special:
-            kind = "is a link or device" if special else "would land outside of the folder"
-            raise UserError(f"{archive}: {name!r} {kind}. It is not unpacked further; do not use it.")
+            kind = "is a link or device" if special else "would be written outside the folder"
+            raise UserError(f"{archive}: {name!r} {kind}. Extraction stopped; do not use this archive.")
         count += 1
         target = folder / parts
         if _is_there(target, size):

@@ -1,14 +1,15 @@
-"""Values of ``--cfg-options KEY=VALUE``: text to Python and back.
+"""Values of ``--cfg-options KEY=VALUE``: parsing and formatting.
 
-MMEngine's syntax: numbers, ``true``, ``false``, ``None``, lists ``[a,b]``, tuples ``(a,b)``, nested as you like, and
-text for all else. MMEngine's own reader deletes every space and quote and reads a quoted ``'12'`` as a number. Here:
+The syntax is MMEngine's: numbers, ``true``, ``false``, ``None``, lists ``[a,b]`` and tuples ``(a,b)``, nested at will;
+everything else is a string. MMEngine's own parser drops all spaces and quotes and reads a quoted ``'12'`` as a number.
+Here:
 
-* text is kept as written, with its spaces, commas and brackets: ``data_root=/my photos, 2024/``;
-* quotes, single or double, around a whole value or item mean text: ``'12'``, ``'[old]/a.json'``, ``['a, b', 'c']``. The
-  quote itself is written twice inside (``'it''s'``); a backslash is an ordinary character;
-* a number with leading zeros or underscores is text (``000123``, ``2024_01``);
-* a bare ``640,480`` is a list where every item is a number, a bool, None or quoted; ``cat,dog`` is text (a list needs
-  its brackets).
+* strings are taken literally, with spaces, commas and brackets: ``data_root=/my photos, 2024/``;
+* single or double quotes around a whole value or item make it a string: ``'12'``, ``'[old]/a.json'``,
+  ``['a, b', 'c']``. Inside, the quote is doubled (``'it''s'``); a backslash is an ordinary character;
+* a number with leading zeros or underscores is a string (``000123``, ``2024_01``);
+* a bare ``640,480`` is a list if every item is a number, a bool, None or quoted; ``cat,dog`` is a string (a list of
+  words needs brackets).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ _FLOAT = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(inf|na
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` strings as a dictionary; the later of two equal keys counts.
+    """Parse ``KEY=VALUE`` strings into a dictionary; of two equal keys the last wins.
 
     Raises:
-        UserError: for a string without ``=`` or without a key, or a value of :func:`parse_value` that cannot be read.
+        UserError: for a string without ``=`` or key, or a value that :func:`parse_value` rejects.
     """
     out: dict[str, Any] = {}
     for pair in pairs:
@@ -36,7 +37,7 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise UserError(
-                f"--cfg-options takes KEY=VALUE; given {pair!r}. A value with spaces needs quotes in the shell: "
+                f"--cfg-options takes KEY=VALUE; given {pair!r}. Quote values with spaces in the shell: "
                 'KEY="[a red mug, dog]".'
             )
         try:
@@ -47,10 +48,10 @@ def parse_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value that a text stands for; see the head of this file.
+    """Parse one value; see the module docstring.
 
     Raises:
-        UserError: for a quote or bracket that is not closed, or text after a closing quote.
+        UserError: for an unclosed quote or bracket, or text after a closing quote.
     """
     bare = text.strip()
     literal = _literal(bare)
@@ -58,13 +59,17 @@ def parse_value(text: str) -> Any:
         return literal
     items = _split(bare)
     if len(items) > 1:
-        found = [_literal(i.strip()) for i in items if i.strip()]
-        if len(found) >= len(items) - 1 and found and not any(f is _TEXT or isinstance(f, list | tuple) for f in found):
-            return found
+        values = [_literal(i.strip()) for i in items if i.strip()]
+        if (
+            len(values) >= len(items) - 1
+            and values
+            and not any(v is _TEXT or isinstance(v, list | tuple) for v in values)
+        ):
+            return values
     return text
 
 
-#: What is no number, bool, None, list, tuple or quoted text.
+#: Sentinel for a plain string: not a number, bool, None, list, tuple or quoted string.
 _TEXT = object()
 
 
@@ -82,7 +87,7 @@ def _literal(text: str) -> Any:
         if end == len(text):
             return text[1:-1].replace(text[0] * 2, text[0])
         if "," not in text[end:]:
-            raise UserError(f"{text!r} goes on after its closing quote. Write a quote inside quotes twice.")
+            raise UserError(f"{text!r} continues after its closing quote. Double a quote inside quotes.")
         return _TEXT
     if text[:1] in ("[", "("):
         end = _bracket_end(text)
@@ -99,7 +104,7 @@ def _literal(text: str) -> Any:
 
 
 def _quote_end(text: str, start: int) -> int:
-    """Behind the quoted text that starts at ``start``."""
+    """End of the quoted string that starts at ``start``."""
     quote, n = text[start], start + 1
     while n < len(text):
         if text[n] == quote:
@@ -111,7 +116,7 @@ def _quote_end(text: str, start: int) -> int:
 
 
 def _bracket_end(text: str) -> int:
-    """Behind the bracket that closes the first one."""
+    """End of the bracket pair that opens the text."""
     depth, fresh, n = 0, False, 0
     while n < len(text):
         if fresh and text[n] in "'\"":
@@ -124,14 +129,14 @@ def _bracket_end(text: str) -> int:
             depth -= 1
             if not depth:
                 return n + 1
-        # Quotes open where an item begins; elsewhere they are apostrophes.
+        # A quote at the start of an item opens a string; elsewhere it is an apostrophe.
         fresh = text[n] in "[(," or (fresh and text[n].isspace())
         n += 1
-    raise UserError(f"the bracket {text[0]} of {text!r} is not closed. Put text that starts with one in quotes.")
+    raise UserError(f"the bracket {text[0]} of {text!r} is not closed. Quote strings that start with a bracket.")
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that are in no quotes and no brackets."""
+    """Split at commas outside quotes and brackets."""
     parts, depth, start, fresh, n = [], 0, 0, True, 0
     while n < len(text):
         if fresh and text[n] in "'\"":
@@ -148,10 +153,10 @@ def _split(text: str) -> list[str]:
 
 
 def format_value(value: Any) -> str:
-    """Text that :func:`parse_value` reads as this value again.
+    """Format a value so that :func:`parse_value` reads it back unchanged.
 
     Args:
-        value: None, a bool, a number, text, a path (written as text), or a list or tuple of such.
+        value: None, a bool, a number, a string, a path (written as a string), or a list or tuple of these.
 
     Raises:
         TypeError: for anything else.
@@ -179,5 +184,5 @@ def _quoted(text: str) -> str:
 
 
 def format_options(options: Mapping[str, Any]) -> list[str]:
-    """``--cfg-options`` and its values, for a command."""
+    """``--cfg-options`` and its values as command-line arguments; empty without options."""
     return ["--cfg-options", *(f"{k}={format_value(v)}" for k, v in options.items())] if options else []

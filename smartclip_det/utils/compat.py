@@ -1,6 +1,6 @@
-"""Versions of libraries: the one file that knows where libraries disagree.
+"""Library versions: the only module that works around differences between them.
 
-Each problem gives one readable error with the command that mends it.
+Each problem is reported as one readable error with the command that fixes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smartclip_det.operators import finder
 logger = logging.getLogger(__name__)
 SETUP_COMMAND = "make setup"
 INSTALL_COMMAND = 'pip install "smartclip_det[det]"'
-#: Distribution and exact version that were tested together (pyproject.toml pins the same).
+#: Versions that were tested together (pyproject.toml pins the same).
 TESTED = {
     "torch": "2.11.0",
     "torchvision": "0.26.0",
@@ -31,30 +31,30 @@ TESTED = {
 
 
 def check_stack() -> None:
-    """Raise one readable error when MMCV, its operators, MMDetection or MMEngine are missing or unfit."""
+    """Raise one readable error if MMCV, its operators, MMDetection or MMEngine are missing or incompatible."""
     for module, distribution in (("mmengine", "mmengine"), ("mmcv", "mmcv-lite"), ("mmdet", "mmdet")):
         try:
             importlib.import_module(module)
         except (ImportError, AssertionError) as error:
             raise UserError(
-                f"{module} cannot be used ({error}). Detectors and trained grounding heads need it. Tested: "
-                f"{distribution}=={TESTED[distribution]}. Run `{INSTALL_COMMAND}`, or in a checkout `{SETUP_COMMAND}`."
+                f"{module} cannot be imported ({error}). Detectors and trained grounding heads need it. Tested: "
+                f"{distribution}=={TESTED[distribution]}. Run `{INSTALL_COMMAND}`, or `{SETUP_COMMAND}` in a checkout."
             ) from error
-    operators_in_force()
+    operators_backend()
 
 
-def operators_in_force() -> str:
-    """Where the operators come from that MMDetection calls: our own by torchvision and torch, or compiled ones.
+def operators_backend() -> str:
+    """Which implementation of ``mmcv.ops`` is active: ours, on torchvision and torch, or the compiled one.
 
     Raises:
-        UserError: when compiled ones are installed and cannot be loaded, with the commands that mend it.
+        UserError: if compiled operators are installed but cannot be loaded, with the commands that fix it.
     """
     try:
         extension = importlib.import_module(finder.EXTENSION)
     except ImportError as error:
         raise UserError(
-            f"mmcv's compiled operators cannot be loaded ({error}); they were compiled for another torch or Python. "
-            f"Compile them again by `{finder.COMPILED_COMMAND}`, or run `{SETUP_COMMAND}`: nothing is compiled then."
+            f"mmcv's compiled operators cannot be loaded ({error}); they were built for another torch or Python. "
+            f"Rebuild them with `{finder.COMPILED_COMMAND}`, or run `{SETUP_COMMAND}` which compiles nothing."
         ) from error
     if finder.MARK in vars(extension):
         return "by torchvision and torch"
@@ -63,7 +63,7 @@ def operators_in_force() -> str:
 
 
 class _SafeTorch(ModuleType):
-    """torch as MMEngine's reader of checkpoints sees it: ``load`` runs no pickled code."""
+    """torch as seen by MMEngine's checkpoint loader: ``load`` never runs pickled code."""
 
     def __getattr__(self, name: str) -> Any:
         import torch
@@ -72,17 +72,18 @@ class _SafeTorch(ModuleType):
 
     @staticmethod
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
-        """Plain data only, whatever the caller asks for."""
+        """Load plain data only, whatever options the caller passes."""
         from smartclip_det.utils.safe_load import safe_torch_load
 
         return safe_torch_load(file, map_location if map_location is not None else "cpu")
 
 
 def install_safe_loading() -> None:
-    """Make MMEngine load checkpoints, of files, stores and addresses, without running pickled code.
+    """Make MMEngine load checkpoints from files, storage backends and URLs without running pickled code.
 
-    MMEngine 0.10.7 leaves ``weights_only`` to torch's default, which since 2.6 refuses MMEngine's own histories, and
-    sets it to False for addresses; the fork onedl-mmengine tries again without it. A foreign class is an error here.
+    MMEngine 0.10.7 leaves ``weights_only`` at torch's default, which since 2.6 rejects MMEngine's own message history,
+    and sets it to False for URLs; the fork onedl-mmengine falls back to unsafe loading. Here any other class is an
+    error.
     """
     from mmengine.runner import checkpoint
 
@@ -100,18 +101,18 @@ def _is_installed(package: str) -> bool:
 
 
 def _installed_path(package: str) -> str:
-    """Folder of a package, by its import name or by the name of its distribution (``mmcv-lite``)."""
+    """Folder of a package, by import name or by distribution name (``mmcv-lite``)."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         words = (metadata.distribution(package).read_text("top_level.txt") or "").split()
         spec = importlib.util.find_spec(words[0]) if words else None
     if spec is None or spec.origin is None:
-        raise ImportError(f"{package} is installed, but its folder cannot be told.")
+        raise ImportError(f"{package} is installed, but its folder cannot be determined.")
     return str(Path(spec.origin).parent)
 
 
 def install_package_lookup() -> None:
-    """Let MMEngine find packages (``mmdet::...``) without ``pkg_resources``, which setuptools 82 has no more."""
+    """Let MMEngine find packages (``mmdet::...``) without ``pkg_resources``, which setuptools 82 removed."""
     for name in ("mmengine.utils.package_utils", "mmengine.utils", "mmengine.config.config", "mmengine.hub.hub"):
         module = importlib.import_module(name)
         for function, ours in (("is_installed", _is_installed), ("get_installed_path", _installed_path)):
@@ -120,7 +121,7 @@ def install_package_lookup() -> None:
 
 
 def install_recomputation() -> None:
-    """Give MMDetection's ``num_cp`` torch's checkpointing, where it would ask for fairscale."""
+    """Make MMDetection's ``num_cp`` use torch's activation checkpointing instead of fairscale's."""
     for name in ("detr_layers", "deformable_detr_layers", "grounding_dino_layers"):
         module: Any = importlib.import_module(f"mmdet.models.layers.transformer.{name}")
         if module.checkpoint_wrapper is None:
@@ -128,7 +129,7 @@ def install_recomputation() -> None:
 
 
 def recomputed(module: Any) -> Any:
-    """The same module, which computes its forward pass again in the backward pass; names of parameters stay."""
+    """The same module with activation checkpointing; parameter names do not change."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
@@ -139,7 +140,7 @@ def recomputed(module: Any) -> Any:
             return kind.forward(self, *args, **options)
         return checkpoint(kind.forward, self, *args, use_reentrant=False, **options)
 
-    # A class of its own and not a patched method, which copies of the module would share.
+    # A subclass rather than a patched method, which copies of the module would share.
     module.__class__ = type(f"Recomputed{kind.__name__}", (kind,), {"forward": forward})
     return module
 
@@ -153,7 +154,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def allow_numpy_float() -> None:
-    """Lvis 0.5.3 reads ``np.float``, which numpy 2 no longer has."""
+    """Restore ``np.float``, which lvis 0.5.3 uses and numpy removed in 1.24."""
     import numpy as np
 
     if not hasattr(np, "float"):
@@ -161,9 +162,9 @@ def allow_numpy_float() -> None:
 
 
 def install_language_routes() -> None:
-    """Make MMDetection's BERT (Grounding DINO, GLIP) run on transformers 5; a no-op on 4 and without the package.
+    """Make MMDetection's BERT (Grounding DINO, GLIP) run on transformers 5; a no-op for 4 or without the package.
 
-    Two things are gone there: ``batch_encode_plus`` of tokenizers, and attention masks of three dimensions.
+    Version 5 removed ``batch_encode_plus`` from tokenizers and no longer accepts 3-D attention masks.
     """
     version = version_of("transformers")
     if version is None or int(version.split(".")[0]) < 5:
@@ -183,7 +184,7 @@ def install_language_routes() -> None:
     def with_heads(_: Any, args: Any, options: dict[str, Any]) -> Any:
         mask = options.get("attention_mask")
         if mask is not None and mask.dim() == 3:
-            # Additive: right for every implementation of attention, where a bool mask is for some alone.
+            # An additive mask works with every attention implementation, a bool mask only with some.
             hidden = torch.zeros(mask.shape, device=mask.device).masked_fill(
                 ~mask.bool(), torch.finfo(torch.float32).min
             )

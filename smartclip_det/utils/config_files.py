@@ -1,4 +1,4 @@
-"""Where the configs are: in the package when it is installed, beside it in a checkout. Imports nothing heavy."""
+"""Locating configs: inside the installed package, or next to it in a checkout. No heavy imports."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_root() -> Path:
-    """The folder of the configs that came with the package."""
+    """Folder of the configs shipped with the package."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def config_names() -> list[str]:
-    """Short names of the configs that came with the package (``ov_coco/open-vocab-rcnn_...``), sorted."""
+    """Short names of the shipped configs (``ov_coco/open-vocab-rcnn_...``), sorted."""
     root = config_root()
-    found = (p.relative_to(root) for p in root.rglob("*.py"))
-    return sorted(p.with_suffix("").as_posix() for p in found if "_base_" not in p.parts)
+    paths = (p.relative_to(root) for p in root.rglob("*.py"))
+    return sorted(p.with_suffix("").as_posix() for p in paths if "_base_" not in p.parts)
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of a config.
+    """Path of a config.
 
     Args:
-        name: a path, with or without ``.py``; or the name of a config that came with the package, from any folder:
-            ``ov_coco/NAME``, ``configs/ov_coco/NAME.py``, or ``NAME`` alone.
+        name: a path, with or without ``.py``; or the name of a shipped config, from any folder: ``ov_coco/NAME``,
+            ``configs/ov_coco/NAME.py``, or just ``NAME``.
 
     Raises:
-        UserError: when there is none, with the nearest names.
+        UserError: if there is no such config, with the closest names.
     """
-    # Not with_suffix: names of configs have dots of their own.
+    # Not with_suffix: config names contain dots.
     given = Path(name)
     if given.is_file():
         return given
@@ -42,11 +42,11 @@ def find_config(name: str | Path) -> Path:
     if not given.is_absolute() and ".." not in given.parts and (config_root() / f"{short}.py").is_file():
         return config_root() / f"{short}.py"
     names = config_names()
-    alone = [n for n in names if n.split("/")[-1] == short]
-    if len(alone) == 1:
-        return config_root() / f"{alone[0]}.py"
-    if alone:
-        raise UserError(f"Several configs are named {given}; say which: {', '.join(alone)}.")
+    matches = [n for n in names if n.split("/")[-1] == short]
+    if len(matches) == 1:
+        return config_root() / f"{matches[0]}.py"
+    if matches:
+        raise UserError(f"The config name {given} is ambiguous. Choose one of: {', '.join(matches)}.")
     raise UserError(f"No config at {given}. {_advice(given, short, names)}")
 
 
@@ -55,11 +55,11 @@ def _advice(given: Path, short: str, names: list[str]) -> str:
         near = nearest(given.name, here)
         if near:
             return f"Nearest in {given.parent}: {', '.join(near)}."
-    # Whole names first, then their last parts, which people remember.
+    # Full names first, then base names, which are easier to remember.
     near = nearest(short, names) or [
         n
         for last in nearest(short.split("/")[-1], [n.split("/")[-1] for n in names])
         for n in names
         if n.endswith(last)
     ]
-    return f"Nearest of the package: {', '.join(near)}." if near else f"The package has: {', '.join(names)}."
+    return f"Nearest shipped configs: {', '.join(near)}." if near else f"Shipped configs: {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""Devices by name, and whether bfloat16 is worth it on one."""
+"""Device names, precision, and whether bfloat16 is worthwhile on a device."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ import torch
 from smartclip_det.core.errors import UserError, check_choice
 
 logger = logging.getLogger(__name__)
-#: Flags of /proc/cpuinfo that stand for bfloat16 products: x86, then Arm.
+#: Flags in /proc/cpuinfo that indicate bfloat16 matrix products: x86, then Arm.
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _CPU_FLAGS = Path("/proc/cpuinfo")
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` to the first CUDA device or the CPU; a device that is asked for and absent is an error.
+    """Resolve ``auto`` to the first CUDA device, else the CPU; an unavailable device is an error.
 
     Raises:
-        UserError: for an unknown name, or CUDA or MPS where torch has none.
+        UserError: for an unknown name, or CUDA or MPS if torch has no such device.
     """
     if device not in ("auto", "cpu", "mps") and not re.fullmatch(r"cuda(:\d+)?", device):
         raise UserError(f"device={device!r} is not known. Allowed: auto, cpu, cuda, cuda:N, mps.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device='mps' was asked for and this torch has no MPS device. Use --device cpu or auto.")
+        raise UserError("device='mps' is not available in this build of torch. Use --device cpu or auto.")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={device!r} was asked for and no CUDA device is there. Use --device cpu or auto.")
+        raise UserError(f"device={device!r} is not available: torch sees no CUDA device. Use --device cpu or auto.")
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
-        raise UserError(f"device={device!r} was asked for; there are {torch.cuda.device_count()} CUDA devices.")
+        raise UserError(f"device={device!r} is not available: torch sees {torch.cuda.device_count()} CUDA device(s).")
     return torch.device(device)
 
 
 def bf16_pays(device: str) -> bool:
-    """Whether autocast to bfloat16 is worth it on a type of device.
+    """Whether bfloat16 autocast is faster than float32 on a device type.
 
-    On a CPU without instructions for it a product in bfloat16 is tens of times slower than in float32, which torch does
-    not tell. There the processor's flags are looked at (where the system shows them), and a small product is measured.
+    On a CPU without bfloat16 instructions a product is tens of times slower than in float32, and torch offers no query
+    for it. There we check the processor flags (where the system exposes them) and time a small product.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,7 +52,7 @@ def bf16_pays(device: str) -> bool:
 
 @cache
 def _cpu_has_flag() -> bool | None:
-    """By /proc/cpuinfo; None where the system has no such file."""
+    """From /proc/cpuinfo; None if the system has no such file."""
     try:
         text = _CPU_FLAGS.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -63,7 +63,7 @@ def _cpu_has_flag() -> bool | None:
 
 @cache
 def _cpu_product_pays(size: int = 256, times: int = 5) -> bool:
-    """Whether a product of two matrices takes no longer in bfloat16 than in float32; the best of several, ~30 ms."""
+    """Whether a matrix product is no slower in bfloat16 than in float32; best of several runs, about 30 ms."""
     return _product_seconds(torch.bfloat16, size, times) <= 1.1 * _product_seconds(torch.float32, size, times)
 
 
@@ -77,37 +77,38 @@ def _product_seconds(dtype: torch.dtype, size: int, times: int) -> float:
     return best
 
 
-#: Precisions of towers at run time.
+#: Precisions of towers at inference.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_precision(precision: str) -> str:
-    """A name in :data:`PRECISIONS`.
+    """Validate a name in :data:`PRECISIONS`.
 
     Raises:
-        UserError: for another name.
+        UserError: for any other name.
     """
     return check_choice("precision", precision, PRECISIONS)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Autocast to a precision; with ``fp32`` whatever the caller set stays in force."""
+    """Autocast to a precision; ``fp32`` leaves the caller's autocast state unchanged."""
     dtype = PRECISIONS[check_precision(precision)]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def frozen_precision(device: torch.device, asked: str = "auto") -> AbstractContextManager[Any]:
-    """Precision of a frozen tower, which no gradient flows through.
+def frozen_precision(device: torch.device, precision: str = "auto") -> AbstractContextManager[Any]:
+    """Precision of a frozen tower, through which no gradient flows.
 
     Args:
-        device: of the tower.
-        asked: ``auto``: bf16 on cards that have it, what the caller set elsewhere; or a name in :data:`PRECISIONS`.
+        device: device of the tower.
+        precision: ``auto``: bf16 on GPUs that support it, elsewhere the caller's autocast state; or a name in
+            :data:`PRECISIONS`.
     """
-    if asked == "auto":
-        asked = "bf16" if device.type == "cuda" and bf16_pays("cuda") else "fp32"
-    return autocast(device, asked)
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and bf16_pays("cuda") else "fp32"
+    return autocast(device, precision)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """No autocast, whatever the caller set: scores and boxes need fp32."""
+    """Disable autocast, whatever the caller set: scores and boxes need fp32."""
     return torch.autocast(device.type, enabled=False)

@@ -1,7 +1,7 @@
-"""Files from an address, through huggingface_hub's own transfer: it resumes by ranges, tries again, knows proxies.
+"""Downloads through huggingface_hub's transfer, which resumes by byte range, retries, and honours proxies.
 
-Other well-kept libraries (pooch, torchvision's utilities, fsspec) begin again where a connection breaks, which at 19 GB
-is too dear. A download grows in ``NAME.part``; the next run goes on from there.
+Other maintained libraries (pooch, torchvision's utilities, fsspec) restart after a broken connection, which is too
+expensive at 19 GB. A download is written to ``NAME.part``; the next run resumes it.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import Path
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.disk import is_full_disk, refuse_full_disk
 
-_AGAIN = "Run the same command again to go on from there."
-_ROOM = "Make room, or choose another folder."
+_AGAIN = "Run the same command again to resume."
+_ROOM = "Free some space, or choose another folder."
 
 
 def download(
     addresses: Sequence[str], path: Path, *, size: int | None = None, hashes: Mapping[str, str] | None = None
 ) -> Path:
-    """Fetch a file, checked; the first address that gives it is taken.
+    """Download and verify a file from the first URL that works.
 
     Args:
-        addresses: of the same file.
-        path: where it goes, when it is whole.
-        size: bytes, where they are known.
-        hashes: by name of the algorithm; each must fit.
+        addresses: URLs of the same file.
+        path: destination, written only when the download is complete.
+        size: expected size in bytes, if known.
+        hashes: expected digests by algorithm name; all must match.
 
     Raises:
-        UserError: where no address gives the file, the disk is full, or the file is not the published one.
+        UserError: if no URL works, the disk is full, or the file is not the published one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -44,12 +44,12 @@ def download(
             return path
         reasons.append(f"{address}: {reason}")
     have = part.stat().st_size if part.is_file() else 0
-    kept = f" {have / 1e6:,.1f} MB are kept in {part}." if have else ""
-    raise UserError(f"{path.name} did not come. {' '.join(reasons)}{kept} {_AGAIN}")
+    partial = f" {have / 1e6:,.1f} MB are saved in {part}." if have else ""
+    raise UserError(f"Could not download {path.name}. {' '.join(reasons)}{partial} {_AGAIN}")
 
 
 def size_of(addresses: Sequence[str], seconds: float = 5) -> int | None:
-    """Bytes of a file as its server tells; None where none does."""
+    """File size in bytes as reported by the server; None if no server reports it."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
@@ -64,10 +64,10 @@ def size_of(addresses: Sequence[str], seconds: float = 5) -> int | None:
 
 
 def _fetch(address: str, part: Path, size: int | None) -> str:
-    """Append what is missing; why not, in words, where it does not come.
+    """Append the missing bytes. Returns an empty string, or why the download failed.
 
     Raises:
-        UserError: where another address would not help.
+        UserError: if another URL would not help.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
@@ -81,7 +81,7 @@ def _fetch(address: str, part: Path, size: int | None) -> str:
     except Exception as error:
         if is_full_disk(error):
             raise UserError(
-                f"The disk is full: {part} keeps {part.stat().st_size / 1e6:,.1f} MB. {_ROOM} {_AGAIN}"
+                f"The disk is full; {part.stat().st_size / 1e6:,.1f} MB are saved in {part}. {_ROOM} {_AGAIN}"
             ) from error
         return _reason(error, part)
     return ""
@@ -90,25 +90,25 @@ def _fetch(address: str, part: Path, size: int | None) -> str:
 def _reason(error: Exception, part: Path) -> str:
     first = (str(error).strip().splitlines() or [""])[0][:200]
     if "Consistency check failed" in first:
-        # What came is all there is at that address: nothing to go on from.
+        # The server has no more bytes than these, so there is nothing to resume.
         got = part.stat().st_size
         part.unlink()
-        return f"the file there has {got:,} bytes, and is not the published one."
+        return f"the file has {got:,} bytes and is not the published one."
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status == 416:
         part.unlink(missing_ok=True)
-        return "what was kept does not fit the file there, and was removed."
-    return f"answers {status}." if status else f"{type(error).__name__}: {first}."
+        return "the partial file did not match the file on the server and was removed."
+    return f"the server answered {status}." if status else f"{type(error).__name__}: {first}."
 
 
 def check_file(path: Path, name: str, size: int | None, hashes: Mapping[str, str]) -> None:
-    """Size and hashes of a file, read once; one that is wrong is removed.
+    """Verify size and hashes of a file, reading it once; a wrong file is removed.
 
     Raises:
-        UserError: telling what was expected and what came.
+        UserError: with the expected and the actual values.
     """
-    found = path.stat().st_size
-    wrong = [f"{found:,} bytes, published are {size:,}"] if size not in (None, found) else []
+    actual = path.stat().st_size
+    wrong = [f"it has {actual:,} bytes instead of {size:,}"] if size not in (None, actual) else []
     digests = {algorithm: hashlib.new(algorithm) for algorithm in hashes}
     if digests and not wrong:
         with path.open("rb") as handle:
@@ -116,7 +116,9 @@ def check_file(path: Path, name: str, size: int | None, hashes: Mapping[str, str
                 for digest in digests.values():
                     digest.update(block)
         wrong = [
-            f"{a} {d.hexdigest()}, published is {hashes[a]}" for a, d in digests.items() if d.hexdigest() != hashes[a]
+            f"its {a} is {d.hexdigest()} instead of {hashes[a]}"
+            for a, d in digests.items()
+            if d.hexdigest() != hashes[a]
         ]
     if wrong:
         path.unlink()

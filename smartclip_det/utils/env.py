@@ -1,6 +1,6 @@
 """Environment table and operator check: ``python -m smartclip_det.utils.env``.
 
-Exit code 0 only when every operator ran; otherwise the command that mends it is printed.
+Exit code 0 only if every operator ran; otherwise the command that fixes the installation is printed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.utils import compat
 from smartclip_det.version import __version__
 
-#: Distributions; of several that provide the same module, the first that is installed.
+#: Distributions to list; for alternatives that provide the same module, the first that is installed.
 _SHOWN = (
     "torch",
     "torchvision",
@@ -30,17 +30,17 @@ _SHOWN = (
 
 
 def versions() -> dict[str, str]:
-    """Versions that decide numbers, for protocol stamps; ``absent`` for what is not installed."""
-    found = {}
+    """Versions that affect results, for protocol stamps; ``absent`` if not installed."""
+    installed = {}
     for names in _SHOWN:
-        several = names.split("/")
-        name = next((n for n in several if compat.version_of(n)), several[0])
-        found[name] = compat.version_of(name) or "absent"
-    return {"smartclip_det": __version__, "python": platform.python_version(), **found}
+        alternatives = names.split("/")
+        name = next((n for n in alternatives if compat.version_of(n)), alternatives[0])
+        installed[name] = compat.version_of(name) or "absent"
+    return {"smartclip_det": __version__, "python": platform.python_version(), **installed}
 
 
 def environment() -> dict[str, str]:
-    """:func:`versions` and the facts of the machine."""
+    """:func:`versions` plus platform, GPU and threads."""
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
@@ -58,16 +58,16 @@ def _operators() -> str:
     if compat.version_of("mmdet") is None:
         return "none (no mmdet)"
     try:
-        return compat.operators_in_force()
+        return compat.operators_backend()
     except UserError:
         return "compiled, not loadable"
 
 
 def check_operators(device: str) -> list[str]:
-    """Run one RoIAlign, NMS and MultiScaleDeformableAttention; return a line for each.
+    """Run RoIAlign, NMS and MultiScaleDeformableAttention once; return one line for each.
 
     Raises:
-        UserError: when one cannot run, with the command that mends it.
+        UserError: if one fails, with the command that fixes it.
     """
     compat.check_stack()
     import torch
@@ -78,7 +78,7 @@ def check_operators(device: str) -> list[str]:
         rois = torch.tensor([[0.0, 0.0, 0.0, 8.0, 8.0]], device=device)
         pooled = RoIAlign(1, 1.0, 0)(image, rois)
         boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [5, 5, 8, 8]], device=device)
-        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1]
+        indices = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1]
         attention = MultiScaleDeformableAttention(8, 2, 1, 2).to(device)
         shapes = torch.tensor([[4, 4]], device=device)
         starts = torch.zeros(1, dtype=torch.long, device=device)
@@ -92,16 +92,16 @@ def check_operators(device: str) -> list[str]:
         )
     except (RuntimeError, ImportError, AttributeError) as error:
         raise UserError(f"An operator failed on {device} ({error}). Run `{compat.SETUP_COMMAND}`.") from error
-    if kept.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):
+    if indices.tolist() != [0, 2] or abs(pooled.item() - 31.5) > 1e-4 or not bool(out.isfinite().all()):
         raise UserError(
-            f"Operators on {device} give wrong values (RoIAlign {pooled.item()}, NMS {kept.tolist()}). "
+            f"Operators on {device} return wrong values (RoIAlign {pooled.item()}, NMS {indices.tolist()}). "
             f"Run `rm -rf .venv && {compat.SETUP_COMMAND}`."
         )
     return [f"RoIAlign on {device}: ok", f"NMS on {device}: ok", f"MultiScaleDeformableAttention on {device}: ok"]
 
 
 def main() -> int:
-    """Print the table and, where MMDetection is installed, check the operators on every device present."""
+    """Print the table and, if MMDetection is installed, check the operators on every available device."""
     for key, value in environment().items():
         note = compat.TESTED.get(key)
         flag = f"  (tested: {note})" if note and value != note else ""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, where we keep some, and those that nobody meant to be there."""
+"""Atomic writes, the cache folder, and system files to skip in data sets."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def default_cache_dir() -> Path:
 
 
 def write_whole(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text to a file, with its folders; a run that dies leaves the file of before, or none."""
+    """Write UTF-8 text atomically, creating folders: an interrupted run leaves the old file, or none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write the same file; each has its own beginnings.
+    # The process id keeps concurrent writers of the same file apart.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
 
 
-#: Folders that systems, file servers and editors leave behind; those beginning with a dot are known by it.
+#: Folders that operating systems, file servers and editors create; names with a leading dot are always skipped.
 _DEBRIS = {"__macosx", "@eadir", "__pycache__", "lost+found", "#recycle", "$recycle.bin", "system volume information"}
 
 
 def is_debris(relative: str | PurePath) -> bool:
-    """Whether a path inside a data set is hidden, or of a folder that a system or editor made."""
+    """Whether a path inside a data set is hidden, or in a folder created by a system or editor."""
     parts = PurePath(relative).parts
     return any(p.lower() in _DEBRIS or (p.startswith(".") and p not in (".", "..")) for p in parts)

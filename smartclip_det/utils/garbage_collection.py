@@ -1,4 +1,4 @@
-"""Python's collector of reference cycles, out of the way of millions of small records."""
+"""Pausing Python's cyclic garbage collector while millions of small records are created."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """No collection of cycles inside: result files become millions of dicts, which it would look through all the time.
+    """Disable cyclic garbage collection in the block: with millions of dicts it would scan them again and again.
 
-    Records without cycles are freed as ever, so memory stays what it was.
+    Objects without cycles are still freed by reference counting, so peak memory does not change.
     """
     was = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Reading images, and making the squares that a tower is trained on."""
+"""Reading images and resizing them to the square input of a tower."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from torch.utils.data import DataLoader, Dataset
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.words import FITS
 
-#: CLIP's mean colour, which becomes (almost) zero when pixels are normalised.
+#: CLIP's mean colour, which normalises to (almost) zero.
 MEAN_COLOUR = (123, 117, 104)
-#: By how much decoding may reduce an image: pixels that must be left on each side, for each that is needed. The more is
-#: left out, the less what is left resembles a careful resize. See :func:`read_square`.
+#: Reduced JPEG decoding: maps the reduction factor to the margin in pixels that must remain per needed pixel on each
+#: side. A smaller margin deviates more from a full-size resize. See :func:`read_square`.
 REDUCED_MARGINS = {8: 3, 4: 3, 2: 1}
-#: Levels of 255 that its pixels are off by on average, at most: over photographs, and in any one of them.
+#: Largest mean pixel difference of reduced decoding, in levels of 255: averaged over photographs, and in any one.
 REDUCED_DISTANCE = (1.0, 4.0)
-#: Sides of the square that the longer side may take before it is cut: an image of 1 x 60,000 pixels would take some GB.
+#: Longest resized side before cropping, in sides of the square: an image of 1 x 60,000 pixels would take gigabytes.
 _LONGEST = 16
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """The RGB image of a file (see :func:`as_rgb`); a missing or broken file is a :class:`UserError`."""
+    """Open an image file as RGB (see :func:`as_rgb`); a missing or broken file is a :class:`UserError`."""
     return _decoded(_existing(path), str(path), as_rgb)
 
 
 def decode_rgb(content: bytes, name: str) -> Image.Image:
-    """The RGB image of a file's bytes; ``name`` is for messages."""
+    """Decode the bytes of an image file as RGB; ``name`` is used in messages."""
     return _decoded(io.BytesIO(content), name, as_rgb)
 
 
 def read_square(source: str | Path | bytes, name: str, side: int, fit: str = "crop", *, exact: bool) -> Image.Image:
-    """The square of a file or its bytes, as :func:`fit_square` of the whole image.
+    """Read a file or its bytes as a square; equals :func:`fit_square` of the full image if ``exact``.
 
     Args:
         source: a file, or its content.
-        name: for messages.
-        side: of the square.
+        name: used in messages.
+        side: side of the square.
         fit: see :data:`FITS`.
-        exact: decode the whole image. Otherwise JPEG files are decoded at a half, quarter or eighth where that leaves
-            :data:`REDUCED_MARGINS` times the pixels that are needed on each side, and nothing outside of the square
-            is resized, which changes photographs by :data:`REDUCED_DISTANCE` at most. For training only.
+        exact: decode the full image. Otherwise JPEG files are decoded at 1/2, 1/4 or 1/8 if that leaves
+            :data:`REDUCED_MARGINS` times the needed pixels on each side, and nothing outside the square is resized;
+            pixels differ by at most :data:`REDUCED_DISTANCE`. For training only.
     """
 
     def square(opened: Image.Image) -> Image.Image:
         size = opened.size
         if not exact:
-            wanted = _resized(size, side, fit)
-            part = next(
+            target = _resized(size, side, fit)
+            reduction = next(
                 (
                     k
                     for k, margin in REDUCED_MARGINS.items()
-                    if all(n >= k * margin * w for n, w in zip(size, wanted, strict=True))
+                    if all(n >= k * margin * w for n, w in zip(size, target, strict=True))
                 ),
                 1,
             )
-            if part > 1:
-                opened.draft(None, (size[0] // part, size[1] // part))
+            if reduction > 1:
+                opened.draft(None, (size[0] // reduction, size[1] // reduction))
         turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        # A reduced size is rounded up; the square is laid out by the true one.
-        return fit_square(as_rgb(opened), side, fit, size[::-1] if turned else size, whole=exact)
+        # The reduced size is rounded up, so the layout of the square uses the original size.
+        return fit_square(as_rgb(opened), side, fit, size[::-1] if turned else size, full_resize=exact)
 
     return _decoded(io.BytesIO(source) if isinstance(source, bytes) else _existing(source), name, square)
 
@@ -81,67 +81,67 @@ def _decoded(source: Path | io.BytesIO, name: str, take: Callable[[Image.Image],
         with Image.open(source) as opened:
             return take(opened)
     except Exception as error:
-        # Decoders of broken files raise whatever comes their way: struct.error, EOFError, IndexError, zlib.error ...
+        # Decoders raise all kinds of errors on broken files: struct.error, EOFError, IndexError, zlib.error ...
         raise UserError(f"The image {name} cannot be read ({str(error) or type(error).__name__}).") from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB, turned by its EXIF orientation, as MMDetection's reader gives it.
+    """Convert an image of any mode to RGB and apply its EXIF orientation, as MMDetection's loader does.
 
-    Grey values of 16 bits keep their upper eight, where Pillow alone would cut them all to white. Transparency is
-    dropped, as CLIP's transform drops it.
+    16-bit grey values keep their upper eight bits; Pillow would clip them to white. Transparency is dropped, as in
+    CLIP's transform.
 
     Raises:
-        UserError: for pixels without an agreed meaning as colours (floating point in 0..1, beyond 16 bits).
+        UserError: for pixels without an agreed range (floating point in 0..1, more than 16 bits).
     """
     turned = ImageOps.exif_transpose(image)
     if turned.mode == "F" or turned.mode.startswith("I"):
         turned = _eight_bits(turned)
     if turned.mode == "P" and "transparency" in turned.info:
-        # The same colours, without Pillow's warning about palettes.
+        # Via RGBA: the same colours, without Pillow's warning about palettes with transparency.
         turned = turned.convert("RGBA")
     try:
         return turned.convert("RGB")
     except ValueError as error:
-        raise UserError(f"pixels of mode {turned.mode} have no RGB form here ({error}); save it as RGB") from error
+        raise UserError(f"pixels of mode {turned.mode} cannot be converted to RGB ({error}); save it as RGB") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits as 8 bits."""
+    """Reduce grey values of more than 8 bits to 8 bits."""
     values: np.ndarray = np.asarray(image, dtype=np.float64 if image.mode == "F" else np.int64)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F" and not (low >= 0 and 1 < high <= 255):
-        raise UserError(f"floating point pixels in {low:g}..{high:g} have no agreed range; save it with 8 bits")
+        raise UserError(f"floating-point pixels in {low:g}..{high:g} have no agreed range; save the image with 8 bits")
     if low < 0 or high > 65535:
-        raise UserError(f"grey values in {low:g}..{high:g} are beyond 16 bits; save it with 8 bits")
-    # Of 32 bits, values that fit into 8 are meant so.
+        raise UserError(f"grey values in {low:g}..{high:g} exceed 16 bits; save the image with 8 bits")
+    # 32-bit values that fit into 8 bits are taken as 8-bit values.
     eight = image.mode == "F" or (image.mode == "I" and high <= 255)
     return Image.fromarray((values if eight else values >> 8).astype(np.uint8))
 
 
 def fit_square(
-    image: Image.Image, side: int, fit: str = "crop", size: tuple[int, int] | None = None, *, whole: bool = True
+    image: Image.Image, side: int, fit: str = "crop", size: tuple[int, int] | None = None, *, full_resize: bool = True
 ) -> Image.Image:
-    """An RGB image as a ``side`` x ``side`` square, bicubic; see :data:`FITS`.
+    """Resize an RGB image to a ``side`` x ``side`` square, bicubic; see :data:`FITS`.
 
     Args:
         image: RGB.
-        side: of the square.
+        side: side of the square.
         fit: see :data:`FITS`.
-        size: width and height that the square is laid out by, where ``image`` is a reduced form of the image.
-        whole: resize all of the image before it is cut, as CLIP's own transform does.
+        size: original width and height, if ``image`` was decoded at a reduced size.
+        full_resize: resize the full image before cropping, as CLIP's own transform does.
     """
     check_choice("fit", fit, FITS)
     width, height = _resized(size or image.size, side, fit)
     if fit == "crop":
         left, top = round((width - side) / 2), round((height - side) / 2)
-        if not whole or max(width, height) > _LONGEST * side:
+        if not full_resize or max(width, height) > _LONGEST * side:
             return _resize_part(image, (width, height), (left, top), side)
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + side, top + side))
     if fit == "squash":
         if image.height > _LONGEST * max(side, image.width):
-            # Pillow resizes the width first, of all rows.
+            # Pillow resizes horizontally first, over all rows.
             image = image.resize((image.width, side), Image.Resampling.BICUBIC)
         return image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), MEAN_COLOUR)
@@ -149,34 +149,34 @@ def fit_square(
     return square
 
 
-def _resize_part(image: Image.Image, whole: tuple[int, int], corner: tuple[int, int], side: int) -> Image.Image:
-    """The square at ``corner`` of the image resized to ``whole``, without making the rest of it.
+def _resize_part(image: Image.Image, resized: tuple[int, int], corner: tuple[int, int], side: int) -> Image.Image:
+    """Crop of the image resized to ``resized``, at ``corner``, without computing the rest.
 
-    Pillow holds the box in single precision and takes the cheaper of two orders, so that values may differ from those
-    of resizing and cropping: only images that would grow beyond measure are cut so, others stay equal to CLIP's own
-    transform bit by bit.
+    Pillow stores the box in single precision and picks the cheaper order of the two passes, so values may differ from
+    resizing and then cropping. Exact callers use this only for images that would become too large; all others stay
+    bit-identical to CLIP's own transform.
     """
-    (left, top), (x, y) = corner, (image.width / whole[0], image.height / whole[1])
+    (left, top), (x, y) = corner, (image.width / resized[0], image.height / resized[1])
     box = (left * x, top * y, min((left + side) * x, image.width), min((top + side) * y, image.height))
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def _resized(size: tuple[int, int], side: int, fit: str) -> tuple[int, int]:
-    """Width and height of an image before it is cut or padded to the square."""
+    """Width and height of an image before it is cropped or padded to the square."""
     if fit == "squash":
         return side, side
     factor = side / (min(size) if fit == "crop" else max(size))
-    # int, as torchvision's Resize cuts the longer side.
+    # int, because torchvision's Resize truncates the longer side.
     width, height = (max(1, int(n * factor + 1e-6)) for n in size)
     return width, height
 
 
 def square_scale(size: tuple[int, int], side: int, fit: str = "crop") -> tuple[float, float]:
-    """Pixels of the square for each of the image's, in x and in y (see :func:`fit_square`).
+    """Pixels of the square per pixel of the image, in x and in y (see :func:`fit_square`).
 
     Args:
         size: width and height of the image.
-        side: of the square.
+        side: side of the square.
         fit: see :data:`FITS`.
     """
     width, height = _resized(size, side, check_choice("fit", fit, FITS))
@@ -184,16 +184,16 @@ def square_scale(size: tuple[int, int], side: int, fit: str = "crop") -> tuple[f
 
 
 def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str = "crop") -> np.ndarray:
-    """Boxes of an image, in the pixels of the square that :func:`fit_square` makes of it.
+    """Map boxes of an image to the square that :func:`fit_square` makes of it.
 
     Args:
         boxes: ``[R, 4]`` xyxy pixels of the image.
         size: width and height of the image.
-        side: of the square.
+        side: side of the square.
         fit: see :data:`FITS`.
 
     Returns:
-        ``[R, 4]`` xyxy, cut at the square's border; a box outside of it has no area.
+        ``[R, 4]`` xyxy, clipped to the square; a box outside it has no area.
     """
     scale = np.array(square_scale(size, side, fit))
     shift = np.round((np.array(size) * scale - side) / 2) if fit == "crop" else np.zeros(2)
@@ -202,14 +202,14 @@ def square_boxes(boxes: np.ndarray, size: tuple[int, int], side: int, fit: str =
 
 
 class SquareImages(Dataset):
-    """Images as squares of a tower's size, for a loader."""
+    """Dataset of images resized to the square input of a tower."""
 
     def __init__(self, openers: Sequence[Callable[[], Image.Image]], side: int, fit: str = "crop") -> None:
-        """Build.
+        """Initialise the dataset.
 
         Args:
-            openers: what gives each RGB image.
-            side: of the squares.
+            openers: one function per image that returns it as RGB.
+            side: side of the squares.
             fit: see :func:`fit_square`.
         """
         self.openers, self.side, self.fit = openers, side, check_choice("fit", fit, FITS)
@@ -223,15 +223,15 @@ class SquareImages(Dataset):
         return pixels(fit_square(self.openers[n](), self.side, self.fit))
 
     def batches(self, batch_size: int, workers: int = 0) -> Iterator[Tensor]:
-        """``[B, 3, side, side]`` uint8 each; an image that cannot be read is its own :class:`UserError`."""
-        for batch in DataLoader(_Told(self), batch_size, num_workers=workers, collate_fn=_stacked):
+        """Yield ``[B, 3, side, side]`` uint8; an unreadable image raises its own :class:`UserError`."""
+        for batch in DataLoader(_CatchErrors(self), batch_size, num_workers=workers, collate_fn=_stacked):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
 
-class _Told(Dataset):
-    """Items, or the error of one: an error that is raised in a worker arrives as the text of a traceback."""
+class _CatchErrors(Dataset):
+    """Returns a UserError as an item: raised in a worker, it would arrive as the text of a traceback."""
 
     def __init__(self, source: SquareImages) -> None:
         self.source = source

@@ -1,20 +1,20 @@
-"""What the user should know about the input, told once."""
+"""Notes to the user about the input, printed once."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-_told: set[str] = set()
+_printed: set[str] = set()
 
 
 def note(text: str, *, error: bool = False) -> None:
-    """Print a note, once in a process however often a file is read, and by the first process of a run alone.
+    """Print a note once per process, and only on rank 0.
 
     Args:
         text: the note.
-        error: on stderr, where what is printed may be read by a program.
+        error: print to stderr, for commands whose stdout may be parsed by a program.
     """
-    if text not in _told and os.environ.get("RANK", "0") == "0":
-        _told.add(text)
+    if text not in _printed and os.environ.get("RANK", "0") == "0":
+        _printed.add(text)
         print(f"note: {text}", flush=True, file=sys.stderr if error else sys.stdout)

@@ -1,4 +1,4 @@
-"""Packages that one feature needs, and how to get them."""
+"""Imports of optional packages, with install instructions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from smartclip_det.core.errors import UserError
 
 
 def optional(module: str, extra: str) -> Any:
-    """A module of an extra of this package.
+    """Import a module that belongs to an extra of this package.
 
     Raises:
-        UserError: where it is not installed, with the command that installs it.
+        UserError: if it is not installed, with the command that installs it.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Work on all cores, in order; work of one process for all."""
+"""Ordered parallel map over processes, and work done once on rank 0."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    # Only Linux tells those of a process (Python 3.13 does so everywhere).
+    """Number of CPU cores that this process may use."""
+    # sched_getaffinity exists on Linux only (Python 3.13 adds process_cpu_count everywhere).
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None, items_each: int = 64
 ) -> Iterator[Result]:
-    """``work`` of each item, in order; fewer than two times ``items_each`` items, or one worker, run here.
+    """Apply ``work`` to each item, in order; in this process if there is one worker or under ``2 * items_each`` items.
 
-    Processes are started afresh (no fork), so threads of this one do no harm; ``work`` and items must pickle.
+    Processes are not forked, so threads of this process are safe; ``work`` and the items must be picklable.
     """
     count = min(workers or available_cores(), max(1, len(items) // items_each))
     if count == 1:
@@ -38,21 +38,21 @@ def map_in_processes(
 
 
 def on_rank_zero(make: Callable[[], Result]) -> Result:
-    """What ``make`` gives on rank 0, on every rank; an error of rank 0 is raised on every rank, so none waits.
+    """Run ``make`` on rank 0 and return its result on every rank; a UserError is raised on every rank, so none hangs.
 
-    ``make`` must not meet the other processes itself.
+    ``make`` must not use collectives itself.
     """
     import torch
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return make()
-    box: list[Any] = [None, None]
+    message: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:
         try:
-            box[0] = make()
+            message[0] = make()
         except UserError as error:
-            box[1] = str(error)
-    torch.distributed.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise UserError(box[1])
-    return box[0]
+            message[1] = str(error)
+    torch.distributed.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        raise UserError(message[1])
+    return message[0]

@@ -1,8 +1,8 @@
-"""Loading of torch files and pickles without running pickled code.
+"""Loading torch files and pickles without running pickled code.
 
-``torch.load`` is only ever called with ``weights_only=True`` and an allow-list for the plain-data classes that
-MMEngine writes into its checkpoints. Other pickles (the refer toolbox, CIFAR) may hold plain data, and arrays where
-they are asked for.
+``torch.load`` is always called with ``weights_only=True`` and an allow-list of the plain-data classes that MMEngine
+writes into its checkpoints. Other pickles (the refer toolbox, CIFAR) may contain plain data, and numpy arrays on
+request.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    """What pickled MMEngine histories use ``getattr`` for, and nothing else: their four statistics."""
+    """The only ``getattr`` that pickled MMEngine histories need: the four statistics of a HistoryBuffer."""
     from mmengine.logging import HistoryBuffer
 
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is no statistic of a HistoryBuffer")
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not a statistic of a HistoryBuffer")
     return getattr(owner, name)
 
 
 def _mmengine_globals() -> list[Any]:
-    """Plain-data classes of MMEngine's message hub and numpy, absent where MMEngine is not installed."""
+    """Allowed classes of numpy and of MMEngine's message hub, if MMEngine is installed."""
     import numpy as np
 
     allowed: list[Any] = [np.ndarray, np.dtype, *{type(np.dtype(c)) for c in "?bBhHiIlLqQefdSU"}]
     multiarray = getattr(np, "_core", None) or np.core
     reconstruct = multiarray.multiarray._reconstruct
     scalar = multiarray.multiarray.scalar
-    # numpy renamed its core package: files of both ages name the same two functions differently.
+    # numpy 2 renamed its core package: old and new files use different names for the same two functions.
     allowed += [
         reconstruct,
         scalar,
@@ -55,7 +55,7 @@ def _mmengine_globals() -> list[Any]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive (told by its code folder)."""
+    """Whether a file is a TorchScript archive, recognised by its code folder."""
     if not zipfile.is_zipfile(path):
         return False
     try:
@@ -65,27 +65,27 @@ def is_torchscript(path: Path) -> bool:
         raise UserError(f"{path} is a broken archive; it may be cut short. ({error})") from error
 
 
-#: Torch stores weights as they are and packs source text only; a zip that claims more than so many times its size is
-#: made to fill memory.
+#: Torch stores weights uncompressed and compresses source text only. A zip that declares more than this multiple of
+#: its size is a zip bomb.
 _MOST_INFLATED = 20
 
 
 def check_zip(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse a zip whose records claim far more than the file has.
+    """Reject a zip whose declared content is far larger than the file.
 
     Raises:
         UserError: with both sizes.
     """
-    claimed, there = sum(i.file_size for i in archive.infolist()), path.stat().st_size
-    if claimed > _MOST_INFLATED * there + 2**20:
-        raise UserError(f"{path} has {there} bytes and claims to hold {claimed}: it was not unpacked.")
+    declared, actual = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+    if declared > _MOST_INFLATED * actual + 2**20:
+        raise UserError(f"{path} has {actual} bytes but declares {declared} uncompressed ones: it was not extracted.")
 
 
 def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> Any:
-    """What a ``torch.save`` file or stream holds, with no pickled code executed.
+    """Load a ``torch.save`` file or stream without executing pickled code.
 
     Raises:
-        UserError: when the file is missing, broken, or holds objects other than plain data.
+        UserError: if the file is missing or broken, or contains anything but plain data.
     """
     import torch
 
@@ -103,7 +103,7 @@ def safe_torch_load(path: str | Path | IO[bytes], map_location: Any = "cpu") -> 
         raise
     except pickle.UnpicklingError as error:
         raise _holds_objects(path, error) from error
-    except Exception as error:  # a broken file fails in any way the unpickler or zip reader happens to
+    except Exception as error:  # the unpickler and the zip reader raise all kinds of errors on broken files
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{path} is not a readable torch file; it may be cut short. ({first[:200]})") from error
 
@@ -116,10 +116,10 @@ def safe_url_load(
     check_hash: bool = False,
     file_name: str | None = None,
 ) -> Any:
-    """:func:`torch.hub.load_state_dict_from_url` without running pickled code; MMEngine's ``https://`` checkpoints.
+    """:func:`torch.hub.load_state_dict_from_url` without running pickled code, for MMEngine's ``https://`` checkpoints.
 
     Raises:
-        UserError: when the file holds objects other than plain data.
+        UserError: if the file contains anything but plain data.
     """
     import torch
 
@@ -135,13 +135,13 @@ def safe_url_load(
 def _holds_objects(source: Any, error: Exception) -> UserError:
     first = str(error).strip().split("\n")[0]
     return UserError(
-        f"{source} holds pickled objects other than plain tensors, numbers and text, or is no torch file; it was "
-        f"not loaded because that could run code. Save its state dict alone. ({first[:200]})"
+        f"{source} contains pickled objects other than tensors, numbers and text, or is not a torch file. It was "
+        f"not loaded because that could run code. Save only its state dict. ({first[:200]})"
     )
 
 
 def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; a broken one is a :class:`UserError`."""
+    """Tensors and metadata of a safetensors file; a broken file is a :class:`UserError`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -153,33 +153,33 @@ def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], di
 
 
 def _old_bytes(text: str, encoding: str) -> bytes:
-    """Bytes as Python 3 writes them for Python 2."""
+    """Bytes, as Python 3 pickles them for Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in {encoding!r}")
     return text.encode("latin1")
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Lists, dicts, strings and numbers; any class or function is refused, but for those of ``allowed``.
+    """Unpickles lists, dicts, strings and numbers; rejects classes and functions other than those in ``allowed``.
 
-    Python's own implementation, not the one in C: there a damaged length or memo index takes gigabytes before it is
-    found to be wrong.
+    Uses the pure Python unpickler: the C version allocates gigabytes for a corrupt length or memo index before it
+    notices the error.
     """
 
     stack: list[Any]
     allowed: ClassVar[dict[tuple[str, str], Any]] = {("_codecs", "encode"): _old_bytes}
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    # Makes room before it looks whether the bytes are there; nothing that is read here has it.
+    # BYTEARRAY8 allocates before checking that the bytes exist; no supported file uses it.
     dispatch.pop(pickle.BYTEARRAY8[0])
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a global of the pickle stands for."""
+        """Resolve a global of the pickle from the allow-list."""
         if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"the pickle asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"the pickle refers to {module}.{name}")
         return self.allowed[module, name]
 
     def set_state(self, owner: Any, state: Any) -> None:
-        """What a pickle says of an object after it is made; classes and functions must stay as they are."""
+        """Apply the pickled state of an object; rejected here for all types."""
         raise pickle.UnpicklingError(f"the pickle sets the state of a {type(owner).__name__}")
 
     def _load_build(self) -> None:
@@ -190,30 +190,30 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class _ArrayMark:
-    """Stands for ``numpy.ndarray`` in pickles: named, never called."""
+    """Stands in for ``numpy.ndarray`` in pickles: referenced, never called."""
 
 
 def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """What numpy's ``_reconstruct`` makes before the state is set; a pickle by numpy always asks for no elements."""
+    """What numpy's ``_reconstruct`` returns before the state is set; numpy always pickles shape (0,) here."""
     if kind is not _ArrayMark or tuple(shape) != (0,):
         raise pickle.UnpicklingError("an array that numpy did not write")
     return np.empty(0, np.int8)
 
 
 class _ArrayUnpickler(DataUnpickler):
-    """Numpy arrays as well, as numpy of any age pickles them."""
+    """Also allows numpy arrays, as pickled by any numpy version."""
 
     allowed: ClassVar[dict[tuple[str, str], Any]] = {
         **DataUnpickler.allowed,
         ("numpy", "ndarray"): _ArrayMark,
         ("numpy", "dtype"): np.dtype,
-        # numpy renamed its core package: files of both ages name the same function differently.
+        # numpy 2 renamed its core package: old and new files use different names for the same function.
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     }
 
     def set_state(self, owner: Any, state: Any) -> None:
-        """Arrays and their types check what they are given against the bytes that are there."""
+        """Set the state of arrays and dtypes; numpy checks it against the available bytes."""
         if not isinstance(owner, np.ndarray | np.dtype):
             super().set_state(owner, state)
         if isinstance(owner, np.ndarray) and state[2].hasobject:
@@ -226,10 +226,10 @@ def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
 
     Args:
         path: the file.
-        arrays: whether it may hold numpy arrays.
+        arrays: whether numpy arrays are allowed.
 
     Raises:
-        UserError: when the file is missing, broken, or asks for a class or function.
+        UserError: if the file is missing or broken, or refers to a class or function.
     """
     path = Path(path)
     if not path.is_file():
@@ -238,12 +238,12 @@ def load_plain_pickle(path: str | Path, arrays: bool = False) -> Any:
     try:
         content = path.read_bytes()
         if not arrays:
-            # Byte strings of Python 2 are UTF-8 as a rule; in Latin-1 their letters would fall apart.
+            # Python 2 byte strings are usually UTF-8; decoded as Latin-1 they would turn into mojibake.
             with contextlib.suppress(UnicodeDecodeError):
                 return reader(io.BytesIO(content), encoding="utf-8").load()
         return reader(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle fails in any way the unpickler happens to
+    except Exception as error:  # the unpickler raises all kinds of errors on corrupt files
         raise UserError(
-            f"{path} is no pickle of plain data, or it is damaged ({type(error).__name__}: {str(error)[:200]}); "
-            "nothing in it was run."
+            f"{path} is not a pickle of plain data, or is corrupt ({type(error).__name__}: {str(error)[:200]}); "
+            "no code in it was run."
         ) from error

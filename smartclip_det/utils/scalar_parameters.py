@@ -1,4 +1,4 @@
-"""Parameters of one number: ``[1]`` in the model, since FSDP shards no scalars, and scalars in files, as peers read."""
+"""Scalar parameters: ``[1]`` in the model, since FSDP cannot shard scalars, and true scalars in state dicts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 def scalar_parameter(value: float) -> nn.Parameter:
-    """A parameter ``[1]``; its module tells :func:`keep_scalars_in_files` the name."""
+    """A parameter of shape ``[1]``; its module registers the name with :func:`keep_scalars_in_files`."""
     return nn.Parameter(torch.tensor([float(value)]))
 
 
 def keep_scalars_in_files(module: nn.Module, *names: str) -> None:
-    """Let the state dict of a module hold its ``[1]`` parameters as scalars, and take scalars back.
+    """Make the state dict of a module store its ``[1]`` parameters as scalars, and load scalars into them.
 
     Args:
-        module: that holds the parameters itself.
-        names: of the parameters. An empty piece, which FSDP leaves on a process without a share, stays as it is.
+        module: module that owns the parameters.
+        names: names of the parameters. An empty shard, which FSDP leaves on some ranks, is stored unchanged.
     """
-    # Functions of the module, not closures: a model stays one that can be pickled and copied.
+    # Partials of module-level functions, not closures, so that the model can still be pickled and copied.
     module.register_state_dict_post_hook(partial(_save, names=names))
     module.register_load_state_dict_pre_hook(partial(_load, names=names))
 

@@ -1,4 +1,4 @@
-"""Long work as a chain of commands: what is done is not done again, and progress is shown."""
+"""Long jobs as a chain of commands: finished steps are skipped, and progress is shown."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from smartclip_det.utils.config_files import config_root, find_config
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.parallel import available_cores
 
-#: Where this package was imported from.
+#: Folder that this package was imported from.
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def verb(name: str, *arguments: str) -> list[str]:
-    """Arguments of Python for a verb of ``smartclip-det``, wherever the package is."""
+    """Python arguments that run a verb of ``smartclip-det``, wherever the package is installed."""
     return ["-m", "smartclip_det", *name.split(), *arguments]
 
 
@@ -35,9 +35,9 @@ class Step:
     """One command.
 
     Attributes:
-        name: also the name of its log.
-        command: arguments of Python, see :func:`verb`; paths are those of the folder that this process runs in.
-        outputs: files that exist when it is done.
+        name: also the name of its log file.
+        command: Python arguments, see :func:`verb`; paths are relative to the current folder of this process.
+        outputs: files that exist when the step is done.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Step:
     outputs: list[Path] = field(default_factory=list)
 
     def config_hash(self) -> str:
-        """Of the configs that the command names, with their bases; empty without configs."""
+        """Hash of the configs that the command names, including their bases; empty without configs."""
         paths = [find_config(a) for a in self.command if _is_config(a)]
         if not paths:
             return ""
@@ -56,23 +56,23 @@ class Step:
 
 
 def _is_config(argument: str) -> bool:
-    """A ``.py`` file that is there, or one of the package's configs."""
+    """Whether an argument is an existing ``.py`` file or a shipped config."""
     if not argument.endswith(".py"):
         return False
     return Path(argument).is_file() or (config_root() / argument.removeprefix("configs/")).is_file()
 
 
 class StepRunner:
-    """Runs stages of steps; a step that is done runs again only if it changed or an earlier step ran.
+    """Runs stages of steps. A finished step runs again only if it changed or an earlier step ran.
 
-    A step has changed when its command or a config has; changes of code are not noticed.
+    A step has changed if its command or one of its configs has; code changes are not detected.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Build.
+        """Initialise the runner, reading the state of an earlier run.
 
         Args:
-            folder: of logs and of ``steps.json``, which remembers what is done.
+            folder: for logs and for ``steps.json``, which records finished steps.
         """
         self.folder = folder
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -81,24 +81,24 @@ class StepRunner:
         if self._state.is_file():
             self.done = json.loads(self._state.read_text(encoding="utf-8"))
         self.ran: set[str] = set()
-        #: Seconds of all calls since the first step was last run.
+        #: Seconds spent in all calls since the first step last ran.
         self.spent = 0.0
         self._lock = threading.Lock()
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of each step that is done, also of earlier calls."""
+        """Duration of each finished step, including earlier calls."""
         return {name: float(entry["seconds"]) for name, entry in self.done.items()}
 
     def run_stages(self, stages: Sequence[Sequence[Step]]) -> None:
-        """Run stage after stage; the steps of one stage do not need each other and run side by side."""
+        """Run the stages in order; the steps of one stage are independent and run in parallel."""
         begin = time.perf_counter()
         try:
             for number, stage in enumerate(stages, 1):
                 self._run_stage(stage, f"[{number}/{len(stages)}]")
         finally:
-            anew = all(s.name in self.ran for s in stages[0])
-            self.spent = time.perf_counter() - begin + (0.0 if anew else self._spent_before())
+            restarted = all(s.name in self.ran for s in stages[0])
+            self.spent = time.perf_counter() - begin + (0.0 if restarted else self._spent_before())
             write_json(self.folder / "spent.json", {"seconds": self.spent})
 
     def _spent_before(self) -> float:
@@ -109,10 +109,10 @@ class StepRunner:
         due = [s for s in stage if self.ran or not self._is_done(s)]
         for step in stage:
             if step not in due:
-                print(f"{label} {step.name}: done before ({self.done[step.name]['seconds']:.0f} s)", flush=True)
-        side_by_side = max(1, min(len(due), available_cores()))
-        threads = max(1, available_cores() // side_by_side)
-        with ThreadPoolExecutor(side_by_side) as pool:
+                print(f"{label} {step.name}: already done ({self.done[step.name]['seconds']:.0f} s)", flush=True)
+        parallel = max(1, min(len(due), available_cores()))
+        threads = max(1, available_cores() // parallel)
+        with ThreadPoolExecutor(parallel) as pool:
             for _ in pool.map(lambda step: self.run(step, threads, label), due):
                 pass
 
@@ -122,10 +122,10 @@ class StepRunner:
         return same and all(p.is_file() for p in step.outputs)
 
     def run(self, step: Step, threads: int, label: str = "") -> float:
-        """Run one command; its newest line of progress is shown every ten seconds.
+        """Run one command and print its latest progress line every ten seconds.
 
         Raises:
-            UserError: when it fails or did not write what it promised, with the end of its log.
+            UserError: if it fails or does not write its outputs, with the end of its log.
         """
         print(f"{label} {step.name}: python {shlex.join(step.command)}", flush=True)
         log = self.folder / "logs" / f"{step.name}.log"
@@ -149,7 +149,7 @@ class StepRunner:
             raise UserError(
                 f"{step.name} failed (exit {child.returncode}"
                 + (f", did not write {missing[0]}" if missing else "")
-                + f"). Its log, {log}, ends:\n{tail}\nRun the same command again to go on from here."
+                + f"). End of {log}:\n{tail}\nRun the same command again to resume."
             )
         with self._lock:
             self.done[step.name] = {"command": step.command, "seconds": seconds, "configs": configs}
@@ -160,7 +160,7 @@ class StepRunner:
 
 
 def python_path() -> str:
-    """``PYTHONPATH`` of a child that imports this very package; an installed one is found without help."""
+    """``PYTHONPATH`` for a child process to import this same package; an installed package needs no help."""
     given = os.environ.get("PYTHONPATH", "")
     if ROOT.name in ("site-packages", "dist-packages"):
         return given
@@ -168,7 +168,7 @@ def python_path() -> str:
 
 
 def last_progress(log: Path) -> str:
-    """The newest line of a log that tells progress."""
+    """Latest progress line of a log."""
     return next(_progress_lines(log.read_text(encoding="utf-8", errors="replace")), "starting")
 
 
@@ -181,5 +181,5 @@ def _progress_lines(text: str) -> Iterator[str]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Whole or not at all."""
+    """Write JSON atomically."""
     write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""TorchScript archives read as data: ``torch.jit.load`` would run what a module's ``__setstate__`` says.
+"""Reading TorchScript archives as data: ``torch.jit.load`` would run the ``__setstate__`` of their modules.
 
-An archive is a zip: ``data.pkl`` holds the tree of modules with their tensors, ``data/`` the numbers, ``code/`` the
-source text of the modules, ``constants.pkl`` what that text names. The pickles go through an unpickler that builds
-tensors, lists and dicts and nothing else; the text is only looked at.
+An archive is a zip: ``data.pkl`` holds the module tree with its tensors, ``data/`` the tensor data, ``code/`` the
+source text of the modules, ``constants.pkl`` the constants used in that text. The pickles are read by an unpickler
+that only builds tensors, lists and dicts; the source text is only searched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.safe_load import DataUnpickler, check_zip
 
-#: Bytes of source text that are looked at, and modules that are walked through: far more than any CLIP has.
+#: Limits on source text in bytes and on modules: far more than any CLIP has.
 _MOST_TEXT, _MOST_MODULES = 64 * 2**20, 100_000
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -39,7 +39,7 @@ _STORAGES = {
 
 
 class ScriptModule:
-    """A module of an archive: the name of its class, and what was pickled as its state."""
+    """A module of an archive: its class name and its pickled state."""
 
     kind: ClassVar[str] = ""
     state: Any = None
@@ -47,13 +47,13 @@ class ScriptModule:
 
 @dataclass(frozen=True)
 class ScriptArchive:
-    """What an archive holds.
+    """Content of an archive.
 
     Attributes:
-        tensors: parameters and buffers by their names in the state dict.
-        kinds: class of each module by its path; ``""`` is the whole.
-        sources: text of each class.
-        constants: what the text calls ``CONSTANTS.c0`` and so on.
+        tensors: parameters and buffers by their state dict names.
+        kinds: class of each module by path; ``""`` is the root.
+        sources: source text of each class.
+        constants: referred to in the text as ``CONSTANTS.c0`` and so on.
         opaque: paths of modules that only their own code could restore.
     """
 
@@ -65,10 +65,10 @@ class ScriptArchive:
 
 
 def read_torchscript(path: str | Path) -> ScriptArchive:
-    """Read an archive without running anything of it.
+    """Read an archive without running any of its code.
 
     Raises:
-        UserError: for broken archives, and pickles that ask for anything but modules and tensors.
+        UserError: for a broken archive, or a pickle that contains anything but modules and tensors.
     """
     path = Path(path)
     try:
@@ -77,11 +77,11 @@ def read_torchscript(path: str | Path) -> ScriptArchive:
             return _read(archive)
     except UserError:
         raise
-    except Exception as error:  # a broken archive fails in any way the unpickler or zip reader happens to
+    except Exception as error:  # the unpickler and the zip reader raise all kinds of errors on broken archives
         raise UserError(
-            f"{path} is no TorchScript archive that can be read without running it, or it is cut short "
+            f"{path} is not a TorchScript archive that can be read without running it, or it is cut short "
             f'({str(error)[:200]}). If you trust it: python -c "import torch; '
-            f"torch.save(torch.jit.load('{path}', 'cpu').state_dict(), 'state.pt')\" and give state.pt."
+            f"torch.save(torch.jit.load('{path}', 'cpu').state_dict(), 'state.pt')\" and use state.pt."
         ) from error
 
 
@@ -89,13 +89,13 @@ def _read(archive: zipfile.ZipFile) -> ScriptArchive:
     names = archive.namelist()
     roots = [n.removesuffix("data.pkl") for n in names if n.count("/") <= 1 and n.endswith("data.pkl")]
     if len(roots) != 1:
-        raise ValueError(f"it has {len(roots)} records data.pkl")
+        raise ValueError(f"it has {len(roots)} data.pkl records")
     root = roots[0]
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-        raise ValueError("its numbers are big-endian")
-    whole = _ArchiveUnpickler(archive, root, "data").load()
-    if not isinstance(whole, ScriptModule):
-        raise ValueError(f"it holds a {type(whole).__name__}, not a module")
+        raise ValueError("its data is big-endian")
+    tree = _ArchiveUnpickler(archive, root, "data").load()
+    if not isinstance(tree, ScriptModule):
+        raise ValueError(f"it contains a {type(tree).__name__}, not a module")
     try:
         constants = list(_ArchiveUnpickler(archive, root, "constants").load())
     except (pickle.UnpicklingError, KeyError, ValueError, TypeError, RuntimeError):
@@ -104,7 +104,7 @@ def _read(archive: zipfile.ZipFile) -> ScriptArchive:
     tensors: dict[str, Tensor] = {}
     kinds: dict[str, str] = {}
     opaque: list[str] = []
-    for name, module in _walk(whole):
+    for name, module in _walk(tree):
         kinds[name] = module.kind
         if not isinstance(module.state, dict):
             opaque.append(name)
@@ -116,9 +116,9 @@ def _read(archive: zipfile.ZipFile) -> ScriptArchive:
     return ScriptArchive(tensors, kinds, sources, constants, opaque)
 
 
-def _walk(whole: ScriptModule) -> Iterator[tuple[str, ScriptModule]]:
-    """Modules and their paths, outer ones first."""
-    waiting, seen = [("", whole)], 0
+def _walk(tree: ScriptModule) -> Iterator[tuple[str, ScriptModule]]:
+    """Modules and their paths, parents first."""
+    waiting, seen = [("", tree)], 0
     while waiting:
         name, module = waiting.pop()
         yield name, module
@@ -131,7 +131,7 @@ def _walk(whole: ScriptModule) -> Iterator[tuple[str, ScriptModule]]:
 
 
 def _sources(archive: zipfile.ZipFile, root: str) -> Iterator[tuple[str, str]]:
-    """Text of each class, by the name that pickles call it."""
+    """Source text of each class, by its name in the pickles."""
     left = _MOST_TEXT
     for name in archive.namelist():
         if not (name.startswith(root) and name.endswith(".py")):
@@ -144,34 +144,34 @@ def _sources(archive: zipfile.ZipFile, root: str) -> Iterator[tuple[str, str]]:
         module = name[len(root) : -len(".py")].replace("/", ".")
         parts = re.split(r"^(?=class )", text.decode("utf-8", "replace"), flags=re.MULTILINE)
         for part in parts:
-            found = re.match(r"class (\w+)", part)
-            yield f"{module}.{found[1]}" if found else module, part
+            match = re.match(r"class (\w+)", part)
+            yield f"{module}.{match[1]}" if match else module, part
 
 
 def _listed(source: str) -> set[str] | None:
-    """Names of a class's parameters and buffers, or None where its text does not tell."""
+    """Names of the parameters and buffers of a class, or None if its text does not list them."""
     rows = re.findall(r"^  __(?:parameters|buffers)__ = \[(.*)\]", source, flags=re.MULTILINE)
     return {n for row in rows for n in re.findall(r'"([^"]*)"', row)} if rows else None
 
 
 def activation_of(archive: ScriptArchive, towers: dict[str, str]) -> dict[str, set[str]]:
-    """Activations that the source text of each tower's modules names.
+    """Activations named in the source text of each tower's modules.
 
     Args:
         archive: the archive.
-        towers: name of a tower to a pattern that the paths of its modules match.
+        towers: maps a tower name to a regular expression for the paths of its modules.
 
     Returns:
         For each tower a set of ``quick_gelu``, ``gelu`` and ``gelu_tanh``.
     """
-    told = {kind: _activations(text, archive.constants) for kind, text in archive.sources.items()}
+    by_kind = {kind: _activations(text, archive.constants) for kind, text in archive.sources.items()}
     out = {}
     for tower, pattern in towers.items():
         kinds = {k for path, k in archive.kinds.items() if re.match(pattern, path)}
-        out[tower] = set().union(*(told.get(k, set()) for k in kinds))
-    # Functions are no modules: where no class of a tower names one, the text as a whole may.
-    everywhere = set().union(*told.values())
-    return {tower: found or everywhere for tower, found in out.items()}
+        out[tower] = set().union(*(by_kind.get(k, set()) for k in kinds))
+    # Plain functions belong to no module: if no class of a tower names an activation, use the whole text.
+    everywhere = set().union(*by_kind.values())
+    return {tower: activations or everywhere for tower, activations in out.items()}
 
 
 def _activations(text: str, constants: list[Any]) -> set[str]:
@@ -179,23 +179,23 @@ def _activations(text: str, constants: list[Any]) -> set[str]:
         value = constants[index] if index < len(constants) else None
         if isinstance(value, Tensor) and value.numel() == 1:
             text = re.sub(rf"\bCONSTANTS\.c{index}\b", repr(float(value)), text)
-    found = set()
+    activations = set()
     if re.search(r"\bsigmoid_?\(", text) and any(abs(float(n) - 1.702) < 1e-3 for n in re.findall(r"\d\.\d+", text)):
-        found.add("quick_gelu")
+        activations.add("quick_gelu")
     for call in re.findall(r"torch\.gelu_?\([^\n]*", text):
-        found.add("gelu_tanh" if "tanh" in call else "gelu")
-    return found
+        activations.add("gelu_tanh" if "tanh" in call else "gelu")
+    return activations
 
 
 def _rebuild(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     if not isinstance(storage, Tensor):
-        raise pickle.UnpicklingError("a tensor without numbers")
-    # as_strided checks that the numbers are there.
+        raise pickle.UnpicklingError("a tensor without storage")
+    # as_strided checks the bounds of the storage.
     return storage.as_strided(size, stride, offset)
 
 
 class _ArchiveUnpickler(DataUnpickler):
-    """Modules as :class:`ScriptModule`, tensors, lists, dicts."""
+    """Builds modules as :class:`ScriptModule`, tensors, lists and dicts."""
 
     allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
@@ -226,12 +226,12 @@ class _ArchiveUnpickler(DataUnpickler):
         _, kind, key, _, count = pid
         if key not in self._storages:
             if not isinstance(kind, torch.dtype):
-                raise pickle.UnpicklingError(f"numbers of an unknown kind ({kind})")
+                raise pickle.UnpicklingError(f"a storage of unknown type ({kind})")
             self._storages[key] = _numbers(self._archive.read(f"{self._folder}{key}"), kind)
-        found = self._storages[key]
-        if len(found) < count:
-            raise pickle.UnpicklingError(f"record {key} has {len(found)} numbers, {count} are asked for")
-        return found
+        storage = self._storages[key]
+        if len(storage) < count:
+            raise pickle.UnpicklingError(f"record {key} has {len(storage)} elements instead of {count}")
+        return storage
 
 
 def _numbers(content: bytes, kind: torch.dtype) -> Tensor:

@@ -91,7 +91,7 @@ def test_boxes_that_are_given_are_scored_as_they_are(detector):
     assert len(found) >= 2
     detector.set_image(wide(), boxes=[])
     assert len(detector.detect(TEXTS)) == len(detector.ground("a cup")) == 0
-    with pytest.raises(UserError, match="leave the picture"):
+    with pytest.raises(UserError, match="exceed the image"):
         detector.set_image(wide(), boxes=[[0, 0, 500, 500]])
 
 

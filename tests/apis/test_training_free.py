@@ -15,7 +15,7 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import text_seed
 from smartclip_det.formats.annotations import load_ground_truth
 from smartclip_det.metrics.coco import coco_metrics, evaluate_tables
-from smartclip_det.models.boxes import FoundBoxes
+from smartclip_det.models.boxes import ScoredBoxes
 from smartclip_det.models.rescoring import class_scores
 from smartclip_det.models.towers import SmartCLIP
 
@@ -48,7 +48,7 @@ class GridBoxes:
     def __call__(self, pictures):
         self.asked += len(pictures)
         scores = torch.linspace(0.2, 1.0, 9)
-        return [FoundBoxes(torch.tensor(GRID, dtype=torch.float32), scores) for _ in pictures]
+        return [ScoredBoxes(torch.tensor(GRID, dtype=torch.float32), scores) for _ in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
     joined.save(tmp_path / "bank.safetensors")
     back = TextBank.load(tmp_path / "bank.safetensors")
     assert torch.equal(back.embeds, joined.embeds)
-    with pytest.raises(UserError, match="does not know how pictures are encoded"):
+    with pytest.raises(UserError, match="has no image encoder"):
         back.with_images("my mug", [(picture(), GRID[4])])
     again = back.with_images("my mug", [(picture(), GRID[4])], encoder=predictor.picture_vectors)
     assert torch.allclose(again.embeds[-1], joined.embeds[-1])
@@ -206,7 +206,7 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
     [
         (
             lambda p: p.set_image(picture(), boxes=[[0, 0, 200, 50]]),
-            "leave the picture of 96 x 96 pixels.*another picture",
+            "exceed the image of 96 x 96 pixels.*another image",
         ),
         (lambda p: p.set_image(picture(), boxes=[[50, 50, 20, 20]]), "x2 < x1 or y2 < y1"),
         (lambda p: p.set_image(picture(), boxes=[[0, 0, float("nan"), 20]]), "not finite"),
@@ -214,7 +214,7 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
         (lambda p: p.set_image(picture(), boxes=[["a", 0, 1, 1]]), "four numbers"),
         (lambda p: p.encode_images([picture()], boxes=[None, None]), "one entry for each image"),
         (lambda p: p.detector, "has no detector"),
-        (lambda p: p.set_vocabulary(TEXTS).with_images("my mug", []), "one picture at least"),
+        (lambda p: p.set_vocabulary(TEXTS).with_images("my mug", []), "at least one image"),
         (lambda p: p.set_vocabulary(TEXTS).with_images(" ", [(picture(), GRID[0])]), "needs a name"),
         (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [(picture(), [5, 5, 5, 5])]), "has no pixels"),
         (lambda p: p.set_vocabulary(TEXTS).with_images("mug", [picture()]), "pairs of an image and its box"),
@@ -354,7 +354,7 @@ def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):
                 "categories": [],
                 "annotations": [],
             },
-            "of a picture of 50 x 96 pixels; this one has 96 x 96",
+            "for an image of 50 x 96 pixels; this one has 96 x 96",
         ),
     ],
 )

@@ -106,7 +106,7 @@ def test_calibration_of_what_is_told_apart_wholly_is_finite():
 def test_bad_input():
     bank, picture, scores = made(0)
     policy = ScoringPolicy(presence=1.0)
-    with pytest.raises(UserError, match="needs the picture's own vectors"):
+    with pytest.raises(UserError, match="needs image-level vectors"):
         with_presence(scores, None, bank, policy)
     with pytest.raises(UserError, match="at least one vector"):
         log_presence(picture[:0], bank, policy)
@@ -117,9 +117,9 @@ def test_bad_input():
         ScoringPolicy(presence_scale=0)
     with pytest.raises(UserError, match="Nearest: pooled"):
         ScoringPolicy(presence_source="poled")
-    with pytest.raises(UserError, match="Trained heads have scores of their own"):
+    with pytest.raises(UserError, match="Trained heads have their own scores"):
         ScoringPolicy(presence=1).without_presence("Trained heads")
-    with pytest.raises(UserError, match="given 0 and 3"):
+    with pytest.raises(UserError, match="given 0 positive, 3 negative"):
         fit_sigmoid(torch.rand(3), torch.zeros(3, dtype=torch.bool))
     with pytest.raises(UserError, match="positive number"):
         fit_sigmoid(torch.rand(2), torch.tensor([True, False]), -1.0)

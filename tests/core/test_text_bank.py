@@ -72,7 +72,7 @@ def test_cat_joins_and_refuses_repeats():
     joined = TextBank.cat([make(), other])
     assert len(joined) == 6
     assert joined.class_index.tolist() == [0, 0, 1, 2, 2, 3, 3, 4, 5, 5]
-    with pytest.raises(UserError, match="given twice: bus, cat, dog"):
+    with pytest.raises(UserError, match="duplicates: bus, cat, dog"):
         TextBank.cat([make(), make()])
 
 
@@ -110,7 +110,7 @@ def test_names_are_checked_with_nearest_names():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"names": ("a", "a", "b")}, "given twice: a"),
+        ({"names": ("a", "a", "b")}, "duplicates: a"),
         ({"masks": torch.ones(2, 16)}, "same shape"),
         ({"class_index": torch.tensor([0, 0, 0, 1, 1])}, "every class"),
         ({"texts": ("one",)}, "as many texts"),
@@ -139,7 +139,7 @@ def test_load_says_what_is_wrong(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="no text bank"):
+    with pytest.raises(UserError, match="not a text bank"):
         TextBank.load(tmp_path / "other.safetensors")
 
 
@@ -190,5 +190,5 @@ def test_damaged_banks_are_one_error(tmp_path, words):
     for change in ({"words": torch.frombuffer(bytearray(words), dtype=torch.uint8)}, {"masks": None}):
         broken = {k: v for k, v in {**tensors, **change}.items() if v is not None}
         save_file(broken, tmp_path / "broken.safetensors", metadata=header)
-        with pytest.raises(UserError, match="damaged text bank"):
+        with pytest.raises(UserError, match="corrupt text bank"):
             TextBank.load(tmp_path / "broken.safetensors")

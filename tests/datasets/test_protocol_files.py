@@ -47,7 +47,7 @@ def test_full_size_train_gives_the_published_count(tmp_path: Path) -> None:
 
 def test_full_size_with_another_count_is_refused(tmp_path: Path) -> None:
     source = pf.AnnotationStream(coco_file(tmp_path / "val.json", 5_000, 4_000), progress=False)
-    with pytest.raises(UserError, match=r"5,000 images in, 5,000 out; the protocol has 4,836"):
+    with pytest.raises(UserError, match=r"5,000 images in, 5,000 out, but the protocol has 4,836"):
         pf.make_files(source, pf.ov_coco_val(), tmp_path)
     assert not list(tmp_path.glob("instances_val2017_all_2.json*"))
 
@@ -127,7 +127,7 @@ def test_lvis_of_other_counts_is_refused() -> None:
     categories = [{"id": i, "name": str(i), "frequency": "f"} for i in range(1203)]
     with pytest.raises(UserError, match="405, 461 and 337"):
         pf.ov_lvis_train(categories, "lvis.json")
-    with pytest.raises(UserError, match="no LVIS annotation file"):
+    with pytest.raises(UserError, match="not an LVIS annotation file"):
         pf.ov_lvis_train([{"id": 1, "name": "a"}], "coco.json")
 
 

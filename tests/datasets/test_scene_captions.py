@@ -111,7 +111,7 @@ def test_bad_options_and_files_say_what_is_wrong(world, tmp_path):
         SceneCaptions("x", start={"colour": 1.5})
     with pytest.raises(UserError, match="colour"):
         SceneCaptions("x", end={"color": 0.5})
-    with pytest.raises(UserError, match="counts pictures"):
+    with pytest.raises(UserError, match="must be a number of images"):
         SceneCaptions("x", ramp=-1)
     for content, match in (
         ([{"objects": []}], "is no scene"),

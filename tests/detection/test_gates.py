@@ -298,13 +298,13 @@ class TestBankSwap:
         with pytest.raises(UserError, match="would not share a space"):
             detector.set_text_bank(other)
         with pytest.raises(UserError, match="No vocabulary is in force"):
-            detector._bank_in_force(torch.device("cpu"))
+            detector._active_bank(torch.device("cpu"))
 
     def test_a_checkpoint_of_other_towers_is_refused(self, shared):
         one = build(smoke_config(shared / "coco_mini_train"))
         other = build(smoke_config(shared / "coco_mini_train", towers={"arch": "SmartCLIP-tiny", "seed": 9}))
         assert other.backbone.tower_hash != one.backbone.tower_hash
-        with pytest.raises(UserError, match="trained on towers .* Give the same towers again"):
+        with pytest.raises(UserError, match="trained with towers .* Use the same towers"):
             other.load_state_dict(one.state_dict())
         one.load_state_dict(one.state_dict())
 
@@ -313,7 +313,7 @@ class TestBankSwap:
 
         detector = build(smoke_config(shared / "coco_mini_train"))
         torch.save({"state_dict": {"foo": torch.ones(1)}}, tmp_path / "w.pth")
-        with pytest.raises(UserError, match="tensors are missing or of another shape"):
+        with pytest.raises(UserError, match="tensors are missing or have another shape"):
             refuse_foreign_checkpoint(detector, tmp_path / "w.pth")
         torch.save({"state_dict": detector.state_dict()}, tmp_path / "w.pth")
         refuse_foreign_checkpoint(detector, tmp_path / "w.pth")
@@ -365,7 +365,7 @@ class TestBankSwap:
         config = smoke_config(shared / "coco_mini_train")
         config.model.default_vocabulary = {"towers": dict(config.towers), "names": ["cat", "dog"], "progress": False}
         detector = build(config)
-        assert detector._bank_in_force(torch.device("cpu")).names == ("cat", "dog")
+        assert detector._active_bank(torch.device("cpu")).names == ("cat", "dog")
 
 
 def test_registries_are_mmdetections_own():

@@ -152,14 +152,14 @@ def test_c0_trains_nothing_and_c2_everything(bert):
     moved = changed(model, before)
     for part in ("backbone.", "neck.", "encoder.", "decoder.", "bbox_head.reg_branches.", "language_model."):
         assert any(k.startswith(part) for k in moved), part
-    assert not any(p.requires_grad for p in model.source.held[0].parameters())
+    assert not any(p.requires_grad for p in model.source.unregistered[0].parameters())
 
 
 def test_bad_sentences_and_foreign_weights_are_told(bert):
     model = build(bert)
     images, samples = batch(["dog .", "dog ."])
     samples[0].set_metainfo({"text": ("dog", "cup")})
-    with pytest.raises(UserError, match="one sentence for each image"):
+    with pytest.raises(UserError, match="one sentence per image"):
         model.predict(images, samples)
     with pytest.raises(UserError, match="trained"):
         build(bert, **{"model.trained": "branches"})

@@ -48,7 +48,7 @@ def test_other_towers_and_missing_heads_are_refused(tmp_path):
     state = trainable_state(trained)
     torch.save({"state_dict": state}, tmp_path / "a.pth")
     other = build(smoke_config(**{"towers": {**TOWERS, "seed": 1}, "model.backbone.towers": {**TOWERS, "seed": 1}}))
-    with pytest.raises(UserError, match="was trained on towers"):
+    with pytest.raises(UserError, match="was trained with towers"):
         load_checkpoint(other, str(tmp_path / "a.pth"), map_location="cpu", strict=False)
     torch.save({"state_dict": {k: v for k, v in state.items() if "fc_reg" not in k}}, tmp_path / "b.pth")
     with pytest.raises(UserError, match="fc_reg"):

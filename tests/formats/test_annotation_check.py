@@ -24,7 +24,7 @@ BACKENDS = ["fast", "reference"]
 
 @pytest.fixture(autouse=True)
 def fresh_notes(monkeypatch):
-    monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(notes, "_printed", set())
 
 
 def content(images=2, **annotation):

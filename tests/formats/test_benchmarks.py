@@ -166,7 +166,9 @@ class TestWhole:
         change(monkeypatch, tiny, 1, addresses=(f"{server.url}/gone.zip", f"{server.url}/val2017.zip"))
         get_benchmark("tiny", tmp_path, ["val"])
         change(monkeypatch, tiny, 0, addresses=(f"{server.url}/gone.zip", "http://127.0.0.1:9/x.zip"))
-        with pytest.raises(UserError, match=r"gone.zip: answers 404. http://127.0.0.1:9/x.zip: ConnectError"):
+        with pytest.raises(
+            UserError, match=r"gone.zip: the server answered 404. http://127.0.0.1:9/x.zip: ConnectError"
+        ):
             get_benchmark("tiny", tmp_path, ["annotations"])
 
     def test_expressions_are_counted_by_their_reader(self, server, monkeypatch, tmp_path):
@@ -215,7 +217,7 @@ class TestBroken:
     @pytest.mark.parametrize("ranges", [True, False])
     def test_what_broke_off_for_good_is_resumed_by_the_next_run(self, tiny, server, tmp_path, ranges):
         server.cuts["val2017.zip"] = [5000, *[0] * 20]
-        with pytest.raises(UserError, match=r"val2017.zip did not come.*MB are kept in .*val2017.zip.part"):
+        with pytest.raises(UserError, match=r"Could not download val2017.zip.*MB are saved in .*val2017.zip.part"):
             get_benchmark("tiny", tmp_path, ["val"])
         server.reset()
         server.without_ranges = not ranges
@@ -226,7 +228,7 @@ class TestBroken:
     @pytest.mark.parametrize("other", [PICTURES[:-500], PICTURES + b"more"])
     def test_a_file_of_another_size_is_refused(self, tiny, server, tmp_path, other):
         server.files["/val2017.zip"] = other
-        with pytest.raises(UserError, match=f"has {len(other):,} bytes, and is not the published one"):
+        with pytest.raises(UserError, match=f"has {len(other):,} bytes and is not the published one"):
             get_benchmark("tiny", tmp_path, ["val"])
         assert list(tmp_path.rglob("*.part")) == []
         server.files["/val2017.zip"] = PICTURES
@@ -234,7 +236,7 @@ class TestBroken:
 
     def test_a_file_of_another_hash_is_refused(self, tiny, server, tmp_path):
         server.files["/val2017.zip"] = bytes([PICTURES[0] ^ 1]) + PICTURES[1:]
-        with pytest.raises(UserError, match=f"md5 {md5(server.files['/val2017.zip'])}, published is {md5(PICTURES)}"):
+        with pytest.raises(UserError, match=f"md5 is {md5(server.files['/val2017.zip'])} instead of {md5(PICTURES)}"):
             get_benchmark("tiny", tmp_path, ["val"])
         assert not (tmp_path / "coco/val2017").exists()
         assert list(tmp_path.rglob("val2017.zip*")) == []
@@ -242,7 +244,7 @@ class TestBroken:
     def test_an_archive_that_is_none(self, tiny, server, tmp_path, monkeypatch):
         server.files["/val2017.zip"] = PICTURES[:20_000]
         change(monkeypatch, tiny, 1, bytes=None, md5=None)
-        with pytest.raises(UserError, match="no whole archive"):
+        with pytest.raises(UserError, match="incomplete or corrupt"):
             get_benchmark("tiny", tmp_path, ["val"])
 
     def test_counts_that_are_not_the_full_set_s(self, tiny, tmp_path, monkeypatch):
@@ -270,7 +272,7 @@ class TestFullDisk:
         usage = shutil.disk_usage(tmp_path)
         (tmp_path / "big.zip").write_bytes(PICTURES)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=30_000))
-        with pytest.raises(UserError, match="No space for the contents of big.zip: 0.0 MB are needed"):
+        with pytest.raises(UserError, match="No space for the contents of big.zip: 0.0 MB needed"):
             unpack(tmp_path / "big.zip", tmp_path / "out")
 
     @pytest.mark.parametrize(("limit", "kept"), [(20_000, "val2017.zip.part"), (5000, "val2017.zip.part")])
@@ -292,7 +294,7 @@ class TestFullDisk:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         try:
-            with pytest.raises(UserError, match=r"a.zip is unpacked in part and kept"):
+            with pytest.raises(UserError, match=r"a.zip was extracted in part"):
                 unpack(tmp_path / "a.zip", tmp_path / "out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -306,7 +308,7 @@ class TestEvilArchives:
     @pytest.mark.parametrize("pack", [zipped, tarred])
     def test_nothing_lands_outside(self, tmp_path, name, pack):
         (tmp_path / "a").write_bytes(pack({name: b"x", "fine": b"y"}))
-        with pytest.raises(UserError, match="would land outside"):
+        with pytest.raises(UserError, match="would be written outside"):
             unpack(tmp_path / "a", tmp_path / "deep/out")
         assert list(tmp_path.rglob("*evil*")) == []
 

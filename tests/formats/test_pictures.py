@@ -141,7 +141,7 @@ def test_all_that_a_training_needs_is_read_first(folder, capsys):
     assert "bus" in told
     assert "2  crowd (iscrowd 1)" in told
     train.write_text(json.dumps(content(area=0)))
-    with pytest.raises(UserError, match=r"no box to learn from; left out: 4 of area 0 \(drop the field"):
+    with pytest.raises(UserError, match=r"no box to learn from; left out: 4 with area 0 \(remove the field"):
         check_before_training(train, folder, val, folder)
     train.write_text(json.dumps({**content(), "annotations": []}))
     with pytest.raises(UserError, match="has no boxes to learn from"):

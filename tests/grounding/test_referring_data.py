@@ -184,14 +184,14 @@ def test_leaked_images_are_left_out_and_bad_options_refused(sentences):
     data = ReferringDataset("e.jsonl", data_root=str(sentences), without="leaked.txt")
     assert [data.get_data_info(i)["img_id"] for i in range(len(data))] == [1]
     (sentences / "other.txt").write_text("000000000009.jpg")
-    with pytest.raises(UserError, match="another data set"):
+    with pytest.raises(UserError, match="another dataset"):
         ReferringDataset("e.jsonl", data_root=str(sentences), without="other.txt")
     both = ReferringDataset(["e.jsonl", "e.jsonl"], data_root=str(sentences))
     assert len(both) == 4
     for options, message in (
         ({"flip": 2}, "chance"),
         ({"fit": "crop"}, "fit"),
-        ({"crop": 0.5, "with_masks": True}, "cut the masks"),
+        ({"crop": 0.5, "with_masks": True}, "do not support masks"),
         ({"without": "absent.txt"}, "check_leakage"),
         ({"split": "val"}, "no split"),
     ):

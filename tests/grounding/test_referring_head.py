@@ -156,7 +156,7 @@ def test_only_the_head_is_trained_and_saved_and_other_towers_are_refused(tmp_pat
     other = SmartCLIPReferring(
         {**TOWERS, "seed": 1}, {**SMALL, "queries": 2, "mask_branch": True}, image_size=64, out_indices=(1, 3)
     )
-    with pytest.raises(UserError, match="trained on towers"):
+    with pytest.raises(UserError, match="trained with towers"):
         other.load_state_dict(state)
 
 

@@ -174,7 +174,7 @@ def test_presence_takes_from_the_evidence_of_a_text_and_keeps_the_order_of_boxes
     assert torch.allclose(after - before, expected[:, None].expand(2, 3), atol=1e-6)
     assert expected[0] > expected[1]
     assert after.argsort(dim=1).tolist() == before.argsort(dim=1).tolist()
-    with pytest.raises(UserError, match="needs the image's vectors by each encoder"):
+    with pytest.raises(UserError, match="needs image-level vectors from each encoder"):
         present.evidence(vectors, BOXES, texts, bank)
     # A whole is no more present than its least present part.
     chunks = ZeroShotGrounder(encoder, views=("crop",), policy=policy, reading="chunks")
@@ -196,7 +196,7 @@ def test_a_margin_is_over_what_the_background_says():
     plain = grounder.evidence(vectors, BOXES, texts, bank)
     green = grounder.cosines(vectors, bank_of("a green"))[:, 0]
     assert torch.allclose(grounder.evidence(vectors, BOXES, texts, bank, margin=True), plain - green, atol=1e-6)
-    with pytest.raises(UserError, match="margin needs banks with a background"):
+    with pytest.raises(UserError, match="margin=True needs banks with a background"):
         grounder.evidence(vectors, BOXES, texts, bare, margin=True)
 
 

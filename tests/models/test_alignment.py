@@ -461,7 +461,7 @@ def test_what_a_source_says_of_masks_holds_for_every_checkpoint(tmp_path):
 def test_tokens_over_the_context_are_refused():
     model = build()
     sample = BaseDataElement(metainfo={"drawn_tokens": [[49406, *range(1, 90), 49407]]})
-    with pytest.raises(UserError, match="gives 91 tokens, the towers take 77"):
+    with pytest.raises(UserError, match="yields 91 tokens but the towers take 77"):
         model(images(1), [sample], mode="loss")
 
 

@@ -74,7 +74,7 @@ def test_weights_come_from_a_file_or_by_torchvision_s_address(torchvision_boxes,
     assert torch.equal(mine.model.rpn.head.cls_logits.weight, whole.rpn.head.cls_logits.weight)
     assert mine.facts()["weights"] == "w.pth"
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds no weights of torchvision's"):
+    with pytest.raises(UserError, match="has no weights for torchvision's"):
         TorchvisionBoxes(SMALL, weights=tmp_path / "other.pth")
     with pytest.raises(UserError, match="weights='COCO_V2'.*Nearest: COCO_V1"):
         TorchvisionBoxes(SMALL, weights="COCO_V2")
@@ -92,7 +92,7 @@ def test_weights_come_from_a_file_or_by_torchvision_s_address(torchvision_boxes,
     assert torch.equal(fetched.model.rpn.head.cls_logits.weight, whole.rpn.head.cls_logits.weight)
     assert "trained on COCO" in capsys.readouterr().err
     state.add("offline")
-    with pytest.raises(UserError, match=f"could not be fetched from https://.*boxes='torchvision:{SMALL}:FILE'"):
+    with pytest.raises(UserError, match=f"could not be downloaded from https://.*boxes='torchvision:{SMALL}:FILE'"):
         TorchvisionBoxes(SMALL, size=64)
 
 
@@ -188,7 +188,7 @@ def test_mm_grounding_dino_is_asked_for_things_in_general(tmp_path):
 def test_other_models_and_missing_ones_are_one_line(tmp_path):
     pytest.importorskip("transformers", reason="transformers is not installed (extra grounding-dino)")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="is of type bert; boxes come from models of type owlv2"):
+    with pytest.raises(UserError, match="has type bert; supported types: owlv2"):
         TransformersBoxes(str(tmp_path))
     with pytest.raises(UserError, match="could not be loaded by transformers") as error:
         TransformersBoxes(str(tmp_path / "absent"))
@@ -206,7 +206,7 @@ def test_boxes_of_a_picture_are_taken_and_of_one_twice_its_size_are_not(width, h
     assert found.shape == (len(boxes), 4)
     assert np.allclose(found.numpy(), np.array(boxes).reshape(-1, 4), atol=1e-3)
     whole = [[0, 0, 2 * width + 2, 2 * height + 2]]
-    with pytest.raises(UserError, match="1 of 1 leave the picture"):
+    with pytest.raises(UserError, match="1 of 1 exceed the image"):
         checked_boxes(whole, (width, height))
 
 

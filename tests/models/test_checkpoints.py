@@ -213,7 +213,7 @@ class TestErrors:
             ("layer1.0.conv1.weight", "0 keys matched"),
             ("visual.attnpool.k_proj.weight", "ResNet CLIP"),
             ("visual.trunk.blocks.0.w", "timm tower"),
-            ("backbone.image_tower.conv1.weight", "lacks|not a whole"),
+            ("backbone.image_tower.conv1.weight", "lacks|not a complete"),
         ],
     )
     def test_foreign_networks(self, tmp_path, key, message):
@@ -232,7 +232,7 @@ class TestErrors:
         (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
         torch.save(towers(), tmp_path / "module.pt")
         for name in ("w.pt", "plain.pt", "module.pt"):
-            with pytest.raises(UserError, match="could run code|no torch file|not a readable"):
+            with pytest.raises(UserError, match="could run code|not a torch file|not a readable"):
                 read_checkpoint(tmp_path / name)
         assert not marker.exists()
 
@@ -241,10 +241,10 @@ class TestErrors:
         torch.save([1, 2], tmp_path / "b.pt")
         with pytest.raises(UserError, match="no tensors"):
             read_checkpoint(tmp_path / "a.pt")
-        with pytest.raises(UserError, match="holds a list"):
+        with pytest.raises(UserError, match="contains a list"):
             read_checkpoint(tmp_path / "b.pt")
         (tmp_path / "text.pt").write_text("hello")
-        with pytest.raises(UserError, match="no torch file|not a readable"):
+        with pytest.raises(UserError, match="not a torch file|not a readable"):
             safe_torch_load(tmp_path / "text.pt")
 
     def test_a_known_activation_cannot_be_overruled(self, tmp_path):
@@ -286,7 +286,7 @@ class TestReadings:
     )
     def test_each_is_named_and_read_when_asked_for(self, tmp_path, two, wrap, names):
         torch.save(wrap(*two), tmp_path / "w.pt")
-        with pytest.raises(UserError, match=f"2 ways, with other weights each: {names}. Say which: reading="):
+        with pytest.raises(UserError, match=f"2 different sets of weights: {names}. Choose one with reading="):
             read_checkpoint(tmp_path / "w.pt")
         for name, expected in zip(names.split(", "), two, strict=True):
             found = read_checkpoint(tmp_path / "w.pt", reading=name)
@@ -307,10 +307,10 @@ class TestReadings:
     def test_an_image_tower_beside_a_whole_is_another_reading(self, tmp_path, two):
         tower = {k.removeprefix("visual."): v for k, v in two[1].items() if k.startswith("visual.")}
         torch.save({"model": two[0], "visual": tower}, tmp_path / "w.pt")
-        with pytest.raises(UserError, match="2 ways.*model, visual"):
+        with pytest.raises(UserError, match="2 different sets.*model, visual"):
             read_checkpoint(tmp_path / "w.pt")
         assert equal(read_checkpoint(tmp_path / "w.pt", reading="model").state, two[0])
-        with pytest.raises(UserError, match="not a whole CLIP checkpoint"):
+        with pytest.raises(UserError, match="not a complete CLIP checkpoint"):
             read_checkpoint(tmp_path / "w.pt", reading="visual")
 
 
@@ -332,7 +332,7 @@ class TestTensorsWithoutAPlace:
     def test_of_a_tower_are_refused(self, tmp_path, key, prefix):
         state = {f"{prefix}{k}": v for k, v in {**towers().openai_state(), key: torch.ones(1)}.items()}
         torch.save(state, tmp_path / "w.pt")
-        with pytest.raises(UserError, match=f"no place for.*{key}"):
+        with pytest.raises(UserError, match=f"these towers do not have.*{key}"):
             read_checkpoint(tmp_path / "w.pt")
 
     def test_of_a_tower_are_refused_in_other_layouts(self, tmp_path):
@@ -342,7 +342,7 @@ class TestTensorsWithoutAPlace:
             {**{to_native(k): v for k, v in state.items()}, "text_tower.extra": torch.ones(1)}, tmp_path / "n.pt"
         )
         for name, key in (("hf.pt", "visual_projection.bias"), ("n.pt", "text_tower.extra")):
-            with pytest.raises(UserError, match=f"no place for.*{key}"):
+            with pytest.raises(UserError, match=f"these towers do not have.*{key}"):
                 read_checkpoint(tmp_path / name)
 
     def test_sizes_and_masks_that_tensors_tell_anyway_are_no_noise(self, tmp_path, caplog):
@@ -380,7 +380,7 @@ def test_the_scale_is_one_number_or_none(tmp_path, scale):
         (lambda c: {}, "lacks activation, vision_heads"),
         (lambda c: {**c, "activation": "relu"}, "activation='relu'"),
         (lambda c: {**c, "embed_dim": "64"}, "embed_dim"),
-        (lambda c: {**c, "vision_layers": 10**9}, "vision_layers 1000000000"),
+        (lambda c: {**c, "vision_layers": 10**9}, "vision_layers=1000000000"),
         (lambda c: {**c, "vision_heads": None}, "vision_heads must be"),
         (lambda c: {**c, "vision_heads": 0}, "0 heads"),
         (lambda c: {**c, "new_key": 1}, "Unknown tower key 'new_key'"),

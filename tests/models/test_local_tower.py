@@ -88,7 +88,7 @@ def test_taps_have_the_strides_and_channels_that_are_told(towers):
     assert tower.tap_strides == (2, 4, 8)
     assert tower.tap_channels == (16, 48, 80)
     assert torch.equal(found[2], found[3])
-    with pytest.raises(UserError, match=r"taps 0\.\.2; a tap on 3"):
+    with pytest.raises(UserError, match=r"taps 0\.\.2; there is no tap 3"):
         tower.features(images(1), taps=(3,))
 
 
@@ -160,7 +160,7 @@ def test_what_is_of_transformers_is_refused_with_the_reason(towers, tmp_path):
     with pytest.raises(UserError, match="WhitenPatchesHook"):
         whiten_patch_embedding(towers.image_tower, images())
     for layout in ("huggingface", "open_clip"):
-        with pytest.raises(UserError, match="vision transformers only"):
+        with pytest.raises(UserError, match="only supports vision transformers"):
             towers.save(tmp_path / layout, layout=layout, drop_masks=True)
     for options in ({"micro_batch": 4}, {"checkpointing": True}):
         with pytest.raises(UserError, match="batch norm"):

@@ -99,13 +99,13 @@ def test_banks_and_region_vectors(siglip):
 def test_what_cannot_be_used_is_told(siglip):
     with pytest.raises(UserError, match="EVA02-B-16"):
         load_encoder({"open_clip": "EVA2-B-16"})
-    with pytest.raises(UserError, match="no timm transformer"):
+    with pytest.raises(UserError, match="not a timm transformer"):
         OpenClipEncoder("ViT-B-32")
     with pytest.raises(UserError, match="No checkpoint at"):
         OpenClipEncoder("EVA02-B-16", "absent.pt")
     with pytest.raises(UserError, match="built for 96 x 96"):
         siglip.encode_dense(torch.zeros(1, 3, 128, 128))
-    with pytest.raises(UserError, match="tokenizer of ViT-B-16-SigLIP is not on this machine"):
+    with pytest.raises(UserError, match="tokenizer of ViT-B-16-SigLIP is not available"):
         OpenClipEncoder("ViT-B-16-SigLIP", image_size=32, tokenizer="/nowhere")
 
 

@@ -128,7 +128,7 @@ def test_vectors_kept_on_disk_are_those_of_the_encoder_and_of_nothing_else(tmp_p
     assert torch.equal(alike, plain.vectors(photo, boxes, "dense", pooling="unit"))
     assert not torch.allclose(alike, again.vectors(photo, boxes, "dense"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be created"):
         CachedRegionEncoder(towers, tmp_path / "file")
 
 

@@ -32,7 +32,7 @@ def test_scores_by_hand():
     assert torch.allclose(class_scores(views, bank, POLICY), (e / e.sum())[None, :2])
     sigmoid = class_scores(views, bank, POLICY.with_(activation="sigmoid"))
     assert torch.allclose(sigmoid, torch.full((1, 2), 0.5).sigmoid())
-    with pytest.raises(UserError, match="nothing learned"):
+    with pytest.raises(UserError, match="no learned background"):
         class_scores(views, bank, POLICY.with_(background="text"))
 
 
@@ -153,7 +153,7 @@ def test_presence_multiplies_what_a_config_detects(detector, monkeypatch, source
 def test_trained_heads_refuse_presence():
     from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN
 
-    with pytest.raises(UserError, match="Trained heads have scores of their own"):
+    with pytest.raises(UserError, match="Trained heads have their own scores"):
         OpenVocabRCNN(policy={"presence": 1.0}, backbone={}, neck={}, rpn_head={}, roi_head={})
 
 
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_the_proposer_alone_is_enough(detector, tmp_path):
     load_checkpoint(detector, str(tmp_path / "proposer.pth"), map_location="cpu", strict=False)
     assert all(torch.equal(v, state[k]) for k, v in detector.proposer.state_dict().items())
     assert all(torch.equal(v, before[k]) for k, v in detector.backbone.state_dict().items())
-    with pytest.raises(UserError, match="not trained"):
+    with pytest.raises(UserError, match="nothing to train"):
         detector.loss(torch.zeros(1, 3, 32, 32), [])
 
 

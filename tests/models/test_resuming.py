@@ -149,7 +149,7 @@ def test_moments_are_kept_where_they_fit(tmp_path):
     assert "momentum 0.9 -> 0.5" in log
     _, _, log, _ = train(tmp_path / "other", stream=True, optimizer="AdamW", resume=checkpoint)
     assert "optimizer SGD -> AdamW" in log
-    assert "moments start anew" in log
+    assert "state starts from scratch" in log
 
 
 def test_seed_size_and_the_end_are_told(tmp_path):
@@ -180,7 +180,7 @@ def test_groups_that_do_not_fit_are_an_error(tmp_path):
     content = torch.load(path, weights_only=False)
     content["optimizer"]["param_groups"][0]["params"] = [0]
     torch.save(content, path)
-    with pytest.raises(UserError, match="Start from the weights alone"):
+    with pytest.raises(UserError, match="Start from the weights only"):
         train(tmp_path / "on", stream=True, lr=0.3, resume=path)
 
 

@@ -153,10 +153,10 @@ def test_a_checkpoint_gets_it_beside_a_new_mask_network(tmp_path):
 def test_what_has_no_place_for_it_says_so(tmp_path):
     towers = load_towers({"arch": "CLIP-toy-ViT", "saliency": True})
     for layout in ("huggingface", "open_clip"):
-        with pytest.raises(UserError, match="no place for weights of cells"):
+        with pytest.raises(UserError, match="cannot store weights of cells"):
             towers.save(tmp_path / layout, layout=layout)
         assert not (tmp_path / layout).exists()
-    with pytest.raises(UserError, match="cells of a 'local' tower have weights anyway"):
+    with pytest.raises(UserError, match="a 'local' tower always has weights of cells"):
         load_towers({"arch": "SmartCLIP-toy", "saliency": True})
     with pytest.raises(UserError, match="saliency must be true or false"):
         load_towers({**TINY, "saliency": 1})

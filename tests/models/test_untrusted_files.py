@@ -186,7 +186,7 @@ HOSTILE = {
 def test_hostile_pickles_are_one_error(tmp_path, content, arrays):
     (tmp_path / "refs.p").write_bytes(content)
     if content != HOSTILE["deep"]:
-        with pytest.raises(UserError, match="no pickle of plain data"):
+        with pytest.raises(UserError, match="not a pickle of plain data"):
             load_plain_pickle(tmp_path / "refs.p", arrays=arrays)
     else:
         load_plain_pickle(tmp_path / "refs.p", arrays=arrays)
@@ -237,7 +237,7 @@ def test_arrays_of_pickles_are_read_and_never_made_to_size(tmp_path):
         np.array([{"a": 1}], dtype=object),
     ):
         (tmp_path / "batch").write_bytes(pickle.dumps(evil, 2))
-        with pytest.raises(UserError, match="no pickle of plain data"):
+        with pytest.raises(UserError, match="not a pickle of plain data"):
             load_plain_pickle(tmp_path / "batch", arrays=True)
 
 
@@ -278,7 +278,7 @@ def test_a_zip_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     zeros = {"/data/0": lambda _: bytes(50 * 2**20)}
     for name, read in (("plain", safe_torch_load), ("script", read_torchscript)):
         bomb = repacked(tmp_path / f"{name}.pt", tmp_path / f"{name}_bomb.pt", zeros, zipfile.ZIP_DEFLATED)
-        with pytest.raises(UserError, match="claims to hold"):
+        with pytest.raises(UserError, match="declares"):
             read(bomb)
 
 

@@ -110,7 +110,7 @@ def test_synonyms_and_seen(encoder):
 def test_bad_vocabularies(encoder, tmp_path):
     with pytest.raises(UserError, match="repeats names: cat"):
         build_bank(encoder, ["cat", "cat"])
-    with pytest.raises(UserError, match="must be a list of texts"):
+    with pytest.raises(UserError, match="must be a list of strings"):
         build_bank(encoder, "dog")
     with pytest.raises(UserError, match="synonyms of 'dog' must be a list"):
         build_bank(encoder, ["dog"], synonyms={"dog": "puppy"})
@@ -133,7 +133,7 @@ def test_bad_vocabularies(encoder, tmp_path):
     with pytest.raises(UserError, match="JSON list"):
         read_vocabulary(tmp_path / "v.json")
     (tmp_path / "e.txt").write_text("\n")
-    with pytest.raises(UserError, match="holds no names"):
+    with pytest.raises(UserError, match="contains no names"):
         read_vocabulary(tmp_path / "e.txt")
 
 

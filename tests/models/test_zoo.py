@@ -26,7 +26,7 @@ from smartclip_det.models.boxes import rpn
 from smartclip_det.models.towers import SmartCLIP, TowerConfig
 from smartclip_det.models.towers.source import load_encoder, load_towers, resolve_encoder
 from smartclip_det.models.towers.tokenizer import open_clip_names, open_clip_pretrained
-from smartclip_det.models.zoo import fetch, find, held, registry
+from smartclip_det.models.zoo import cached_path, fetch, find, registry
 from smartclip_det.models.zoo.listing import weights_facts, weights_rows
 from smartclip_det.utils import notes
 from tests.conftest import REPO
@@ -92,7 +92,7 @@ def hub(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(notes, "_told", set())
+    monkeypatch.setattr(notes, "_printed", set())
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setenv("SMARTCLIP_DET_CACHE", str(tmp_path / "ours"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -192,12 +192,12 @@ class TestFirstAndLaterUse:
         address = replace(entry.sources[1], address=f"{hub.url}/models/ViT-B-16.pt", sha256=sha(content))
         monkeypatch.setitem(registry(), "clip-b16", replace(entry, sources=(entry.sources[0], address)))
         assert SmartCLIP.from_pretrained("clip-b16").checkpoint_hash == towers["smart"].checkpoint_hash
-        assert held(address) == tmp_path / "torch" / "hub" / "checkpoints" / "ViT-B-16.pt"
+        assert cached_path(address) == tmp_path / "torch" / "hub" / "checkpoints" / "ViT-B-16.pt"
         wrong = replace(address, sha256="0" * 64, address=f"{hub.url}/models/ViT-B-16.pt?other")
         monkeypatch.setitem(registry(), "clip-b16", replace(entry, sources=(wrong,)))
-        with pytest.raises(UserError, match="did not arrive as published"):
+        with pytest.raises(UserError, match="does not match its published hash"):
             fetch("clip-b16")
-        assert held(wrong) is None
+        assert cached_path(wrong) is None
 
     def test_from_the_command_line_and_by_configs(self, hub, tmp_path):
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPO)}
@@ -259,7 +259,7 @@ class TestWhatStopsADownload:
     def test_a_connection_that_breaks_for_good_leaves_nothing_half(self, hub, tmp_path, towers):
         hub.cuts[FILE] = [1_000_000, *[0] * 20]
         told = self.told()
-        assert "broke off" in told
+        assert "was interrupted" in told
         assert "Run the same command again" in told
         assert list((tmp_path / "hub").rglob("*.incomplete")) == []
         hub.reset()
@@ -278,7 +278,7 @@ class TestWhatStopsADownload:
         told = self.told("longclip-l14")
         assert registry()["longclip-l14"].sources[0].sha256 in told
         assert "removed" in told
-        assert held(registry()["longclip-l14"].sources[0]) is None
+        assert cached_path(registry()["longclip-l14"].sources[0]) is None
 
     def test_a_file_that_changed_on_the_disk(self, hub, tmp_path):
         path = fetch(NAME).path
@@ -294,7 +294,7 @@ class TestWhatStopsADownload:
         assert f"{hub.url}/Shaoan/SmartCLIP/tree/main" in told
         assert "There is no repository" in self.told("hf-hub:nobody/nothing")
         assert "no revision 'v9'" in self.told("hf-hub:someone/two@v9/a.pt")
-        assert "2 files of weights (a.pt, b.pt)" in self.told("hf-hub:someone/two")
+        assert "2 weight files (a.pt, b.pt)" in self.told("hf-hub:someone/two")
 
     def test_a_gated_repository(self, hub, monkeypatch):
         told = self.told("hf-hub:someone/gated")
@@ -307,7 +307,7 @@ class TestWhatStopsADownload:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5_000_000))
         told = self.told()
-        assert "5.0 MB are free" in told
+        assert "5.0 MB free" in told
         assert [p for p, _ in hub.asked() if p.startswith("/cdn/")] == []
 
     def test_a_disk_that_fills_on_the_way(self, hub, tmp_path):
@@ -350,7 +350,7 @@ class TestNames:
 
     def test_a_file_where_a_name_is_meant(self, tmp_path):
         (tmp_path / "w.pt").write_bytes(b"x")
-        with pytest.raises(UserError, match="is a file, where a name is meant"):
+        with pytest.raises(UserError, match="is a file, not a name"):
             weights_facts(str(tmp_path / "w.pt"))
 
     def test_other_families_stand_in_no_detector(self, hub, monkeypatch):
@@ -364,7 +364,7 @@ class TestNames:
         assert resolve_encoder("eva02-b16") == {"checkpoint": "/w.safetensors", "open_clip": "EVA02-B-16"}
         with pytest.raises(UserError, match="EVA02-B-16 of open_clip"):
             load_towers({"checkpoint": "eva02-b16"})
-        with pytest.raises(UserError, match="weights of EVA02-B-16; ViT-B-16-SigLIP was asked for"):
+        with pytest.raises(UserError, match="has weights of EVA02-B-16, not ViT-B-16-SigLIP"):
             load_encoder({"open_clip": "ViT-B-16-SigLIP", "checkpoint": "eva02-b16"})
 
 
@@ -408,7 +408,7 @@ class TestRegistry:
         assert find("open_clip:ViT-L-16-SigLIP-256/webli").kind == "open_clip"
         with pytest.raises(UserError, match="Nearest: ViT-B-32"):
             find("open_clip:ViT-B32/openai")
-        with pytest.raises(UserError, match="no weights 'laion9b' of ViT-B-32. It has: openai"):
+        with pytest.raises(UserError, match="no weights 'laion9b' for ViT-B-32. It has: openai"):
             find("open_clip:ViT-B-32/laion9b")
         with pytest.raises(UserError, match="several weights of ViT-B-32"):
             find("open_clip:ViT-B-32")

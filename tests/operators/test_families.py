@@ -105,7 +105,7 @@ def test_the_page_names_every_operator_that_we_lack(ours):
 def test_an_operator_that_we_lack_says_so_and_how_to_get_it():
     from mmcv.ops import box_iou_rotated
 
-    with pytest.raises(UserError, match=r"box_iou_rotated of mmcv .*make setup OPS=compiled"):
+    with pytest.raises(UserError, match=r"mmcv operator box_iou_rotated .*make setup OPS=compiled"):
         box_iou_rotated(torch.ones(1, 5), torch.ones(1, 5))
     with pytest.raises(UserError, match="operator knn_forward"):
         finder.missing("knn_forward")()

@@ -93,9 +93,9 @@ def test_what_is_in_force_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "mmcv._ext", module)
     for version, words in (("not available", "compiled, CPU only"), ("13.0", "compiled, CUDA 13.0")):
         module.get_compiling_cuda_version = lambda version=version: version
-        assert compat.operators_in_force() == words
+        assert compat.operators_backend() == words
     setattr(module, finder.MARK, True)
-    assert compat.operators_in_force() == "by torchvision and torch"
+    assert compat.operators_backend() == "by torchvision and torch"
     monkeypatch.setitem(sys.modules, "mmcv._ext", None)
     with pytest.raises(UserError, match=r"cannot be loaded .*make setup OPS=compiled.*make setup"):
-        compat.operators_in_force()
+        compat.operators_backend()

@@ -43,14 +43,14 @@ def test_every_shipped_config_has_a_name_that_finds_it(tmp_path, monkeypatch):
 
 def test_a_miss_names_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"Nearest of the package: {RCNN}"):
+    with pytest.raises(UserError, match=f"Nearest shipped configs: {RCNN}"):
         find_config(RCNN.replace("vocab", "vocabb"))
-    with pytest.raises(UserError, match="Nearest of the package: .*ov_lvis/open-vocab-mask-rcnn_smartclip-l14"):
+    with pytest.raises(UserError, match="Nearest shipped configs: .*ov_lvis/open-vocab-mask-rcnn_smartclip-l14"):
         find_config("open-vocab-mask-rcnn_smartclip-l14_8xb8-48_ov-lvis")
     (tmp_path / "mine.py").write_text("")
     with pytest.raises(UserError, match=r"No config at mina.py. Nearest in .: mine.py"):
         find_config("mina.py")
-    with pytest.raises(UserError, match="The package has: ov_coco/"):
+    with pytest.raises(UserError, match="Shipped configs: ov_coco/"):
         find_config("%")
 
 
@@ -62,7 +62,7 @@ def test_a_name_that_two_folders_have_must_say_which(tmp_path, monkeypatch):
     monkeypatch.chdir(REPO)
     assert config_root() == tmp_path / "configs"
     assert find_config("b/same") == tmp_path / "configs/b/same.py"
-    with pytest.raises(UserError, match="named same; say which: a/same, b/same"):
+    with pytest.raises(UserError, match="name same is ambiguous. Choose one of: a/same, b/same"):
         find_config("same")
 
 

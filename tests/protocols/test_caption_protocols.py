@@ -264,7 +264,7 @@ def test_cifar_pickles_are_read_and_nothing_in_them_is_run(tmp_path, meta, test,
     with pytest.raises(UserError, match="are no CIFAR files"):
         read_labelled(tmp_path)
     python_2_pickle({"data": rows, labels: Path("x")}, tmp_path / test)
-    with pytest.raises(UserError, match=r"asks for pathlib.*nothing in it was run"):
+    with pytest.raises(UserError, match=r"refers to pathlib.*no code in it was run"):
         read_labelled(tmp_path)
 
 

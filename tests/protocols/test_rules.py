@@ -435,7 +435,7 @@ class TestReferring:
                 return (open, (str(marker), "w"))
 
         (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([Evil()]))
-        with pytest.raises(UserError, match="nothing in it was run"):
+        with pytest.raises(UserError, match="no code in it was run"):
             load_expressions(tmp_path / "refs(unc).p")
         assert not marker.exists()
 

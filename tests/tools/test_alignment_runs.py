@@ -115,7 +115,7 @@ def test_the_probe_warns_when_boxes_are_lost_and_asks_for_files_before_training(
             caplog.clear()
             metrics = {}
             hook.after_val_epoch(runner, metrics)
-        assert ("costs the towers their boxes" in caplog.text) == lost
+        assert ("degrades the towers' region features" in caplog.text) == lost
         assert metrics["region_all_dense_hard"] == 0.1
 
 

@@ -149,10 +149,10 @@ def test_modes_have_the_colours_that_they_mean():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)), "floating point"),
-        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating point"),
-        (Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "beyond 16 bits"),
-        (Image.fromarray(np.full((4, 4), -3, np.int32)), "beyond 16 bits"),
+        (Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)), "floating-point"),
+        (Image.fromarray(np.full((4, 4), np.nan, np.float32)), "floating-point"),
+        (Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "exceed 16 bits"),
+        (Image.fromarray(np.full((4, 4), -3, np.int32)), "exceed 16 bits"),
     ],
 )
 def test_pixels_without_a_meaning_as_colours_are_refused(image, message):

@@ -44,7 +44,7 @@ class DetectorFamily(RegionFamily):
         """Build.
 
         Args:
-            detector: with :class:`BankInForce`.
+            detector: with :class:`ActiveBank`.
             towers: text side of the towers that the detector's backbone came from.
             pipeline: MMDetection test pipeline that takes ``img`` arrays.
             policy: scoring policy; default: the family's choice from the detector's.

@@ -20,7 +20,7 @@ from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import REGION_VIEWS
-from smartclip_det.models.boxes import BoxSource, FoundBoxes, Photograph
+from smartclip_det.models.boxes import BoxSource, Photograph, ScoredBoxes
 from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.rescoring import class_scores
 from smartclip_det.models.selection import select_from_parts
@@ -154,7 +154,7 @@ class TrainingFree(RegionFamily):
             out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], found[part], maps, strict=True)]
         return out
 
-    def find(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[FoundBoxes]:
+    def find(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[ScoredBoxes]:
         """Boxes: those that were given, and the source's best of the other pictures."""
         wanted = [p for p, b in zip(pictures, boxes, strict=True) if b is None]
         if wanted and self.source is None:
@@ -166,7 +166,7 @@ class TrainingFree(RegionFamily):
         return [
             next(asked).best(self.options.max_boxes)
             if b is None
-            else FoundBoxes(b.to(self.device), torch.ones(len(b), device=self.device))
+            else ScoredBoxes(b.to(self.device), torch.ones(len(b), device=self.device))
             for b in boxes
         ]
 
@@ -175,7 +175,7 @@ class TrainingFree(RegionFamily):
         with autocast(self.device, self.precision):
             return self.regions.dense_maps(images).float()
 
-    def pooled(self, picture: Photograph, found: FoundBoxes, dense: Tensor) -> EncodedImage:
+    def pooled(self, picture: Photograph, found: ScoredBoxes, dense: Tensor) -> EncodedImage:
         """Region vectors of one picture, from its dense map ``[D, h, w]``, its crops, or both."""
         image, views = picture.image, _VIEWS[self.options.regions]
         boxes, vectors = found.boxes.to(self.device), []

@@ -1,7 +1,7 @@
-"""A generated, licence-free world of drawn shapes, written in the field's real formats.
+"""A generated, licence-free world of drawn shapes, written in standard dataset formats.
 
-It is the stage on which claims are tested cheaply: scenes of one to five objects with exact boxes and masks, base
-and novel shapes, long and short captions, referring expressions.
+It is used to test claims cheaply: scenes of one to five objects with exact boxes and masks, base and novel shapes, long
+and short captions, referring expressions.
 """
 
 from smartclip_det.datasets.toy_world.scenes import ToyWorld, WorldConfig

@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions and referring expressions. Pure functions of the scene and its generator."""
+"""Captions and referring expressions of scenes. Pure functions of the scene and its generator."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def article(word: str) -> str:
 
 
 def describe(o: ToyObject, size: bool = False, texture: bool = False, colour: bool = True) -> str:
-    """Colour and shape, with size and texture where asked for; a plain texture is never named."""
+    """Colour and shape, optionally with size and texture; a plain texture is never mentioned."""
     words = [o.size] if size else []
     if texture and o.texture != "plain":
         words.append(o.texture)
@@ -46,7 +46,7 @@ def describe(o: ToyObject, size: bool = False, texture: bool = False, colour: bo
 
 
 def where(o: ToyObject, height: int, width: int) -> str:
-    """The ninth of the image that an object's centre is in."""
+    """Which ninth of the image contains the centre of an object."""
     x, y = o.centre
     column = ("left", "", "right")[min(2, int(3 * x / width))]
     row = ("upper", "", "lower")[min(2, int(3 * y / height))]
@@ -56,7 +56,7 @@ def where(o: ToyObject, height: int, width: int) -> str:
 
 
 def scene_facts(scene: Scene) -> dict[str, Any]:
-    """All that captions may say of a scene: whether they are true can be read from it (``truth.py``)."""
+    """All facts that captions may state about a scene; ``truth.py`` checks captions against them."""
     height, width = scene.image.shape[:2]
     objects = [
         {
@@ -73,7 +73,7 @@ def scene_facts(scene: Scene) -> dict[str, Any]:
 
 
 def long_caption(scene: Scene) -> str:
-    """A sentence on the scene and one on each object, in random order."""
+    """One sentence about the scene and one about each object, in random order."""
     height, width = scene.image.shape[:2]
     count = len(scene.objects)
     kind = "black and white picture" if scene.grey else "picture"
@@ -89,7 +89,7 @@ def long_caption(scene: Scene) -> str:
 
 
 def short_captions(scene: Scene) -> list[str]:
-    """Five captions that each speak of a part of the scene: one or two objects, with some of their attributes."""
+    """Five captions that each describe one or two objects, with some of their attributes."""
     captions = []
     for _ in range(SHORT_CAPTIONS):
         if not scene.objects:
@@ -107,16 +107,16 @@ def _matches(objects: list[ToyObject], test: Callable[[ToyObject], bool]) -> tup
 
 
 def expressions(scene: Scene) -> list[SceneExpression]:
-    """Expressions that hold in this scene and, where they name one object, of that object alone."""
+    """Expressions that are true in this scene; those for one object are true of that object only."""
     objects = scene.objects
-    found: list[SceneExpression] = []
+    out: list[SceneExpression] = []
     for i, o in enumerate(objects):
-        found += _single(scene, i, o)
+        out += _single(scene, i, o)
     for plural in (_plural_colour(objects), _plural_shape(objects)):
         if plural is not None:
-            found.append(plural)
-    found.append(_absent(scene.rng, objects, scene.grey))
-    return found
+            out.append(plural)
+    out.append(_absent(scene.rng, objects, scene.grey))
+    return out
 
 
 def _single(scene: Scene, i: int, o: ToyObject) -> list[SceneExpression]:
@@ -143,7 +143,7 @@ def _single(scene: Scene, i: int, o: ToyObject) -> list[SceneExpression]:
 
 
 def _relation(scene: Scene, i: int, o: ToyObject) -> list[SceneExpression]:
-    """``the SHAPE left of the COLOUR SHAPE``, where the anchor is unique and no other object fits."""
+    """``the SHAPE left of the COLOUR SHAPE``, if the anchor is unique and no other object matches."""
     objects = scene.objects
     for k in scene.rng.permutation(len(objects)).tolist():
         anchor = objects[k]
@@ -183,8 +183,8 @@ def _plural_shape(objects: list[ToyObject]) -> SceneExpression | None:
 
 def _absent(rng: np.random.Generator, objects: list[ToyObject], grey: bool) -> SceneExpression:
     colours = GREYS if grey else tuple(COLOURS)
-    taken = {o.pair for o in objects}
+    present = {o.pair for o in objects}
     while True:
         pair = colours[int(rng.integers(len(colours)))], SHAPES[int(rng.integers(len(SHAPES)))]
-        if pair not in taken:
+        if pair not in present:
             return SceneExpression(f"the {pair[0]} {pair[1]}", (), "none")

@@ -1,4 +1,4 @@
-"""Scenes of the toy world: what is in them, where, and how they look. A pure function of (seed, split, index).
+"""Scenes of the toy world: objects, positions and appearance. A pure function of (seed, split, index).
 
 Shape letters: H W pixels. Boxes are xyxy pixels.
 """
@@ -24,17 +24,19 @@ from smartclip_det.datasets.toy_world.shapes import (
 )
 
 SPLITS = ("train", "val", "testA", "testB")
-#: Radius as a share of the shorter side.
+#: Radius relative to the shorter side.
 SIZES = {"small": 0.125, "medium": 0.2, "large": 0.29}
-#: Words for backgrounds, and their range of brightness.
+#: Names of backgrounds, and their brightness ranges.
 BACKGROUNDS = {"pale": (195, 235), "dim": (60, 95), "middling": (140, 175)}
-#: Centres lie on a lattice of the nominal side over this. With sizes and places from a small set, a tiny transformer
-#: begins to learn shapes within a few hundred steps; with free ones it did not (configs/toy/README.md, what was tried).
+#: Centres lie on a grid with spacing (nominal side) / LATTICE. With sizes and positions from a small set, a tiny
+#: transformer starts to learn shapes within a few hundred steps; with continuous ones it did not (see
+#: configs/toy/README.md).
 LATTICE = 8
-#: Colours that grey-scale images do not hold, the only ones of held-out pairs; and how many pairs those may be.
+#: Colours that grey-scale images do not contain; only these occur in held-out pairs.
 _BRIGHT = tuple(c for c in COLOURS if c not in GREYS)
+#: Maximum number of held-out pairs.
 _MOST_HELD_OUT = len(_BRIGHT) * len(SHAPES) // 2
-#: Chances of one to five objects.
+#: Probabilities of one to five objects.
 COUNTS = (0.5, 0.25, 0.15, 0.07, 0.03)
 
 
@@ -43,13 +45,13 @@ class WorldConfig:
     """Size and seed of a world.
 
     Attributes:
-        seed: everything follows from it.
+        seed: determines everything.
         train: training images.
         val: validation images.
         test: images of each of testA and testB.
-        side: nominal side in pixels; odd aspect ratios keep about that area.
-        held_out: colour-shape pairs that training never shows, not even in captions; of 180, at most half of the 126
-            that are not black, gray or white.
+        side: nominal side in pixels; other aspect ratios have about the same area.
+        held_out: number of colour-shape pairs (of 180) that training never shows, not even in captions; at most half of
+            the 126 that are not black, gray or white.
     """
 
     seed: int = 0
@@ -60,7 +62,7 @@ class WorldConfig:
     held_out: int = 36
 
     def count(self, split: str) -> int:
-        """Images of a split."""
+        """Number of images in a split."""
         check_choice("split", split, SPLITS)
         return {"train": self.train, "val": self.val}.get(split, self.test)
 
@@ -74,9 +76,9 @@ class ToyObject:
         colour: one of ``COLOURS``.
         texture: one of ``TEXTURES``.
         size: ``small | medium | large``.
-        box: xyxy of the visible part, whole pixels.
+        box: xyxy of the visible part, integer pixels.
         mask: ``[H, W]`` bool, visible part.
-        visible: visible share of the whole object.
+        visible: visible fraction of the object.
     """
 
     shape: str
@@ -94,7 +96,7 @@ class ToyObject:
 
     @property
     def partly_hidden(self) -> bool:
-        """Whether captions call it so."""
+        """Whether captions describe it as partly hidden."""
         return self.visible < 0.9
 
     @property
@@ -117,7 +119,7 @@ class Scene:
 
 
 class ToyWorld:
-    """Makes scenes."""
+    """Generates scenes."""
 
     def __init__(self, config: WorldConfig | None = None) -> None:
         self.config = config or WorldConfig()
@@ -131,13 +133,13 @@ class ToyWorld:
 
     @cached_property
     def held_out_pairs(self) -> frozenset[tuple[str, str]]:
-        """Colour-shape pairs kept from training; never of a grey colour.
+        """Colour-shape pairs excluded from training; never with a grey colour.
 
-        Every shape, and every colour, lacks as many pairs as any other or one more: none is seen much less often.
+        The number of excluded pairs per shape, and per colour, differs by at most one, so none is much rarer.
         """
         rng = np.random.default_rng([self.config.seed, 7])
         colours, shapes = rng.permutation(_BRIGHT).tolist(), rng.permutation(SHAPES).tolist()
-        # Down the diagonals of the colour-shape table, which are shifted where they would close.
+        # Along the diagonals of the colour-shape table, which are shifted when they would repeat.
         turn = math.lcm(len(colours), len(shapes))
         return frozenset(
             (colours[(n + n // turn) % len(colours)], shapes[n % len(shapes)]) for n in range(self.config.held_out)
@@ -145,10 +147,10 @@ class ToyWorld:
 
     @cached_property
     def pair_weights(self) -> dict[tuple[str, str], float]:
-        """How often each pair is drawn in training: most alike, some seldom, a few hardly ever.
+        """Sampling weight of each pair in training: most are equal, some are low, a few very low.
 
-        LVIS then has frequent, common and rare classes, and a colour still tells next to nothing about a shape: under
-        a heavy tail it tells a lot.
+        This gives LVIS frequent, common and rare classes while colours remain nearly independent of shapes, which is
+        not the case for a heavy tail.
         """
         rng = np.random.default_rng([self.config.seed, 8])
         pairs = [(c, s) for c in COLOURS for s in SHAPES]
@@ -156,10 +158,10 @@ class ToyWorld:
         return {p: 0.02 if r < 10 else 0.25 if r < 50 else 1.0 for p, r in zip(pairs, ranks, strict=True)}
 
     def scene(self, split: str, index: int) -> Scene:
-        """The ``index``-th scene of a split; the same on every call and machine."""
+        """The ``index``-th scene of a split; the same for every call and on every machine."""
         count = self.config.count(split)
         if not 0 <= index < count:
-            raise UserError(f"{split} has {count} scenes; scene {index} was asked for.")
+            raise UserError(f"{split} has {count} scenes; scene {index} does not exist.")
         rng = np.random.default_rng([self.config.seed, SPLITS.index(split), index])
         grey = bool(rng.random() < 0.04)
         height, width = self._canvas_size(rng)
@@ -188,7 +190,7 @@ class ToyWorld:
         return max(24, round(side / ratio**0.5)), max(24, round(side * ratio**0.5))
 
     def _draw_pair(self, rng: np.random.Generator, split: str, grey: bool) -> tuple[str, str]:
-        """A colour and a shape: by the long tail in training, evenly elsewhere; testA base shapes, testB novel ones."""
+        """Draw a colour and a shape: long-tailed in training, else uniform; testA: base shapes, testB: novel ones."""
         colours = GREYS if grey else tuple(COLOURS)
         if split == "train":
             pairs = [p for p in self.pair_weights if p[0] in colours and p not in self.held_out_pairs]
@@ -199,7 +201,7 @@ class ToyWorld:
 
 
 def _background(rng: np.random.Generator, height: int, width: int, grey: bool) -> tuple[np.ndarray, str]:
-    """``[H, W, 3]`` float RGB and a word for it."""
+    """``[H, W, 3]`` float RGB and the name of the background."""
     word = list(BACKGROUNDS)[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
     low, high = BACKGROUNDS[word]
     first, second = (np.full(3, rng.uniform(low, high)) + (0 if grey else rng.uniform(-12, 12, 3)) for _ in range(2))
@@ -212,27 +214,27 @@ def _background(rng: np.random.Generator, height: int, width: int, grey: bool) -
 def _place(
     rng: np.random.Generator, shape: str, size: str, canvas: tuple[int, int], covers: list[np.ndarray], step: float
 ) -> tuple[np.ndarray, float] | None:
-    """A place where every object before stays at least 60 % visible; None when twenty tries find none."""
+    """A position where every earlier object stays at least 60 % visible; None if twenty tries fail."""
     radius = SIZES[size] * min(canvas)
     margin = 0.6 * radius
     for _ in range(20):
-        # Lattice points that keep the margin; canvases are wide enough for one at least.
+        # Grid points inside the margin; canvases are large enough for at least one.
         x, y = (
             step * int(rng.integers(math.ceil(margin / step), int((length - margin) // step) + 1))
             for length in (canvas[1], canvas[0])
         )
         coverage = shape_coverage(shape, canvas, (x, y), radius)
-        mine = coverage >= 0.5
-        if mine.sum() < 12:
+        cover = coverage >= 0.5
+        if cover.sum() < 12:
             continue
-        visible = _visible_masks([*covers, mine])
-        if all(v.sum() >= max(12, 0.6 * c.sum()) for v, c in zip(visible, [*covers, mine], strict=True)):
+        visible = _visible_masks([*covers, cover])
+        if all(v.sum() >= max(12, 0.6 * c.sum()) for v, c in zip(visible, [*covers, cover], strict=True)):
             return coverage, radius
     return None
 
 
 def _visible_masks(covers: list[np.ndarray]) -> list[np.ndarray]:
-    """What later objects leave of each, back to front."""
+    """Parts not hidden by later objects, back to front."""
     if not covers:
         return []
     out, above = [], np.zeros_like(covers[0])

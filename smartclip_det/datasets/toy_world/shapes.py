@@ -1,7 +1,7 @@
-"""Shapes, colours and textures, and how one object is drawn.
+"""Shapes, colours and textures, and how an object is drawn.
 
-Shape letters: H W pixels. A shape is drawn at four times the size and averaged, and its mask is where at least half
-of a pixel is covered, so boxes, masks and pixels agree exactly.
+Shape letters: H W pixels. A shape is drawn at four times the size and averaged; its mask is where at least half of a
+pixel is covered, so boxes, masks and pixels agree exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 SUPERSAMPLE = 4
 
-#: Colour names to RGB. The last three are all that grey-scale images hold.
+#: Colour names and RGB values. Grey-scale images contain only the last three.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 38, 38),
     "green": (40, 150, 60),
@@ -48,7 +48,7 @@ SHAPES = BASE_SHAPES + NOVEL_SHAPES
 
 
 def _regular(corners: int, inner: float = 1.0, turn: float = -0.5) -> np.ndarray:
-    """Corners of a regular polygon, or of a star when ``inner`` < 1; turn in half circles."""
+    """Corners of a regular polygon, or of a star if ``inner`` < 1; ``turn`` in half circles."""
     count = corners * (2 if inner < 1 else 1)
     angles = (np.arange(count) * 2 / count + turn) * math.pi
     radius = np.where(np.arange(count) % 2 == 0, 1.0, inner) if inner < 1 else np.ones(count)
@@ -110,7 +110,7 @@ OUTLINES: dict[str, Callable[[], np.ndarray]] = {
 
 
 def shape_coverage(shape: str, size: tuple[int, int], centre: tuple[float, float], radius: float) -> np.ndarray:
-    """``[H, W]`` covered share of each pixel, in [0, 1].
+    """``[H, W]`` coverage of each pixel, in [0, 1].
 
     Args:
         shape: one of :data:`SHAPES`.
@@ -129,7 +129,7 @@ def shape_coverage(shape: str, size: tuple[int, int], centre: tuple[float, float
 
 
 def texture_weights(texture: str, size: tuple[int, int], radius: float) -> np.ndarray:
-    """``[H, W]`` share of the object's own colour; the rest is a darker (or, for black, a lighter) one."""
+    """``[H, W]`` weight of the object's own colour; the rest is a darker (or, for black, a lighter) colour."""
     y, x = np.mgrid[: size[0], : size[1]]
     step = max(2.0, radius / 3)
     if texture == "striped":

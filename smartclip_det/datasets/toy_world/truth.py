@@ -1,6 +1,6 @@
-"""Which captions of the world are true of which scenes.
+"""Which captions of the toy world are true of which scenes.
 
-Things that a caption names are different objects. What it leaves unsaid may be anything: "a red drop" is true of a
+Objects that a caption mentions are distinct. Unmentioned attributes may have any value: "a red drop" is true of a
 striped one, "the picture" of a black and white one. A part of the picture is one of its ninths, never several.
 
 Shape letters: K captions, I scenes, O objects of all scenes.
@@ -25,7 +25,7 @@ from smartclip_det.datasets.toy_world.scenes import BACKGROUNDS, SIZES
 from smartclip_det.datasets.toy_world.shapes import COLOURS, SHAPES, TEXTURES
 from smartclip_det.formats.scenes import read_scenes
 
-#: What scene files must say.
+#: Keys that scene files must have.
 OF_SCENES = ("background", "grey")
 OF_OBJECTS = ("shape", "colour", "texture", "size", "place", "hidden")
 
@@ -50,11 +50,11 @@ _EMPTY = re.compile(f"an (?P<number>empty) {_BACKGROUND}")
 
 @dataclass(frozen=True)
 class Claims:
-    """What a caption says.
+    """Facts that a caption states.
 
     Attributes:
-        scene: facts of the scene; ``number`` is how many objects.
-        things: facts of different objects.
+        scene: facts about the scene; ``number`` is the number of objects.
+        things: facts about distinct objects.
     """
 
     scene: tuple[tuple[str, Any], ...]
@@ -62,31 +62,31 @@ class Claims:
 
 
 def read_claims(caption: str) -> Claims:
-    """Take a caption apart.
+    """Parse a caption.
 
     Raises:
-        UserError: for text that the world never says.
+        UserError: for text that the toy world never generates.
     """
     scene: list[tuple[str, Any]] = []
     things = []
     for sentence in filter(None, (s.strip() for s in caption.split("."))):
-        told = _PICTURE.fullmatch(sentence) or _EMPTY.fullmatch(sentence)
+        picture = _PICTURE.fullmatch(sentence) or _EMPTY.fullmatch(sentence)
         named = [_THERE_IS.fullmatch(sentence) or _NAMED.fullmatch(sentence)]
-        if told is None and named == [None]:
+        if picture is None and named == [None]:
             named = [_NAMED.fullmatch(part) for part in sentence.split(" and ")]
-        if told is not None:
-            scene += _facts(told)
+        if picture is not None:
+            scene += _facts(picture)
         elif None not in named:
             things += [tuple(_facts(n)) for n in named if n is not None]
         else:
-            raise UserError(f"The toy world never says {sentence!r}: whether that is true of a scene is not known.")
+            raise UserError(f"{sentence!r} is not a sentence of the toy world, so it cannot be checked against scenes.")
     if not scene and not things:
-        raise UserError(f"A caption that says nothing is neither true nor false; given {caption!r}.")
+        raise UserError(f"An empty caption cannot be checked against scenes; given {caption!r}.")
     return Claims(tuple(scene), tuple(things))
 
 
-def _facts(found: re.Match[str]) -> list[tuple[str, Any]]:
-    values: dict[str, Any] = {k: v for k, v in found.groupdict().items() if v is not None}
+def _facts(match: re.Match[str]) -> list[tuple[str, Any]]:
+    values: dict[str, Any] = {k: v for k, v in match.groupdict().items() if v is not None}
     values.update({k: True for k in ("grey", "hidden") if k in values})
     if "number" in values:
         values["number"] = 0 if values["number"] == "empty" else NUMBERS.index(values["number"])
@@ -94,10 +94,10 @@ def _facts(found: re.Match[str]) -> list[tuple[str, Any]]:
 
 
 class SceneTruth:
-    """Captions checked against scenes."""
+    """Checks captions against scenes."""
 
     def __init__(self, scenes: Mapping[Any, Mapping[str, Any]]) -> None:
-        """Build from scenes by image id, each with :data:`OF_SCENES` and ``objects`` with :data:`OF_OBJECTS`."""
+        """Build from scenes by image id, with the keys :data:`OF_SCENES` and ``objects`` with :data:`OF_OBJECTS`."""
         self.rows = {image_id: row for row, image_id in enumerate(scenes)}
         counts = np.array([len(s["objects"]) for s in scenes.values()], dtype=np.int64)
         objects = [o for s in scenes.values() for o in s["objects"]]
@@ -108,39 +108,39 @@ class SceneTruth:
 
     @staticmethod
     def read(path: str | Path) -> SceneTruth:
-        """From a scene file; see :func:`read_scenes` for what is raised."""
+        """Build from a scene file; errors as in :func:`read_scenes`."""
         return SceneTruth(read_scenes(path, OF_OBJECTS, OF_SCENES))
 
     def table(self, captions: Sequence[str], image_ids: Sequence[Any]) -> np.ndarray:
-        """``[K, I]`` bool: which of K captions are true of which of I pictures.
+        """``[K, I]`` bool: which of K captions are true of which of I images.
 
         Raises:
-            UserError: for pictures without a scene, and captions that the world never says.
+            UserError: for images without a scene, or captions that the toy world never generates.
         """
         unknown = [i for i in image_ids if i not in self.rows]
         if unknown:
-            raise UserError(f"{len(unknown)} of {len(image_ids)} pictures have no scene, e.g. {unknown[0]!r}.")
-        # Captions share their phrases: each is looked up once.
+            raise UserError(f"{len(unknown)} of {len(image_ids)} images have no scene, e.g. {unknown[0]!r}.")
+        # Captions share phrases, so lookups are cached.
         looked_up = cache(self._objects_like)
-        told = [self._scenes_like(read_claims(c), looked_up) for c in captions]
+        table = [self._scenes_like(read_claims(c), looked_up) for c in captions]
         rows = np.array([self.rows[i] for i in image_ids], dtype=np.int64)
-        return np.array(told, dtype=bool).reshape(len(captions), len(self.rows))[:, rows]
+        return np.array(table, dtype=bool).reshape(len(captions), len(self.rows))[:, rows]
 
     def _objects_like(self, thing: tuple[tuple[str, Any], ...]) -> np.ndarray:
-        """``[O]`` bool."""
+        """``[O]`` bool: objects that match."""
         fits = np.ones(len(self._owner), dtype=bool)
         for key, value in thing:
             fits &= self._object[key] == value
         return fits
 
     def _scenes_like(self, claims: Claims, objects_like: Any) -> np.ndarray:
-        """``[I]`` bool."""
+        """``[I]`` bool: scenes that match."""
         fits = np.ones(len(self.rows), dtype=bool)
         for key, value in claims.scene:
             fits &= self._scene[key] == value
         matches = [objects_like(t) for t in claims.things]
-        for found in matches:
-            fits &= np.bincount(self._owner[found], minlength=len(fits)) > 0
+        for match in matches:
+            fits &= np.bincount(self._owner[match], minlength=len(fits)) > 0
         if len(matches) > 1:
             for row in np.flatnonzero(fits):
                 start = self._ends[row - 1] if row else 0
@@ -149,7 +149,7 @@ class SceneTruth:
 
 
 def _have_partners(table: np.ndarray) -> bool:
-    """Whether every row can be given a column of its own among those where it is True."""
+    """Whether the rows can be matched with distinct columns where they are True."""
     if table.shape[0] > table.shape[1]:
         return False
     return bool((maximum_bipartite_matching(csr_array(table), "column") >= 0).all())

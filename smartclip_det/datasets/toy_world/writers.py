@@ -1,9 +1,9 @@
-"""The toy world on disk, in the real formats: COCO, LVIS, the RefCOCO family, ShareGPT4V and COCO captions.
+"""Writing the toy world in standard formats: COCO, LVIS, the RefCOCO family, ShareGPT4V and COCO captions.
 
 ``images/SPLIT/NNNNNN.jpg``, ``annotations/instances_SPLIT.json`` (training: boxes of base shapes only),
 ``annotations/split.json``, ``annotations/lvis_{train,val}.json`` (colour-shape classes of base shapes),
 ``annotations/captions_SPLIT.json``, ``annotations/share_captions_SPLIT.json``, ``annotations/scenes_SPLIT.json``
-(what is in each picture, by words and without boxes: training draws captions from it, and tests read from it which
+(content of each image in words, without boxes: training draws captions from it, and tests use it to check which
 captions are true), ``refs/refs(toy).p`` with ``refs/instances.json`` (single targets),
 ``refs/finetune_toy_SPLIT.json`` (MDETR layout, with plural and no-target sentences), ``world.json``.
 """
@@ -34,14 +34,14 @@ from smartclip_det.datasets.toy_world.shapes import BASE_SHAPES, COLOURS, NOVEL_
 from smartclip_det.formats.segmentations import encode_mask
 from smartclip_det.utils.parallel import map_in_processes
 
-#: Image ids of a split start here, so that ids differ between splits.
+#: First image id of each split, so that ids differ between splits.
 _FIRST_ID = {split: (n + 1) * 1_000_000 for n, split in enumerate(SPLITS)}
-#: LVIS: at most this many training images for a rare class, and for a common one.
+#: LVIS: maximum number of training images of a rare class, and of a common one.
 RARE, COMMON = 10, 100
 
 
 class _Records:
-    """Everything that is written about one split, gathered scene by scene."""
+    """All records of one split, collected scene by scene."""
 
     def __init__(self, split: str) -> None:
         self.split = split
@@ -54,7 +54,7 @@ class _Records:
         self.expressions: list[tuple[int, SceneExpression]] = []
 
     def add(self, scene: Scene) -> None:
-        """Record one scene; what is said of it comes after what is in it, from the scene's own generator."""
+        """Add one scene; captions are drawn from the scene's own generator, after its content."""
         image_id = _FIRST_ID[self.split] + scene.index
         height, width = scene.image.shape[:2]
         name = f"{scene.index:06d}.jpg"
@@ -96,7 +96,7 @@ def _annotation(number: int, image_id: int, o: ToyObject) -> dict[str, Any]:
 
 
 def _draw(world: ToyWorld, folder: Path, split: str, index: int) -> Scene:
-    """One scene, its image on disk."""
+    """Draw one scene and write its image."""
     scene = world.scene(split, index)
     image = Image.fromarray(scene.image)
     path = folder / "images" / split / f"{index:06d}.jpg"
@@ -111,12 +111,12 @@ def write_world(
 
     Args:
         world: the world.
-        folder: where; files of an earlier world there are replaced.
-        progress: show a bar with rate and remaining time.
-        workers: processes; None for one per core that this process may use. The files do not depend on it.
+        folder: output folder; files of an earlier world are replaced.
+        progress: show a progress bar.
+        workers: number of processes; None: one per available core. The files do not depend on it.
 
     Returns:
-        The content of ``world.json``: configuration, held-out pairs and counts.
+        Content of ``world.json``: configuration, held-out pairs and counts.
     """
     from tqdm import tqdm
 
@@ -158,7 +158,7 @@ def _categories() -> list[dict[str, Any]]:
 
 
 def _write_detection(folder: Path, records: _Records) -> None:
-    """COCO instances; training has no box of a novel shape."""
+    """COCO instances; the training file has no boxes of novel shapes."""
     base = {SHAPES.index(s) + 1 for s in BASE_SHAPES}
     kept = [a for a in records.boxes if records.split != "train" or a["category_id"] in base]
     data = {"images": records.images, "annotations": kept, "categories": _categories()}
@@ -202,25 +202,25 @@ def _federated(records: _Records, index: dict[tuple[str, str], int], rng: np.ran
             by_image.setdefault(a["image_id"], []).append({**plain, "category_id": index[pair]})
     images, annotations = [], []
     for image in records.images:
-        mine = by_image.get(image["id"], [])
-        present = sorted({a["category_id"] for a in mine})
+        boxes = by_image.get(image["id"], [])
+        present = sorted({a["category_id"] for a in boxes})
         absent = [int(c) for c in rng.permutation(len(index))[:12] + 1 if c not in present]
         partial: list[int] = []
-        doubled = [c for c, n in Counter(a["category_id"] for a in mine).items() if n > 1]
+        doubled = [c for c, n in Counter(a["category_id"] for a in boxes).items() if n > 1]
         if doubled:
             partial = doubled[:1]
-            drop = next(a for a in mine if a["category_id"] == partial[0])
-            mine = [a for a in mine if a is not drop]
+            drop = next(a for a in boxes if a["category_id"] == partial[0])
+            boxes = [a for a in boxes if a is not drop]
         url = f"toy://images/{records.split}/{image['file_name']}"
         plain = {k: v for k, v in image.items() if k != "file_name"}
         federated = {"neg_category_ids": absent, "not_exhaustive_category_ids": partial}
         images.append({**plain, "coco_url": url, **federated})
-        annotations += mine
+        annotations += boxes
     return {"images": images, "annotations": [{**a, "id": n} for n, a in enumerate(annotations, 1)]}
 
 
 def _write_refs(folder: Path, splits: dict[str, _Records]) -> None:
-    """The refer toolbox's layout for single targets, and MDETR's for all sentences."""
+    """Single targets in the layout of the refer toolbox, and all sentences in MDETR's."""
     refs: list[dict[str, Any]] = []
     instances: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
     sentence_id = 0
@@ -244,7 +244,7 @@ def _write_refs(folder: Path, splits: dict[str, _Records]) -> None:
         refs += _refs_of(single, {a["id"]: a for a in moved}, split, len(refs))
         _dump(folder / f"refs/finetune_toy_{split}.json", {**mdetr, "categories": _categories()})
     _dump(folder / "refs/instances.json", {**instances, "categories": _categories()})
-    # Protocol 2, as the original files: any Python reads it, and it holds plain data only.
+    # Pickle protocol 2, as in the original files: every Python can read it, and it holds plain data only.
     (folder / "refs/refs(toy).p").write_bytes(pickle.dumps(refs, protocol=2))
 
 
@@ -277,16 +277,16 @@ def _add_mdetr(
     targets: list[dict[str, Any]],
 ) -> None:
     image = records.images[image_id - _FIRST_ID[split]]
-    whole = [[0, len(e.sentence)]]
+    full_span = [[0, len(e.sentence)]]
     entry = {"id": sentence_id, "original_id": image_id, "file_name": f"{split}/{image['file_name']}"}
     size = {"width": image["width"], "height": image["height"]}
-    said = {"caption": e.sentence, "dataset_name": "toy", "tokens_negative": whole, "kind": e.kind}
-    data["images"].append({**entry, **size, **said})
+    texts = {"caption": e.sentence, "dataset_name": "toy", "tokens_negative": full_span, "kind": e.kind}
+    data["images"].append({**entry, **size, **texts})
     rows = [{**{k: t[k] for k in ("category_id", "bbox", "area", "iscrowd")}, "original_id": t["id"]} for t in targets]
     if not rows:
-        # gRefCOCO's way to say "no target".
+        # gRefCOCO's encoding of "no target".
         rows = [{"category_id": -1, "bbox": [0, 0, 0, 0], "area": -1, "iscrowd": -1, "empty": True, "original_id": -1}]
     for row in rows:
         data["annotations"].append(
-            {"id": len(data["annotations"]) + 1, "image_id": sentence_id, "tokens_positive": whole, **row}
+            {"id": len(data["annotations"]) + 1, "image_id": sentence_id, "tokens_positive": full_span, **row}
         )

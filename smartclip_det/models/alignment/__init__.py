@@ -1,4 +1,4 @@
-"""The pretraining stage as an MMEngine model; needs neither mmdet nor mmcv."""
+"""The alignment model as an MMEngine model; needs neither mmdet nor mmcv."""
 
 from smartclip_det.models.alignment.smartclip_alignment import SmartCLIPAlignment
 

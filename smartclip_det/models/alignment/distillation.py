@@ -1,8 +1,7 @@
-"""Region self-distillation: dense features of a region learn from a tower's view of its crop.
+"""Region self-distillation: dense features of a region learn from the pooled vector of its crop (CLIPSelf, 2310.01403).
 
-The idea of CLIPSelf (arXiv 2310.01403): image-text alignment trains the pooled vector only, and a ViT's patch vectors
-say little about what is where. The teacher is the pooled vector of a crop, without gradient; the student is RoIAlign
-of the dense map of the whole image.
+Image-text alignment trains only the pooled vector, so the patch vectors of a ViT localise poorly. The teacher is the
+pooled vector of a crop, without gradient; the student is RoIAlign on the dense map of the full image.
 
 Shape letters: B images, R regions, D joint embedding, S side of the input in pixels.
 """
@@ -25,7 +24,7 @@ TEACHERS = ("initial", "current")
 
 
 class RegionDistillation(nn.Module):
-    """``weight * mean(1 - cos(dense region, crop))`` over random regions of a part of the batch."""
+    """``weight * mean(1 - cos(dense region, crop))`` over random regions of some of the images."""
 
     def __init__(
         self,
@@ -39,13 +38,13 @@ class RegionDistillation(nn.Module):
         """Build.
 
         Args:
-            weight: of the loss.
+            weight: weight of the loss.
             regions: random squares per image.
-            images: images of each batch that take part, at most.
-            min_side: smallest side of a region, as a share of the image's.
+            images: maximum number of images per batch.
+            min_side: smallest side of a region relative to the image side.
             max_side: largest side.
-            teacher: ``initial``: the tower that the run started from, frozen, as in CLIPSelf, so that what it knew
-                about crops is kept; ``current``: the trained tower at that step.
+            teacher: ``initial``: the frozen initial tower, as in CLIPSelf, which preserves what it knows about crops;
+                ``current``: the tower being trained.
         """
         super().__init__()
         if not 0 < min_side <= max_side <= 1:
@@ -53,17 +52,17 @@ class RegionDistillation(nn.Module):
         self.weight, self.regions, self.images = weight, regions, images
         self.min_side, self.max_side = min_side, max_side
         self.teacher = check_choice("teacher", teacher, TEACHERS)
-        # In a list: not a part of the model, so it is neither trained nor saved. A run that goes on has it from the
+        # In a list, so that it is not a submodule and neither trained nor saved. A resumed run rebuilds it from the
         # same config.
         self._initial: list[VisionTransformer | LocalTower] = []
 
     def remember(self, tower: VisionTransformer | LocalTower) -> None:
-        """Keep the tower as it is now, where the teacher is the initial one."""
+        """Store a frozen copy of the tower if the teacher is ``initial``."""
         if self.teacher == "initial":
             self._initial = [copy.deepcopy(tower).requires_grad_(False).eval()]
 
     def forward(self, tower: VisionTransformer | LocalTower, inputs: Tensor, dense: Tensor) -> dict[str, Tensor]:
-        """Compare regions of the dense map with crops.
+        """Compare regions of the dense map with crops of the input.
 
         Args:
             tower: the trained tower.
@@ -71,13 +70,13 @@ class RegionDistillation(nn.Module):
             dense: ``[B, D, h, w]`` dense map of the inputs, with gradients.
 
         Returns:
-            ``loss_distillation``, and ``region_cosine`` to log.
+            ``loss_distillation``, and ``region_cosine`` for logging.
         """
         inputs, dense = inputs[: self.images], dense[: self.images]
         rois = self.random_regions(len(inputs), inputs.shape[-1], inputs.device)
         teacher = self._initial[0].to(inputs.device) if self._initial else tower
         training = teacher.training
-        teacher.eval()  # Crops are not what batch norm should learn from.
+        teacher.eval()  # Batch norm must not update its statistics from crops.
         with torch.no_grad():
             target = teacher(roi_align(inputs.float(), rois, tower.image_size, sampling_ratio=2, aligned=True))
         teacher.train(training)
@@ -86,7 +85,7 @@ class RegionDistillation(nn.Module):
         return {"loss_distillation": self.weight * (1 - cosine).mean(), "region_cosine": cosine.detach().mean()}
 
     def random_regions(self, images: int, side: int, device: torch.device) -> Tensor:
-        """``[R, 5]`` rois: image index and a random square (xyxy pixels) inside it."""
+        """``[R, 5]`` rois: image index and a random square (xyxy pixels) inside the image."""
         count = images * self.regions
         size = torch.empty(count, 1, device=device).uniform_(self.min_side, self.max_side) * side
         corner = torch.rand(count, 2, device=device) * (side - size)

@@ -1,4 +1,4 @@
-"""Alignment of images and captions (SmartCLIP, arXiv 2507.22264; CLIP and Long-CLIP by config).
+"""Image-caption alignment (SmartCLIP, arXiv 2507.22264; CLIP and Long-CLIP by config).
 
 Shape letters: B images, D joint embedding, C classes, S side of the input in pixels, h w grid cells.
 """
@@ -33,15 +33,15 @@ from smartclip_det.models.towers.text_batch import describe_texts, pad_texts, te
 from smartclip_det.models.towers.transformer import compile_blocks
 from smartclip_det.models.towers.vision_transformer import DENSE_MODES
 
-#: Tokens that texts are padded to a multiple of where blocks are compiled.
+#: With compiled blocks, texts are padded to a multiple of this many tokens.
 COMPILED_LENGTHS = 64
-#: Terms of the loss that the dense map is trained by as well.
+#: Loss terms that are also applied to the mean of the dense map.
 _ALIGNED = ("loss_sidm", "loss_dism", "loss_sigmoid")
 
 
 @dataclass
 class SeenImages:
-    """What the losses need of B images.
+    """Image features that the losses need, for B images.
 
     Attributes:
         pooled: ``[B, D]``, not normalised.
@@ -56,10 +56,10 @@ class SeenImages:
 
 @MODELS.register_module()
 class SmartCLIPAlignment(BaseModel):
-    """Towers, the alignment loss, and optionally terms that keep dense features.
+    """Towers with the alignment loss and optional losses on dense features.
 
-    ``towers`` are saved under their own names with ``meta['tower_config']`` (:class:`TowerCheckpointHook`), so a
-    checkpoint of this model is a towers checkpoint for everything else in the package.
+    ``towers`` are saved under their own names with ``meta['tower_config']`` (:class:`TowerCheckpointHook`), so every
+    other part of the package can load a checkpoint of this model as towers.
     """
 
     def __init__(
@@ -85,27 +85,27 @@ class SmartCLIPAlignment(BaseModel):
         """Build.
 
         Args:
-            towers: where the initial weights come from, see ``towers.source.load_towers``.
-            loss: options of :class:`AlignmentLoss`; None for the published loss.
-            component_matching: Long-CLIP: all texts of an image but its first are matched with the part of the image
-                vectors in so many principal directions of this process's batch; 0 for none.
-            dense_weight: weight of the same loss on the mean of the dense map in place of the pooled vector, so
-                that patches, too, are trained to match texts.
-            dense_mode: last block of that dense map.
-            distillation: options of :class:`RegionDistillation`; None for none.
-            region_contrast: options of :class:`RegionContrast`; None for none. Needs ``regions`` in the data set.
-            low_rank: options of ``add_low_rank``: towers are frozen but for low-rank updates (and the mask network).
-            micro_batch: images (and texts) encoded at a time; each such part is encoded again in the backward pass, so
-                that a card holds the activations of one. The loss is that of the whole batch, exactly. 0: all at once.
-            text_chunks: chunks of like length that the texts are encoded in; the same texts, less padding.
-            half_residuals: under autocast, keep tokens between blocks in its precision instead of fp32: fewer bytes,
-                but every addition is rounded.
-            initial_scale: where a learned scale starts; 0 for the towers' own.
+            towers: source of the initial weights, see ``towers.source.load_towers``.
+            loss: options of :class:`AlignmentLoss`; None: the published loss.
+            component_matching: Long-CLIP's primary component matching: all texts of an image but the first are matched
+                with the image vectors projected on this many principal directions of the local batch; 0: off.
+            dense_weight: weight of the same loss on the mean of the dense map instead of the pooled vector, so that
+                patches are trained to match texts as well.
+            dense_mode: mode of the last block for that dense map.
+            distillation: options of :class:`RegionDistillation`; None: off.
+            region_contrast: options of :class:`RegionContrast`; None: off. Needs ``regions`` in the dataset.
+            low_rank: options of ``add_low_rank``: the towers are frozen except for low-rank updates (and mask network).
+            micro_batch: number of images (and texts) encoded at a time; each part is re-encoded in the backward pass,
+                so only the activations of one part are in memory. The loss is exactly that of the full batch. 0: off.
+            text_chunks: number of chunks of texts of similar length, encoded one by one; reduces padding.
+            half_residuals: under autocast, keep tokens between blocks in its precision instead of fp32: less memory
+                traffic, but every addition is rounded.
+            initial_scale: initial value of a learned scale; 0: that of the towers.
             checkpointing: recompute transformer blocks in the backward pass.
-            compile: backend of ``torch.compile`` for transformer blocks in training (``inductor``); empty for none.
-            length_multiple: tokens that texts are padded to a multiple of, so that compiled blocks see few lengths; 0:
-                64 with ``compile``, otherwise no padding. Texts of ``mask_pad='include'`` have one length anyway.
-            data_preprocessor: MMEngine's; None leaves uint8 pixels as they are until a part of them is encoded.
+            compile: ``torch.compile`` backend for transformer blocks in training (``inductor``); empty: not compiled.
+            length_multiple: pad texts to a multiple of this many tokens, so that compiled blocks see few lengths; 0: 64
+                with ``compile``, otherwise no padding. Texts with ``mask_pad='include'`` all have the same length.
+            data_preprocessor: MMEngine's; None: uint8 pixels are normalised when they are encoded.
             init_cfg: unused; weights come from ``towers``.
         """
         super().__init__(data_preprocessor=data_preprocessor or {"type": "BaseDataPreprocessor", "non_blocking": True})
@@ -123,8 +123,8 @@ class SmartCLIPAlignment(BaseModel):
         self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
         if (micro_batch or checkpointing) and not self.towers.image_tower.recomputable:
             raise UserError(
-                "The image tower has batch norm: a part of a batch has other means than the whole, and what is "
-                "computed again in backward is counted twice. Leave micro_batch and checkpointing off."
+                "The image tower has batch norm: its statistics would differ for parts of a batch, and recomputation "
+                "would update them twice. Disable micro_batch and checkpointing."
             )
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
         self.region_contrast = None if region_contrast is None else RegionContrast(**region_contrast)
@@ -141,52 +141,52 @@ class SmartCLIPAlignment(BaseModel):
             compile_blocks(self.towers, compile)
         if initial_scale > 0:
             self.towers.logit_scale.data.fill_(math.log(initial_scale))
-        if self.loss.learns_scale and (was := bound_scale(self.towers.logit_scale)) is not None:
-            now = float(self.towers.logit_scale)
+        if self.loss.learns_scale and (before := bound_scale(self.towers.logit_scale)) is not None:
+            after = float(self.towers.logit_scale)
             print_log(
-                f"logit_scale is a logarithm; {was:g} lies outside 0 to ln 100 and starts at {now:.4f}.",
+                f"logit_scale is a logarithm; {before:g} is outside [0, ln 100] and was set to {after:.4f}.",
                 "current",
                 logging.WARNING,
             )
         self._banks: dict[str, TextBank] = {}
         self._vocabularies: dict[tuple[str, torch.device], tuple[TextBank, dict[str, Tensor | None]]] = {}
-        # On each device once; not buffers, which DeepSpeed would round to bf16.
+        # Per device; not buffers, which DeepSpeed would round to bf16.
         self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._choose_trained(towers)
 
     def _choose_trained(self, source: Mapping[str, Any]) -> None:
-        """DDP waits for every trained parameter: those that no loss reaches are not trained."""
+        """Freeze parameters that no loss reaches: DDP waits for the gradients of all trained ones."""
         self.towers.logit_scale.requires_grad_(self.loss.learns_scale)
         if self.towers.mask_network is not None:
             self.towers.mask_network.requires_grad_(self.loss.mask_mode != "off")
         elif self.loss.mask_mode != "off":
             raise UserError(
-                f"mask_mode={self.loss.mask_mode!r} needs towers with a mask network; {source} have none. Choose an "
-                "architecture with one (SmartCLIP-...), or give the checkpoint one by towers.mask_layers=1, or "
+                f"mask_mode={self.loss.mask_mode!r} needs towers with a mask network; {source} have none. Use an "
+                "architecture with one (SmartCLIP-...), add one with towers.mask_layers=1, or set "
                 "mask_mode='off'."
             )
         self._choose_saliency(source)
 
     def _choose_saliency(self, source: Mapping[str, Any]) -> None:
-        """Weights of cells are seen by dense terms alone."""
+        """Train the saliency weights of cells only if a loss uses the dense map."""
         saliency = self.towers.image_tower.saliency
         if not self.towers.config.saliency or saliency is None:
             return
         learned = bool(self.dense_weight) or self.distillation is not None or self.region_contrast is not None
         if source.get("saliency") and not learned:
             raise UserError(
-                "towers.saliency=True is learned through the dense map, which no term of this loss sees. Give "
-                "dense_weight, distillation or region_contrast, or leave saliency out."
+                "towers.saliency=True is trained through the dense map, which no loss uses here. Set dense_weight, "
+                "distillation or region_contrast, or remove saliency."
             )
         saliency.requires_grad_(learned)
         if not learned:
-            print_log("Weights of cells (saliency) stay as they are: no term sees the dense map.", "current")
+            print_log("Saliency weights are frozen: no loss uses the dense map.", "current")
 
     def init_weights(self) -> None:
-        """Nothing: weights were loaded with the towers."""
+        """No-op: weights were loaded with the towers."""
 
     def set_text_banks(self, banks: Mapping[str, TextBank]) -> None:
-        """Vocabularies that :meth:`forward` scores images against in ``predict`` mode, by name."""
+        """Set the vocabularies, by name, that :meth:`forward` scores images against in ``predict`` mode."""
         self._banks = dict(banks)
         self._vocabularies.clear()
 
@@ -200,14 +200,14 @@ class SmartCLIPAlignment(BaseModel):
         """Run one batch.
 
         Args:
-            inputs: ``[B, 3, S, S]``: uint8 pixels, or normalised ones.
-            data_samples: ``drawn_captions`` (or ``drawn_tokens``) each, as many for all, for ``loss``; ``captions``
-                for ``predict``.
+            inputs: ``[B, 3, S, S]``: uint8 or normalised pixels.
+            data_samples: for ``loss`` each with ``drawn_captions`` (or ``drawn_tokens``), the same number for all; for
+                ``predict`` with ``captions``.
             mode: ``loss`` (dict of losses), ``predict`` (see :meth:`predict`), ``tensor`` (``[B, D]`` vectors).
-            texts: for ``loss``, see ``text_batch.pad_texts``; None: made of ``data_samples`` here.
+            texts: for ``loss``, see ``text_batch.pad_texts``; None: built from ``data_samples``.
 
         Raises:
-            UserError: for another mode, or samples without what the mode needs.
+            UserError: for another mode, or samples without the fields that the mode needs.
         """
         if mode == "tensor":
             return self.towers.encode_image(self.normalised(inputs))
@@ -216,7 +216,7 @@ class SmartCLIPAlignment(BaseModel):
         return self._losses(inputs, data_samples, texts) if mode == "loss" else self.predict(inputs, data_samples)
 
     def normalised(self, inputs: Tensor) -> Tensor:
-        """Pixels as the tower wants them; what is not uint8 was normalised before."""
+        """Normalise uint8 pixels; other dtypes are assumed to be normalised."""
         if inputs.dtype != torch.uint8:
             return inputs
         if inputs.device not in self._statistics:
@@ -228,10 +228,10 @@ class SmartCLIPAlignment(BaseModel):
     def _losses(
         self, inputs: Tensor, data_samples: Sequence[BaseDataElement], texts: Mapping[str, Any] | None
     ) -> dict[str, Tensor]:
-        given = self._texts(data_samples, inputs.device) if texts is None else texts
-        sets = len(given["lengths"]) // len(inputs)
+        batch = self._texts(data_samples, inputs.device) if texts is None else texts
+        sets = len(batch["lengths"]) // len(inputs)
         seen = self._see(inputs)
-        read = self._read(given)
+        read = self._read(batch)
         losses = self._contrast(seen.pooled, *read, sets)
         if seen.patch_mean is not None:
             dense = self._contrast(seen.patch_mean, *read, sets)
@@ -243,13 +243,13 @@ class SmartCLIPAlignment(BaseModel):
         if self.region_contrast is not None:
             assert seen.dense is not None
             losses.update(self._contrast_regions(self.region_contrast, seen.dense, data_samples))
-        # Captions over the context are cut, as in the released training: the log tells how many reach the limit.
+        # Captions over the context length are truncated, as in the released training; log how many reach the limit.
         limit = self.towers.config.context_length
-        losses["texts_at_limit"] = (given["tokens"].argmax(dim=1) == limit - 1).float().mean()
+        losses["texts_at_limit"] = (batch["tokens"].argmax(dim=1) == limit - 1).float().mean()
         return losses
 
     def _texts(self, data_samples: Sequence[BaseDataElement], device: torch.device) -> dict[str, Any]:
-        """What ``caption_batch`` gives of texts, for samples that came without it: set by set."""
+        """Text batch like that of ``caption_batch``, for samples that come without one: set by set."""
         if "drawn_tokens" in data_samples[0]:
             rows = zip(*(s.drawn_tokens for s in data_samples), strict=True)
             return texts_to(pad_texts([t for one in rows for t in one]), device)
@@ -260,29 +260,29 @@ class SmartCLIPAlignment(BaseModel):
         return texts_to(describe_texts(self.towers.tokenize(texts, truncate=True)), device)
 
     def _read(self, texts: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Text vectors and mask logits ``[K, D]``, chunk by chunk."""
+        """Text vectors and mask logits ``[K, D]``, encoded in chunks."""
         tokens, limit = texts["tokens"], self.towers.config.context_length
         if tokens.shape[1] > limit:
             raise UserError(
-                f"The data set gives {tokens.shape[1]} tokens, the towers take {limit}: "
-                "set the data set's context_length to theirs, or towers.stretch=True."
+                f"The dataset yields {tokens.shape[1]} tokens but the towers take {limit}: set the dataset's "
+                "context_length to theirs, or towers.stretch=True."
             )
-        again = 0 < self.micro_batch < len(tokens)
-        parts = max(-(-len(tokens) // self.micro_batch) if again else 1, self.text_chunks)
+        recompute = 0 < self.micro_batch < len(tokens)
+        parts = max(-(-len(tokens) // self.micro_batch) if recompute else 1, self.text_chunks)
         return self.towers.forward_text_by_length(
             tokens,
             parts,
-            recompute=again,
+            recompute=recompute,
             lengths=texts["lengths"],
             order=(texts["order"], texts["back"]),
             multiple=self.length_multiple,
         )
 
     def _see(self, inputs: Tensor) -> SeenImages:
-        """Image features, micro-batch by micro-batch."""
+        """Image features, encoded in micro-batches."""
         terms = [t.images for t in (self.distillation, self.region_contrast) if t is not None]
-        kept = max(terms, default=0)
-        mode = self.dense_mode if self.dense_weight or kept else None
+        dense_images = max(terms, default=0)
+        mode = self.dense_mode if self.dense_weight or dense_images else None
 
         def see(pixels: Tensor, keep: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
             out = self.towers.image_tower.features(self.normalised(pixels), dense_mode=mode, pooled=True)
@@ -293,13 +293,13 @@ class SmartCLIPAlignment(BaseModel):
         size = self.micro_batch or len(inputs)
         parts = []
         for start in range(0, len(inputs), size):
-            given = (inputs[start : start + size], min(max(kept - start, 0), size))
-            parts.append(checkpoint(see, *given, use_reentrant=False) if size < len(inputs) else see(*given))
+            part = (inputs[start : start + size], min(max(dense_images - start, 0), size))
+            parts.append(checkpoint(see, *part, use_reentrant=False) if size < len(inputs) else see(*part))
         pooled, means, maps = ([p for p in column if p is not None] for column in zip(*parts, strict=True))
         return SeenImages(torch.cat(pooled), torch.cat(means) if means else None, torch.cat(maps) if maps else None)
 
     def _contrast(self, images: Tensor, embeds: Tensor, logits: Tensor | None, sets: int) -> dict[str, Tensor]:
-        """Mean losses of ``[B, D]`` image vectors with each of the sets of B captions."""
+        """Losses of ``[B, D]`` image vectors, averaged over the sets of B captions."""
         masks = [None] * sets if logits is None else logits.chunk(sets)
         parts = []
         for n, (own, mask_logits) in enumerate(zip(embeds.chunk(sets), masks, strict=True)):
@@ -311,16 +311,16 @@ class SmartCLIPAlignment(BaseModel):
         self, term: RegionContrast, dense: Tensor, data_samples: Sequence[BaseDataElement]
     ) -> dict[str, Tensor]:
         if "region_texts" not in data_samples[0]:
-            raise UserError("region_contrast needs regions=dict(file=...) in the training data set.")
-        told = [s.region_texts for s in data_samples]
-        texts = term.texts(told)
+            raise UserError("region_contrast needs regions=dict(file=...) in the training dataset.")
+        region_texts = [s.region_texts for s in data_samples]
+        texts = term.texts(region_texts)
         if not texts:
             return term.nothing(dense)
         embeds, logits = self._read(self._tokenized(texts, dense.device))
         return term(
             dense,
             [s.region_boxes for s in data_samples],
-            told,
+            region_texts,
             embeds,
             self.loss.masks(logits),
             self.towers.image_tower.patch_size,
@@ -328,11 +328,11 @@ class SmartCLIPAlignment(BaseModel):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[BaseDataElement]) -> list[BaseDataElement]:
-        """What retrieval and zero-shot tests need of each image.
+        """Features of each image and its captions, for retrieval and zero-shot evaluation.
 
         Returns:
             The samples with ``image_embed [D]``; ``text_features``: for each kind of caption a list of (vector ``[D]``,
-            mask ``[D]``); ``presence_scores``: for each vocabulary in force cosines ``[C]`` by mask mode.
+            mask ``[D]``); ``presence_scores``: for each active vocabulary cosines ``[C]`` by mask mode.
         """
         images = self.towers.encode_image(self.normalised(inputs))
         scores = {}
@@ -343,19 +343,19 @@ class SmartCLIPAlignment(BaseModel):
                 for mode, m in masks.items()
             }
         texts = [t for s in data_samples for kind in s.captions.values() for t in kind]
-        found = self._encode_unique(texts)
+        features = self._encode_unique(texts)
         vectors = images.float().cpu()
         for i, sample in enumerate(data_samples):
             sample.set_field(vectors[i], "image_embed", dtype=Tensor)
-            sample.set_field({k: [found[t] for t in v] for k, v in sample.captions.items()}, "text_features")
+            sample.set_field({k: [features[t] for t in v] for k, v in sample.captions.items()}, "text_features")
             sample.set_field({n: {k: v[i] for k, v in s.items()} for n, s in scores.items()}, "presence_scores")
         return list(data_samples)
 
     def _vocabulary(self, name: str, device: torch.device) -> tuple[TextBank, dict[str, Tensor | None]]:
-        """A bank in force and its masks by mode on a device, brought there once."""
+        """An active bank on a device and its masks by mode; cached."""
         if (name, device) not in self._vocabularies:
             bank = self._banks[name].to(device)
-            # A control needs another text to take a mask from.
+            # shuffled needs a second text to swap masks with.
             masks = {
                 mode: resolve_masks(bank.masks, mode, bank.texts)
                 for mode in RETRIEVAL_MODES
@@ -365,7 +365,7 @@ class SmartCLIPAlignment(BaseModel):
         return self._vocabularies[name, device]
 
     def _encode_unique(self, texts: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """``[D]`` vector and mask of each different text."""
+        """``[D]`` vector and mask of each unique text."""
         unique = list(dict.fromkeys(texts))
         if not unique:
             return {}

@@ -24,10 +24,10 @@ from smartclip_det.utils.devices import PRECISIONS, frozen_precision
 
 @MODELS.register_module()
 class SmartCLIPViT(BaseModule):
-    """Taps of an image tower, whatever its architecture; frozen unless told otherwise.
+    """Taps of an image tower of any architecture; frozen by default.
 
-    A frozen tower stays in eval mode and runs without gradients, once per image. A trained one leaves out of
-    training what its taps do not use, so DDP needs no search for unused parameters.
+    A frozen tower stays in eval mode and runs without gradients, once per image. In a trained tower, parameters that do
+    not affect the taps are frozen, so DDP needs no search for unused parameters.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class SmartCLIPViT(BaseModule):
         Args:
             towers: see ``towers.source.load_towers``.
             out_indices: tapped layers, 0-based.
-            frozen: whether the tower is kept as it is.
-            dense_mode: last block for :meth:`features` with ``dense=True``.
+            frozen: whether the tower is frozen.
+            dense_mode: mode of the last block for :meth:`features` with ``dense=True``.
             window_size: attention windows in cells, 0 for global attention.
-            global_layers: layers that stay global under windows.
-            checkpointing: recompute blocks in backward.
-            precision: of a frozen tower and of the neck behind it, see ``devices.frozen_precision``; a trained one has
-                that of the optimizer wrapper (``--amp``).
+            global_layers: layers with global attention despite ``window_size``.
+            checkpointing: recompute blocks in the backward pass.
+            precision: precision of a frozen tower and the neck on top, see ``devices.frozen_precision``; a trained
+                tower uses that of the optimizer wrapper (``--amp``).
             init_cfg: unused; weights come from ``towers``.
         """
         super().__init__(init_cfg=None)
@@ -81,43 +81,43 @@ class SmartCLIPViT(BaseModule):
         print_log(f"SmartCLIPViT {self.tower_hash}: {trained:,} of {total:,} parameters are trained.", "current")
 
     def get_extra_state(self) -> Tensor:
-        """The hash of the towers, so that a checkpoint knows whose texts it was trained with."""
+        """Hash of the towers, so that a checkpoint records whose text embeddings it was trained with."""
         return hash_tensor(self.tower_hash)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuse a checkpoint of other towers."""
+        """Reject a checkpoint trained with other towers."""
         refuse_other_towers(state, self.tower_hash)
 
     def init_weights(self) -> None:
-        """Nothing: weights were loaded with the towers."""
+        """No-op: weights were loaded with the towers."""
 
     def train(self, mode: bool = True) -> SmartCLIPViT:
-        """A frozen tower stays in eval mode."""
+        """Keep a frozen tower in eval mode."""
         super().train(mode)
         if self.frozen:
             self.image_tower.eval()
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """``[B, 3, H, W]`` normalised pixels to one ``[B, C, h, w]`` map per tapped layer (C, h, w by layer)."""
+        """``[B, 3, H, W]`` normalised pixels to one ``[B, C, h, w]`` map per tapped layer."""
         return self.features(images).taps
 
     def features(self, images: Tensor, *, dense: bool = False) -> VisionOutput:
-        """Taps, and the dense map ``[B, D, h, w]`` (not normalised) where asked for."""
+        """Taps, and the dense map ``[B, D, h, w]`` (not normalised) if ``dense``."""
         mode = self.dense_mode if dense else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen), self.mixed(images.device):
-            found = self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)
-        given = [t for t in (*found.taps, found.dense) if t is not None]
-        if torch.is_autocast_enabled(images.device.type) or all(t.dtype == images.dtype for t in given):
-            return found
-        # A neck of another house, which knows nothing of it, is in the precision of its own weights.
+            output = self.image_tower.features(images, taps=self.out_indices, dense_mode=mode)
+        maps = [t for t in (*output.taps, output.dense) if t is not None]
+        if torch.is_autocast_enabled(images.device.type) or all(t.dtype == images.dtype for t in maps):
+            return output
+        # A third-party neck that is called without autocast expects the dtype of its own weights.
         return VisionOutput(
-            found.pooled,
-            None if found.dense is None else found.dense.float(),
-            tuple(t.float() for t in found.taps),
-            None if found.class_token is None else found.class_token.float(),
+            output.pooled,
+            None if output.dense is None else output.dense.float(),
+            tuple(t.float() for t in output.taps),
+            None if output.class_token is None else output.class_token.float(),
         )
 
     def mixed(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The precision that a frozen tower runs in; the caller's for a trained one."""
+        """Autocast context of a frozen tower; the caller's for a trained one."""
         return frozen_precision(device, self.precision) if self.frozen else nullcontext()

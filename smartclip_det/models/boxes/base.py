@@ -1,4 +1,4 @@
-"""What a source of boxes is asked, and what it answers. Boxes are xyxy pixels of the picture.
+"""Interface of box sources. Boxes are xyxy pixels of the image.
 
 Shape letters: R boxes.
 """
@@ -18,18 +18,18 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.boxes import LARGEST
 
-#: Share of a side by which boxes may leave their picture: annotations are rounded, and detectors overshoot.
+#: Fraction of a side by which boxes may exceed the image: annotations are rounded, and detectors overshoot.
 OVERSHOOT = 0.02
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture that boxes are wanted of, with its pixels.
+    """An image to find boxes in.
 
     Attributes:
         image: RGB.
-        name: path of its file, or what else it is called; empty for one that came without.
-        given: what it was read from, for answers about it.
+        name: path of its file, or another name; empty if unknown.
+        given: what it was read from, passed on to the answers.
     """
 
     image: Image.Image
@@ -38,80 +38,80 @@ class Photograph:
 
 
 @dataclass(frozen=True)
-class FoundBoxes:
-    """Boxes of one picture, best first.
+class ScoredBoxes:
+    """Boxes of one image, best first.
 
     Attributes:
         boxes: ``[R, 4]`` xyxy pixels.
-        scores: ``[R]`` that there is something, in [0, 1].
+        scores: ``[R]`` objectness in [0, 1].
     """
 
     boxes: Tensor
     scores: Tensor
 
-    def best(self, count: int) -> FoundBoxes:
-        """The ``count`` best; of equal scores the earlier."""
+    def best(self, count: int) -> ScoredBoxes:
+        """The ``count`` best boxes; ties keep their order."""
         order = self.scores.argsort(descending=True, stable=True)[:count]
-        return FoundBoxes(self.boxes[order], self.scores[order])
+        return ScoredBoxes(self.boxes[order], self.scores[order])
 
 
 class BoxSource(Protocol):
-    """Gives boxes of pictures, whatever they show; knows nothing of the texts that are asked for."""
+    """Proposes class-agnostic boxes; independent of the texts."""
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for the stamp of answers."""
+        """Description of the source, for the stamp of results."""
         ...
 
     def to(self, device: torch.device) -> BoxSource:
-        """Move what it computes with; returns itself."""
+        """Move the model to a device; returns itself."""
         ...
 
-    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
-        """Boxes of each picture, best first."""
+    def __call__(self, pictures: Sequence[Photograph]) -> list[ScoredBoxes]:
+        """Boxes of each image, best first."""
         ...
 
 
 def checked_boxes(boxes: Any, size: tuple[int, int], where: str = "The boxes") -> Tensor:
-    """``[R, 4]`` fp32 of boxes that somebody gave; R may be 0.
+    """Validate user-supplied boxes and return them as ``[R, 4]`` fp32; R may be 0.
 
     Args:
         boxes: R boxes xyxy.
-        size: width and height of the picture.
-        where: the boxes come from, for messages.
+        size: width and height of the image.
+        where: origin of the boxes, for messages.
 
     Raises:
-        UserError: for another shape, numbers that are not finite, corners the wrong way round, and boxes that leave the
-            picture by more than :data:`OVERSHOOT` of its side: they are of another picture, or in another form.
+        UserError: for another shape, non-finite numbers, swapped corners, or boxes that exceed the image by more than
+            :data:`OVERSHOOT` of a side, which indicates another image or box format.
     """
     try:
-        found = np.asarray([] if boxes is None else boxes, dtype=np.float64)
+        array = np.asarray([] if boxes is None else boxes, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where} must be R boxes of four numbers [x1, y1, x2, y2]; {error}.") from error
-    if not found.size:
+    if not array.size:
         return torch.zeros(0, 4)
-    if found.ndim != 2 or found.shape[1] != 4:
-        raise UserError(f"{where} must be [R, 4], xyxy pixels; given {list(found.shape)}.")
-    bad = ~(np.abs(found) <= LARGEST).all(axis=1)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise UserError(f"{where} must be [R, 4], xyxy pixels; given {list(array.shape)}.")
+    bad = ~(np.abs(array) <= LARGEST).all(axis=1)
     if bad.any():
-        raise UserError(f"{where}: {bad.sum()} of {len(found)} hold a number that is not finite.")
-    turned = (found[:, 2:] < found[:, :2]).any(axis=1)
-    if turned.any():
+        raise UserError(f"{where}: {bad.sum()} of {len(array)} contain a number that is not finite.")
+    swapped = (array[:, 2:] < array[:, :2]).any(axis=1)
+    if swapped.any():
         raise UserError(
-            f"{where}: {turned.sum()} of {len(found)} have x2 < x1 or y2 < y1, the first {found[turned][0].tolist()}. "
-            "Boxes are [x1, y1, x2, y2] here; [x, y, width, height] becomes that by adding."
+            f"{where}: {swapped.sum()} of {len(array)} have x2 < x1 or y2 < y1, the first is "
+            f"{array[swapped][0].tolist()}. Boxes must be [x1, y1, x2, y2]; convert [x, y, width, height]."
         )
     limit = np.array([*size, *size], dtype=np.float64)
     slack = np.maximum(OVERSHOOT * limit, 1)
-    left = ((found < -slack) | (found > limit + slack)).any(axis=1)
-    if left.any():
+    outside = ((array < -slack) | (array > limit + slack)).any(axis=1)
+    if outside.any():
         raise UserError(
-            f"{where}: {left.sum()} of {len(found)} leave the picture of {size[0]} x {size[1]} pixels, the first "
-            f"{found[left][0].tolist()}. Are they of another picture, of the same at another size, or not "
-            "[x1, y1, x2, y2]?"
+            f"{where}: {outside.sum()} of {len(array)} exceed the image of {size[0]} x {size[1]} pixels, the first is "
+            f"{array[outside][0].tolist()}. Do they belong to another image, to the same image at another size, or are "
+            "they not [x1, y1, x2, y2]?"
         )
-    return torch.from_numpy(found).float()
+    return torch.from_numpy(array).float()
 
 
 def last_name(name: str) -> str:
-    """Of a path, for messages."""
-    return Path(name).name or "the picture"
+    """Last component of a path, for messages."""
+    return Path(name).name or "the image"

@@ -1,6 +1,6 @@
-"""Boxes of the region proposal network of torchvision's Faster R-CNN: class-agnostic, and without MMDetection.
+"""Boxes from the RPN of torchvision's Faster R-CNN: class-agnostic, and without MMDetection.
 
-Its weights were trained on COCO's boxes; what is in a box is not looked at.
+The weights were trained on COCO boxes; the second stage, which classifies them, is not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.models.boxes.base import FoundBoxes, Photograph
+from smartclip_det.models.boxes.base import Photograph, ScoredBoxes
 from smartclip_det.utils.images import pixels
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.safe_load import safe_torch_load, safe_url_load
@@ -27,12 +27,12 @@ DEFAULT_MODEL = "fasterrcnn_resnet50_fpn_v2"
 
 
 def model_names() -> list[str]:
-    """Models of torchvision that have a region proposal network of boxes."""
+    """Names of the torchvision models with an RPN."""
     return [n for n in list_models() if n.startswith("fasterrcnn_")]
 
 
 class TorchvisionBoxes:
-    """The best proposals of torchvision's Faster R-CNN, with their objectness."""
+    """Top proposals of torchvision's Faster R-CNN, with their objectness."""
 
     def __init__(
         self,
@@ -48,15 +48,15 @@ class TorchvisionBoxes:
 
         Args:
             model: one of :func:`model_names`.
-            weights: ``DEFAULT`` or another of torchvision's names (downloaded once, by torchvision's own route), a file
-                of such weights, or None for random ones (for tests only).
-            max_boxes: boxes of a picture at most.
-            nms_iou: overlap over which the weaker box goes.
-            size: pixels of the shorter side of the model's input; default: the model's own.
-            seed: of random weights.
+            weights: ``DEFAULT`` or another of torchvision's weight names (downloaded once by torchvision), a weights
+                file, or None for random weights (for tests only).
+            max_boxes: maximum number of boxes per image.
+            nms_iou: IoU above which the lower-scored box is suppressed.
+            size: shorter side of the model input in pixels; default: the model's own.
+            seed: seed of random weights.
 
         Raises:
-            UserError: for unknown names, a missing file, one of another model, and weights that cannot be fetched.
+            UserError: for unknown names, a missing or mismatched file, or weights that cannot be downloaded.
         """
         self.name = check_choice("model", model, model_names())
         options: dict[str, Any] = {"rpn_post_nms_top_n_test": max_boxes, "rpn_nms_thresh": nms_iou}
@@ -67,18 +67,18 @@ class TorchvisionBoxes:
         self.weights = "random" if weights is None else str(weights)
         if weights is not None:
             self._load(str(weights))
-        # The second stage tells classes; it is not needed.
+        # The second stage classifies boxes and is not needed.
         self.model.roi_heads = nn.Identity()
         self.max_boxes, self.nms_iou, self.size = max_boxes, nms_iou, size
         self.model.requires_grad_(False)
 
     def _load(self, weights: str) -> None:
-        state = safe_torch_load(weights) if Path(weights).is_file() else _fetched(self.name, weights)
+        state = safe_torch_load(weights) if Path(weights).is_file() else _downloaded(self.name, weights)
         try:
             self.model.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
             first = str(error).strip().split("\n")[0]
-            raise UserError(f"{weights} holds no weights of torchvision's {self.name} ({first:.200}).") from error
+            raise UserError(f"{weights} has no weights for torchvision's {self.name} ({first:.200}).") from error
 
     def facts(self) -> dict[str, Any]:
         """Model, weights and limits."""
@@ -97,14 +97,14 @@ class TorchvisionBoxes:
         return self
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Photograph]) -> list[FoundBoxes]:
-        """Boxes of each picture, best first, on the model's device.
+    def __call__(self, pictures: Sequence[Photograph]) -> list[ScoredBoxes]:
+        """Boxes of each image, best first, on the model's device.
 
-        Pictures go through the model one by one: a batch is padded, and boxes would depend on who shares it.
+        Images are processed one by one: a batch is padded, which would make boxes depend on the other images.
         """
         return [self._one(p) for p in pictures]
 
-    def _one(self, picture: Photograph) -> FoundBoxes:
+    def _one(self, picture: Photograph) -> ScoredBoxes:
         device = next(self.model.parameters()).device
         image = pixels(picture.image).to(device).float() / 255
         inputs, _ = self.model.transform([image])
@@ -112,38 +112,38 @@ class TorchvisionBoxes:
             boxes, scores = proposals(self.model, inputs)
         height, width = inputs.image_sizes[0]
         scale = boxes.new_tensor([picture.image.width / width, picture.image.height / height]).repeat(2)
-        return FoundBoxes(boxes * scale, scores).best(self.max_boxes)
+        return ScoredBoxes(boxes * scale, scores).best(self.max_boxes)
 
 
 def proposals(model: FasterRCNN, inputs: ImageList) -> tuple[Tensor, Tensor]:
-    """Boxes ``[R, 4]`` in pixels of the one input, and objectness ``[R]``, which torchvision's own call drops."""
+    """Boxes ``[R, 4]`` in pixels of the single input, and objectness ``[R]``, which torchvision's forward drops."""
     rpn, features = model.rpn, list(model.backbone(inputs.tensors).values())
     logits, deltas = rpn.head(features)
     anchors = rpn.anchor_generator(inputs, features)
     counts = [level[0].numel() for level in logits]
     logits, deltas = concat_box_prediction_layers(logits, deltas)
     boxes = rpn.box_coder.decode(deltas, anchors).view(1, -1, 4)
-    kept, scores = rpn.filter_proposals(boxes, logits, inputs.image_sizes, counts)
-    return kept[0], scores[0]
+    filtered, scores = rpn.filter_proposals(boxes, logits, inputs.image_sizes, counts)
+    return filtered[0], scores[0]
 
 
-def _fetched(model: str, weights: str) -> dict[str, Tensor]:
-    """Weights by torchvision's address, from its own cache where they are there."""
+def _downloaded(model: str, weights: str) -> dict[str, Tensor]:
+    """Weights from torchvision's URL, cached by torchvision."""
     known = get_model_weights(model)
     check_choice("weights", weights, ["DEFAULT", *known.__members__])
     entry = known[weights]
     name, folder = entry.url.rsplit("/", 1)[1], Path(torch.hub.get_dir(), "checkpoints")
     if not (folder / name).is_file():
         note(
-            f"boxes: torchvision's {model}, weights {entry.name} ({entry.meta.get('_file_size', 0):.0f} MB, trained on "
-            f"COCO), are fetched once from {entry.url} to {folder}.",
+            f"boxes: downloading torchvision's {model} once, weights {entry.name} trained on COCO "
+            f"({entry.meta.get('_file_size', 0):.0f} MB), from {entry.url} to {folder}.",
             error=True,
         )
     try:
         state: dict[str, Tensor] = safe_url_load(entry.url, map_location="cpu", check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"The weights of torchvision's {model} could not be fetched from {entry.url} ({error}). Put that file into "
-            f"{folder}, or give it: boxes='torchvision:{model}:FILE'."
+            f"The weights of torchvision's {model} could not be downloaded from {entry.url} ({error}). Put that file "
+            f"into {folder}, or pass its path: boxes='torchvision:{model}:FILE'."
         ) from error
     return state

@@ -1,4 +1,4 @@
-"""MMDetection's RPN head with norms between its convolutions, which it has no option for."""
+"""MMDetection's RPN head with norm layers between its convolutions, for which it has no option."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 
 @MODELS.register_module()
 class NormedRPNHead(RPNHead):
-    """The class-agnostic RPN of F-ViT's OV-LVIS recipe (ovd reference 2.5)."""
+    """Class-agnostic RPN of the F-ViT recipe for OV-LVIS (CLIPSelf, arXiv 2310.01403)."""
 
     def __init__(self, *args: Any, norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Build.
 
         Args:
             args: as for ``RPNHead``.
-            norm_cfg: norm after each convolution, None for none.
+            norm_cfg: norm after each convolution; None: no norm.
             kwargs: as for ``RPNHead``.
         """
         self.norm_cfg = None if norm_cfg is None else dict(norm_cfg)

@@ -1,4 +1,4 @@
-"""One box and one class vector for each patch token (OWL-ViT, arXiv 2205.06230, section 3.1), with masked cosines.
+"""OWL-ViT head (arXiv 2205.06230, section 3.1) with masked cosines: one box and class vector per patch token.
 
 Shape letters: B images, N patch tokens (h w), C tower channels, D joint embedding, K classes, G ground-truth boxes.
 """
@@ -35,13 +35,13 @@ MATCH_COSTS = (
 
 @dataclass
 class TokenPredictions:
-    """What the tokens of B images say.
+    """Predictions for the tokens of B images.
 
     Attributes:
         vectors: ``[B, N, D]`` class vectors.
-        shift: ``[B, N]`` added to cosines.
-        scale: ``[B, N]`` raw factor on them.
-        boxes: ``[B, N, 4]`` centre, width and height as shares of the padded input, in 0..1.
+        shift: ``[B, N]`` shift added to cosines.
+        scale: ``[B, N]`` raw scale of cosines.
+        boxes: ``[B, N, 4]`` cxcywh relative to the padded input, in [0, 1].
     """
 
     vectors: Tensor
@@ -71,10 +71,10 @@ class OWLHead(BaseModule):
             in_channels: C.
             embed_dim: D.
             merge_class_token: multiply patch tokens by the class token before the norm, as OWL-ViT does.
-            federated: classes that take part in the loss of a batch: those with a box, filled up with seen classes
-                drawn at random; 0 for all seen classes. For federated annotations and large vocabularies.
-            loss_weights: of ``cls``, ``bbox`` (L1 on shares) and ``giou``.
-            focal: ``alpha`` and ``gamma``.
+            federated: number of classes in the loss of a batch: those with a box, plus randomly drawn seen classes; 0:
+                all seen classes. For federated annotations and large vocabularies.
+            loss_weights: weights of ``cls``, ``bbox`` (L1 on relative coordinates) and ``giou``.
+            focal: ``alpha`` and ``gamma`` of the focal loss.
             test_cfg: ``score_thr`` and ``max_per_img``.
             init_cfg: as for any MMEngine module.
         """
@@ -97,7 +97,7 @@ class OWLHead(BaseModule):
         )
         self.assigner = TASK_UTILS.build({"type": "HungarianAssigner", "match_costs": [dict(c) for c in MATCH_COSTS]})
         self.counter = DegenerateCounter()
-        # Boxes start as the cells themselves, scores near 0: cos 0.2 or so, times 10, minus 4.6.
+        # Boxes start as the grid cells, scores near 0: a cosine of about 0.2, times 10, minus 4.6.
         nn.init.zeros_(self.box_mlp[-1].weight)
         nn.init.zeros_(self.box_mlp[-1].bias)
         for layer, value in ((self.fc_shift, -0.46), (self.fc_scale, 9.0)):
@@ -106,7 +106,7 @@ class OWLHead(BaseModule):
 
     @torch.no_grad()
     def start_from(self, norm: nn.LayerNorm | None, projection: Tensor) -> None:
-        """Start class vectors from a tower's own last norm, where it has one, and projection ``[C, D]``."""
+        """Initialise class vectors from the tower's last norm, if it has one, and its projection ``[C, D]``."""
         if norm is not None:
             self.norm.load_state_dict(norm.state_dict())
         self.fc_class.weight.copy_(projection.t())
@@ -126,16 +126,19 @@ class OWLHead(BaseModule):
         boxes = (self.box_mlp(x) + cell_logits(grid, x.device)).sigmoid()
         return TokenPredictions(self.fc_class(x), self.fc_shift(x)[..., 0], self.fc_scale(x)[..., 0], boxes)
 
-    def logits(self, found: TokenPredictions, bank: TextBank, policy: ScoringPolicy) -> Tensor:
+    def logits(self, predictions: TokenPredictions, bank: TextBank, policy: ScoringPolicy) -> Tensor:
         """``[B, N, K]`` class logits."""
         if bank.dim != self.embed_dim:
-            raise UserError(f"The bank has D = {bank.dim}, this head {self.embed_dim}: they are of different towers.")
-        cosine = bank.cosine(found.vectors.flatten(0, 1), policy, counter=self.counter)
-        return owl_logits(cosine, found.shift.flatten(), found.scale.flatten()).unflatten(0, found.shift.shape)
+            raise UserError(
+                f"The bank has D = {bank.dim}, this head {self.embed_dim}: they come from different towers."
+            )
+        cosine = bank.cosine(predictions.vectors.flatten(0, 1), policy, counter=self.counter)
+        shift, scale = predictions.shift, predictions.scale
+        return owl_logits(cosine, shift.flatten(), scale.flatten()).unflatten(0, shift.shape)
 
     def loss(
         self,
-        found: TokenPredictions,
+        predictions: TokenPredictions,
         samples: Sequence[Any],
         input_shape: tuple[int, int],
         bank: TextBank,
@@ -144,33 +147,33 @@ class OWLHead(BaseModule):
         """Losses of one batch after bipartite matching of tokens and boxes.
 
         Args:
-            found: predictions.
+            predictions: predictions for all tokens.
             samples: data samples with ``gt_instances`` in input pixels.
             input_shape: H and W of the padded input.
-            bank: the bank in force; labels index into it.
+            bank: the active bank; labels index into it.
             policy: scoring policy.
         """
         height, width = input_shape
-        factor = found.boxes.new_tensor([width, height, width, height])
-        logits = self.logits(found, bank, policy)
-        corners = bbox_cxcywh_to_xyxy(found.boxes)
+        factor = predictions.boxes.new_tensor([width, height, width, height])
+        logits = self.logits(predictions, bank, policy)
+        corners = bbox_cxcywh_to_xyxy(predictions.boxes)
         onehot = torch.zeros_like(logits)
-        predicted, wanted = [], []
+        matched_boxes, targets = [], []
         truths = [s.gt_instances for s in samples]
         refuse_unseen(torch.cat([t.labels for t in truths]), bank)
         for i, truth in enumerate(truths):
             boxes = get_box_tensor(truth.bboxes).float()
             tokens, matched = self._match(corners[i] * factor, logits[i], boxes, truth.labels, input_shape)
             onehot[i, tokens, truth.labels[matched]] = 1
-            predicted.append(torch.stack([found.boxes[i, tokens], corners[i, tokens]]))
-            shares = boxes[matched] / factor
-            wanted.append(torch.stack([bbox_xyxy_to_cxcywh(shares), shares]))
-        ours, theirs = torch.cat(predicted, dim=1), torch.cat(wanted, dim=1)
+            matched_boxes.append(torch.stack([predictions.boxes[i, tokens], corners[i, tokens]]))
+            relative = boxes[matched] / factor
+            targets.append(torch.stack([bbox_xyxy_to_cxcywh(relative), relative]))
+        ours, theirs = torch.cat(matched_boxes, dim=1), torch.cat(targets, dim=1)
         count = reduce_mean(ours.new_full((1,), float(ours.shape[1]))).clamp(min=1)
-        taking_part = self._classes_in_loss(torch.cat([t.labels for t in truths]), bank)
+        class_mask = self._classes_in_loss(torch.cat([t.labels for t in truths]), bank)
         focal = sigmoid_focal_loss(logits, onehot, alpha=self.focal["alpha"], gamma=self.focal["gamma"])
         return {
-            "loss_cls": self.weights["cls"] * (focal * taking_part).sum() / count,
+            "loss_cls": self.weights["cls"] * (focal * class_mask).sum() / count,
             "loss_bbox": self.weights["bbox"] * functional.l1_loss(ours[0], theirs[0], reduction="sum") / count,
             "loss_giou": self.weights["giou"] * generalized_box_iou_loss(ours[1], theirs[1], reduction="sum") / count,
         }
@@ -179,7 +182,7 @@ class OWLHead(BaseModule):
     def _match(
         self, boxes: Tensor, logits: Tensor, truth: Tensor, labels: Tensor, input_shape: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Indices of matched tokens and of their ground-truth boxes."""
+        """Indices of the matched tokens and of their ground-truth boxes."""
         result = self.assigner.assign(
             InstanceData(bboxes=boxes, scores=logits),
             InstanceData(bboxes=truth, labels=labels),
@@ -189,34 +192,34 @@ class OWLHead(BaseModule):
         return tokens, result.gt_inds[tokens] - 1
 
     def _classes_in_loss(self, labels: Tensor, bank: TextBank) -> Tensor:
-        """``[K]`` 1 for classes that take part in the loss."""
+        """``[K]`` 1 for classes that contribute to the loss."""
         if not self.federated:
             return bank.seen.float()
         present = torch.zeros(len(bank), dtype=torch.bool, device=labels.device)
         present[labels] = True
         others = (bank.seen & ~present).nonzero().squeeze(1)
         missing = max(0, self.federated - int(present.sum()))
-        drawn = others[torch.randperm(len(others), device=others.device)[:missing]]
-        present[drawn] = True
+        sampled = others[torch.randperm(len(others), device=others.device)[:missing]]
+        present[sampled] = True
         return present.float()
 
     def predict(
         self,
-        found: TokenPredictions,
+        predictions: TokenPredictions,
         samples: Sequence[Any],
         input_shape: tuple[int, int],
         bank: TextBank,
         policy: ScoringPolicy,
         rescale: bool = True,
     ) -> list[InstanceData]:
-        """The best (token, class) pairs of each image, without NMS: set matching has taught tokens not to repeat.
+        """Best (token, class) pairs of each image, without NMS: set matching trains tokens not to repeat boxes.
 
         Returns:
             Per image ``bboxes [n, 4]``, ``scores [n]``, ``labels [n]`` (bank indices) and ``label_names`` (n names).
         """
         height, width = input_shape
-        scores = self.logits(found, bank, policy).sigmoid()
-        corners = bbox_cxcywh_to_xyxy(found.boxes) * found.boxes.new_tensor([width, height, width, height])
+        scores = self.logits(predictions, bank, policy).sigmoid()
+        corners = bbox_cxcywh_to_xyxy(predictions.boxes) * scores.new_tensor([width, height, width, height])
         return [
             self._predict_image(c, s, sample, bank, rescale)
             for c, s, sample in zip(corners, scores, samples, strict=True)
@@ -224,20 +227,20 @@ class OWLHead(BaseModule):
 
     def _predict_image(self, boxes: Tensor, scores: Tensor, sample: Any, bank: TextBank, rescale: bool) -> InstanceData:
         values, pairs = scores.flatten().topk(min(self.max_per_img, scores.numel()))
-        kept = values > self.score_thr
-        values, pairs = values[kept], pairs[kept]
+        above = values > self.score_thr
+        values, pairs = values[above], pairs[above]
         labels = pairs % scores.shape[1]
-        chosen = boxes[pairs // scores.shape[1]].clone()
-        chosen[:, 0::2] = chosen[:, 0::2].clamp(0, sample.img_shape[1])
-        chosen[:, 1::2] = chosen[:, 1::2].clamp(0, sample.img_shape[0])
+        selected = boxes[pairs // scores.shape[1]].clone()
+        selected[:, 0::2] = selected[:, 0::2].clamp(0, sample.img_shape[1])
+        selected[:, 1::2] = selected[:, 1::2].clamp(0, sample.img_shape[0])
         if rescale:
-            chosen = chosen / chosen.new_tensor(sample.scale_factor).repeat(2)
+            selected = selected / selected.new_tensor(sample.scale_factor).repeat(2)
         names = [bank.names[i] for i in labels.tolist()]
-        return InstanceData(bboxes=chosen, scores=values, labels=labels, label_names=names)
+        return InstanceData(bboxes=selected, scores=values, labels=labels, label_names=names)
 
 
 def cell_logits(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """``[N, 4]`` logits of each cell's own box: its centre, and the size of one cell, as shares of the input."""
+    """``[N, 4]`` cxcywh logits of the grid cells: centre and size of each cell relative to the input."""
     h, w = grid
     y = (torch.arange(h, device=device) + 0.5) / h
     x = (torch.arange(w, device=device) + 0.5) / w

@@ -1,4 +1,4 @@
-"""Open-vocabulary detectors: wiring only."""
+"""Open-vocabulary detectors."""
 
 from smartclip_det.models.detectors.open_vocab_owl import OpenVocabOWL
 from smartclip_det.models.detectors.open_vocab_rcnn import OpenVocabRCNN

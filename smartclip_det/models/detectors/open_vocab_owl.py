@@ -1,4 +1,4 @@
-"""One-stage open-vocabulary detector: every patch token is a box (OWL-ViT form, arXiv 2205.06230).
+"""One-stage open-vocabulary detector: one box per patch token (OWL-ViT, arXiv 2205.06230).
 
 Shape letters: B images, R boxes, D joint embedding.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter
-from smartclip_det.models.detectors.bank_in_force import BankInForce
+from smartclip_det.models.detectors.active_bank import ActiveBank
 
 
 @MODELS.register_module()
-class OpenVocabOWL(BankInForce, BaseDetector):
-    """A trained tower and an :class:`OWLHead`; texts stay those of the tower's own text side, which is not trained."""
+class OpenVocabOWL(ActiveBank, BaseDetector):
+    """A trained image tower and an :class:`OWLHead`; the text side of the tower stays frozen."""
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class OpenVocabOWL(BankInForce, BaseDetector):
         """Build.
 
         Args:
-            backbone: a :class:`SmartCLIPViT` whose ``out_indices`` are the last layer alone.
+            backbone: a :class:`SmartCLIPViT` whose ``out_indices`` contain only the last layer.
             bbox_head: an :class:`OWLHead`.
             policy: scoring policy; mask mode, text norm and calibration are used.
             default_vocabulary: see :class:`OpenVocabRCNN`.
-            test_cfg: of the head.
+            test_cfg: test config of the head.
             data_preprocessor: MMDetection preprocessor with the tower's statistics; images are padded to a square.
             init_cfg: as for any MMEngine module.
         """
@@ -59,7 +59,7 @@ class OpenVocabOWL(BankInForce, BaseDetector):
 
     @property
     def degenerate_counter(self) -> DegenerateCounter:
-        """Counts cosines that had nothing left under their mask."""
+        """Counts cosines whose vector was empty after masking."""
         counter: DegenerateCounter = self.bbox_head.counter
         return counter
 
@@ -71,21 +71,21 @@ class OpenVocabOWL(BankInForce, BaseDetector):
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of the head."""
-        bank = self._bank_in_force(batch_inputs.device)
+        bank = self._active_bank(batch_inputs.device)
         shape = tuple(batch_inputs.shape[-2:])
-        found = self.extract_feat(batch_inputs)
-        losses: dict[str, Tensor] = self.bbox_head.loss(found, batch_data_samples, shape, bank, self.policy)
+        predictions = self.extract_feat(batch_inputs)
+        losses: dict[str, Tensor] = self.bbox_head.loss(predictions, batch_data_samples, shape, bank, self.policy)
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
         """Detections in ``pred_instances``."""
-        bank = self._bank_in_force(batch_inputs.device)
+        bank = self._active_bank(batch_inputs.device)
         shape = tuple(batch_inputs.shape[-2:])
-        found = self.extract_feat(batch_inputs)
-        results = self.bbox_head.predict(found, batch_data_samples, shape, bank, self.policy, rescale)
+        predictions = self.extract_feat(batch_inputs)
+        results = self.bbox_head.predict(predictions, batch_data_samples, shape, bank, self.policy, rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: Any = None) -> tuple[Tensor, ...]:
         """Class vectors and boxes of all tokens."""
-        found = self.extract_feat(batch_inputs)
-        return found.vectors, found.boxes
+        predictions = self.extract_feat(batch_inputs)
+        return predictions.vectors, predictions.boxes

@@ -1,4 +1,4 @@
-"""Two-stage open-vocabulary detector on a SmartCLIP image tower (F-ViT form, ovd reference 2.5).
+"""Two-stage open-vocabulary detector on a SmartCLIP image tower (F-ViT of CLIPSelf, arXiv 2310.01403).
 
 Shape letters: B images, R regions, D joint embedding, h w grid cells.
 """
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter
-from smartclip_det.models.detectors.bank_in_force import BankInForce
+from smartclip_det.models.detectors.active_bank import ActiveBank
 
 
 @MODELS.register_module()
-class OpenVocabRCNN(BankInForce, BaseDetector):
+class OpenVocabRCNN(ActiveBank, BaseDetector):
     """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head."""
 
     def __init__(
@@ -45,9 +45,9 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
             rpn_head: MMDetection ``RPNHead``.
             roi_head: :class:`OpenVocabRoIHead`.
             policy: scoring policy.
-            default_vocabulary: ``dict(towers=..., names=..., templates=...)`` to encode when the detector is used
-                before anybody set a bank (``init_detector``, ``DetInferencer``); names may be a list, a file or the
-                name of a known vocabulary.
+            default_vocabulary: ``dict(towers=..., names=..., templates=...)``, encoded if the detector is used before a
+                bank is set (``init_detector``, ``DetInferencer``); names may be a list, a file or the name of a known
+                vocabulary.
             train_cfg: ``rpn``, ``rpn_proposal``, ``rcnn``.
             test_cfg: ``rpn``, ``rcnn``.
             data_preprocessor: MMDetection preprocessor with the tower's statistics.
@@ -65,7 +65,7 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
 
     @property
     def degenerate_counter(self) -> DegenerateCounter:
-        """Counts cosines that had nothing left under their mask."""
+        """Counts cosines whose vector was empty after masking."""
         counter: DegenerateCounter = self.roi_head.bbox_head.counter
         return counter
 
@@ -75,12 +75,12 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
             return tuple(self.neck(self.backbone(batch_inputs)))
 
     def _mixed(self, device: torch.device) -> AbstractContextManager[Any]:
-        """What tower and neck run in; heads, boxes and scores are fp32."""
+        """Autocast context of tower and neck; heads, boxes and scores are fp32."""
         return self.backbone.mixed(device) if hasattr(self.backbone, "mixed") else nullcontext()
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of RPN and RoI head."""
-        bank = self._bank_in_force(batch_inputs.device)
+        bank = self._active_bank(batch_inputs.device)
         pyramid = self.extract_feat(batch_inputs)
         with torch.autocast(batch_inputs.device.type, enabled=False):
             pyramid = tuple(p.float() for p in pyramid)
@@ -92,8 +92,8 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
-        """Detections in ``pred_instances``; a sample with ``proposals`` needs no RPN."""
-        bank = self._bank_in_force(batch_inputs.device)
+        """Detections in ``pred_instances``; the RPN is skipped for samples with ``proposals``."""
+        bank = self._active_bank(batch_inputs.device)
         with self._mixed(batch_inputs.device):
             features = self.backbone.features(batch_inputs, dense=self.policy.fuses)
             pyramid = tuple(p.float() for p in self.neck(features.taps))
@@ -112,10 +112,10 @@ class OpenVocabRCNN(BankInForce, BaseDetector):
 
 
 def _agnostic(sample: Any) -> Any:
-    """The sample as the RPN sees it: boxes of one class. Nothing is copied but facts: masks may be large."""
-    found = type(sample)(metainfo=sample.metainfo)
+    """Copy of the sample with a single class, for the RPN. Only metadata is copied: masks may be large."""
+    agnostic = type(sample)(metainfo=sample.metainfo)
     boxes = sample.gt_instances.bboxes
-    found.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros_like(sample.gt_instances.labels))
+    agnostic.gt_instances = InstanceData(bboxes=boxes, labels=torch.zeros_like(sample.gt_instances.labels))
     if "ignored_instances" in sample:
-        found.ignored_instances = sample.ignored_instances
-    return found
+        agnostic.ignored_instances = sample.ignored_instances
+    return agnostic

@@ -1,4 +1,4 @@
-"""Any MMDetection detector as a source of boxes, classified by dense features of a CLIP tower; nothing is trained.
+"""Training-free detector: boxes of any MMDetection detector, classified by dense features of a CLIP tower.
 
 Shape letters: B images, R regions, D joint embedding, h w grid cells.
 """
@@ -20,16 +20,16 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import DegenerateCounter
 from smartclip_det.core.text_bank import TextBank
-from smartclip_det.models.detectors.bank_in_force import BankInForce
+from smartclip_det.models.detectors.active_bank import ActiveBank
 from smartclip_det.models.regions import pool_regions
 from smartclip_det.models.rescoring import RescoreOptions, best_boxes, class_scores, detect_in_boxes
 
 
 @MODELS.register_module()
-class RescoringDetector(BankInForce, BaseDetector):
-    """Family C as a config: boxes of a proposer, its scores as objectness, classes of the bank in force.
+class RescoringDetector(ActiveBank, BaseDetector):
+    """Rescoring as a config: boxes of a proposer, its scores as objectness, classes of the active bank.
 
-    A checkpoint of the proposer alone is read as one of the whole: the tower comes from the config.
+    A checkpoint of the proposer alone can be loaded: the tower comes from the config.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class RescoringDetector(BankInForce, BaseDetector):
 
         Args:
             proposer: config of an MMDetection detector, with its ``data_preprocessor``.
-            backbone: a :class:`SmartCLIPViT`; its dense map is used, its taps are not.
+            backbone: a :class:`SmartCLIPViT`; only its dense map is used.
             policy: scoring policy; see ``rescoring.class_scores``.
             options: see :class:`RescoreOptions`.
-            proposal_nms: class-agnostic NMS among the proposer's boxes.
-            max_proposals: best boxes kept per image.
-            data_preprocessor: preprocessor with the tower's statistics; the proposer's own are applied to the same
-                pixels.
+            proposal_nms: IoU of class-agnostic NMS on the proposer's boxes.
+            max_proposals: maximum number of boxes per image.
+            data_preprocessor: preprocessor with the tower's statistics; the same pixels are re-normalised with the
+                proposer's own.
             init_cfg: as for any MMEngine module.
         """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -67,7 +67,7 @@ class RescoringDetector(BankInForce, BaseDetector):
         self._register_load_state_dict_pre_hook(self._adopt)
 
     def adopted_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A proposer's own state dict under the names of the whole; anything else as it is."""
+        """A proposer's state dict with its keys prefixed; any other state dict is returned unchanged."""
         if any(k.startswith(("proposer.", "backbone.image_tower.")) for k in state):
             return dict(state)
         own = {k: v for k, v in self.state_dict().items() if k.startswith("backbone.")}
@@ -85,28 +85,28 @@ class RescoringDetector(BankInForce, BaseDetector):
         return dense
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: Any) -> dict[str, Tensor]:
-        """Nothing to learn."""
-        raise UserError("RescoringDetector is not trained: run tools/test.py with the proposer's checkpoint.")
+        """Raise: there is nothing to train."""
+        raise UserError("RescoringDetector has nothing to train: run tools/test.py with the proposer's checkpoint.")
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: Any, rescale: bool = True) -> Any:
         """Detections in ``pred_instances``."""
-        bank = self._bank_in_force(batch_inputs.device)
+        bank = self._active_bank(batch_inputs.device)
         dense = self.extract_feat(batch_inputs).float()
-        wholes = self._pictures(batch_inputs, dense, batch_data_samples)
+        image_vectors = self._image_vectors(batch_inputs, dense, batch_data_samples)
         if self.policy.dense_norm == "pixel":
             dense = functional.normalize(dense, dim=1)
-        seen = self.proposer.predict(
+        proposed = self.proposer.predict(
             self._for_proposer(batch_inputs, batch_data_samples), batch_data_samples, rescale=False
         )
         cell = self.backbone.image_tower.patch_size
         results = [
-            self._predict_image(s.pred_instances, dense[i : i + 1], cell, s, bank, rescale, wholes[i])
-            for i, s in enumerate(seen)
+            self._predict_image(s.pred_instances, dense[i : i + 1], cell, s, bank, rescale, image_vectors[i])
+            for i, s in enumerate(proposed)
         ]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
-    def _pictures(self, images: Tensor, dense: Tensor, samples: Sequence[Any]) -> list[Tensor | None]:
-        """``[P, D]`` vectors of each image where the policy asks for presence: pooled, or its unpadded cells."""
+    def _image_vectors(self, images: Tensor, dense: Tensor, samples: Sequence[Any]) -> list[Tensor | None]:
+        """``[P, D]`` vectors of each image if the policy uses presence: pooled, or the cells without padding."""
         if not self.policy.presence:
             return [None] * len(images)
         tower = self.backbone.image_tower
@@ -117,19 +117,19 @@ class RescoringDetector(BankInForce, BaseDetector):
 
     def _predict_image(
         self,
-        found: InstanceData,
+        proposals: InstanceData,
         dense: Tensor,
         cell: float,
         sample: Any,
         bank: TextBank,
         rescale: bool,
-        whole: Tensor | None,
+        image_vectors: Tensor | None,
     ) -> InstanceData:
-        boxes, objectness = found.bboxes.float(), found.scores.float()
-        kept = best_boxes(boxes, objectness, self.proposal_nms, self.max_proposals)
-        boxes, objectness = boxes[kept], objectness[kept]
+        boxes, objectness = proposals.bboxes.float(), proposals.scores.float()
+        best = best_boxes(boxes, objectness, self.proposal_nms, self.max_proposals)
+        boxes, objectness = boxes[best], objectness[best]
         rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-        scores = class_scores([pool_regions(dense, rois, cell)], bank, self.policy, whole)
+        scores = class_scores([pool_regions(dense, rois, cell)], bank, self.policy, image_vectors)
         if rescale and len(boxes):
             boxes = scale_boxes(boxes, [1 / s for s in sample.scale_factor])
         rows, labels, values = detect_in_boxes(boxes, objectness, scores, self.options)
@@ -137,7 +137,7 @@ class RescoringDetector(BankInForce, BaseDetector):
         return InstanceData(bboxes=boxes[rows], scores=values, labels=labels, label_names=names)
 
     def _for_proposer(self, images: Tensor, samples: Sequence[Any]) -> Tensor:
-        """The same pixels under the proposer's statistics, zero where MMDetection pads."""
+        """The same pixels under the proposer's normalisation, zero in the padding as in MMDetection."""
         ours, theirs = self.data_preprocessor, self.proposer.data_preprocessor
         raw = images * ours.std + ours.mean if ours._enable_normalize else images
         if ours._channel_conversion != theirs._channel_conversion:

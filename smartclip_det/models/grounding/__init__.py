@@ -1,4 +1,4 @@
-"""Referring expressions: scorers, parsing, and heads that are trained."""
+"""Referring expressions: parsing, zero-shot scoring, and trained heads."""
 
 from smartclip_det.models.grounding.dependency import SpacyReader, default_reader
 from smartclip_det.models.grounding.parsing import Entity, parse_expression

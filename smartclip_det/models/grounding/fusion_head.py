@@ -1,8 +1,8 @@
-"""A light head that reads boxes off frozen towers: patch tokens and text tokens in one small transformer.
+"""A light head that regresses boxes from frozen towers: patch and text tokens in one small transformer.
 
-The shape is CLIP-VG's (arXiv 2305.08685): taps of several layers, text tokens, learned query tokens, a transformer
-encoder, a box for each query. What is ours: the text's mask enters as a gate on the projected patches and as a
-similarity map, both through weights that start at zero, so a new head equals the one without masks.
+The architecture is CLIP-VG's (arXiv 2305.08685): taps of several layers, text tokens, learned query tokens, a
+transformer encoder, one box per query. In addition, the text's mask enters as a gate on the projected patches and as a
+similarity map, both through zero-initialised weights, so an untrained head equals the one without masks.
 
 Shape letters: B images, K sentences, N patches (h w), L text tokens, W text width, C tower channels, D joint embedding,
 E width of the head, Q queries.
@@ -24,7 +24,7 @@ from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_
 
 @dataclass
 class ImageTokens:
-    """What frozen towers know of B images.
+    """Frozen features of B images.
 
     Attributes:
         taps: ``[B, T C, h, w]`` patch tokens of T layers.
@@ -37,7 +37,7 @@ class ImageTokens:
 
 @dataclass
 class TextTokens:
-    """What frozen towers know of K sentences.
+    """Frozen features of K sentences.
 
     Attributes:
         states: ``[K, L, W]`` token states.
@@ -54,11 +54,11 @@ class TextTokens:
 
 @dataclass
 class GroundingOutput:
-    """What the head says of K sentences.
+    """Predictions for K sentences.
 
     Attributes:
-        boxes: ``[K, Q, 4]`` centre, width and height as shares of the square, in 0..1.
-        exists: ``[K, Q]`` logits that a query's box is a target.
+        boxes: ``[K, Q, 4]`` cxcywh relative to the square input, in [0, 1].
+        exists: ``[K, Q]`` logits that the box of a query is a target.
         similarity: ``[K, h, w]`` logits of the masked similarity map.
         pixels: ``[K, 8 h, 8 w]`` mask logits, or None without a mask branch.
     """
@@ -70,7 +70,7 @@ class GroundingOutput:
 
 
 class FusionHead(nn.Module):
-    """Fusion of patches and text tokens; boxes, existence, similarity map and, where asked for, masks."""
+    """Fuses patch and text tokens; predicts boxes, existence, a similarity map and optionally masks."""
 
     def __init__(
         self,
@@ -92,24 +92,24 @@ class FusionHead(nn.Module):
         """Build.
 
         Args:
-            channels: T C, channels of all taps together.
+            channels: T C, total channels of all taps.
             text_width: W.
             embed_dim: D.
-            grid: h = w, patches along a side.
-            text_length: most text tokens.
+            grid: h = w, patches per side.
+            text_length: maximum number of text tokens.
             dim: E.
-            layers: of the encoder.
-            heads: of its attention.
-            feedforward: width of its feed-forward layers.
-            dropout: in the encoder.
-            queries: Q; 1 for one box a sentence, 10 for none to many.
-            gate: whether masks and the similarity map reach the tokens; without, they only make the map.
-            mask_branch: predict masks as well (three transposed convolutions, as HiVG, arXiv 2404.13400).
+            layers: number of encoder layers.
+            heads: number of attention heads.
+            feedforward: width of the feed-forward layers.
+            dropout: dropout rate of the encoder.
+            queries: Q; 1 for one box per sentence, 10 for any number.
+            gate: feed masks and the similarity map to the tokens; otherwise they only produce the map.
+            mask_branch: also predict masks (three transposed convolutions, as in HiVG, arXiv 2404.13400).
         """
         super().__init__()
         if queries < 1 or layers < 1 or dim % heads:
             raise UserError(
-                "queries and layers are at least 1, and dim a multiple of heads; given "
+                "queries and layers must be at least 1, and dim a multiple of heads; given "
                 f"{queries}, {layers}, {dim} and {heads}."
             )
         self.grid, self.text_length, self.num_queries = grid, text_length, queries
@@ -144,7 +144,7 @@ class FusionHead(nn.Module):
             for weight in layer.parameters():
                 if weight.dim() > 1:
                     nn.init.xavier_uniform_(weight)
-        # Zero: masks add nothing at the first step, and the map is that of the frozen towers.
+        # Zero initialisation: at first masks add nothing, and the map is that of the frozen towers.
         for part in (self.gate, self.refine):
             if part is not None:
                 nn.init.zeros_(part.weight)
@@ -156,10 +156,10 @@ class FusionHead(nn.Module):
         Args:
             images: tokens of the images.
             texts: tokens of the sentences.
-            image_index: ``[K]`` which image each sentence is about.
+            image_index: ``[K]`` image of each sentence.
 
         Raises:
-            UserError: for a grid or sentences that the learned positions do not cover.
+            UserError: for another grid, or sentences longer than the learned positions.
         """
         height, width = images.dense.shape[-2:]
         length = texts.states.shape[1]
@@ -175,8 +175,8 @@ class FusionHead(nn.Module):
         patches = patches[image_index] + self._masked(joint, cosine, texts)
         words = self.text(texts.states)
         queries = self.queries + self.sentence(functional.normalize(texts.embeds, dim=-1)).unsqueeze(1)
-        places = torch.cat([self.positions[: self.num_queries + length], self.positions[-(self.grid**2) :]])
-        tokens = torch.cat([queries, words, patches], dim=1) + places
+        positions = torch.cat([self.positions[: self.num_queries + length], self.positions[-(self.grid**2) :]])
+        tokens = torch.cat([queries, words, patches], dim=1) + positions
         hidden = ~torch.cat(
             [
                 texts.keep.new_ones(len(words), self.num_queries),
@@ -186,30 +186,30 @@ class FusionHead(nn.Module):
             dim=1,
         )
         tokens = self.encoder(tokens, src_key_padding_mask=hidden)
-        found, cells = tokens[:, : self.num_queries], tokens[:, self.num_queries + length :]
+        query_out, cells = tokens[:, : self.num_queries], tokens[:, self.num_queries + length :]
         similarity = (self.map_scale * cosine + self.map_bias).view(-1, height, width)
         return GroundingOutput(
-            self._boxes(found, cells),
-            self.exists(found).squeeze(-1),
+            self._boxes(query_out, cells),
+            self.exists(query_out).squeeze(-1),
             similarity,
             self._pixels(cells, texts, height, width),
         )
 
-    def _boxes(self, found: Tensor, cells: Tensor) -> Tensor:
-        """``[K, Q, 4]``: the centre starts at the mean place of the patches that a query points at."""
-        weights = (self.point(found) @ cells.transpose(1, 2) / cells.shape[-1] ** 0.5).softmax(dim=-1)
+    def _boxes(self, queries: Tensor, cells: Tensor) -> Tensor:
+        """``[K, Q, 4]``; centres are offsets from the mean position of the patches that a query attends to."""
+        weights = (self.point(queries) @ cells.transpose(1, 2) / cells.shape[-1] ** 0.5).softmax(dim=-1)
         steps = (torch.arange(self.grid, device=cells.device, dtype=cells.dtype) + 0.5) / self.grid
-        places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2)
-        centre = (weights @ places).clamp(1e-4, 1 - 1e-4).logit()
-        raw = self.box(found)
+        positions = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).view(-1, 2)
+        centre = (weights @ positions).clamp(1e-4, 1 - 1e-4).logit()
+        raw = self.box(queries)
         return torch.cat([raw[..., :2] + centre, raw[..., 2:]], dim=-1).sigmoid()
 
     def _masked(self, joint: Tensor, cosine: Tensor, texts: TextTokens) -> Tensor | int:
-        """``[K, N, E]`` what the sentence's mask adds to its image's patches."""
+        """``[K, N, E]`` added to the patches of its image under each sentence's mask."""
         if self.gate is None or self.map_channel is None:
             return 0
-        kept = joint if texts.masks is None else joint * texts.masks.unsqueeze(1)
-        added: Tensor = self.gate(functional.normalize(kept, dim=-1))
+        masked = joint if texts.masks is None else joint * texts.masks.unsqueeze(1)
+        added: Tensor = self.gate(functional.normalize(masked, dim=-1))
         return added + cosine.unsqueeze(-1) * self.map_channel
 
     def _pixels(self, cells: Tensor, texts: TextTokens, height: int, width: int) -> Tensor | None:

@@ -1,13 +1,13 @@
-"""Expressions as trees of entities: what is looked for, and which places, extremes and other things single it out.
+"""Expressions as entity trees: the target, and the relations and superlatives that single it out.
 
-:func:`parse_expression` goes by rules and needs nothing; :class:`dependency.SpacyReader` gives the same tree by a
-dependency parser (extra ``parse``). What neither knows stays part of an entity's text, so no word of an expression is
-lost outside a relation or an extreme.
+:func:`parse_expression` is rule-based and has no dependencies; :class:`dependency.SpacyReader` builds the same tree
+with a dependency parser (extra ``parse``). Words that are not recognised stay in the text of an entity, so no word
+outside a relation or superlative is lost.
 
-By rules: the first relation phrase splits head from anchor; an anchor is read again, so relations nest to the right
-("a left of b above c": b is above c), unless "and" joins a further relation to the head ("a left of b and above c").
-"between" takes two anchors. Words for extremes are taken out of the head, with the phrase that holds them ("on the left
-side of the picture"). After an ordinal ("second from left") a side is no extreme, and the words stay.
+Rules: the first relation phrase splits head from anchor. The anchor is parsed again, so relations nest to the right
+("a left of b above c": b is above c), unless "and" joins another relation to the head ("a left of b and above c").
+"between" takes two anchors. Superlatives are removed from the head together with their phrase ("on the left side of the
+picture"). After an ordinal ("second from left") a side is not a superlative, and the words stay.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Relations = tuple[tuple[str, "tuple[Entity, ...]"], ...]
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing that an expression speaks of.
+    """An object that an expression refers to.
 
     Attributes:
-        text: what an encoder is asked, without the words that were read as places and relations.
-        superlatives: relations that it has to all other candidates.
+        text: text to encode, without words that were parsed as superlatives or relations.
+        superlatives: relations to all other candidates.
         relations: name and anchors of each relation; ``between`` has two anchors, the others one.
     """
 
@@ -45,12 +45,12 @@ class Entity:
     relations: tuple[tuple[str, tuple[Entity, ...]], ...] = ()
 
     def texts(self) -> list[str]:
-        """The texts of the whole tree, the root's first, each once."""
+        """The distinct texts of the tree, the root's first."""
         below = [t for _, anchors in self.relations for a in anchors for t in a.texts()]
         return list(dict.fromkeys([self.text, *below]))
 
     def outline(self, depth: int = 0) -> list[str]:
-        """Lines that show the tree."""
+        """Lines of an indented outline of the tree."""
         extremes = f"  [{', '.join(self.superlatives)}]" if self.superlatives else ""
         lines = [f"{'  ' * depth}{self.text}{extremes}"]
         for name, anchors in self.relations:
@@ -60,7 +60,7 @@ class Entity:
 
 
 def normalised(expression: str) -> str:
-    """The expression in lower case without outer marks.
+    """The expression in lower case, without surrounding punctuation.
 
     Raises:
         UserError: for an empty expression.
@@ -72,7 +72,7 @@ def normalised(expression: str) -> str:
 
 
 def parse_expression(expression: str) -> Entity:
-    """The tree of an expression, by rules (see the module).
+    """Parse an expression by rules, see the module docstring.
 
     Raises:
         UserError: for an empty expression.
@@ -81,7 +81,7 @@ def parse_expression(expression: str) -> Entity:
 
 
 def make_entity(text: str, relations: Relations) -> Entity:
-    """An entity whose extremes are taken out of its text; "the others" become things of its own kind."""
+    """An entity with superlatives removed from its text; "the others" as an anchor gets the same text."""
     text, extremes = without_extremes(text)
     anchored = tuple(
         (name, tuple(replace(a, text=text) if means_others(a.text) else a for a in anchors))
@@ -91,16 +91,16 @@ def make_entity(text: str, relations: Relations) -> Entity:
 
 
 def _entity(text: str) -> Entity:
-    found = next(relation_phrases(text), None)
-    if found is None:
+    match = next(relation_phrases(text), None)
+    if match is None:
         return make_entity(text, ())
-    head, rest, relations = text[: found.start()].strip(), text[found.end() :].strip(), []
-    names = [RELATIONS[found[1]]]
+    head, rest, relations = text[: match.start()].strip(), text[match.end() :].strip(), []
+    names = [RELATIONS[match[1]]]
     while True:
-        # "below and left of" says two things of one anchor.
+        # "below and left of" gives two relations to the same anchor.
         while joined := relation_at(trimmed(rest), 0):
             names, rest = [*names, RELATIONS[joined]], trimmed(rest)[len(joined) :].strip()
-        # "and" may join another relation of the head.
+        # "and" may add another relation to the head.
         more = next((m for m in re.finditer(r"\band (?:is )?", rest) if relation_at(rest, m.end())), None)
         own = rest[: more.start()].strip() if more else rest
         for name in names:
@@ -116,7 +116,7 @@ def _entity(text: str) -> Entity:
 
 
 def _anchors(name: str, text: str) -> tuple[Entity, ...] | None:
-    """The anchors of a relation; None where one is missing."""
+    """Anchors of a relation; None if one is missing."""
     parts = [text] if name != "between" else re.split(r"\band\b", text, maxsplit=1)
     parts = [trimmed(p) for p in parts]
     if len(parts) != 1 + (name == "between") or not all(map(is_anchor, parts)):

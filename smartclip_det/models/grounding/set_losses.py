@@ -1,4 +1,4 @@
-"""Losses of grounding heads: a set of boxes for each sentence, none, one or many.
+"""Losses of grounding heads: a set of boxes per sentence, possibly empty.
 
 Shape letters: K sentences, Q queries, G targets of a sentence, h w cells.
 """
@@ -16,7 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou, generalized_box_io
 from smartclip_det.core.errors import check_choice
 from smartclip_det.models.grounding.fusion_head import GroundingOutput
 
-#: SimVG's matching costs (rec reference, section 4) are also its loss weights; the map and mask weights are HiVG's.
+#: Matching costs and loss weights of SimVG (arXiv 2409.17531); map and mask weights of HiVG (arXiv 2404.13400).
 WEIGHTS = {
     "exists": 1.0,
     "bbox": 5.0,
@@ -31,22 +31,22 @@ WEIGHTS = {
 def match(
     output: GroundingOutput, targets: Sequence[Tensor], weights: Mapping[str, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One-to-one assignments of least cost between the Q queries of each sentence and its G targets.
+    """Minimum-cost one-to-one assignment between the Q queries of each sentence and its G targets.
 
     Args:
-        output: of the head, for K sentences.
-        targets: for each sentence ``[G, 4]`` cxcywh shares.
-        weights: of ``exists`` (minus the probability), ``bbox`` (L1) and ``giou`` (minus GIoU).
+        output: head output for K sentences.
+        targets: ``[G, 4]`` relative cxcywh of each sentence.
+        weights: costs ``exists`` (minus the probability), ``bbox`` (L1) and ``giou`` (minus GIoU).
 
     Returns:
-        Indices of sentences, of queries, and of targets in the order of all sentences, ``min(Q, G)`` for each sentence.
-        However many sentences, the device is waited for twice; with one query, once at most.
+        Indices of sentences, queries, and targets (numbered over all sentences), ``min(Q, G)`` per sentence. The device
+        is synchronised twice whatever the number of sentences; with one query at most once.
     """
     boxes, counts = output.boxes, [len(t) for t in targets]
     device, queries, total = boxes.device, boxes.shape[1], sum(counts)
     if not total:
-        nothing = torch.zeros(0, dtype=torch.long, device=device)
-        return nothing, nothing, nothing
+        empty = torch.zeros(0, dtype=torch.long, device=device)
+        return empty, empty, empty
     every = torch.cat(list(targets))
     overlap = generalized_box_iou(
         box_convert(boxes.flatten(0, 1), "cxcywh", "xyxy"), box_convert(every, "cxcywh", "xyxy")
@@ -61,30 +61,30 @@ def match(
         .float()
     )
     starts = [sum(counts[:k]) for k in range(len(counts))]
-    asked = [k for k, n in enumerate(counts) if n]
+    with_targets = [k for k, n in enumerate(counts) if n]
     if queries == 1:
-        nearest = torch.stack([cost[k, starts[k] : starts[k] + counts[k]].argmin() + starts[k] for k in asked])
+        nearest = torch.stack([cost[k, starts[k] : starts[k] + counts[k]].argmin() + starts[k] for k in with_targets])
         sentences = torch.arange(len(counts), device=device)
-        if len(asked) < len(counts):
-            sentences = torch.tensor(asked, device=device)
+        if len(with_targets) < len(counts):
+            sentences = torch.tensor(with_targets, device=device)
         return sentences, torch.zeros_like(nearest), nearest
     table = cost.view(len(counts), queries, total).cpu().numpy()
     triples = []
-    for k in asked:
+    for k in with_targets:
         rows, columns = linear_sum_assignment(table[k, :, starts[k] : starts[k] + counts[k]])
         triples += [(k, int(q), starts[k] + int(g)) for q, g in zip(rows, columns, strict=True)]
-    found = torch.tensor(triples, device=device)
-    return found[:, 0], found[:, 1], found[:, 2]
+    indices = torch.tensor(triples, device=device)
+    return indices[:, 0], indices[:, 1], indices[:, 2]
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """``[K]`` 1 - dice of probabilities ``[K, ...]`` and targets in [0, 1], each smoothed by 1."""
+    """``[K]`` Dice loss of logits ``[K, ...]`` and targets in [0, 1], smoothed by 1."""
     probs, target = logits.sigmoid().flatten(1), target.flatten(1)
     return 1 - (2 * (probs * target).sum(dim=1) + 1) / (probs.sum(dim=1) + target.sum(dim=1) + 1)
 
 
 def box_map(targets: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """``[K, h, w]`` share of each cell that the boxes of a sentence (``[G, 4]`` cxcywh shares) cover, at most 1."""
+    """``[K, h, w]`` fraction of each cell covered by a sentence's boxes (``[G, 4]`` relative cxcywh), at most 1."""
     height, width = size
     rows = []
     for boxes in targets:
@@ -107,13 +107,13 @@ def grounding_losses(
     weights: Mapping[str, float] | None = None,
     masks: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of a batch, each a mean over sentences (boxes: over targets).
+    """Losses of a batch, averaged over sentences (box losses: over targets).
 
     Args:
-        output: of the head.
-        targets: K tensors ``[G, 4]`` of cxcywh shares; none for a sentence without a target. With more targets than
-            queries the queries take the nearest ones.
-        weights: changes to :data:`WEIGHTS`; 0 leaves a term out.
+        output: head output.
+        targets: K tensors ``[G, 4]`` of relative cxcywh; G = 0 for a sentence without a target. With more targets than
+            queries, the queries are matched with the closest ones.
+        weights: overrides of :data:`WEIGHTS`; 0 disables a term.
         masks: ``[K, S, S]`` bool for the mask branch.
 
     Returns:
@@ -126,20 +126,20 @@ def grounding_losses(
         check_choice("loss weight", key, WEIGHTS)
     chosen = {**WEIGHTS, **(weights or {})}
     sentences, queries, columns = match(output, targets, chosen)
-    wanted = torch.zeros_like(output.exists)
-    wanted[sentences, queries] = 1
-    losses = {"loss_exists": chosen["exists"] * functional.binary_cross_entropy_with_logits(output.exists, wanted)}
-    found = output.boxes[sentences, queries]
-    truth = torch.cat(list(targets))[columns] if len(columns) else found
-    count = max(1, len(found))
-    overlap = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
-    losses["loss_bbox"] = chosen["bbox"] * (found - truth).abs().sum() / count
-    # What no term reads takes part with zero: every process must have a gradient for every parameter.
+    exists = torch.zeros_like(output.exists)
+    exists[sentences, queries] = 1
+    losses = {"loss_exists": chosen["exists"] * functional.binary_cross_entropy_with_logits(output.exists, exists)}
+    predicted = output.boxes[sentences, queries]
+    truth = torch.cat(list(targets))[columns] if len(columns) else predicted
+    count = max(1, len(predicted))
+    overlap = generalized_box_iou_loss(box_convert(predicted, "cxcywh", "xyxy"), box_convert(truth, "cxcywh", "xyxy"))
+    losses["loss_bbox"] = chosen["bbox"] * (predicted - truth).abs().sum() / count
+    # Unused outputs enter with weight zero: DDP needs a gradient for every parameter on every process.
     losses["loss_bbox"] = losses["loss_bbox"] + 0 * (output.boxes.sum() + output.similarity.sum())
     losses["loss_giou"] = chosen["giou"] * overlap.sum() / count
     if chosen["map_focal"] or chosen["map_dice"]:
-        wanted_map = box_map(targets, tuple(output.similarity.shape[-2:]))
-        losses["loss_map"] = _dense_loss(output.similarity, wanted_map, chosen["map_focal"], chosen["map_dice"])
+        map_target = box_map(targets, tuple(output.similarity.shape[-2:]))
+        losses["loss_map"] = _dense_loss(output.similarity, map_target, chosen["map_focal"], chosen["map_dice"])
     if output.pixels is not None and masks is not None:
         small = functional.interpolate(masks.unsqueeze(1).float(), output.pixels.shape[-2:], mode="area")[:, 0]
         losses["loss_mask"] = _dense_loss(output.pixels, small, chosen["mask_focal"], chosen["mask_dice"])

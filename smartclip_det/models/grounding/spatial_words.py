@@ -1,4 +1,4 @@
-"""Words that say where a thing is: relations to other things, and extremes among all candidates."""
+"""Spatial language: relations to other objects, and superlatives among all candidates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 _WAYS = ("", *(f"{w} {the}" for w in ("to", "on", "at", "in") for the in ("", "the ", "the far ", "far ")))
 _PARTS = ("", " side", " hand side", "-hand side")
 _SIDES = {f"{way}{side}{part} of": side for way in _WAYS for side in ("left", "right") for part in _PARTS}
-#: Relation phrases to the relation's name.
+#: Relation phrases and the names of their relations.
 RELATIONS = _SIDES | {
     "west of": "left",
     "east of": "right",
@@ -37,7 +37,7 @@ RELATIONS = _SIDES | {
     "in between": "between",
     "between": "between",
 }
-#: Words that single out the extreme of all candidates.
+#: Superlatives and the relation that they maximise.
 SUPERLATIVES = {
     "leftmost": "left",
     "left": "left",
@@ -59,7 +59,7 @@ SUPERLATIVES = {
     "farthest": "smaller",
     "furthest": "smaller",
 }
-#: Texts that name nothing that could be looked for.
+#: Texts that do not describe anything to search for.
 EMPTY = ("", "the", "a", "an", "one", "the one", "thing", "the thing", "object", "the object")
 
 
@@ -83,20 +83,20 @@ _MOVES = (
     r"|look|face|head|go|turn)"
 )
 _SHELF = r"(?:left|right|corner|row|shelf|half|part|side)\b"
-#: Words for extremes that are none here.
+#: Occurrences of superlative words that are not superlatives.
 _NO_EXTREME = re.compile(
     "|".join(
         (
-            # A side of somebody's body.
+            # Body parts.
             r"\b(?:his|her|its|their|my|your|whose|'s|s') (?:(?:far|very) )?(?:left|right)\b",
             rf"\b(?:left|right)(?:[ -]hand)?(?=[ -]{_BODY})",
-            # One of several in a row.
+            # Ordinals: one of several in a row.
             rf"\b(?:second|third|fourth|fifth|\d+(?:st|nd|rd|th)) (?:most )?(?:{_any_of(SUPERLATIVES)})\b",
-            # Left as a verb, right for "exactly" or "correct", the direction of a movement.
+            # "left" as a verb, "right" as "exactly" or "correct", or the direction of a movement.
             r"\b(?:who|that|which|has|have|had|just|been|being) left\b(?! (?:of|side|hand|most)\b)",
             rf"\ball right\b|\bright(?= {_EXACTLY})",
             rf"\b{_MOVES}(?: (?:to|towards?))?(?: (?:the|its|his|her))? (?:left|right)\b(?! of\b)",
-            # A garment, the top of something else ("with a bow on top", "top of the plate").
+            # "top" as a garment, or the top of another object ("with a bow on top", "top of the plate").
             r"\b(?:in|with|wearing|has|having|and|tank|crop|halter) (?:an? )?(?:(?!the\b|on\b|at\b|of\b)[\w-]+ ){0,3}"
             rf"(?<!far )(?<!very )(?<!in )(?<!on )(?<!at )(?<!the )tops?\b(?! (?:of|{_SHELF}))",
             rf"\b(?:with|has|having)\b.*\bon top\b(?! {_SHELF})",
@@ -106,9 +106,9 @@ _NO_EXTREME = re.compile(
         )
     )
 )
-#: Words that lead from a thing to its relation and describe neither.
+#: Words between an object and its relation that describe neither.
 _LINK_WORDS = re.compile(r"(?: (?:that|which|who|is|are|was|were|being|directly|just|slightly|located|right|and|,))+$")
-#: Anchors that stand for something said before: an encoder cannot look for them.
+#: Pronouns as anchors, which an encoder cannot search for.
 _PRONOUN = re.compile(r"(?:it|him|her|them|me|us|you|itself|himself|herself|themselves|each other|one another)\b")
 _POSSESSIVE = re.compile(r"(?:his|her|its|their|my|your|it ?'s)\b")
 _COUNTS = r"(?:the|all|any|every|two|three|four|some|several|many)"
@@ -116,49 +116,49 @@ _OTHERS = re.compile(rf"(?:{_COUNTS} )*(?:others?|another)(?: (?:one|ones|two|th
 
 
 def relation_at(text: str, start: int) -> str:
-    """The relation phrase that starts at a place of a text; empty where none does."""
-    found = _RELATION.match(text, start)
-    return found[1] if found else ""
+    """The relation phrase that starts at an offset of a text; empty if there is none."""
+    match = _RELATION.match(text, start)
+    return match[1] if match else ""
 
 
 def relation_phrases(text: str) -> Iterator[re.Match[str]]:
-    """Relation phrases with something on each side that is no place; group 1 is a key of :data:`RELATIONS`."""
-    for found in _RELATION.finditer(text):
-        before, after = text[: found.start()].strip(), text[found.end() :].strip()
+    """Matches of relation phrases between two objects; group 1 is a key of :data:`RELATIONS`."""
+    for match in _RELATION.finditer(text):
+        before, after = text[: match.start()].strip(), text[match.end() :].strip()
         of_place = re.match(rf"(?:the |this |a |an )?{_PLACES}\b", after)
         if before not in EMPTY and after not in EMPTY and not of_place and not _ORDINAL.search(before):
-            yield found
+            yield match
 
 
 def without_extremes(text: str) -> tuple[str, tuple[str, ...]]:
-    """A text without its words for extremes, and the names of those; after an ordinal a side is no extreme."""
+    """Remove superlatives from a text and return their relations; after an ordinal a side is not a superlative."""
     if _ORDINAL.search(text):
         return text, ()
-    kept = [m.span() for m in _NO_EXTREME.finditer(text)]
-    found = [m for m in _EXTREME.finditer(text) if not any(a <= m.start(1) < b for a, b in kept)]
+    excluded = [m.span() for m in _NO_EXTREME.finditer(text)]
+    matches = [m for m in _EXTREME.finditer(text) if not any(a <= m.start(1) < b for a, b in excluded)]
     stripped = text
-    for m in reversed(found):
+    for m in reversed(matches):
         stripped = f"{stripped[: m.start()]} {stripped[m.end() :]}"
     stripped = " ".join(stripped.split()).strip(" ,").removeprefix("of ")
-    # "the left one" names nothing that an encoder could look for: the words stay, and so does the extreme.
-    return text if stripped in EMPTY else stripped, tuple(dict.fromkeys(SUPERLATIVES[m[1]] for m in found))
+    # "the left one" without "left" leaves nothing to encode, so the words stay in the text.
+    return text if stripped in EMPTY else stripped, tuple(dict.fromkeys(SUPERLATIVES[m[1]] for m in matches))
 
 
 def without_link_words(text: str) -> str:
-    """The text before a relation phrase without "that is", "directly" and the like."""
+    """Remove "that is", "directly" and the like from the end of the text before a relation phrase."""
     return _LINK_WORDS.sub("", f" {text}").strip()
 
 
 def trimmed(text: str) -> str:
-    """A thing without the marks and conjunctions around it."""
+    """Strip punctuation and conjunctions at both ends."""
     return re.sub(r"^(?:and\b|[ ,.;:!?])+|(?:[ ,.;:!?]|\band)+$", "", text)
 
 
 def is_anchor(text: str) -> bool:
-    """Whether a text names a thing that can be looked for by itself: neither empty nor "it" nor "her head"."""
+    """Whether a text describes an object that can be grounded by itself: not empty, "it", or "her head"."""
     return text not in EMPTY and not _PRONOUN.fullmatch(text) and not _POSSESSIVE.match(text)
 
 
 def means_others(text: str) -> bool:
-    """Whether an anchor is further things of the entity's own kind ("the other two")."""
+    """Whether an anchor refers to other objects of the same kind as the entity ("the other two")."""
     return bool(_OTHERS.fullmatch(text))

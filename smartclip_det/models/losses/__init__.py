@@ -1,4 +1,4 @@
-"""Registered wrappers of the loss mathematics in ``core``."""
+"""Loss modules on top of ``core.contrastive``."""
 
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss
 

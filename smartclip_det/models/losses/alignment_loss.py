@@ -1,4 +1,4 @@
-"""The alignment loss over all processes (SmartCLIP, arXiv 2507.22264, section 4.2; CLIP with ``mask_mode='off'``).
+"""Alignment loss over all processes (SmartCLIP, arXiv 2507.22264, section 4.2; CLIP with ``mask_mode='off'``).
 
 Shape letters: B images of this process, Bg images of all processes, D joint embedding.
 """
@@ -16,7 +16,7 @@ from smartclip_det.core.similarity import TEXT_NORMS, binary_masks, straight_thr
 from smartclip_det.models.losses.gather import gather_rows, logsumexp_over_processes, world_size
 from smartclip_det.utils.scalar_parameters import keep_scalars_in_files, scalar_parameter
 
-#: Of the logarithm of a learned scale, as in CLIP (arXiv 2103.00020): scales from 1 to 100.
+#: Bounds of the logarithm of a learned scale, as in CLIP (arXiv 2103.00020): scales from 1 to 100.
 SCALE_BOUNDS = (0.0, math.log(100.0))
 TRAINED_MASKS = ("hard", "soft", "hard_concrete", "off")
 FORMS = ("softmax", "sigmoid")
@@ -24,27 +24,27 @@ FORMS = ("softmax", "sigmoid")
 
 @torch.no_grad()
 def bound_scale_(logit_scale: Tensor) -> None:
-    """Put the logarithm of a learned scale back into ``SCALE_BOUNDS``, in place and without a wait for the device."""
+    """Clamp the logarithm of a learned scale to ``SCALE_BOUNDS``, in place and without synchronising."""
     logit_scale.clamp_(*SCALE_BOUNDS)
 
 
 def bound_scale(logit_scale: Tensor) -> float | None:
-    """:func:`bound_scale_`, told.
+    """:func:`bound_scale_`, reporting a change.
 
     Returns:
-        What it was where it lay outside; None where nothing changed.
+        The previous value if it was out of bounds; None if nothing changed.
     """
-    was = float(logit_scale.detach())
+    before = float(logit_scale.detach())
     bound_scale_(logit_scale)
-    # The upper bound itself is no float32.
-    return None if SCALE_BOUNDS[0] <= was <= SCALE_BOUNDS[1] + 1e-6 else was
+    # The upper bound is not representable in float32.
+    return None if SCALE_BOUNDS[0] <= before <= SCALE_BOUNDS[1] + 1e-6 else before
 
 
 class AlignmentLoss(nn.Module):
     """Each process scores its own images against the captions of all processes, once.
 
-    The terms are weighted so that the average over processes that DDP takes is the loss of the joint batch, also
-    when processes hold batches of different size.
+    The terms are weighted so that DDP's average over processes is the loss of the joint batch, even if the processes
+    have batches of different sizes.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class AlignmentLoss(nn.Module):
         """Build.
 
         Args:
-            mask_mode: ``hard`` (straight-through, the published one), ``soft``, ``hard_concrete``, or ``off`` for CLIP.
-            modular: True lets each caption mask every image by its own mask. False masks each image by the mask of
-                its own caption only (the paper's ablation: it leaks the identity of the pair).
-            scale: factor on cosines: a number (the recipe's 100), or ``learned``.
-            alignment_weight: of the sum of both cross-entropies, or of the sigmoid loss.
-            sparsity_weight: of the mean mask.
+            mask_mode: ``hard`` (straight-through, as published), ``soft``, ``hard_concrete``, or ``off`` for CLIP.
+            modular: True: each caption masks every image with its own mask. False: each image is masked only with the
+                mask of its own caption (the paper's ablation: it leaks the identity of the pair).
+            scale: scale of cosines: a number (100 in the recipe), or ``learned``.
+            alignment_weight: weight of the sum of both cross-entropies, or of the sigmoid loss.
+            sparsity_weight: weight of the mean mask.
             form: ``softmax``, or ``sigmoid`` (SigLIP; with a learned bias that starts at -10).
-            label_smoothing: of the softmax form (Long-CLIP's release has 0.1).
+            label_smoothing: for the softmax form (0.1 in Long-CLIP's release).
             text_norm: ``masked`` masks the text as well (as in MoVA).
-            tile: logits computed at a time; a strip of more is recomputed in the backward pass.
+            tile: logits computed at a time; a larger strip is recomputed in the backward pass.
         """
         super().__init__()
         self.mask_mode = check_choice("mask_mode", mask_mode, TRAINED_MASKS)
@@ -80,7 +80,7 @@ class AlignmentLoss(nn.Module):
         if isinstance(scale, str) and scale != "learned":
             raise UserError(f"scale must be a number or 'learned'; given {scale!r}.")
         if not 0 <= label_smoothing < 1 or (label_smoothing and form == "sigmoid"):
-            raise UserError(f"label_smoothing is in [0, 1), for the softmax form only; given {label_smoothing}.")
+            raise UserError(f"label_smoothing must be in [0, 1) and needs form='softmax'; given {label_smoothing}.")
         self.modular, self.scale, self.tile, self.label_smoothing = modular, scale, tile, label_smoothing
         self.alignment_weight, self.sparsity_weight = alignment_weight, sparsity_weight
         self.bias = scalar_parameter(-10.0) if form == "sigmoid" else None
@@ -92,7 +92,7 @@ class AlignmentLoss(nn.Module):
         return self.scale == "learned"
 
     def masks(self, mask_logits: Tensor | None) -> Tensor | None:
-        """``[B, D]`` masks of the mode, with gradients to the logits; None for ``off``."""
+        """``[B, D]`` masks for the mask mode, with gradients to the logits; None for ``off``."""
         if self.mask_mode == "off":
             return None
         if mask_logits is None:
@@ -111,23 +111,23 @@ class AlignmentLoss(nn.Module):
             image_embeds: ``[B, D]`` projected, not normalised.
             text_embeds: ``[B, D]``, of the caption of each image.
             mask_logits: ``[B, D]``, or None.
-            logit_scale: logarithm, one number, used where ``scale='learned'`` (at most 100, as in CLIP).
+            logit_scale: log scale, a single number, used if ``scale='learned'`` (at most log 100, as in CLIP).
 
         Returns:
             ``loss_sidm`` (same image, different masks: over the captions of each image) and ``loss_dism`` (different
             images, same mask: over the images of each caption), or ``loss_sigmoid``; with masks ``loss_sparsity``;
-            ``mask_density`` and ``scale`` to log.
+            ``mask_density`` and ``scale`` for logging.
         """
         masks = self.masks(mask_logits)
         images = image_embeds.float() if masks is None or self.modular else image_embeds.float() * masks
-        travelling = [text_embeds.float()] + ([masks] if masks is not None and self.modular else [])
-        gathered, first = gather_rows(*travelling)
+        exchanged = [text_embeds.float()] + ([masks] if masks is not None and self.modular else [])
+        gathered, first = gather_rows(*exchanged)
         texts, all_masks = gathered[0], gathered[1] if len(gathered) > 1 else None
         scale: float | Tensor = float(SCALE if self.learns_scale else self.scale)
         if self.learns_scale:
-            # The parameter is kept in its bounds after each step (bound_scale); this is for what was never stepped.
+            # Training clamps the parameter after each step (bound_scale); this covers weights that never took a step.
             scale = logit_scale.float().reshape(()).clamp(max=SCALE_BOUNDS[1]).exp()
-        # Mean over the joint batch, times the processes that DDP will divide by.
+        # Mean over the joint batch, times the number of processes that DDP divides by.
         share = world_size() / len(texts)
         if self.form == "sigmoid":
             assert self.bias is not None
@@ -153,11 +153,11 @@ class AlignmentLoss(nn.Module):
     def _softmax(
         self, images: Tensor, texts: Tensor, masks: Tensor | None, first: int, scale: float | Tensor, share: float
     ) -> dict[str, Tensor]:
-        """Both cross-entropies, each over its own rows or columns and the targets' logits of this process."""
+        """Both cross-entropies, over the rows and columns of this process."""
         strip = softmax_strip(images, texts, masks, first, scale=scale, text_norm=self.text_norm, tile=self.tile)
         columns = logsumexp_over_processes(strip.columns)[first : first + len(images)]
         matched = (1 - self.label_smoothing) * strip.matched.sum()
-        # The mean of all logits, which smoothing asks for, is one for rows and columns.
+        # Label smoothing uses the mean of all logits, which is the same for rows and columns.
         matched = matched + self.label_smoothing * strip.total / len(texts)
         weight = self.alignment_weight * share
         return {"loss_sidm": weight * (strip.rows.sum() - matched), "loss_dism": weight * (columns.sum() - matched)}

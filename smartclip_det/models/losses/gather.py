@@ -1,4 +1,4 @@
-"""What processes exchange for the alignment losses, with gradients.
+"""Differentiable collectives for the alignment losses.
 
 Shape letters: B rows of this process, Bg rows of all processes.
 """
@@ -12,16 +12,16 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of processes; 1 outside of distributed runs."""
+    """Number of processes; 1 without torch.distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def gather_rows(*tensors: Tensor) -> tuple[list[Tensor], int]:
-    """Rows of every process in rank order, with gradients back to the process that they came from.
+    """Rows of all processes in rank order, with gradients back to the process they came from.
 
     Args:
-        tensors: ``[B, ...]`` each, one B per process (processes may differ: gloo and nccl would mix up uneven
-            sizes silently, so rows are padded and cut).
+        tensors: ``[B, ...]`` each, with one B per process. Sizes may differ between processes: gloo and nccl corrupt
+            uneven sizes silently, so rows are padded and trimmed.
 
     Returns:
         The gathered tensors ``[Bg, ...]`` and the index of this process's first row.
@@ -56,7 +56,7 @@ class _LogSumExpOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Each process lets some of the sums into its loss; what this one's terms are worth is the sum over all.
+        # Each process uses some of the sums in its loss; the gradient of its terms is the sum over processes.
         total = grads[0].contiguous().clone()
         distributed.all_reduce(total)
         return total * ctx.saved_tensors[0]

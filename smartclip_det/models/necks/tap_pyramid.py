@@ -1,6 +1,6 @@
-"""Four taps of a plain transformer to four scales (F-ViT of CLIPSelf, arXiv 2310.01403; ovd reference 2.5).
+"""Four taps of a plain transformer to four scales (F-ViT of CLIPSelf, arXiv 2310.01403).
 
-Goes before any MMDetection neck: ``neck=[dict(type='TapPyramid', ...), dict(type='FPN', ...)]``.
+Use it before any MMDetection neck: ``neck=[dict(type='TapPyramid', ...), dict(type='FPN', ...)]``.
 
 Shape letters: B images, C tap channels, h w grid cells.
 """
@@ -20,14 +20,14 @@ from smartclip_det.core.errors import UserError
 
 @MODELS.register_module()
 class TapPyramid(BaseModule):
-    """Tap 1 is enlarged 4x, tap 2 2x, tap 3 kept, tap 4 halved; the taps are detached by a frozen tower."""
+    """Upsamples tap 1 by 4 and tap 2 by 2, keeps tap 3, and halves tap 4; a frozen tower detaches the taps."""
 
     def __init__(self, in_channels: int, norm_cfg: Mapping[str, Any] | None = None, init_cfg: Any = None) -> None:
         """Build.
 
         Args:
             in_channels: C, the tower width.
-            norm_cfg: norm between the two enlargements; default ``BN`` (``SyncBN`` in multi-GPU recipes).
+            norm_cfg: norm between the two transposed convolutions; default ``BN`` (``SyncBN`` for multi-GPU training).
             init_cfg: as for any MMEngine module.
         """
         super().__init__(init_cfg=init_cfg)

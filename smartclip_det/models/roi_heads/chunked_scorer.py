@@ -1,6 +1,6 @@
-"""Fused class scores of regions, for a whole vocabulary or for pieces of one.
+"""Fused class scores of regions, for a full vocabulary or in class chunks.
 
-Softmax and renormalised fusions look at all classes: their totals are summed over the pieces first.
+Softmax and renormalised fusions couple all classes, so their totals are first summed over the chunks.
 
 Shape letters: R regions, C classes of a piece, D joint embedding.
 """
@@ -20,12 +20,12 @@ from smartclip_det.core.text_bank import TextBank
 if TYPE_CHECKING:
     from smartclip_det.models.roi_heads.open_vocab_bbox_head import OpenVocabBBoxHead
 
-#: Log-totals ``[R, 1]`` of head and dense softmax, and the total ``[R, 1]`` of a renormalised fusion; None: not needed.
+#: Log-totals ``[R, 1]`` of head and dense softmax, and total ``[R, 1]`` of a renormalised fusion; None if not needed.
 Totals = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class ChunkedScorer:
-    """Scores of the same regions for one piece of the vocabulary after another."""
+    """Scores of the same regions for one chunk of the vocabulary after another."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class ChunkedScorer:
         """Build.
 
         Args:
-            head: gives logits and background.
+            head: computes logits and background cosines.
             vectors: ``[R, D]`` of the box head.
-            dense_vectors: ``[R, D]`` of the dense map, or None where the policy does not fuse.
+            dense_vectors: ``[R, D]`` of the dense map, or None if the policy does not use fusion.
             objectness: ``[R]`` in [0, 1], or None.
             policy: scoring policy.
         """
@@ -49,7 +49,7 @@ class ChunkedScorer:
         self.softmax = policy.activation == "softmax"
 
     def totals(self, parts: Sequence[TextBank]) -> Totals:
-        """What :meth:`scores` divides by. One piece needs nothing: its softmax is its own."""
+        """Denominators for :meth:`scores`; not needed for a single chunk, which is normalised by itself."""
         if len(parts) == 1:
             return None, None, None
         det = vlm = None
@@ -65,12 +65,12 @@ class ChunkedScorer:
         return det, vlm, torch.stack(sums).sum(dim=0)
 
     def _log_total(self, logits: Iterable[Tensor]) -> Tensor:
-        """``[R, 1]`` log of the sum over all pieces' columns."""
+        """``[R, 1]`` log of the sum over the columns of all chunks."""
         pieces = [piece.logsumexp(dim=1, keepdim=True) for piece in self._background_once(logits)]
         return torch.cat(pieces, dim=1).logsumexp(dim=1, keepdim=True)
 
     def _background_once(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Under softmax the last column of each piece is background: it counts in the first one only."""
+        """Under softmax the last column of each chunk is the background: count it in the first chunk only."""
         for n, piece in enumerate(pieces):
             yield piece[:, :-1] if n and self.softmax else piece
 
@@ -107,5 +107,5 @@ class ChunkedScorer:
     def scores(
         self, part: TextBank, det_total: Tensor | None, vlm_total: Tensor | None, total: Tensor | None
     ) -> Tensor:
-        """``[R, C]`` fused scores of a piece, background dropped; the rest is what :meth:`totals` gave."""
+        """``[R, C]`` fused scores of a chunk, without background; the totals come from :meth:`totals`."""
         return self._fused(part, det_total, vlm_total, total, self.objectness)[:, : len(part)]

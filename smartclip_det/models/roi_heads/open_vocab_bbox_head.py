@@ -1,7 +1,7 @@
-"""Box head without a class count: region vectors and class-agnostic box deltas.
+"""Box head without a fixed number of classes: region vectors and class-agnostic box deltas.
 
-MMDetection's ``BBoxHead`` is built around a fixed ``num_classes``; this head composes its coder and losses and is
-given the text bank on every call. Background is index ``len(bank)``.
+MMDetection's ``BBoxHead`` is built around a fixed ``num_classes``. This head composes its coder and losses and
+receives the text bank with every call. Background has index ``len(bank)``.
 
 Shape letters: R regions, C classes, D joint embedding, N pooled channels.
 """
@@ -53,17 +53,17 @@ class OpenVocabBBoxHead(BaseModule):
         """Build.
 
         Args:
-            embed_dim: D of the banks to come.
+            embed_dim: D of the text banks.
             in_channels: channels of the pyramid.
             roi_size: side of pooled regions.
             num_convs: shared 3x3 convolutions.
             num_fcs: shared linear layers.
-            fc_channels: their width.
-            norm_cfg: norm of the convolutions, None for none.
-            learn_temperature: train the factor on cosines, starting from ``initial_temperature``; otherwise the
+            fc_channels: width of the linear layers.
+            norm_cfg: norm of the convolutions; None: no norm.
+            learn_temperature: train the scale of cosines, starting from ``initial_temperature``; otherwise the
                 policy's temperature is used.
-            initial_temperature: see above.
-            compat_relu: ReLU on region vectors, as F-ViT's released code does; off with masks.
+            initial_temperature: see ``learn_temperature``.
+            compat_relu: ReLU on region vectors, as in F-ViT's released code; do not use it with masks.
             bbox_coder: MMDetection box coder; default deltas with stds .1 .1 .2 .2.
             loss_cls: MMDetection classification loss; default cross-entropy.
             loss_bbox: MMDetection box loss; default L1.
@@ -110,13 +110,15 @@ class OpenVocabBBoxHead(BaseModule):
         return (vectors.relu() if self.compat_relu else vectors), self.fc_reg(x)
 
     def temperature(self, policy: ScoringPolicy) -> Tensor | float:
-        """The factor on cosines: learned where it is, otherwise the policy's."""
+        """Scale of cosines: the learned one if any, otherwise the policy's."""
         return policy.temperature if self.log_temperature is None else self.log_temperature.exp().reshape(())
 
     def logits(self, vectors: Tensor, bank: TextBank, policy: ScoringPolicy) -> Tensor:
         """Class logits of ``[R, D]`` vectors: ``[R, C + 1]`` for softmax (background last), ``[R, C]`` for sigmoid."""
         if bank.dim != self.embed_dim:
-            raise UserError(f"The bank has D = {bank.dim}, this head {self.embed_dim}: they are of different towers.")
+            raise UserError(
+                f"The bank has D = {bank.dim}, this head {self.embed_dim}: they come from different towers."
+            )
         cosine = bank.cosine(vectors, policy, counter=self.counter)
         if policy.activation == "sigmoid":
             if policy.sigmoid_reference == "background":
@@ -127,18 +129,18 @@ class OpenVocabBBoxHead(BaseModule):
     def background_cosine(
         self, vectors: Tensor, bank: TextBank, policy: ScoringPolicy, mask_mode: str | None = None
     ) -> Tensor:
-        """``[R, 1]`` cosine of background by the policy's rule."""
+        """``[R, 1]`` cosine of the background, as set by the policy."""
         if policy.background == "zero":
             return vectors.new_zeros(len(vectors), 1, dtype=torch.float32)
         if policy.background == "learned":
             return masked_cosine(vectors, self.background.unsqueeze(0))
         if bank.background is None:
             raise UserError(
-                f"background={policy.background!r} needs a bank with a background text; banks of models.vocabulary "
-                "have one. Or choose background='zero' or 'learned'."
+                f"background={policy.background!r} needs a bank with a background text, such as those made by "
+                "models.vocabulary; or use background='zero' or 'learned'."
             )
         mode = "off" if policy.background == "text_ones" else (mask_mode or policy.mask_mode)
-        # Background is one text: it has no other class's mask to take, and keeps its own under that control.
+        # Background is a single text without another class to swap masks with, so it keeps its own.
         mode = "hard" if mode == "shuffled" else mode
         return bank.background.cosine(vectors, policy, mask_mode=mode)
 
@@ -157,8 +159,8 @@ class OpenVocabBBoxHead(BaseModule):
     ) -> dict[str, Tensor]:
         """Classification and box losses.
 
-        Classes that the bank marks unseen take no part: their logits are -inf under softmax and their terms are
-        left out under sigmoid. A training box of an unseen class is an error, never a silent leak.
+        Classes marked unseen in the bank are excluded: their logits are -inf under softmax, and their terms are dropped
+        under sigmoid. A training box of an unseen class is an error, never a silent leak.
         """
         labels, box_targets, positive = targets
         refuse_unseen(labels, bank)
@@ -173,24 +175,24 @@ class OpenVocabBBoxHead(BaseModule):
             terms = functional.binary_cross_entropy_with_logits(logits, onehot, reduction="none")
             loss_cls = (terms * bank.seen).sum() / max(len(labels), 1)
         losses = {"loss_cls": loss_cls, "acc": (logits.argmax(1) == labels).float().mean() * 100}
-        # Background is its own target: the same sum as over positives alone, whose number a card would be asked for.
-        own = torch.where(positive.unsqueeze(1), deltas, box_targets)
-        losses["loss_bbox"] = self.loss_bbox(own, box_targets, avg_factor=len(labels))
+        # Negatives get their own prediction as target and add 0, which avoids indexing and its synchronisation.
+        predicted = torch.where(positive.unsqueeze(1), deltas, box_targets)
+        losses["loss_bbox"] = self.loss_bbox(predicted, box_targets, avg_factor=len(labels))
         if self.training and policy.background != "learned":
-            # Keeps the parameter in the graph, so that DDP sees one graph whatever the rule.
+            # Keeps the parameter in the graph, so that DDP finds no unused parameter.
             losses["loss_cls"] = losses["loss_cls"] + self.background.sum() * 0
         return losses
 
 
 def refuse_unseen(labels: Tensor, bank: TextBank) -> None:
-    """Raise when labels (background = C) name classes that the bank marks unseen."""
+    """Raise if labels (background = C) refer to classes marked unseen in the bank."""
     if bank.all_seen:
         return
     allowed = functional.pad(bank.seen, (0, 1), value=True)[labels]
-    # One look at the device for the whole batch; names are read only when there is something to tell.
+    # One synchronisation for the whole batch; names are looked up only for the error.
     leaked = [] if bool(allowed.all()) else labels[~allowed].unique().tolist()
     if leaked:
         raise UserError(
-            f"Training boxes of classes that the bank marks unseen: {', '.join(bank.names[i] for i in leaked[:5])}. "
-            "Use a training file without them, or seen_only=True in the data set."
+            f"Training boxes of classes marked unseen: {', '.join(bank.names[i] for i in leaked[:5])}. "
+            "Use an annotation file without them, or seen_only=True in the dataset."
         )

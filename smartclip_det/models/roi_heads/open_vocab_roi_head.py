@@ -1,4 +1,4 @@
-"""Region pooling, scores and selection, with the text bank as an argument.
+"""RoI head: region pooling, scores and selection, with the text bank as an argument.
 
 Shape letters: B images, R regions, C classes, D joint embedding, h w grid cells.
 """
@@ -44,10 +44,10 @@ class OpenVocabRoIHead(BaseModule):
             bbox_roi_extractor: MMDetection extractor over the pyramid.
             bbox_head: an :class:`OpenVocabBBoxHead`.
             dense_stride: pixels per cell of the dense map (the patch size).
-            mask_roi_extractor: the same for masks; default: the one of boxes with 14 x 14 cells.
-            mask_head: MMDetection mask head, class-agnostic: it must serve classes that it never saw. None for none.
+            mask_roi_extractor: extractor for masks; default: the one for boxes with 14 x 14 cells.
+            mask_head: MMDetection mask head; class-agnostic, since it must handle unseen classes. None: no masks.
             train_cfg: MMDetection ``assigner`` and ``sampler``; ``mask_size`` with a mask head.
-            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``, ``class_chunk`` (names scored at once);
+            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``, ``class_chunk`` (classes scored at once);
                 ``mask_thr_binary`` with a mask head.
             init_cfg: as for any MMEngine module.
         """
@@ -63,7 +63,7 @@ class OpenVocabRoIHead(BaseModule):
             }
         )
         if mask_head is not None and not mask_head.get("class_agnostic"):
-            raise UserError("The mask head must be class_agnostic=True: novel classes have no masks in training.")
+            raise UserError("The mask head must be class_agnostic=True: novel classes have no masks for training.")
         self.mask_head = MODELS.build(dict(mask_head)) if mask_head else None
         finer = {"roi_layer": {**bbox_roi_extractor["roi_layer"], "output_size": 14}}
         extractor = {**bbox_roi_extractor, **finer, **dict(mask_roi_extractor or {})}
@@ -93,14 +93,14 @@ class OpenVocabRoIHead(BaseModule):
             pyramid: maps of the neck.
             proposals: per image ``bboxes [R, 4]`` in input pixels.
             samples: data samples with ``gt_instances``.
-            bank: the bank in force; labels index into it.
+            bank: the active bank; labels index into it.
             policy: scoring policy.
         """
         if self.assigner is None or self.sampler is None:
             raise UserError("Training needs train_cfg.rcnn with an assigner and a sampler.")
         sampled = []
-        for found, sample in zip(proposals, samples, strict=True):
-            candidates = InstanceData(priors=found.bboxes)
+        for proposed, sample in zip(proposals, samples, strict=True):
+            candidates = InstanceData(priors=proposed.bboxes)
             truth = sample.gt_instances
             truth.bboxes = get_box_tensor(truth.bboxes)
             ignored = sample.get("ignored_instances")
@@ -114,8 +114,8 @@ class OpenVocabRoIHead(BaseModule):
         if self.mask_head is not None:
             rois = bbox2roi([s.pos_priors for s in sampled])
             truth = [s.gt_instances for s in samples]
-            found = self.mask_head.loss_and_target(self.masks(pyramid, rois), sampled, truth, self.mask_train_cfg)
-            losses.update(found["loss_mask"])
+            results = self.mask_head.loss_and_target(self.masks(pyramid, rois), sampled, truth, self.mask_train_cfg)
+            losses.update(results["loss_mask"])
         return losses
 
     def masks(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class OpenVocabRoIHead(BaseModule):
         return self.mask_head(self.mask_roi_extractor([p.float().contiguous() for p in pyramid[:levels]], rois))
 
     def pool(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """``[R, 5]`` rois (image, xyxy) to pooled regions; fp32 and contiguous, as mmcv's CPU operator wants."""
+        """``[R, 5]`` rois (image, xyxy) to pooled regions; fp32 and contiguous, as mmcv's CPU operator requires."""
         levels = self.bbox_roi_extractor.num_inputs
         return self.bbox_roi_extractor([p.float().contiguous() for p in pyramid[:levels]], rois)
 
@@ -149,9 +149,9 @@ class OpenVocabRoIHead(BaseModule):
 
         Args:
             vectors: ``[R, D]`` of the box head.
-            dense_vectors: ``[R, D]`` of the dense map; needed when the policy fuses with it.
-            objectness: ``[R]`` in [0, 1]; used by fusions that want it.
-            bank: the bank in force.
+            dense_vectors: ``[R, D]`` of the dense map; needed if the policy uses fusion.
+            objectness: ``[R]`` in [0, 1]; needed by some fusions.
+            bank: the active bank.
             policy: scoring policy.
         """
         scorer = ChunkedScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
@@ -171,18 +171,18 @@ class OpenVocabRoIHead(BaseModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Box indices, class indices and scores ``[N]`` of the detections, best first.
 
-        A vocabulary of more than ``class_chunk`` names is scored in pieces, each twice (for the softmax total, then for
-        the scores), so that memory is bounded by R x ``class_chunk``; the detections are the same.
+        A vocabulary with more than ``class_chunk`` classes is scored in chunks, twice (for the softmax total, then for
+        the scores), so that memory is bounded by R x ``class_chunk``. The detections are the same.
 
         Args:
             boxes: ``[R, 4]`` xyxy.
             vectors: see :meth:`scores`.
             dense_vectors: see :meth:`scores`.
             objectness: see :meth:`scores`.
-            bank: the bank in force.
+            bank: the active bank.
             policy: scoring policy.
-            score_threshold: pairs must score more than this.
-            max_detections: N at most.
+            score_threshold: only pairs with a higher score are kept.
+            max_detections: maximum of N.
         """
         scorer = ChunkedScorer(self.bbox_head, vectors, dense_vectors, objectness, policy)
         parts = bank.parts(self.class_chunk) if len(bank) > self.class_chunk else [bank]
@@ -209,12 +209,12 @@ class OpenVocabRoIHead(BaseModule):
 
         Args:
             pyramid: maps of the neck.
-            dense: ``[B, D, h, w]`` dense map, or None where the policy does not fuse.
-            proposals: per image ``bboxes [R, 4]`` in input pixels, and ``scores [R]`` where known.
+            dense: ``[B, D, h, w]`` dense map, or None if the policy does not use fusion.
+            proposals: per image ``bboxes [R, 4]`` in input pixels, and ``scores [R]`` if known.
             samples: data samples with ``img_shape`` and, for ``rescale``, ``scale_factor``.
-            bank: the bank in force.
+            bank: the active bank.
             policy: scoring policy.
-            rescale: give boxes in pixels of the original image.
+            rescale: return boxes in pixels of the original image.
 
         Returns:
             Per image ``bboxes [N, 4]``, ``scores [N]``, ``labels [N]`` (bank indices) and ``label_names`` (N names);
@@ -233,27 +233,27 @@ class OpenVocabRoIHead(BaseModule):
         parts = zip(
             rois.split(counts), vectors.split(counts), deltas.split(counts), pooled, proposals, samples, strict=True
         )
-        # A mask head pools at input size, and brings boxes to the original size afterwards.
-        now = rescale and self.mask_head is None
-        found = [
-            self._predict_image(r[:, 1:], v, d, dense_part, p.get("scores"), s, bank, policy, now)
+        # A mask head pools at input size, and rescales boxes afterwards.
+        rescale_now = rescale and self.mask_head is None
+        detections = [
+            self._predict_image(r[:, 1:], v, d, dense_part, p.get("scores"), s, bank, policy, rescale_now)
             for r, v, d, dense_part, p, s in parts
         ]
-        return found if self.mask_head is None else self._with_masks(pyramid, found, samples, rescale)
+        return detections if self.mask_head is None else self._with_masks(pyramid, detections, samples, rescale)
 
     def _with_masks(
-        self, pyramid: Sequence[Tensor], found: list[InstanceData], samples: Sequence[Any], rescale: bool
+        self, pyramid: Sequence[Tensor], detections: list[InstanceData], samples: Sequence[Any], rescale: bool
     ) -> list[InstanceData]:
         assert self.mask_head is not None
-        rois = bbox2roi([f.bboxes for f in found])
-        counts = [len(f) for f in found]
+        rois = bbox2roi([d.bboxes for d in detections])
+        counts = [len(d) for d in detections]
         if len(rois):
             logits = self.masks(pyramid, rois).split(counts)
         else:
-            logits = tuple(rois.new_zeros(0, 1, 28, 28) for _ in found)
+            logits = tuple(rois.new_zeros(0, 1, 28, 28) for _ in detections)
         metas = [s.metainfo for s in samples]
         out: list[InstanceData] = self.mask_head.predict_by_feat(
-            logits, found, metas, self.mask_test_cfg, rescale=rescale
+            logits, detections, metas, self.mask_test_cfg, rescale=rescale
         )
         return out
 

@@ -1,4 +1,4 @@
-"""Image and text towers, mask network, tokenizer and checkpoint files."""
+"""Image and text towers, mask network, tokenizer and checkpoints."""
 
 from smartclip_det.models.towers.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from smartclip_det.models.towers.config import ARCHITECTURES, TowerConfig, architecture

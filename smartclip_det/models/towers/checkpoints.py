@@ -1,8 +1,8 @@
-"""Readers and writers of tower checkpoints; the layout is recognised by content.
+"""Reading and writing tower checkpoints; the layout is recognised by content.
 
-Read: OpenAI TorchScript archives and state dicts (CLIP, MetaCLIP, CLIPSelf on OpenAI CLIP, DeBias-CLIP),
-Long-CLIP, SmartCLIP, open_clip (training checkpoints, folders), Hugging Face CLIP (file or folder, whole or in shards),
-and our own files. No code of a file runs.
+Readable: OpenAI TorchScript archives and state dicts (CLIP, MetaCLIP, CLIPSelf on OpenAI CLIP, DeBias-CLIP), Long-CLIP,
+SmartCLIP, open_clip (training checkpoints, folders), Hugging Face CLIP (file or folder, sharded or not), and our own
+files. No code in a file is run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Checkpoint:
 
     Attributes:
         state: tensors under OpenAI names, fp32.
-        config: sizes and the facts that tensors do not tell.
-        layout: what the file was recognised as.
-        unmatched: keys of the file that belong to no tower tensor.
-        activation_known: False when the activation was assumed.
+        config: sizes, and settings that tensors do not show.
+        layout: recognised layout of the file.
+        unmatched: keys of the file that match no tower tensor.
+        activation_known: False if the activation was assumed.
         hash: the first 16 hex digits of :func:`state_hash`.
-        reading: which weights of the file these are.
+        reading: which of the file's weights these are.
     """
 
     state: dict[str, Tensor]
@@ -52,10 +52,10 @@ class Checkpoint:
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
-    """16 hex digits over names, shapes and fp32 values: the same for every layout of the same weights."""
+    """16 hex digits over names, shapes and fp32 values; equal for all layouts of the same weights."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        # A copy: numpy would pin the storage, and FSDP frees that of its gathered parameters.
+        # Clone: numpy would keep the storage alive, and FSDP frees that of gathered parameters.
         value = state[name].detach().float().cpu().contiguous().clone()
         digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(value.numpy().tobytes())
@@ -63,18 +63,18 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
 
 
 def read_checkpoint(path: str | Path, *, activation: str | None = None, reading: str | None = None) -> Checkpoint:
-    """Read towers from any known file.
+    """Read towers from any supported file.
 
     Args:
-        path: a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file, or a folder of Hugging Face or open_clip (whole
-            or in shards).
-        activation: ``quick_gelu`` or ``gelu`` where the file does not carry it; overrides nothing that it does.
-        reading: which weights, for files that hold several (``ema`` beside ``state_dict``): a name of the error that
-            is raised without it.
+        path: a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file, or a Hugging Face or open_clip folder (sharded or
+            not).
+        activation: ``quick_gelu`` or ``gelu``, if the file does not store it; it cannot override the file.
+        reading: which weights to read if the file has several (``ema`` next to ``state_dict``); the error without it
+            lists the names.
 
     Raises:
-        UserError: missing, broken or foreign files, pickled objects, mixed layouts, several readings, tensors that
-            are missing, broken, or have no place in the towers.
+        UserError: for missing, broken or unsupported files, pickled objects, mixed layouts, ambiguous readings, or
+            tensors that are missing, not finite or unknown.
     """
     path = Path(path)
     opened = open_container(path)
@@ -84,25 +84,23 @@ def read_checkpoint(path: str | Path, *, activation: str | None = None, reading:
     config, known = _config(state, opened, chosen, activation, str(path))
     expected = expected_shapes(config)
     state = _with_plain_scale(state)
-    foreign, others = layouts.without_place(state, expected)
-    if foreign:
+    unsupported, others = layouts.without_place(state, expected)
+    if unsupported:
         raise UserError(
-            f"{path} holds {len(foreign)} tensors that these towers have no place for and that change what they "
-            f"compute: {_some(foreign)}. They are of another architecture; reading the rest would give wrong vectors."
+            f"{path} has {len(unsupported)} tensors that these towers do not have and that change what they compute: "
+            f"{_some(unsupported)}. It is another architecture; ignoring them would give wrong vectors."
         )
     _check_tensors(state, expected, f"{path}{opened.notes and f' ({opened.notes.strip()})'}")
     unmatched = sorted(others + chosen.outside)
     if unmatched:
-        logger.warning(
-            "%s: %d keys belong to no tower and were left out: %s", path, len(unmatched), _some(unmatched, 20)
-        )
+        logger.warning("%s: ignored %d keys that belong to no tower: %s", path, len(unmatched), _some(unmatched, 20))
     if not known:
-        logger.warning("%s does not carry its activation; %s is assumed.", path, config.activation)
+        logger.warning("%s does not store its activation; assuming %s.", path, config.activation)
     state = {k: state[k].float() for k in expected}
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
         raise UserError(
-            f"{path} holds NaN or infinite values in {len(broken)} of {len(state)} tensors ({_some(broken)})."
+            f"{path} has NaN or infinite values in {len(broken)} of {len(state)} tensors ({_some(broken)})."
         )
     layout = opened.layout or chosen.layout
     return Checkpoint(state, config, layout, unmatched, known, state_hash(state), chosen.name)
@@ -113,18 +111,19 @@ def _some(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
-def _choose(found: Sequence[layouts.Reading], asked: str | None, where: str) -> layouts.Reading:
-    """The reading that was asked for, or the only one."""
-    names = [r.name for r in found]
-    if asked is not None:
-        hits = [r for r in found if r.name == asked] or [r for r in found if r.name.split(".")[-1] == asked]
-        if len(hits) != 1:
-            raise UserError(f"{where} has no weights {asked!r} (reading); it holds: {', '.join(names)}.")
-        return hits[0]
-    first = found[0]
-    if any(_differ(first.state, r.state) for r in found[1:]):
+def _choose(candidates: Sequence[layouts.Reading], requested: str | None, where: str) -> layouts.Reading:
+    """The requested reading, or the only one."""
+    names = [r.name for r in candidates]
+    if requested is not None:
+        matches = [r for r in candidates if r.name == requested]
+        matches = matches or [r for r in candidates if r.name.split(".")[-1] == requested]
+        if len(matches) != 1:
+            raise UserError(f"{where} has no weights {requested!r} (reading); available: {', '.join(names)}.")
+        return matches[0]
+    first = candidates[0]
+    if any(_differ(first.state, r.state) for r in candidates[1:]):
         raise UserError(
-            f"{where} can be read in {len(found)} ways, with other weights each: {', '.join(names)}. Say which: "
+            f"{where} has {len(candidates)} different sets of weights: {', '.join(names)}. Choose one with "
             f"reading={names[-1]!r} (towers.reading in configs, --reading of convert)."
         )
     return first
@@ -137,38 +136,38 @@ def _differ(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def _config(
     state: Mapping[str, Tensor], opened: Container, chosen: layouts.Reading, activation: str | None, where: str
 ) -> tuple[TowerConfig, bool]:
-    """Sizes by the tensors, the rest by what is written beside them; and whether the activation was told."""
-    told = layouts.infer_config(state, where)
+    """Sizes from the tensors and the rest from stored facts, and whether the activation is known."""
+    inferred = layouts.infer_config(state, where)
     facts = dict(opened.facts)
     if opened.own:
-        TowerConfig.from_dict({**told.to_dict(), **facts})
+        TowerConfig.from_dict({**inferred.to_dict(), **facts})
         lost = [k for k in ("activation", "vision_heads", "text_heads", "mask_pad") if k not in facts]
         if lost:
             raise UserError(
-                f"The header of {where} lacks {', '.join(lost)}, which tensors do not tell. Write it again."
+                f"The header of {where} lacks {', '.join(lost)}, which tensors do not show. Write the file again."
             )
-    sizes = told.to_dict()
-    wrong = [k for k in layouts.shaped(told) if k in facts and facts[k] != sizes[k]]
+    sizes = inferred.to_dict()
+    wrong = [k for k in layouts.shaped(inferred) if k in facts and facts[k] != sizes[k]]
     if wrong:
-        shown = "; ".join(f"{k} {facts[k]!r}, by the tensors {sizes[k]!r}" for k in wrong)
-        raise UserError(f"What is written beside the tensors of {where} does not fit them: {shown}.")
-    if chosen.layout == "native" and not facts and told.mask_layers:
-        logger.warning("%s does not say how its mask network treats padding; mask_pad='ignore' is assumed.", where)
+        shown = "; ".join(f"{k}={facts[k]!r}, but the tensors have {sizes[k]!r}" for k in wrong)
+        raise UserError(f"The config of {where} does not match its tensors: {shown}.")
+    if chosen.layout == "native" and not facts and inferred.mask_layers:
+        logger.warning("%s does not store how its mask network treats padding; assuming mask_pad='ignore'.", where)
         facts["mask_pad"] = "ignore"
     known = "activation" in facts
     if activation is not None:
-        said = {facts.get("activation", activation), facts.get("text_activation") or activation}
-        if said != {activation}:
+        stored = {facts.get("activation", activation), facts.get("text_activation") or activation}
+        if stored != {activation}:
             raise UserError(
-                f"{where} says activation={said.difference({activation}).pop()!r}; {activation!r} was asked for."
+                f"{where} has activation={stored.difference({activation}).pop()!r}; {activation!r} cannot override it."
             )
     if not known:
         facts["activation"] = activation or ("gelu" if opened.layout == "open_clip" else "quick_gelu")
-    return told.with_(**facts), known or activation is not None
+    return inferred.with_(**facts), known or activation is not None
 
 
 def _with_plain_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One number is one number, whatever its axes; without any the start of CLIP, which no score here uses."""
+    """Reshape ``logit_scale`` to a scalar; if it is missing, use CLIP's initial value, which no score here uses."""
     scale = state.get("logit_scale")
     if scale is None:
         return {**state, "logit_scale": torch.tensor(math.log(1 / 0.07))}
@@ -176,7 +175,7 @@ def _with_plain_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def expected_shapes(config: TowerConfig) -> dict[str, tuple[int, ...]]:
-    """OpenAI names and shapes of every tensor of a tower pair; 302 for CLIP ViT-B/16, 317 for SmartCLIP."""
+    """OpenAI names and shapes of all tensors of a tower pair; 302 for CLIP ViT-B/16, 317 for SmartCLIP."""
     from smartclip_det.models.towers.smartclip import SmartCLIP
 
     with torch.device("meta"):
@@ -193,37 +192,37 @@ def _check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int
     if wrong:
         first = wrong[0]
         raise UserError(
-            f"{where}: {len(wrong)} tensors have other shapes than the rest of the file implies; {first} is "
+            f"{where}: {len(wrong)} tensors have unexpected shapes; {first} is "
             f"{list(state[first].shape)}, expected {list(expected[first])}."
         )
 
 
 def _refuse_losses(state: Mapping[str, Tensor], config: TowerConfig, path: Path) -> None:
-    """A bare state dict has no place for facts: refuse those that a reader would get wrong."""
-    told = layouts.infer_config(state, str(path)).to_dict()
-    wrong = [k for k, v in config.to_dict().items() if told[k] != v and k != "activation"]
+    """Reject settings that a bare state dict cannot store and a reader would get wrong."""
+    inferred = layouts.infer_config(state, str(path)).to_dict()
+    wrong = [k for k, v in config.to_dict().items() if inferred[k] != v and k != "activation"]
     if wrong:
         lost = ", ".join(f"{k}={getattr(config, k)!r}" for k in wrong)
         raise UserError(
-            f"{path}: a bare .pt file cannot carry {lost}, and would be read as another model. Write .safetensors, or "
-            "layout='native'."
+            f"{path}: a bare .pt file cannot store {lost}, and would be read as another model. Write .safetensors, or "
+            "use layout='native'."
         )
 
 
 def write_checkpoint(
     state: Mapping[str, Tensor], config: TowerConfig, path: str | Path, *, layout: str = "openai"
 ) -> Path:
-    """Write towers; the file appears whole or not at all.
+    """Write towers atomically.
 
     Args:
         state: tensors under OpenAI names.
-        config: written as metadata (activation, heads, mask_pad), except into bare ``.pt`` OpenAI files,
-            which have no place for it.
+        config: stored as metadata (activation, heads, mask_pad), except in bare ``.pt`` files of the OpenAI layout,
+            which cannot store it.
         path: ``.safetensors``, or ``.pt`` / ``.pth``.
         layout: ``openai`` (the released layout of CLIP, Long-CLIP and SmartCLIP) or ``native``.
 
     Returns:
-        The path written.
+        ``path``.
     """
     from safetensors.torch import save_file
 

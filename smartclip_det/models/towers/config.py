@@ -1,4 +1,4 @@
-"""Sizes of a tower pair, and the named architectures."""
+"""Tower sizes and named architectures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from smartclip_det.core.errors import UserError, check_choice, nearest
 
-_KINDS = {int: "a whole number from 0", str: "a word", bool: "true or false"}
+_KINDS = {int: "a whole number of at least 0", str: "a string", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Everything that builds a :class:`SmartCLIP` besides its weights.
+    """Everything needed to build a :class:`SmartCLIP`, except its weights.
 
     Attributes:
         embed_dim: joint dimension D.
@@ -27,15 +27,15 @@ class TowerConfig:
         text_width: text tower width W.
         text_layers: text tower blocks.
         text_heads: text tower heads.
-        activation: ``quick_gelu`` (OpenAI weights) or ``gelu``; not visible in the tensors, so carried here.
+        activation: ``quick_gelu`` (OpenAI weights) or ``gelu``; stored here because tensors do not show it.
         stretched: whether Long-CLIP's second position table exists.
-        mask_layers: blocks of the mask network; 0 for towers without one (masks are then ones).
-        mask_pad: whether the mask network sees padding, ``include`` (released) or ``ignore``.
-        mask_top_k: dimensions that a mask keeps; 0 for as many as it chooses.
-        text_activation: of the text tower, where it is another; empty for the same.
-        vision: kind of the image tower: ``vit``, or ``local`` (convolutions, for small pictures).
-        saliency: whether cells of a ViT's dense map have learned weights, which start equal (the local tower's always
-            have).
+        mask_layers: blocks of the mask network; 0: no mask network, masks are ones.
+        mask_pad: whether the mask network attends to padding, ``include`` (released) or ``ignore``.
+        mask_top_k: fixed number of dimensions per mask; 0: any number.
+        text_activation: activation of the text tower if it differs; otherwise empty.
+        vision: type of the image tower: ``vit``, or ``local`` (convolutions, for small images).
+        saliency: whether the cells of a ViT's dense map have learned weights, which start equal (the local tower
+            always has them).
     """
 
     embed_dim: int = 512
@@ -67,7 +67,7 @@ class TowerConfig:
         check_choice("mask_pad", self.mask_pad, ("include", "ignore"))
         check_choice("vision", self.vision, ("vit", "local"))
         if self.saliency and self.vision != "vit":
-            raise UserError(f"saliency is for vision='vit'; cells of a {self.vision!r} tower have weights anyway.")
+            raise UserError(f"saliency needs vision='vit'; a {self.vision!r} tower always has weights of cells.")
         if not 0 <= self.mask_top_k < self.embed_dim:
             raise UserError(f"mask_top_k must be in [0, {self.embed_dim}); given {self.mask_top_k}.")
         for side, width, heads in (
@@ -85,7 +85,7 @@ class TowerConfig:
                 raise UserError(f"Tower key {f.name} must be {_KINDS[kind]}; given {value!r}.")
 
     def with_(self, **changes: Any) -> TowerConfig:
-        """A checked copy; unknown keys raise with the nearest ones."""
+        """A validated copy; unknown keys raise, with the closest ones."""
         return TowerConfig.from_dict({**asdict(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class TowerConfig:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any] | TowerConfig) -> TowerConfig:
-        """From plain values; unknown keys raise with the nearest ones."""
+        """Build from plain values; unknown keys raise, with the closest ones."""
         if isinstance(values, TowerConfig):
             return replace(values)
         known = [f.name for f in fields(TowerConfig)]
@@ -154,5 +154,5 @@ ARCHITECTURES: dict[str, TowerConfig] = {
 
 
 def architecture(name: str) -> TowerConfig:
-    """The sizes of a named architecture; unknown names raise with the nearest ones."""
+    """Config of a named architecture; unknown names raise, with the closest ones."""
     return ARCHITECTURES[check_choice("arch", name, ARCHITECTURES)]

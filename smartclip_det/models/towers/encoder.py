@@ -1,4 +1,4 @@
-"""What the rest of the house asks of an image-and-text encoder, whatever its family."""
+"""Interface of image-text encoders, independent of their family."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Encoder(Protocol):
-    """CLIP-like towers: :class:`SmartCLIP`, and :class:`OpenClipEncoder` for families that it does not read.
+    """CLIP-like towers: :class:`SmartCLIP`, and :class:`OpenClipEncoder` for other families.
 
-    ``config`` tells ``image_size``, ``patch_size``, ``embed_dim`` and ``mask_pad``; ``logit_scale`` tells the device.
+    ``config`` has ``image_size``, ``patch_size``, ``embed_dim`` and ``mask_pad``; ``logit_scale`` is on the device.
 
     Shape letters: B images, K texts, L tokens, D joint embedding, h w grid cells.
     """
@@ -22,7 +22,7 @@ class Encoder(Protocol):
 
     @property
     def checkpoint_hash(self) -> str:
-        """16 hex digits over the weights."""
+        """Hash of the weights, 16 hex digits."""
         ...
 
     def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -38,7 +38,7 @@ class Encoder(Protocol):
         ...
 
     def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
-        """``[K, L]`` ids."""
+        """``[K, L]`` token ids."""
         ...
 
     def forward_text(self, tokens: Tensor) -> Any:
@@ -50,5 +50,5 @@ class Encoder(Protocol):
         ...
 
     def provenance(self) -> dict[str, str]:
-        """What identifies the rows of a bank."""
+        """Identifies the rows of a bank made by this encoder."""
         ...

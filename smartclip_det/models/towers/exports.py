@@ -1,4 +1,4 @@
-"""Towers as folders that Hugging Face's and open_clip's own loaders read."""
+"""Export of towers as folders that transformers and open_clip can load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smartclip_det.models.towers import layouts, peer_configs
 from smartclip_det.models.towers.config import TowerConfig
 from smartclip_det.utils.files import write_whole
 
-#: Layouts that are folders, and the command that each is read by.
+#: Folder layouts, and the call that loads each.
 FOLDERS = {
     "huggingface": "transformers.CLIPModel.from_pretrained('{path}')",
     "open_clip": "open_clip.create_model('local-dir:{path}')",
@@ -26,45 +26,44 @@ FOLDERS = {
 def write_folder(
     state: Mapping[str, Tensor], config: TowerConfig, path: str | Path, *, layout: str, drop_masks: bool = False
 ) -> Path:
-    """Write a folder of weights and config.
+    """Write a folder with weights and config.
 
-    The two position tables of a stretched tower become the one table that is in force; vectors stay the same.
+    The two position tables of a stretched tower are merged into one; the vectors do not change.
 
     Args:
         state: tensors under OpenAI names.
-        config: sizes and facts.
-        path: a folder, made where it is not there.
+        config: tower config.
+        path: output folder; created if missing.
         layout: ``huggingface`` or ``open_clip``.
-        drop_masks: leave the mask network out, for which neither has a place.
+        drop_masks: drop the mask network, which neither layout can store.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: for towers that the layout cannot carry.
+        UserError: for towers that the layout cannot represent.
     """
     from safetensors.torch import save_file
 
     check_choice("layout", layout, FOLDERS)
     if config.mask_layers and not drop_masks:
         raise UserError(
-            f"The layout {layout} has no place for a mask network. Write .safetensors, or leave the masks out on "
-            "purpose (--drop-masks)."
+            f"The layout {layout} cannot store a mask network. Write .safetensors, or drop the masks with --drop-masks."
         )
     if config.vision != "vit":
         raise UserError(
-            f"The layout {layout} has vision transformers only, and the image tower of these is {config.vision!r}. "
+            f"The layout {layout} only supports vision transformers; this image tower is {config.vision!r}. "
             "Write .safetensors."
         )
     if config.saliency:
         raise UserError(
-            f"The layout {layout} has no place for weights of cells, and its dense maps would be others. Write "
-            ".safetensors, or leave them out on purpose: load_towers(dict(checkpoint=PATH, saliency=False)).save(...)."
+            f"The layout {layout} cannot store weights of cells, so its dense maps would differ. Write .safetensors, "
+            "or drop them: load_towers(dict(checkpoint=PATH, saliency=False)).save(...)."
         )
     named, config = plain_towers(state, config)
     path = Path(path)
     if path.is_file():
-        raise UserError(f"{path} is a file; the layout {layout} is a folder.")
+        raise UserError(f"{path} is a file; the layout {layout} needs a folder.")
     files: dict[str, Any]
     if layout == "huggingface":
         named, weights = layouts.to_huggingface(named), "model.safetensors"
@@ -84,7 +83,7 @@ def write_folder(
 
 
 def plain_towers(state: Mapping[str, Tensor], config: TowerConfig) -> tuple[dict[str, Tensor], TowerConfig]:
-    """The same towers without mask network and second position table."""
+    """The same towers without mask network, with a single position table."""
     named = {k: v for k, v in state.items() if not k.startswith("mask_net.")}
     if config.stretched:
         rest = named.pop("positional_embedding_res")

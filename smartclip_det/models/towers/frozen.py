@@ -1,4 +1,4 @@
-"""Towers that a model uses and neither trains nor saves."""
+"""Frozen towers used by a model that neither trains nor saves them."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from smartclip_det.models.towers.source import load_towers
 
 
 def hash_tensor(tower_hash: str) -> Tensor:
-    """The hash of towers as a tensor of bytes, so that a checkpoint knows what it was trained on."""
+    """Encode the hash of towers as a tensor of bytes, so that a checkpoint records the towers it was trained with."""
     return torch.tensor(list(tower_hash.encode()), dtype=torch.uint8)
 
 
 def refuse_other_towers(state: Tensor, tower_hash: str) -> None:
-    """Raise where a checkpoint's :func:`hash_tensor` is of other towers: its images would meet texts of another space.
+    """Raise if a checkpoint's :func:`hash_tensor` belongs to other towers, whose embeddings are not comparable.
 
     Raises:
-        UserError: telling both hashes and how to give the same towers again.
+        UserError: with both hashes, and how to select the right towers.
     """
     theirs = bytes(state.tolist()).decode()
     if theirs != tower_hash:
         raise UserError(
-            f"The checkpoint was trained on towers {theirs}, the config builds towers {tower_hash}. Give the "
-            "same towers again, e.g. --cfg-options towers.checkpoint=PATH."
+            f"The checkpoint was trained with towers {theirs}, but the config builds towers {tower_hash}. Use the "
+            "same towers, e.g. --cfg-options towers.checkpoint=PATH."
         )
 
 
 class FrozenTowers(nn.Module):
-    """Holds towers without registering their weights: the config gives them again, and checkpoints stay small.
+    """Towers whose weights are not registered: the config rebuilds them, and checkpoints stay small.
 
-    A checkpoint remembers the towers' hash, and is refused with other ones.
+    A checkpoint records their hash and cannot be loaded with other towers.
     """
 
     frozen = True
 
     def __init__(self, source: Mapping[str, Any]) -> None:
-        """Load.
+        """Load the towers.
 
         Args:
             source: see :func:`load_towers`.
@@ -48,18 +48,18 @@ class FrozenTowers(nn.Module):
         super().__init__()
         towers = load_towers(source).requires_grad_(False).eval()
         self.tower_hash = towers.checkpoint_hash
-        # In a list, where nn.Module does not look.
-        self.held = [towers]
+        # In a list, so that nn.Module does not register them.
+        self.unregistered = [towers]
 
     def get_extra_state(self) -> Tensor:
-        """The hash, for the checkpoint."""
+        """Hash of the towers, saved in the checkpoint."""
         return hash_tensor(self.tower_hash)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuse what was trained on other towers."""
+        """Reject a checkpoint trained with other towers."""
         refuse_other_towers(state, self.tower_hash)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move with the model, although no module of it."""
-        self.held[0]._apply(fn)
+        """Also move the towers, which are not a submodule."""
+        self.unregistered[0]._apply(fn)
         return super()._apply(fn, recurse)

@@ -1,7 +1,7 @@
-"""Names of tower tensors in the layouts of the field, and the sizes that their shapes tell.
+"""Tensor names in published checkpoint layouts, and sizes inferred from shapes.
 
-Inside this package the OpenAI layout is the common tongue: ``visual.*`` image tower, bare names text tower,
-``mask_net.*`` mask network.
+This package uses the OpenAI layout internally: ``visual.*`` image tower, bare names text tower, ``mask_net.*`` mask
+network.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from smartclip_det.models.towers.local_tower import STRIDE
 
 State = dict[str, Tensor]
 
-#: Keys of which every file of a layout has one, behind whatever prefix.
+#: Keys that identify a layout, after any prefix.
 ANCHORS = {
     "openai": ("visual.conv1.weight", "visual.saliency.weight"),
     "huggingface": ("vision_model.embeddings.patch_embedding.weight",),
     "native": ("image_tower.conv1.weight", "image_tower.saliency.weight"),
 }
-#: A tensor that only the local tower has, and those that tell its sizes.
+#: A tensor that only the local tower has, and those that show its sizes.
 _LOCAL = "visual.saliency.weight"
 _LOCAL_SIZES = (_LOCAL, "visual.value.weight", "visual.stem.0.conv.weight")
-#: Buffers and sizes that some writers add; they hold nothing that shapes do not tell.
+#: Buffers and sizes that some writers add; redundant with the shapes.
 IGNORABLE = re.compile(
     r"^((visual|text)\.)?(input_resolution|image_size|context_length|vocab_size|attn_mask)$"
     r"|^(vision|text)_model\.embeddings\.position_ids$"
 )
-#: Names of tensors of the towers; one of them that has no place changes what the towers compute.
+#: Tensor names of towers; an unknown tensor among them changes what the towers compute.
 _OF_TOWERS = re.compile(
     r"^(visual|transformer|text|token_embedding|positional_embedding\w*|ln_final|text_projection|mask_net"
     r"|vision_model|text_model|visual_projection|image_tower|text_tower|mask_network)(\.|$)"
@@ -45,7 +45,7 @@ _NATIVE = (("visual.", "image_tower."), ("mask_net.", "mask_network."), ("logit_
 
 
 def to_native(openai_name: str) -> str:
-    """The parameter name inside :class:`SmartCLIP` of an OpenAI name."""
+    """Parameter name in :class:`SmartCLIP` for an OpenAI name."""
     for old, new in _NATIVE:
         if openai_name.startswith(old):
             return new + openai_name[len(old) :]
@@ -53,7 +53,7 @@ def to_native(openai_name: str) -> str:
 
 
 def from_native(name: str) -> str:
-    """The OpenAI name of a parameter inside :class:`SmartCLIP`."""
+    """OpenAI name for a parameter in :class:`SmartCLIP`."""
     for old, new in _NATIVE:
         if name.startswith(new):
             return old + name[len(new) :]
@@ -65,10 +65,10 @@ class Reading:
     """One way to read a file.
 
     Attributes:
-        name: what to ask for it by.
-        layout: of the names.
+        name: name to select it by.
+        layout: layout of the names.
         state: tensors under their names in that layout.
-        outside: names of tensors beside the towers.
+        outside: names of tensors outside the towers.
     """
 
     name: str
@@ -78,15 +78,15 @@ class Reading:
 
 
 def readings(states: Mapping[str, State], where: str) -> list[Reading]:
-    """Every way to read state dicts as towers, recognised by content.
+    """All ways to read state dicts as towers, recognised by content.
 
     Raises:
-        UserError: no known layout, several with one prefix, or an architecture that is not read here.
+        UserError: for no known layout, several with one prefix, or an unsupported architecture.
     """
-    found = [r for name, state in states.items() for r in _readings_of(state, name, where)]
-    if not found:
-        raise _foreign([k for state in states.values() for k in state], where)
-    return found
+    candidates = [r for name, state in states.items() for r in _readings_of(state, name, where)]
+    if not candidates:
+        raise _unsupported([k for state in states.values() for k in state], where)
+    return candidates
 
 
 def _readings_of(state: State, name: str, where: str) -> list[Reading]:
@@ -97,10 +97,10 @@ def _readings_of(state: State, name: str, where: str) -> list[Reading]:
                 prefix = key[: -len(anchor)]
                 if prefix in layouts:
                     both = ", ".join(sorted((layout, layouts[prefix])))
-                    raise UserError(f"{where} mixes the layouts {both}: it is no single checkpoint.")
+                    raise UserError(f"{where} mixes the layouts {both}; it is not a single checkpoint.")
                 layouts[prefix] = layout
     if not layouts and "conv1.weight" in state and "class_embedding" in state:
-        # An image tower alone; under another key than whole towers it is a second reading.
+        # An image tower alone; next to full towers it is another reading.
         return [Reading(name or "visual", "openai", {f"visual.{k}": v for k, v in state.items()}, [])]
     out = []
     for prefix, layout in layouts.items():
@@ -111,23 +111,23 @@ def _readings_of(state: State, name: str, where: str) -> list[Reading]:
     return out
 
 
-def _foreign(keys: list[str], where: str) -> UserError:
+def _unsupported(keys: list[str], where: str) -> UserError:
     if any("visual.attnpool." in k or "visual.layer1." in k for k in keys):
-        return UserError(f"{where} is a ResNet CLIP; only ViT towers of the OpenAI layout are read.")
+        return UserError(f"{where} is a ResNet CLIP; only ViT towers in the OpenAI layout are supported.")
     if any("visual.trunk." in k for k in keys):
         return UserError(
-            f"{where} is an open_clip model with a timm tower; only ViT towers of the OpenAI layout are read."
+            f"{where} is an open_clip model with a timm tower; only ViT towers in the OpenAI layout are supported."
         )
     if any(k.endswith(("tower.conv1.weight", "tower.saliency.weight")) for k in keys):
         return UserError(
-            f"{where} is a detector checkpoint (image tower only). Give the CLIP checkpoint it was made from."
+            f"{where} is a detector checkpoint (image tower only). Use the CLIP checkpoint that it was trained from."
         )
     shown = ", ".join(keys[:5]) or "no tensors"
-    return UserError(f"{where} matches no known CLIP layout (0 keys matched). It holds: {shown}...")
+    return UserError(f"{where} matches no known CLIP layout (0 keys matched). It contains: {shown}...")
 
 
 def to_openai(state: State, layout: str) -> State:
-    """Rename (and for Hugging Face re-pack) tensors into the OpenAI layout; what has no name there keeps its own."""
+    """Rename (and for Hugging Face re-pack) tensors into the OpenAI layout; unknown names are kept."""
     state = {k: v for k, v in state.items() if not IGNORABLE.match(k)}
     if layout == "native":
         return {
@@ -139,7 +139,7 @@ def to_openai(state: State, layout: str) -> State:
 
 
 def without_place(state: Mapping[str, Tensor], expected: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Tensors that towers do not have: those of the towers themselves, and others (heads, queues)."""
+    """Tensors that the towers do not have: those of towers, and others (heads, queues)."""
     known = set(expected)
     strange = sorted(k for k in state if k not in known)
     return [k for k in strange if _OF_TOWERS.match(k)], [k for k in strange if not _OF_TOWERS.match(k)]
@@ -186,13 +186,13 @@ def _from_huggingface(state: State) -> State:
         out[name] = value
     for name, parts in packed.items():
         if set(parts) != set("qkv"):
-            raise UserError(f"The Hugging Face layer behind {name} lacks {', '.join(sorted(set('qkv') - set(parts)))}.")
+            raise UserError(f"The Hugging Face layer of {name} lacks {', '.join(sorted(set('qkv') - set(parts)))}.")
         out[name] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return out
 
 
 def to_huggingface(state: Mapping[str, Tensor]) -> State:
-    """The inverse of the Hugging Face reader, for tests and converters (no mask network, 77 positions)."""
+    """Inverse of the Hugging Face reader, for tests and converters (no mask network, 77 positions)."""
     out: State = {}
     block = {new: old for old, new in _HF_BLOCK.items()}
     top = {new: old for old, new in _HF_TOP.items()}
@@ -211,16 +211,16 @@ def to_huggingface(state: Mapping[str, Tensor]) -> State:
                 new = next(n for n in block if match[3].startswith(n))
                 out[base + block[new] + match[3][len(new) :]] = value
         else:
-            found = [n for n in top if key.startswith(n)]
-            out[top[found[0]] + key[len(found[0]) :] if found else key] = value
+            matches = [n for n in top if key.startswith(n)]
+            out[top[matches[0]] + key[len(matches[0]) :] if matches else key] = value
     return out
 
 
 def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
-    """Sizes told by the shapes of an OpenAI-layout state; what shapes do not tell keeps its default.
+    """Infer sizes from the shapes of a state dict in the OpenAI layout; other settings keep their defaults.
 
     Raises:
-        UserError: when tensors that carry the sizes are missing (a cut or partial file).
+        UserError: if tensors that determine sizes are missing (a partial file).
     """
     image = _LOCAL_SIZES if _LOCAL in state else ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
     needed = (*image, "text_projection", "token_embedding.weight", "positional_embedding", "ln_final.weight")
@@ -228,9 +228,9 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
     axes = {"visual.conv1.weight": 4, "ln_final.weight": 1, **dict.fromkeys(_LOCAL_SIZES, 4)}
     flat = [n for n in needed if n in state and state[n].dim() != axes.get(n, 2)]
     if flat:
-        raise UserError(f"{where}: {flat[0]} has {state[flat[0]].dim()} axes; it is no CLIP checkpoint.")
+        raise UserError(f"{where}: {flat[0]} has {state[flat[0]].dim()} axes; it is not a CLIP checkpoint.")
     if missing:
-        raise UserError(f"{where} is not a whole CLIP checkpoint: it lacks {', '.join(missing)}.")
+        raise UserError(f"{where} is not a complete CLIP checkpoint: it lacks {', '.join(missing)}.")
     text_width = state["ln_final.weight"].shape[0]
     masks = _count(state, r"^mask_net\.resblocks\.(\d+)\.")
     return TowerConfig(
@@ -243,7 +243,7 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> TowerConfig:
         text_heads=_heads(text_width),
         stretched="positional_embedding_res" in state,
         mask_layers=masks,
-        # Files without our own metadata are released ones, whose mask network saw padding.
+        # Files without our metadata are released ones, whose mask network attends to padding.
         mask_pad="include" if masks else "ignore",
     )
 
@@ -262,7 +262,7 @@ def _vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A tower of convolutions takes any input size, which its tensors do not tell."""
+    """Sizes of the convolutional tower, which takes any input size; the tensors do not show its native one."""
     return {
         "vision": "local",
         "image_size": 64,
@@ -273,7 +273,7 @@ def _local_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-#: Keys of ``TowerConfig`` that shapes tell.
+#: Keys of ``TowerConfig`` that shapes determine.
 SHAPED = (
     "vision",
     "embed_dim",
@@ -292,11 +292,11 @@ SHAPED = (
 
 
 def shaped(config: TowerConfig) -> tuple[str, ...]:
-    """Keys that the shapes of such towers tell."""
+    """Keys that the shapes of towers with this config determine."""
     return tuple(k for k in SHAPED if k != "image_size" or config.vision != "local")
 
 
-#: Towers whose heads are not 64 wide: ViT-H/14, ViT-g/14 and ViT-bigG/14 (text 1280 with 20 heads is 64 wide).
+#: Heads of towers whose heads are not 64 wide: ViT-H/14, ViT-g/14, ViT-bigG/14 (text width 1280 has 20 heads of 64).
 _VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
 
 
@@ -305,5 +305,4 @@ def _heads(width: int) -> int:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    found = {m[1] for m in (re.match(pattern, k) for k in state) if m}
-    return len(found)
+    return len({m[1] for m in (re.match(pattern, k) for k in state) if m})

@@ -1,9 +1,9 @@
-"""A small convolutional image tower for small pictures, with a learned weight of each cell.
+"""A small convolutional image tower for small images, with a learned weight per cell.
 
-A vision transformer of a size that trains in minutes does not learn shapes in them; a few 3x3 convolutions do. Every
-cell has a value and a saliency. The pooled vector is the mean of the values weighted by the softmax of the saliency;
-the dense map is value times exp(saliency), so that a mean over any region has the same weights, and a cosine does not
-see the length (the attention pooling of multiple-instance learning, arXiv 1802.04712, over a map).
+A vision transformer that is small enough to train in minutes does not learn shapes in that time; a few 3x3 convolutions
+do. Every cell has a value and a saliency. The pooled vector is the mean of the values, weighted by the softmax of the
+saliencies. The dense map is value times exp(saliency), so that a mean over any region uses the same weights; a cosine
+ignores the length (attention pooling of multiple-instance learning, arXiv 1802.04712, applied to a map).
 
 Shape letters: B images, H W pixels, h w grid cells, W tower width, D joint embedding, C tap channels.
 """
@@ -20,7 +20,7 @@ from smartclip_det.core.grid import padded_size
 from smartclip_det.core.words import DENSE_MODES
 from smartclip_det.models.towers.vision_transformer import SALIENCY_LIMIT, VisionOutput, weighted_map
 
-#: Pixels of a cell of the last map.
+#: Pixels per cell of the last map.
 STRIDE = 8
 
 
@@ -41,15 +41,15 @@ class ConvNormAct(nn.Module):
 class LocalTower(nn.Module):
     """Convolutions of widths W/5, 2W/5, 3W/5 and W at strides 2, 4, 4 and 8, then residual blocks of W.
 
-    Images of any size are padded with zeros (right, bottom) to whole cells. The field of view of a cell is 39 pixels
-    with one residual block.
+    Images of any size are zero-padded (right, bottom) to whole cells. The receptive field of a cell is 39 pixels with
+    one residual block.
     """
 
     dense_modes: tuple[str, ...] = ("vanilla", "value")
-    #: Batch norm would count a batch twice where activations are computed again in backward.
+    #: Recomputing activations in the backward pass would update batch norm statistics twice.
     recomputable = False
     patch_size = STRIDE
-    #: Taps: one at each stride.
+    #: Number of taps: one per stride.
     layers = 3
     tap_strides: tuple[int, ...] = (2, 4, 8)
 
@@ -71,20 +71,20 @@ class LocalTower(nn.Module):
             width: W, a multiple of 5.
             layers: residual blocks at stride 8.
             embed_dim: D.
-            window_size: there is no attention to put into windows; only 0.
-            global_layers: as ``window_size``; only none.
-            checkpointing: see ``recomputable``; only False.
+            window_size: must be 0: there is no attention.
+            global_layers: must be empty: there is no attention.
+            checkpointing: must be False, see ``recomputable``.
         """
         super().__init__()
         if image_size % STRIDE or width % 5 or not width:
             raise UserError(
-                f"The local tower needs an image_size that is a multiple of {STRIDE} and a vision_width that is one of "
-                f"5; given {image_size} and {width}."
+                f"The local tower needs an image_size that is a multiple of {STRIDE} and a vision_width that is a "
+                f"multiple of 5; given {image_size} and {width}."
             )
         if window_size or tuple(global_layers):
-            raise UserError("window_size and global_layers are of attention, which the local tower has not. Omit them.")
+            raise UserError("The local tower has no attention: remove window_size and global_layers.")
         if checkpointing:
-            raise UserError("The local tower has batch norm, which recomputing counts twice: checkpointing=False.")
+            raise UserError("The local tower has batch norm, which cannot be recomputed: set checkpointing=False.")
         self.checkpointing = False
         self.image_size, self.width, self.embed_dim = image_size, width, embed_dim
         step = width // 5
@@ -110,7 +110,7 @@ class LocalTower(nn.Module):
         return None, self.value.weight.flatten(1).t()
 
     def freeze_unused(self, taps: Sequence[int]) -> None:
-        """Leave out of training what taps do not use."""
+        """Freeze parameters that the taps do not depend on."""
         used = max(self._tap(t) for t in taps)
         after = [self.value, self.saliency, *([self.blocks, self.stem[3]] if used < 2 else [])]
         for part in (*after, *([self.stem[1], self.stem[2]] if used < 1 else [])):
@@ -125,23 +125,23 @@ class LocalTower(nn.Module):
     def features(
         self, images: Tensor, *, taps: Sequence[int] = (), dense_mode: str | None = None, pooled: bool = False
     ) -> VisionOutput:
-        """Encode images and keep what is asked for.
+        """Encode images and return the requested features.
 
         Args:
             images: ``[B, 3, H, W]`` normalised with the tower's statistics.
-            taps: of 0, 1 and 2 (negative from the end): maps at strides 2, 4 and 8, in the order asked for.
-            dense_mode: ``value`` or ``vanilla`` (the same here) for the dense map, None for no dense map.
-            pooled: whether the pooled vector is wanted.
+            taps: from 0, 1 and 2 (negative from the end): maps at strides 2, 4 and 8, in this order.
+            dense_mode: ``value`` or ``vanilla`` (equivalent here) for the dense map, None for no dense map.
+            pooled: whether to return the pooled vector.
 
         Raises:
-            UserError: for a dense mode of attention, an unknown one, or a tap out of range.
+            UserError: for an unknown dense mode or one that needs attention, or a tap out of range.
         """
         if dense_mode is not None and check_choice("dense_mode", dense_mode, DENSE_MODES) not in self.dense_modes:
             raise UserError(
-                f"dense_mode={dense_mode!r} changes the attention of a transformer's last block, and the local tower "
-                "has no attention. Use 'value'."
+                f"dense_mode={dense_mode!r} changes the attention of a transformer's last block; the local tower has "
+                "no attention. Use 'value'."
             )
-        wanted = [self._tap(t) for t in taps]
+        tapped = [self._tap(t) for t in taps]
         maps = self._maps(images)
         vector = dense = None
         if pooled or dense_mode is not None:
@@ -151,15 +151,15 @@ class LocalTower(nn.Module):
                 vector = (value * saliency.flatten(2).softmax(dim=2).view_as(saliency)).sum(dim=(2, 3))
             if dense_mode is not None:
                 dense = weighted_map(value, saliency)
-        return VisionOutput(pooled=vector, dense=dense, taps=tuple(maps[i].contiguous() for i in wanted))
+        return VisionOutput(pooled=vector, dense=dense, taps=tuple(maps[i].contiguous() for i in tapped))
 
     def _tap(self, index: int) -> int:
         if not -self.layers <= index < self.layers:
-            raise UserError(f"The local tower has taps 0..{self.layers - 1}; a tap on {index} was asked for.")
+            raise UserError(f"The local tower has taps 0..{self.layers - 1}; there is no tap {index}.")
         return index % self.layers
 
     def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The maps at strides 2, 4 and 8."""
+        """Maps at strides 2, 4 and 8."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise UserError(f"images must be [B, 3, H, W]; given {list(images.shape)}.")
         height, width = images.shape[-2:]

@@ -1,6 +1,6 @@
 """Low-rank adaptation of towers (LoRA, arXiv 2106.09685): ``W + alpha / r * up @ down``, with W frozen.
 
-Checkpoints keep W and both factors, so that training goes on exactly; readers of towers multiply them out.
+Checkpoints store W and both factors, so that training can be resumed exactly; tower readers merge them.
 
 Shape letters: r rank.
 """
@@ -21,7 +21,7 @@ _KEY = re.compile(r"^(?P<module>.*)\.parametrizations\.(?P<weight>\w+)\.(?P<part
 
 
 class LowRankUpdate(nn.Module):
-    """A weight ``[out, in]`` plus a product of rank r that starts at zero."""
+    """A weight ``[out, in]`` plus a rank-r product that is initially zero."""
 
     factor: Tensor
 
@@ -43,18 +43,18 @@ def updated(weight: Tensor, up: Tensor, down: Tensor, factor: Tensor) -> Tensor:
 
 
 def add_low_rank(towers: Iterable[nn.Module], rank: int = 8, alpha: float | None = None) -> int:
-    """Freeze towers and give every attention and MLP weight a trained low-rank update.
+    """Freeze towers and add a trainable low-rank update to every attention and MLP weight.
 
     Args:
-        towers: modules with ``Attention`` and ``MLP`` inside.
+        towers: modules that contain ``Attention`` and ``MLP``.
         rank: r, from 1 to the smaller side of the weights.
-        alpha: factor times rank; default: the rank, a factor of 1.
+        alpha: factor times rank; default: the rank, i.e. a factor of 1.
 
     Returns:
-        Number of trained parameters added.
+        Number of trainable parameters added.
     """
     if rank < 1:
-        raise UserError(f"The rank of low-rank adaptation must be at least 1; given {rank}.")
+        raise UserError(f"The rank of low_rank must be at least 1; given {rank}.")
     added = 0
     for tower in towers:
         tower.requires_grad_(False)
@@ -67,8 +67,8 @@ def add_low_rank(towers: Iterable[nn.Module], rank: int = 8, alpha: float | None
                 added += update.down.numel() + update.up.numel()
         if added == before:
             raise UserError(
-                f"low_rank updates weights of attention and MLPs, and a {type(tower).__name__} has none. Train it "
-                "whole (low_rank=None)."
+                f"low_rank updates attention and MLP weights, and {type(tower).__name__} has none. Train all of it "
+                "(low_rank=None)."
             )
     return added
 
@@ -80,19 +80,18 @@ def _weights(part: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def merge_low_rank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with low-rank updates multiplied out under the plain names; others are returned as they are."""
+    """Merge low-rank updates of a state dict under the original names; other entries are kept."""
     out: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        found = _KEY.match(key)
-        if found is None:
+        match = _KEY.match(key)
+        if match is None:
             out[key] = value
         else:
-            parts.setdefault(f"{found['module']}.{found['weight']}", {})[found["part"].removeprefix("0.")] = value
-    for name, found_parts in parts.items():
-        missing = {"original", "up", "down", "factor"} - set(found_parts)
+            parts.setdefault(f"{match['module']}.{match['weight']}", {})[match["part"].removeprefix("0.")] = value
+    for name, p in parts.items():
+        missing = {"original", "up", "down", "factor"} - set(p)
         if missing:
             raise UserError(f"The low-rank update of {name} lacks {', '.join(sorted(missing))}.")
-        p = found_parts
         out[name] = updated(p["original"], p["up"], p["down"], p["factor"])
     return out

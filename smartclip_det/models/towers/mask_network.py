@@ -1,4 +1,4 @@
-"""The mask network: token states of a text to a mask over the joint embedding (SmartCLIP, section 4.1).
+"""Mask network: maps token states of a text to a mask over the joint embedding (SmartCLIP, 2507.22264, section 4.1).
 
 Shape letters: K texts, L tokens, W text width, D joint embedding.
 """
@@ -15,7 +15,7 @@ MASK_PADS = ("include", "ignore")
 
 
 class AttentionPool(nn.Module):
-    """Weighted sum of tokens by a softmax over one learned score each."""
+    """Softmax-weighted sum of tokens, with one learned score per token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class AttentionPool(nn.Module):
         nn.init.zeros_(self.attention.bias)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """``[K, L, W]`` to ``[K, W]``; tokens where ``keep [K, L]`` is False get no weight."""
+        """``[K, L, W]`` to ``[K, W]``; tokens with ``keep [K, L]`` False have weight 0."""
         scores = self.attention(x)
         if keep is not None:
             scores = scores.masked_fill(~keep.unsqueeze(-1), float("-inf"))
@@ -32,12 +32,12 @@ class AttentionPool(nn.Module):
 
 
 class MaskNetwork(nn.Module):
-    """One bidirectional block, attention pooling, and no output projection where W equals D.
+    """One bidirectional block, attention pooling, and an output projection only if W differs from D.
 
-    The input is detached, so the mask loss never trains the text tower. With ``mask_pad='include'`` padding
-    attends and is pooled like any token: released masks need all 248 positions. ``ignore`` leaves padding
-    out and is the default of new trainings. With ``top_k`` every mask has exactly so many dimensions on (ties apart):
-    logits are moved so that the k-th is above zero and the next one below, which all readers of masks see.
+    The input is detached, so the mask loss never trains the text tower. With ``mask_pad='include'`` padding is attended
+    to and pooled like any token, so released masks need all 248 positions. ``ignore`` excludes padding and is the
+    default for new training. With ``top_k`` every mask has exactly that many active dimensions (except for ties):
+    logits are shifted so that the k-th is above zero and the next one below.
     """
 
     #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
@@ -61,19 +61,19 @@ class MaskNetwork(nn.Module):
         for block in self.resblocks:
             block.initialise(layers)  # type: ignore[operator]
         self.attn_pool = AttentionPool(width)
-        # Our extension: the released network gives W numbers and only works where W equals D.
+        # Extension: the released network outputs W logits, which works only if W equals D.
         self.proj: nn.Linear | None = None if width == embed_dim else nn.Linear(width, embed_dim)
 
     @torch.no_grad()
     def start_at(self, bias: float) -> None:
-        """Add a constant to every logit, before training: above 0 masks start open.
+        """Add a constant to every logit before training; above 0, masks start open.
 
         Raises:
-            UserError: with ``top_k``, which no constant changes.
+            UserError: with ``top_k``, where a constant has no effect.
         """
         if self.top_k:
-            raise UserError(f"mask_bias moves all logits alike and changes nothing under mask_top_k={self.top_k}.")
-        # Weights of the pooling sum to 1, so without a projection the last bias of each token is that of the logits.
+            raise UserError(f"mask_bias shifts all logits equally and has no effect with mask_top_k={self.top_k}.")
+        # Pooling weights sum to 1, so without a projection the last bias of the block is added to the logits.
         block = self.resblocks[-1]
         assert isinstance(block, ResidualBlock)
         last = block.mlp.c_proj if self.proj is None else self.proj
@@ -87,7 +87,7 @@ class MaskNetwork(nn.Module):
             keep: ``[K, L]`` True for tokens up to and including the end token; used by ``ignore`` only.
 
         Returns:
-            ``[K, D]`` logits; the mask is on where their sigmoid is at least 0.5.
+            ``[K, D]`` logits; a mask is 1 where their sigmoid is at least 0.5.
         """
         x = residual_stream(states.detach(), self.half_residuals)
         used = keep if self.mask_pad == "ignore" else None
@@ -102,6 +102,6 @@ class MaskNetwork(nn.Module):
 
 
 def token_keep(tokens: Tensor) -> Tensor:
-    """``[K, L]`` True up to and including the end token, which is the largest id of its row."""
+    """``[K, L]`` True up to and including the end token, which has the largest id of its row."""
     end = tokens.argmax(dim=-1, keepdim=True)
     return torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0) <= end

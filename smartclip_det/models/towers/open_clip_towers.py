@@ -1,8 +1,8 @@
-"""Encoders of open_clip's timm families (SigLIP, EVA02, ...) behind the ``Encoder`` protocol; they have no masks.
+"""Encoders of open_clip's timm families (SigLIP, EVA02, ...) with the ``Encoder`` interface; they have no masks.
 
-Dense features give every patch token what the tower's pooling would give it alone: the projection of EVA's class
-token, or SigLIP's attention pooling over a single token. ``value`` runs the last block with each token attending to
-itself only, which is the value path of MaskCLIP (arXiv 2112.01071).
+The dense feature of a patch token is what the tower's pooling would return for this token alone: the projection of
+EVA's class token, or SigLIP's attention pooling over a single token. In ``value`` mode each token of the last block
+attends only to itself, which is MaskCLIP's value path (arXiv 2112.01071).
 
 Shape letters: B images, K texts, L tokens, N patches, D joint embedding, h w grid cells.
 """
@@ -42,7 +42,7 @@ class OpenClipConfig:
 
 
 class OpenClipEncoder(nn.Module):
-    """A frozen open_clip model whose image tower is a timm vision transformer."""
+    """A frozen open_clip model with a timm vision transformer as image tower."""
 
     dense_modes: tuple[str, ...] = DENSE_MODES
 
@@ -58,16 +58,16 @@ class OpenClipEncoder(nn.Module):
         """Build.
 
         Args:
-            name: open_clip's model name, e.g. ``ViT-B-16-SigLIP`` or ``EVA02-B-16``.
-            checkpoint: weights file; None for random weights by the seed.
-            image_size: another input side in pixels than the model's own; position tables are resized.
-            seed: of random weights.
-            tokenizer: folder of a Hugging Face tokenizer, for models whose own must be downloaded, or a function
-                from texts to ids ``[K, L]``; None for the model's own.
+            name: open_clip model name, e.g. ``ViT-B-16-SigLIP`` or ``EVA02-B-16``.
+            checkpoint: weights file; None for random weights.
+            image_size: input side in pixels, if not the model's own; position embeddings are resized.
+            seed: seed of random weights.
+            tokenizer: Hugging Face tokenizer folder, for models whose tokenizer would have to be downloaded, or a
+                function from texts to ids ``[K, L]``; None: the model's own.
 
         Raises:
-            UserError: for unknown names, missing files, image towers that are not timm transformers, and tokenizers
-                that are not on this machine.
+            UserError: for unknown names, missing files, image towers that are not timm transformers, or tokenizers
+                that are not available offline.
         """
         super().__init__()
         if name not in open_clip_names():
@@ -81,8 +81,8 @@ class OpenClipEncoder(nn.Module):
         trunk = getattr(self.model.visual, "trunk", None)
         if trunk is None or not hasattr(trunk, "blocks") or not hasattr(trunk, "patch_embed"):
             raise UserError(
-                f"{name} has no timm transformer as image tower. Towers in OpenAI's layout are read from a checkpoint "
-                "without naming open_clip."
+                f"The image tower of {name} is not a timm transformer. Load towers in the OpenAI layout from their "
+                "checkpoint, without open_clip=NAME."
             )
         self.name = name
         self._tokenizer = tokenizer if callable(tokenizer) else open_clip_tokenizer(name, tokenizer)
@@ -101,13 +101,13 @@ class OpenClipEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """The model's temperature, which also tells its device."""
+        """Temperature of the model; it is on the model's device."""
         scale: Tensor = self.model.logit_scale
         return scale
 
     @property
     def checkpoint_hash(self) -> str:
-        """16 hex digits over the weights."""
+        """Hash of the weights, 16 hex digits."""
         return self._hash
 
     def image_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -122,7 +122,7 @@ class OpenClipEncoder(nn.Module):
 
     @torch.no_grad()
     def encode_dense(self, images: Tensor, dense_mode: str = "value") -> Tensor:
-        """``[B, 3, H, W]`` normalised pixels of the model's own size to ``[B, D, h, w]``, not normalised."""
+        """``[B, 3, H, W]`` normalised pixels at the model's input size to ``[B, D, h, w]``, not normalised."""
         check_choice("dense_mode", dense_mode, DENSE_MODES)
         side = self.config.image_size
         if tuple(images.shape[-2:]) != (side, side):
@@ -148,7 +148,7 @@ class OpenClipEncoder(nn.Module):
         return vectors.reshape(len(images), cells, cells, -1).permute(0, 3, 1, 2)
 
     def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
-        """``[K, L]`` ids; these tokenizers cut what is too long, as their models were trained."""
+        """``[K, L]`` ids; these tokenizers truncate long texts, as in the training of their models."""
         out: Tensor = self._tokenizer([texts] if isinstance(texts, str) else list(texts))
         return out
 
@@ -162,7 +162,7 @@ class OpenClipEncoder(nn.Module):
         """None: no mask network."""
 
     def provenance(self) -> dict[str, str]:
-        """What identifies the rows of a bank made by this encoder."""
+        """Identifies the rows of a bank made by this encoder."""
         return {
             "checkpoint_hash": self._hash,
             "tokenizer": f"open_clip/{self.name}",

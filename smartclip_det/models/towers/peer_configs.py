@@ -1,6 +1,6 @@
-"""Configs of Hugging Face and open_clip: the facts about towers that their tensors do not tell, and the way back.
+"""Configs of Hugging Face and open_clip: reading facts about towers that tensors do not show, and writing them.
 
-A setting that changes what the towers compute and that these towers do not have is refused by name.
+Settings that change what the towers compute and are not supported here are rejected by name.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ Facts = dict[str, Any]
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object of a file.
+    """Read a JSON object from a file.
 
     Raises:
         UserError: for anything else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path} holds a {type(found).__name__}, not a JSON object.")
-    return found
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} contains a {type(content).__name__}, not a JSON object.")
+    return content
 
 
 def section(config: Mapping[str, Any], name: str, where: Path) -> Mapping[str, Any]:
-    """A part of a config, empty where it is absent or null."""
-    found = config.get(name)
-    if found is None:
+    """A section of a config; empty if it is absent or null."""
+    content = config.get(name)
+    if content is None:
         return {}
-    if not isinstance(found, Mapping):
-        raise UserError(f"{where}: {name} is a {type(found).__name__}, not an object.")
-    return found
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where}: {name} is a {type(content).__name__}, not an object.")
+    return content
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -64,42 +64,44 @@ _HF_SIZES = {
 
 
 def huggingface_facts(config: Mapping[str, Any], where: Path) -> Facts:
-    """Activations, heads and sizes that a ``config.json`` of a CLIP names; its own defaults where it is silent."""
+    """Activations, heads and sizes in the ``config.json`` of a CLIP; missing values have transformers' defaults."""
     kind = config.get("model_type", "clip")
     if kind != "clip":
-        raise UserError(f"{where} is of a {kind!r} model; the towers read here are those of model_type 'clip'.")
+        raise UserError(f"{where} belongs to a {kind!r} model; only model_type 'clip' is supported.")
     facts: Facts = {}
     for side in ("vision", "text"):
-        # Published folders of 2022 repeat a section under this name, and there it wins.
-        told = {**section(config, f"{side}_config", where), **section(config, f"{side}_config_dict", where)}
-        act = told.get("hidden_act", "quick_gelu")
+        # Folders published in 2022 repeat the section under this name, which takes precedence.
+        values = {**section(config, f"{side}_config", where), **section(config, f"{side}_config_dict", where)}
+        act = values.get("hidden_act", "quick_gelu")
         if act not in _HF_ACTIVATIONS:
             raise UserError(
-                f"{where}: {side}_config.hidden_act is {act!r}; towers have {', '.join(sorted(_HF_ACTIVATIONS))}."
+                f"{where}: {side}_config.hidden_act is {act!r}; supported: {', '.join(sorted(_HF_ACTIVATIONS))}."
             )
         facts["activation" if side == "vision" else "text_activation"] = _HF_ACTIVATIONS[act]
-        eps = told.get("layer_norm_eps", 1e-5)
+        eps = values.get("layer_norm_eps", 1e-5)
         if not isinstance(eps, float | int) or abs(eps - 1e-5) > 1e-9:
-            raise UserError(f"{where}: {side}_config.layer_norm_eps is {eps!r}; these towers have 1e-05.")
-        facts.update({ours: told[theirs] for theirs, ours in _HF_SIZES[side].items() if told.get(theirs) is not None})
+            raise UserError(f"{where}: {side}_config.layer_norm_eps is {eps!r}; only 1e-05 is supported.")
+        facts.update(
+            {ours: values[theirs] for theirs, ours in _HF_SIZES[side].items() if values.get(theirs) is not None}
+        )
     return facts
 
 
 def huggingface_config(config: TowerConfig) -> dict[str, Any]:
-    """What ``CLIPModel.from_pretrained`` builds the same towers from."""
-    told: dict[str, dict[str, Any]] = {
+    """Config from which ``CLIPModel.from_pretrained`` builds the same towers."""
+    sides: dict[str, dict[str, Any]] = {
         side: {theirs: getattr(config, ours) for theirs, ours in _HF_SIZES[side].items()} for side in _HF_SIZES
     }
     common = {"projection_dim": config.embed_dim, "layer_norm_eps": 1e-5, "attention_dropout": 0.0}
-    told["vision"].update(
+    sides["vision"].update(
         common,
         model_type="clip_vision_model",
         hidden_act=config.activation,
         intermediate_size=4 * config.vision_width,
         num_channels=3,
     )
-    # CLIP's tokenizer puts the ends last in its vocabulary, and the reader looks for the end token by its id.
-    told["text"].update(
+    # CLIP's tokenizer has its special tokens last in the vocabulary, and transformers finds the end token by its id.
+    sides["text"].update(
         common,
         model_type="clip_text_model",
         hidden_act=config.text_activation or config.activation,
@@ -112,13 +114,13 @@ def huggingface_config(config: TowerConfig) -> dict[str, Any]:
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": config.embed_dim,
-        "text_config": told["text"],
-        "vision_config": told["vision"],
+        "text_config": sides["text"],
+        "vision_config": sides["vision"],
     }
 
 
 def huggingface_preprocessor(config: TowerConfig) -> dict[str, Any]:
-    """CLIP's image preparation, as ``AutoImageProcessor`` reads it."""
+    """CLIP's image preprocessing, as read by ``AutoImageProcessor``."""
     mean, std = image_statistics()
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -137,8 +139,8 @@ def huggingface_preprocessor(config: TowerConfig) -> dict[str, Any]:
 
 # --- open_clip -------------------------------------------------------------------------------------------------------
 
-#: Settings that change what a tower computes, with the values under which it is the tower of this package; any other
-#: setting must be off.
+#: Settings that change what a tower computes, with the values that this package supports; any other setting must be
+#: off.
 _OC_PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
     "vision": {
         "mlp_ratio": (4, 4.0),
@@ -170,7 +172,7 @@ _OC_SIZES = {
         "heads": "text_heads",
     },
 }
-#: Settings of training, of outputs that are not used, and of names of tensors.
+#: Settings of training, unused outputs, and tensor names.
 _OC_ANY = {
     "head_width",
     "patch_dropout",
@@ -208,23 +210,21 @@ _OC_MODEL = {
 
 
 def open_clip_facts(config: Mapping[str, Any], where: Path) -> Facts:
-    """Activation, heads and sizes that an ``open_clip_config.json`` (or a model config of open_clip) names."""
+    """Activation, heads and sizes in an ``open_clip_config.json`` (or a model config of open_clip)."""
     model = section(config, "model_cfg", where) if "model_cfg" in config else config
-    foreign = [k for k, v in model.items() if k not in _OC_MODEL and v]
+    unsupported = [k for k, v in model.items() if k not in _OC_MODEL and v]
     facts: Facts = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
     for side in ("vision", "text"):
-        told = section(model, f"{side}_cfg", where)
+        values = section(model, f"{side}_cfg", where)
         sizes, plain = _OC_SIZES[side], _OC_PLAIN[side]
-        foreign += [
+        unsupported += [
             f"{side}_cfg.{k}={v!r}"
-            for k, v in told.items()
+            for k, v in values.items()
             if k not in sizes and k not in _OC_ANY and v and v not in plain.get(k, ())
         ]
-        facts.update({ours: told[theirs] for theirs, ours in sizes.items() if told.get(theirs) is not None})
-    if foreign:
-        raise UserError(
-            f"{where} describes towers that compute otherwise than those of this package: {', '.join(foreign)}."
-        )
+        facts.update({ours: values[theirs] for theirs, ours in sizes.items() if values.get(theirs) is not None})
+    if unsupported:
+        raise UserError(f"{where} has settings that these towers do not support: {', '.join(unsupported)}.")
     image = facts.get("image_size")
     if isinstance(image, list) and len(set(map(str, image))) == 1:
         facts["image_size"] = image[0]
@@ -235,44 +235,44 @@ def open_clip_facts(config: Mapping[str, Any], where: Path) -> Facts:
 
 
 def open_clip_config(config: TowerConfig) -> dict[str, Any]:
-    """What open_clip builds the same towers from.
+    """Config from which open_clip builds the same towers.
 
     Raises:
-        UserError: when the towers have different activations, for which open_clip has one switch.
+        UserError: if the towers have different activations; open_clip has one setting for both.
     """
     if config.text_activation not in ("", config.activation):
         raise UserError(
             f"open_clip has one activation for both towers; these have {config.activation} and "
-            f"{config.text_activation}. Write --layout huggingface."
+            f"{config.text_activation}. Use --layout huggingface."
         )
-    told: dict[str, dict[str, Any]] = {
+    sides: dict[str, dict[str, Any]] = {
         side: {theirs: getattr(config, ours) for theirs, ours in _OC_SIZES[side].items()} for side in _OC_SIZES
     }
-    told["vision"]["head_width"] = config.vision_width // config.vision_heads
+    sides["vision"]["head_width"] = config.vision_width // config.vision_heads
     mean, std = image_statistics()
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
             "quick_gelu": config.activation == "quick_gelu",
-            "vision_cfg": told["vision"],
-            "text_cfg": told["text"],
+            "vision_cfg": sides["vision"],
+            "text_cfg": sides["text"],
         },
         "preprocess_cfg": {"mean": list(mean), "std": list(std)},
     }
 
 
 def other_statistics(config: Mapping[str, Any]) -> str:
-    """Image mean and deviation that a config names, where they are not CLIP's; else empty."""
-    told = config.get("preprocess_cfg", config)
-    if not isinstance(told, Mapping):
+    """Image mean and std in a config if they differ from CLIP's; else empty."""
+    values = config.get("preprocess_cfg", config)
+    if not isinstance(values, Mapping):
         return ""
     for keys in (("mean", "std"), ("image_mean", "image_std")):
-        found = [told.get(k) for k in keys]
-        if all(isinstance(v, list) and len(v) == 3 and all(isinstance(n, float | int) for n in v) for v in found):
+        pair = [values.get(k) for k in keys]
+        if all(isinstance(v, list) and len(v) == 3 and all(isinstance(n, float | int) for n in v) for v in pair):
             near = all(
                 abs(a - b) < 1e-3
-                for v, own in zip(found, image_statistics(), strict=True)
+                for v, own in zip(pair, image_statistics(), strict=True)
                 for a, b in zip(v or [], own, strict=True)
             )
-            return "" if near else f"mean {found[0]}, std {found[1]}"
+            return "" if near else f"mean {pair[0]}, std {pair[1]}"
     return ""

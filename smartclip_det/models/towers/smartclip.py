@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TextFeatures:
-    """What the towers know of K texts.
+    """Features of K texts.
 
     Attributes:
         embeds: ``[K, D]`` projected end-token vectors, not normalised.
@@ -52,13 +52,13 @@ class TextFeatures:
 
 
 class SmartCLIP(nn.Module):
-    """The pair of towers and, where the checkpoint has one, the mask network."""
+    """A pair of towers and, if the checkpoint has one, a mask network."""
 
     def __init__(self, config: TowerConfig | Mapping[str, Any], **vision_options: Any) -> None:
         """Build with CLIP's initialisation.
 
         Args:
-            config: sizes.
+            config: tower sizes.
             vision_options: ``window_size``, ``global_layers``, ``checkpointing`` of the image tower.
         """
         super().__init__()
@@ -88,18 +88,18 @@ class SmartCLIP(nn.Module):
 
     @staticmethod
     def from_pretrained(name: str | Path, **options: Any) -> SmartCLIP:
-        """Towers of a name (``smartclip-b16``, ``hf-hub:OWNER/NAME``, ...) or of a file, in eval mode.
+        """Load towers by name (``smartclip-b16``, ``hf-hub:OWNER/NAME``, ...) or from a file, in eval mode.
 
-        What is not on this machine is downloaded by the hub's own client, once, and a line tells what, from where,
-        how much and under which licence; ``smartclip-det models`` lists the names.
+        Weights that are not cached are downloaded once by the hub client; a note states what is downloaded, from where,
+        its size and licence. ``smartclip-det models`` lists the names.
 
         Args:
             name: a name, or what :meth:`from_checkpoint` takes.
-            options: as of :meth:`from_checkpoint`.
+            options: passed to :meth:`from_checkpoint`.
 
         Raises:
-            UserError: for unknown names (with the nearest), families that :func:`load_encoder` alone reads (SigLIP,
-                EVA02), and whatever stops the download.
+            UserError: for unknown names (with the closest ones), families that only :func:`load_encoder` reads (SigLIP,
+                EVA02), or a failed download.
         """
         from smartclip_det.models.towers.source import tower_file
 
@@ -114,21 +114,21 @@ class SmartCLIP(nn.Module):
         stretch: bool = False,
         **vision_options: Any,
     ) -> SmartCLIP:
-        """Towers from any file that ``checkpoints.read_checkpoint`` knows, in eval mode.
+        """Load towers from any file that ``checkpoints.read_checkpoint`` supports, in eval mode.
 
         Args:
-            path: checkpoint file, or a folder of Hugging Face or open_clip.
-            activation: for files that do not carry it.
-            reading: which weights of a file that holds several (``ema``).
-            stretch: stretch 77 text positions to 248 by Long-CLIP's rule.
+            path: checkpoint file, or a Hugging Face or open_clip folder.
+            activation: for files that do not store it.
+            reading: which weights to read from a file that has several (``ema``).
+            stretch: stretch 77 text positions to 248 as in Long-CLIP.
             vision_options: see the constructor.
         """
-        found = read_checkpoint(path, activation=activation, reading=reading)
-        return SmartCLIP.from_read(found, stretch=stretch, **vision_options)
+        read = read_checkpoint(path, activation=activation, reading=reading)
+        return SmartCLIP.from_read(read, stretch=stretch, **vision_options)
 
     @staticmethod
     def from_read(checkpoint: Checkpoint, *, stretch: bool = False, **vision_options: Any) -> SmartCLIP:
-        """Towers of a checkpoint that was read, in eval mode; arguments as in :meth:`from_checkpoint`."""
+        """Build towers from a :class:`Checkpoint`, in eval mode; arguments as in :meth:`from_checkpoint`."""
         if stretch:
             checkpoint = _stretch(checkpoint)
         model = SmartCLIP(checkpoint.config, **vision_options)
@@ -139,12 +139,12 @@ class SmartCLIP(nn.Module):
     def from_arch(
         arch: str, *, seed: int = 0, sizes: Mapping[str, Any] | None = None, **vision_options: Any
     ) -> SmartCLIP:
-        """A named architecture with random weights that depend on the seed alone, in eval mode.
+        """Build a named architecture with seeded random weights, in eval mode.
 
         Args:
-            arch: its name.
-            seed: of the weights.
-            sizes: changes to its :class:`TowerConfig`, e.g. ``dict(embed_dim=256)``.
+            arch: name of the architecture.
+            seed: seed of the weights.
+            sizes: overrides of its :class:`TowerConfig`, e.g. ``dict(embed_dim=256)``.
             vision_options: see the constructor.
         """
         with torch.random.fork_rng(devices=[]):
@@ -156,25 +156,25 @@ class SmartCLIP(nn.Module):
         return {layouts.from_native(k): v for k, v in merge_low_rank(self.state_dict()).items()}
 
     def load_openai_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load tensors under OpenAI names; every one must match."""
+        """Load tensors under OpenAI names; all must match."""
         self.load_state_dict({layouts.to_native(k): v for k, v in state.items()}, strict=True)
 
     def save(self, path: str | Path, *, layout: str = "openai", drop_masks: bool = False) -> Path:
-        """Write a checkpoint (see ``checkpoints.write_checkpoint`` and, for other houses' folders, ``exports``)."""
+        """Write a checkpoint (see ``checkpoints.write_checkpoint``) or an export folder (see ``exports``)."""
         if layout in FOLDERS:
             return write_folder(self.openai_state(), self.config, path, layout=layout, drop_masks=drop_masks)
         return write_checkpoint(self.openai_state(), self.config, path, layout=layout)
 
     @property
     def checkpoint_hash(self) -> str:
-        """16 hex digits over the weights; computed again whenever a weight was written to."""
-        written = tuple((p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers()))
-        if self._hash is None or self._hash[0] != written:
-            self._hash = (written, state_hash(self.openai_state()))
+        """Hash of the weights, 16 hex digits; recomputed if a weight was modified in place or replaced."""
+        versions = tuple((p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers()))
+        if self._hash is None or self._hash[0] != versions:
+            self._hash = (versions, state_hash(self.openai_state()))
         return self._hash[1]
 
     def forget_hash(self) -> None:
-        """Compute :attr:`checkpoint_hash` anew when it is next asked for."""
+        """Recompute :attr:`checkpoint_hash` on the next access."""
         self._hash = None
 
     @staticmethod
@@ -194,9 +194,9 @@ class SmartCLIP(nn.Module):
         return dense
 
     def tokenize(self, texts: str | Sequence[str], *, truncate: bool = False) -> Tensor:
-        """``[K, L]`` ids; padded to the context only where the mask network must see padding."""
-        whole = self.mask_network is not None and self.mask_network.mask_pad == "include"
-        return tokenize(texts, self.config.context_length, truncate=truncate, pad_to_longest=not whole)
+        """``[K, L]`` ids; padded to the context length only if the mask network attends to padding."""
+        full_length = self.mask_network is not None and self.mask_network.mask_pad == "include"
+        return tokenize(texts, self.config.context_length, truncate=truncate, pad_to_longest=not full_length)
 
     def forward_text(self, tokens: Tensor) -> TextFeatures:
         """Encode ``[K, L]`` ids with gradients: embeds, states and mask logits."""
@@ -213,33 +213,34 @@ class SmartCLIP(nn.Module):
         order: tuple[Tensor, Tensor] | None = None,
         multiple: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
-        """Encode ``[K, L]`` ids in chunks of like length, each cut to its longest text: the same rows for less work.
+        """Encode ``[K, L]`` ids in chunks of similar length, each trimmed to its longest text; results do not change.
 
-        A mask network with ``mask_pad='include'`` reads all positions, so its chunks keep their padding.
+        A mask network with ``mask_pad='include'`` reads all positions, so its chunks are not trimmed.
 
         Args:
             tokens: ids, padded on the right.
-            chunks: number of chunks; 1 for all at once.
-            recompute: compute each chunk again in backward, so that one at a time is kept.
-            lengths: of the texts, where the host knows them; reading them off a card waits for it.
-            order: ``[K]`` that sorts texts by length, and its inverse (see ``text_batch``); goes with ``lengths``.
-            multiple: of tokens that each chunk is padded to, up to the context: compiled blocks then see few lengths.
+            chunks: number of chunks; 1: all at once.
+            recompute: recompute each chunk in the backward pass, to store the activations of one chunk only.
+            lengths: lengths of the texts if known on the host; reading them from a GPU synchronises.
+            order: ``[K]`` indices that sort texts by length, and their inverse (see ``text_batch``); needs ``lengths``.
+            multiple: pad each chunk to a multiple of this many tokens, up to the context length, so that compiled
+                blocks see few lengths.
 
         Returns:
             Embeds and mask logits ``[K, D]`` in the order of ``tokens``.
         """
         if self.mask_network is not None and self.mask_network.mask_pad == "include":
             tokens = functional.pad(tokens, (0, self.config.context_length - tokens.shape[1]))
-            given, back = list(tokens.chunk(max(1, chunks))), None
+            batches, back = list(tokens.chunk(max(1, chunks))), None
         else:
-            given, back = _by_length(tokens, max(1, chunks), lengths, order)
-            given = [_padded(ids, multiple, self.config.context_length) for ids in given]
+            batches, back = _by_length(tokens, max(1, chunks), lengths, order)
+            batches = [_padded(ids, multiple, self.config.context_length) for ids in batches]
 
         def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
-            found = self.forward_text(ids)
-            return found.embeds, found.mask_logits
+            features = self.forward_text(ids)
+            return features.embeds, features.mask_logits
 
-        parts = [checkpoint(encode, ids, use_reentrant=False) if recompute else encode(ids) for ids in given]
+        parts = [checkpoint(encode, ids, use_reentrant=False) if recompute else encode(ids) for ids in batches]
         embeds, logits = torch.cat([e for e, _ in parts]), [m for _, m in parts if m is not None]
         masks = torch.cat(logits) if logits else None
         if back is None:
@@ -251,29 +252,29 @@ class SmartCLIP(nn.Module):
         return None if self.mask_network is None else self.mask_network(states, keep)
 
     def provenance(self, checkpoint_hash: str | None = None) -> dict[str, str]:
-        """What identifies the rows of a bank made by these towers; ``checkpoint_hash`` where it is known already."""
+        """Identifies the rows of a bank made by these towers; pass ``checkpoint_hash`` if it is already known."""
         return {
             "checkpoint_hash": checkpoint_hash or self.checkpoint_hash,
             "tokenizer": TOKENIZER_ID,
             "mask_pad": self.config.mask_pad if self.mask_network is not None else "none",
             "context_length": str(self.config.context_length),
-            # Not seen in the weights, and they change what the weights compute.
+            # Not part of the weights, but they change what the weights compute.
             "activation": self.config.text_activation or self.config.activation,
             "text_heads": str(self.config.text_heads),
         }
 
     @torch.no_grad()
     def encode_text(self, texts: str | Sequence[str], *, truncate: bool = False, batch_size: int = 256) -> TextBank:
-        """A bank with one class and one row per text, in fp32.
+        """Encode texts as a bank with one class and one row per text, in fp32.
 
         Args:
-            texts: texts without repeats; a text over the token limit is an error unless ``truncate``.
-            truncate: cut longer texts.
+            texts: unique texts; a text over the token limit is an error unless ``truncate``.
+            truncate: truncate longer texts.
             batch_size: texts per forward pass.
 
         Returns:
-            A bank with normalised embeds ``[K, D]``, binary masks ``[K, D]`` (ones without a mask network) and
-            the probabilities behind them.
+            A bank with normalised embeds ``[K, D]``, binary masks ``[K, D]`` (ones without a mask network) and their
+            probabilities.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -315,7 +316,7 @@ def _image_tower(c: TowerConfig, options: Mapping[str, Any]) -> VisionTransforme
 def _by_length(
     tokens: Tensor, chunks: int, lengths: Sequence[int] | None, order: tuple[Tensor, Tensor] | None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Chunks of like length, each cut to its longest text, and what brings their rows back; None where none moved."""
+    """Chunks of similar length, each trimmed to its longest text, and the inverse permutation; None for one chunk."""
     if lengths is None or order is None:
         ends = tokens.argmax(dim=-1) + 1
         lengths, rows = ends.tolist(), ends.argsort(stable=True)
@@ -328,7 +329,7 @@ def _by_length(
 
 
 def _padded(tokens: Tensor, multiple: int, limit: int) -> Tensor:
-    """``[K, L]`` ids padded on the right to a multiple of tokens, or to the limit where that comes first."""
+    """``[K, L]`` ids padded on the right to a multiple of ``multiple``, at most to ``limit``."""
     length = min(-(-tokens.shape[1] // multiple) * multiple, limit)
     return functional.pad(tokens, (0, length - tokens.shape[1])) if length > tokens.shape[1] else tokens
 
@@ -338,7 +339,9 @@ def _stretch(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     table = checkpoint.state["positional_embedding"]
     long = stretch_text_positions(table)
-    logger.info("Text positions stretched from %d to %d; rows 0-%d kept.", len(table), len(long), KEPT_POSITIONS - 1)
+    logger.info(
+        "Stretched text positions from %d to %d; rows 0-%d unchanged.", len(table), len(long), KEPT_POSITIONS - 1
+    )
     state = {**checkpoint.state, "positional_embedding": long, "positional_embedding_res": long.clone()}
     config = checkpoint.config.with_(context_length=len(long), stretched=True)
     return replace(checkpoint, state=state, config=config, hash=state_hash(state))

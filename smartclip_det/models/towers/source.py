@@ -1,4 +1,4 @@
-"""Where towers come from: a checkpoint file, a name of published weights, or an architecture with random weights."""
+"""Sources of towers: a checkpoint file, named weights, or an architecture with random weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.zoo import fetch, is_name, no_such_file
 
 logger = logging.getLogger(__name__)
-#: Towers read so far by :func:`read_once`, by source; None outside of it.
+#: Towers already loaded within :func:`read_once`, by source; None outside it.
 _READ: ContextVar[dict[str, SmartCLIP] | None] = ContextVar("towers read once", default=None)
 _KEYS = {
     "checkpoint": (
@@ -38,9 +38,9 @@ _KEYS = {
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Within it, towers that were read are given again when the same source is asked for: the same object.
+    """Within this context, loading the same source again returns the same towers object.
 
-    For a detector whose config names its towers twice, for the backbone and for the texts.
+    For detectors whose config names its towers twice, for the backbone and for the texts.
     """
     token = _READ.set({})
     try:
@@ -50,17 +50,17 @@ def read_once() -> Iterator[None]:
 
 
 def load_towers(source: Mapping[str, Any], **vision_options: Any) -> SmartCLIP:
-    """Build towers, or inside of :func:`read_once` give those of the same source again.
+    """Build towers, or within :func:`read_once` return those loaded from the same source.
 
-    Arguments and errors as in :func:`_load`. A second call's ``vision_options`` are those of the first.
+    Arguments and errors as in :func:`_load`. A cached result keeps the ``vision_options`` of the first call.
     """
-    kept = _READ.get()
-    if kept is None:
+    cache = _READ.get()
+    if cache is None:
         return _load(source, vision_options)
     key = json.dumps({k: v for k, v in source.items() if v is not None}, sort_keys=True, default=str)
-    if key not in kept:
-        kept[key] = _load(source, vision_options)
-    return kept[key]
+    if key not in cache:
+        cache[key] = _load(source, vision_options)
+    return cache[key]
 
 
 def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
@@ -68,17 +68,17 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
 
     Args:
         source: ``dict(checkpoint=PATH_OR_NAME, activation=None, reading=None, stretch=False)`` or ``dict(arch=NAME,
-            seed=0, sizes=dict(embed_dim=256))``, ``sizes`` being changes to the architecture. A checkpoint of None is
-            passed over, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
-            With ``mask_layers=1`` (and ``mask_pad``, ``mask_top_k``) a checkpoint without a mask network gets one,
-            randomly started by the seed: how SmartCLIP starts from CLIP. ``mask_bias`` is added to the logits of a
-            mask network that starts at random: above 0 masks start open. ``saliency=True`` gives the cells of a ViT's
-            dense map weights that dense terms of alignment learn (all equal at first); ``saliency=False`` leaves out
-            those of a checkpoint, so that both poolings can be measured. Without it towers stay as they come.
+            seed=0, sizes=dict(embed_dim=256))``, where ``sizes`` overrides the architecture. A checkpoint of None is
+            skipped, so a config can offer both: ``dict(checkpoint=None, arch=NAME)``.
+            ``mask_layers=1`` (with ``mask_pad``, ``mask_top_k``) adds a mask network with seeded random weights to a
+            checkpoint without one, as SmartCLIP training does with CLIP. ``mask_bias`` is added to the logits of a
+            newly initialised mask network: above 0, masks start open. ``saliency=True`` adds trainable weights for the
+            cells of a ViT's dense map (equal at first), which dense losses of alignment train; ``saliency=False``
+            removes those of a checkpoint, to compare both poolings. By default the checkpoint is not changed.
         vision_options: see :class:`SmartCLIP`.
 
     Raises:
-        UserError: when neither is given, or for unknown keys.
+        UserError: if neither is given, or for unknown keys.
     """
     known = [k for keys in _KEYS.values() for k in keys]
     for key in source:
@@ -104,35 +104,35 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
 
 
 def resolve_encoder(given: str | Path) -> dict[str, Any]:
-    """What was given for weights, a file or a name, as a source of an encoder whose file is on this machine.
+    """Resolve a file or name of weights to an encoder source whose file is local.
 
-    A file or folder that is there is taken as such, whatever it is called.
+    An existing file or folder takes precedence over a name.
 
     Returns:
         ``dict(checkpoint=PATH)``, with ``open_clip=MODEL`` for families that open_clip builds.
 
     Raises:
-        UserError: for unknown names and missing files, and whatever stops a download.
+        UserError: for unknown names, missing files, or a failed download.
     """
     text = str(given)
     if Path(text).expanduser().exists():
         return {"checkpoint": str(Path(text).expanduser())}
     if not is_name(text):
         raise no_such_file(text)
-    found = fetch(text)
-    source: dict[str, Any] = {"checkpoint": str(found.path)}
-    if found.weights.kind == "open_clip" or _is_timm(found.path.parent / "open_clip_config.json"):
-        if not found.weights.open_clip:
+    fetched = fetch(text)
+    source: dict[str, Any] = {"checkpoint": str(fetched.path)}
+    if fetched.weights.kind == "open_clip" or _is_timm(fetched.path.parent / "open_clip_config.json"):
+        if not fetched.weights.open_clip:
             raise UserError(
-                f"{text} is of a timm family, and not in the registry: say whose it is by --open-clip MODEL --weights "
-                f"{found.path}."
+                f"{text} is a timm model that is not in the registry: name its open_clip model with --open-clip MODEL "
+                f"--weights {fetched.path}."
             )
-        source["open_clip"] = found.weights.open_clip_model
+        source["open_clip"] = fetched.weights.open_clip_model
     return source
 
 
 def tower_file(given: str | Path) -> str:
-    """The file of towers in OpenAI's layout that a path or name means.
+    """Resolve a path or name to a towers file in the OpenAI layout.
 
     Raises:
         UserError: as :func:`resolve_encoder`, and for other families.
@@ -140,8 +140,8 @@ def tower_file(given: str | Path) -> str:
     source = resolve_encoder(given)
     if "open_clip" in source:
         raise UserError(
-            f"{given} is {source['open_clip']} of open_clip, which has no towers in OpenAI's layout: it cannot be "
-            "trained or stand in a detector here. probe, rescore and ground take it, and load_encoder in Python."
+            f"{given} is the open_clip model {source['open_clip']}, which has no towers in the OpenAI layout. It "
+            "can be used with probe, rescore and ground, or load_encoder in Python, but not in training or detectors."
         )
     return str(source["checkpoint"])
 
@@ -149,37 +149,37 @@ def tower_file(given: str | Path) -> str:
 def _is_timm(config: Path) -> bool:
     if not config.is_file():
         return False
-    told = section(read_json(config), "model_cfg", config)
-    return "timm_model_name" in section(told, "vision_cfg", config)
+    model = section(read_json(config), "model_cfg", config)
+    return "timm_model_name" in section(model, "vision_cfg", config)
 
 
 def _with_masks_of(model: SmartCLIP, source: Mapping[str, Any], *, fresh: bool) -> SmartCLIP:
-    """The same towers, their mask network reading padding, choosing dimensions and starting as the source says."""
+    """Apply the mask settings of the source: padding, top-k, and initial bias."""
     if fresh and source.get("mask_bias") and model.mask_network is not None:
         model.mask_network.start_at(float(source["mask_bias"]))
     changes = {k: source[k] for k in ("mask_pad", "mask_top_k") if source.get(k)}
     if changes and model.mask_network is not None:
-        told = {k: v for k, v in changes.items() if getattr(model.config, k) != v}
-        if told:
-            logger.info("Masks as asked for, and not as the towers came: %s.", told)
+        overridden = {k: v for k, v in changes.items() if getattr(model.config, k) != v}
+        if overridden:
+            logger.info("Mask settings that override the checkpoint's: %s.", overridden)
         model.config = model.config.with_(**changes)
         model.mask_network.mask_pad, model.mask_network.top_k = model.config.mask_pad, model.config.mask_top_k
     return model
 
 
 def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
-    """Any encoder, in eval mode: what :func:`load_towers` reads, names, or ``dict(open_clip=NAME, checkpoint=PATH)``.
+    """Load any encoder in eval mode: sources of :func:`load_towers`, or ``dict(open_clip=NAME, checkpoint=PATH)``.
 
     Args:
-        source: with ``open_clip``, the other keys are those of ``OpenClipEncoder``.
-        device: where to put it.
+        source: with ``open_clip``, the other keys are arguments of ``OpenClipEncoder``.
+        device: target device.
     """
     if source.get("checkpoint"):
-        found = resolve_encoder(source["checkpoint"])
-        asked = source.get("open_clip")
-        if asked and found.get("open_clip", asked) != asked:
-            raise UserError(f"{source['checkpoint']} are weights of {found['open_clip']}; {asked} was asked for.")
-        source = {**source, **found}
+        resolved = resolve_encoder(source["checkpoint"])
+        requested = source.get("open_clip")
+        if requested and resolved.get("open_clip", requested) != requested:
+            raise UserError(f"{source['checkpoint']} has weights of {resolved['open_clip']}, not {requested}.")
+        source = {**source, **resolved}
     if not source.get("open_clip"):
         return load_towers(source).to(device).eval()
     from smartclip_det.models.towers.open_clip_towers import OpenClipEncoder
@@ -192,7 +192,7 @@ def load_encoder(source: Mapping[str, Any], device: str = "cpu") -> Any:
 
 
 def _with_parts(model: SmartCLIP, source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> SmartCLIP:
-    """The same towers with a new mask network or weights of cells, or without the latter, as asked for."""
+    """The towers with a mask network or cell weights added, or without cell weights, as set by the source."""
     changes = {}
     if source.get("mask_layers") and model.mask_network is None:
         changes = {

@@ -1,4 +1,4 @@
-"""Token ids of many texts with what the host must know of them, so that no card is waited for.
+"""Token ids of many texts, with their lengths on the host, so that no GPU synchronisation is needed.
 
 Shape letters: K texts, L tokens of the longest.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def pad_texts(ids: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Ids of K texts as one tensor.
+    """Pad the ids of K texts into one tensor.
 
     Args:
-        ids: of each text, without padding on the right.
+        ids: ids of each text, without padding.
 
     Returns:
         ``tokens [K, L]``; ``lengths``, K numbers on the host; ``order [K]`` that sorts texts by length, and
-        ``back [K]`` that undoes it.
+        ``back [K]``, its inverse.
     """
     lengths = [len(t) for t in ids]
     longest = max(lengths)
@@ -28,7 +28,7 @@ def pad_texts(ids: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def describe_texts(tokens: Tensor) -> dict[str, Any]:
-    """The same of ``[K, L]`` ids on the host, cut to the longest text; the end token is the largest id of a row."""
+    """Like :func:`pad_texts` for ``[K, L]`` ids on the host, trimmed to the longest text (end token: largest id)."""
     lengths = (tokens.argmax(dim=1) + 1).tolist()
     return _described(tokens[:, : max(lengths)], lengths)
 
@@ -39,5 +39,5 @@ def _described(tokens: Tensor, lengths: list[int]) -> dict[str, Any]:
 
 
 def texts_to(texts: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Its tensors on a device."""
+    """Move its tensors to a device."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in texts.items()}

@@ -18,15 +18,15 @@ from smartclip_det.models.towers.mask_network import token_keep
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """K texts as the towers read them.
+    """Encoder output for K texts.
 
     Attributes:
         embeds: ``[K, D]`` projected end-token vectors in fp32, not normalised.
         mask_probs: ``[K, D]`` mask probabilities in fp32; ones for towers without a mask network.
-        has_masks: whether a mask network gave them.
-        tokens: ``[K, L]`` ids, on the host.
+        has_masks: whether they come from a mask network.
+        tokens: ``[K, L]`` token ids, on the host.
         keep: ``[K, L]`` True up to and including the end token.
-        states: ``[K, L, W]`` token states; None for texts that were encoded by length.
+        states: ``[K, L, W]`` token states; None for texts encoded in chunks.
     """
 
     embeds: Tensor
@@ -44,30 +44,30 @@ class EncodedTexts:
 
 @torch.no_grad()
 def encode_texts(encoder: Any, texts: Sequence[str], *, truncate: bool = False, chunks: int = 1) -> EncodedTexts:
-    """Encode K texts in one pass, in the precision of the weights whatever the autocast state: results are cached.
+    """Encode K texts, with autocast disabled because callers cache the results.
 
     Args:
         encoder: an :class:`Encoder`, or a :class:`TextSide`.
-        texts: the texts; the caller bounds their number.
-        truncate: cut longer texts; otherwise one over the token limit is an error.
-        chunks: above 1, texts are encoded in so many chunks of like length (:meth:`SmartCLIP.forward_text_by_length`),
-            which saves the work on padding and keeps no token states.
+        texts: the texts; the caller limits the batch size.
+        truncate: truncate longer texts; otherwise a text over the token limit is an error.
+        chunks: if above 1, encode in this many chunks of similar length (:meth:`SmartCLIP.forward_text_by_length`),
+            which reduces padding and returns no token states.
 
     Raises:
         UserError: for a text over the token limit.
     """
     tokens = encoder.tokenize(texts, truncate=truncate)
     device = encoder.logit_scale.device
-    there = tokens.to(device)
+    ids = tokens.to(device)
     states: Tensor | None = None
     with torch.autocast(device.type, enabled=False):
         if chunks > 1:
-            embeds, logits = encoder.forward_text_by_length(there, chunks)
+            embeds, logits = encoder.forward_text_by_length(ids, chunks)
         else:
-            found = encoder.forward_text(there)
-            embeds, logits, states = found.embeds, found.mask_logits, found.states
+            features = encoder.forward_text(ids)
+            embeds, logits, states = features.embeds, features.mask_logits, features.states
     return EncodedTexts(
-        embeds.float(), mask_probabilities(logits, embeds), logits is not None, tokens, token_keep(there), states
+        embeds.float(), mask_probabilities(logits, embeds), logits is not None, tokens, token_keep(ids), states
     )
 
 

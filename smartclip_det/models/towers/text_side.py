@@ -1,4 +1,4 @@
-"""The text side of towers whose image tower works elsewhere, as the backbone of a detector."""
+"""Text side of towers whose image tower is the backbone of a detector."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from smartclip_det.core.text_bank import TextBank
 
 
 class TextSide:
-    """Texts of towers, stamped with the hash that the towers were read with.
+    """Text tower and mask network, identified by the hash of the towers as loaded.
 
-    The backbone may be trained on; its texts stay those of the towers that it came from.
+    The backbone may be trained further; text embeddings stay those of the original towers.
     """
 
     def __init__(self, towers: Any, checkpoint_hash: str) -> None:
-        """Take the text side.
+        """Use the text side of towers.
 
         Args:
-            towers: a :class:`SmartCLIP`; its image tower is not used and not moved.
-            checkpoint_hash: of the towers as they were read.
+            towers: a :class:`SmartCLIP`; its image tower is neither used nor moved.
+            checkpoint_hash: hash of the towers as loaded.
         """
         self._towers, self._facts = towers, towers.provenance(checkpoint_hash)
         self.config = towers.config
 
     @property
     def logit_scale(self) -> Tensor:
-        """Tells the device."""
+        """Logit scale; it is on the device of the text side."""
         return self._towers.logit_scale
 
     @property
     def checkpoint_hash(self) -> str:
-        """Of the towers as they were read."""
+        """Hash of the towers as loaded."""
         return self._facts["checkpoint_hash"]
 
     def provenance(self) -> dict[str, str]:
-        """What identifies the rows of a bank."""
+        """Identifies the rows of a bank made by this text side."""
         return dict(self._facts)
 
     def to(self, device: torch.device | str) -> TextSide:
@@ -51,7 +51,7 @@ class TextSide:
         return self
 
     def eval(self) -> TextSide:
-        """Texts are never trained here; returns itself."""
+        """Set eval mode; returns itself."""
         for part in (self._towers.text_tower, self._towers.mask_network):
             if part is not None:
                 part.eval()

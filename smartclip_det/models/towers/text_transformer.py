@@ -18,7 +18,7 @@ from smartclip_det.models.towers.transformer import Transformer, residual_stream
 
 @dataclass
 class TextOutput:
-    """What the text tower knows of K texts.
+    """Output of the text tower for K texts.
 
     Attributes:
         embeds: ``[K, D]`` projected end-token vectors, not normalised.
@@ -32,9 +32,8 @@ class TextOutput:
 class TextTransformer(nn.Module):
     """Causal transformer over CLIP tokens, read out at the end token.
 
-    A stretched tower (248 positions) keeps the two tables of Long-CLIP: rows 0-19 of
-    ``positional_embedding`` (frozen) and rows 20 on of ``positional_embedding_res`` are used. Keeping both
-    makes a round trip of released files exact.
+    A stretched tower (248 positions) has Long-CLIP's two tables: rows 0-19 of ``positional_embedding`` (frozen) and
+    rows from 20 of ``positional_embedding_res`` are used. Both are kept so that released files round-trip exactly.
     """
 
     #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
@@ -69,19 +68,19 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def positions(self, length: int) -> Tensor:
-        """``[length, W]`` position rows in force."""
+        """``[length, W]`` position embeddings."""
         if length > self.context_length:
             raise UserError(f"{length} tokens do not fit the context of {self.context_length}.")
         if self.positional_embedding_res is None:
             return self.positional_embedding[:length]
-        kept = self.positional_embedding[: min(length, KEPT_POSITIONS)]
-        return torch.cat([kept, self.positional_embedding_res[KEPT_POSITIONS:length]])
+        head = self.positional_embedding[: min(length, KEPT_POSITIONS)]
+        return torch.cat([head, self.positional_embedding_res[KEPT_POSITIONS:length]])
 
     def forward(self, tokens: Tensor) -> TextOutput:
         """Encode ``[K, L]`` token ids, L at most the context length.
 
-        Padding on the right may be cut to the longest text of the batch: features are the same (causal
-        attention, end-token readout), but masks of a ``mask_pad='include'`` network need all positions.
+        Padding on the right may be trimmed to the longest text of the batch: features do not change (causal attention,
+        end-token readout), but the masks of a ``mask_pad='include'`` network need all positions.
         """
         if tokens.dim() != 2:
             raise UserError(f"tokens must be [K, L]; given {list(tokens.shape)}.")

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer and image statistics, and open_clip's other models: the one file that imports open_clip.
+"""CLIP's tokenizer and image statistics, and access to open_clip's models. Only this module imports open_clip.
 
 Shape letters: K texts, L tokens.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 
 START, END = 49406, 49407
-#: Written here, and compared with open_clip's in a test: training on a bare GPU machine needs nothing else of it.
+#: Copied here (a test compares them with open_clip's), so that training does not need open_clip for them.
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-#: Names the vocabulary and cleaning rules in cache keys and stamps.
+#: Identifies vocabulary and text cleaning in cache keys and stamps.
 TOKENIZER_ID = "openai-clip-bpe-49408/ftfy-html2-lower"
 
 
@@ -27,12 +27,12 @@ def _bpe() -> Any:
     from open_clip import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
-    # open_clip spells the two special tokens otherwise than OpenAI, which shows when a text holds them literally.
-    for spelled, ours in (("<start_of_text>", "<|startoftext|>"), ("<end_of_text>", "<|endoftext|>")):
-        tokenizer.encoder[ours] = tokenizer.encoder.pop(spelled)
-        tokenizer.cache.pop(spelled)
+    # open_clip spells the special tokens differently from OpenAI, which matters for texts that contain them literally.
+    for theirs, ours in (("<start_of_text>", "<|startoftext|>"), ("<end_of_text>", "<|endoftext|>")):
+        tokenizer.encoder[ours] = tokenizer.encoder.pop(theirs)
+        tokenizer.cache.pop(theirs)
         tokenizer.cache[ours] = ours
-        pattern = tokenizer.pat.pattern.replace(spelled, ours.replace("|", r"\|"))
+        pattern = tokenizer.pat.pattern.replace(theirs, ours.replace("|", r"\|"))
         tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
     return tokenizer
 
@@ -43,7 +43,7 @@ def image_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def imagenet_names() -> list[str]:
-    """The 1,000 classes of ImageNet in words, as open_clip has them (two names come twice)."""
+    """Names of the 1,000 ImageNet classes from open_clip (two names occur twice)."""
     from open_clip import IMAGENET_CLASSNAMES
 
     return list(IMAGENET_CLASSNAMES)
@@ -57,7 +57,7 @@ def open_clip_names() -> list[str]:
 
 
 def open_clip_pretrained(name: str) -> dict[str, dict[str, Any]]:
-    """What open_clip's table says of the weights of a model, by tag; ``timm`` tells whether timm builds its images."""
+    """open_clip's table of pretrained weights for a model, by tag; ``timm``: whether its image tower is timm's."""
     from open_clip import get_model_config, get_pretrained_cfg, list_pretrained_tags_by_model
 
     timm = "timm_model_name" in (get_model_config(name) or {}).get("vision_cfg", {})
@@ -72,9 +72,9 @@ def open_clip_model(name: str, checkpoint: str | None, image_size: int = 0) -> A
 
 
 def open_clip_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of RGB that a model's published weights were trained with.
+    """Mean and standard deviation of RGB of a model's published weights.
 
-    A model that open_clip builds from a file carries CLIP's, whatever its family; SigLIP's are others.
+    A model that open_clip builds from a file has CLIP's statistics, whatever its family; SigLIP's differ.
     """
     from open_clip import get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -85,7 +85,7 @@ def open_clip_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def open_clip_tokenizer(name: str, folder: str | None = None) -> Any:
-    """A model's own tokenizer, or one of a Hugging Face folder."""
+    """Tokenizer of a model, or one from a Hugging Face folder."""
     from open_clip import get_model_config, get_tokenizer
     from open_clip.tokenizer import HFTokenizer
 
@@ -96,40 +96,40 @@ def open_clip_tokenizer(name: str, folder: str | None = None) -> Any:
         )
     except (OSError, ImportError, ValueError) as error:
         raise UserError(
-            f"The tokenizer of {name} is not on this machine ({type(error).__name__}). Give the folder of its Hugging "
-            "Face files by tokenizer=FOLDER (--tokenizer); it needs the transformers package."
+            f"The tokenizer of {name} is not available ({type(error).__name__}). Pass the folder of its Hugging Face "
+            "files with tokenizer=FOLDER (--tokenizer); this needs the transformers package."
         ) from error
 
 
 def encode(text: str) -> list[int]:
-    """Token ids of a text without start and end, of any length."""
+    """Token ids of a text of any length, without start and end."""
     ids: list[int] = _bpe().encode(text)
     return ids
 
 
 def with_ends(ids: Sequence[int], context_length: int) -> list[int]:
-    """Start, ids, end; what does not fit is cut and the end token put last, as the released training does."""
-    whole = [START, *ids, END]
-    return whole if len(whole) <= context_length else [*whole[: context_length - 1], END]
+    """Start, ids, end; longer texts are truncated and the end token put last, as in the released training."""
+    full = [START, *ids, END]
+    return full if len(full) <= context_length else [*full[: context_length - 1], END]
 
 
 def tokenize(
     texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False, pad_to_longest: bool = False
 ) -> Tensor:
-    """Token ids as CLIP wants them: start, text, end, zeros.
+    """Tokenize texts as CLIP does: start, text, end, zeros.
 
     Args:
         texts: one text or several.
         context_length: L, including start and end.
-        truncate: cut longer texts and put the end token last (the released training does); otherwise a text
-            that is too long is an error.
+        truncate: truncate longer texts and put the end token last, as in the released training; otherwise they are an
+            error.
         pad_to_longest: pad to the longest text instead of ``context_length``.
 
     Returns:
         ``[K, L]`` int64.
 
     Raises:
-        UserError: for a text over the limit, telling its length and its opening words.
+        UserError: for a text over the limit, with its length and first words.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = []
@@ -138,7 +138,7 @@ def tokenize(
         if len(ids) + 2 > context_length and not truncate:
             raise UserError(
                 f"A text of {len(ids) + 2} tokens is over the limit of {context_length}: {text[:60]!r}... "
-                "Shorten it, use a model with a longer context, or ask for truncation."
+                "Shorten it, use a model with a longer context, or enable truncation."
             )
         rows.append(with_ends(ids, context_length))
     length = max((len(r) for r in rows), default=0) if pad_to_longest else context_length
@@ -149,9 +149,9 @@ def tokenize(
 
 
 def image_transform(size: int) -> Any:
-    """CLIP's evaluation transform of a PIL image: bicubic shorter side, centre crop, RGB, normalise.
+    """CLIP's evaluation transform of a PIL image to ``[3, size, size]``.
 
-    The result is ``[3, size, size]``.
+    Bicubic resize of the shorter side, centre crop, RGB, normalise.
     """
     from open_clip import image_transform as build
 

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from smartclip_det.core.errors import check_choice
 
-#: Of QuickGELU's sigmoid.
+#: Factor in QuickGELU's sigmoid.
 SLOPE = 1.702
-#: Graphs of compiled blocks in one process.
+#: Maximum number of compiled graphs of blocks per process.
 RECOMPILE_LIMIT = 64
 
 
@@ -24,7 +24,7 @@ class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)``, the activation that OpenAI CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as ``x``; one new tensor instead of three where no gradient is wanted."""
+        """Same shape as ``x``; without gradients it allocates one tensor instead of three."""
         if torch.is_grad_enabled():
             return x * torch.sigmoid(SLOPE * x)
         return (SLOPE * x).sigmoid_().mul_(x)
@@ -34,7 +34,7 @@ ACTIVATION_LAYERS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on fused kernels, with the parameter names of ``nn.MultiheadAttention``."""
+    """Multi-head self-attention with fused kernels and the parameter names of ``nn.MultiheadAttention``."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def merge(self, heads: Tensor) -> Tensor:
-        """``[B, n, L, W / n]`` through the output projection to ``[B, L, W]``."""
+        """Heads ``[B, n, L, W / n]`` through the output projection to ``[B, L, W]``."""
         b, _, length, _ = heads.shape
         return self.out_proj(heads.transpose(1, 2).reshape(b, length, -1))
 
@@ -62,10 +62,10 @@ class Attention(nn.Module):
 
         Args:
             x: ``[B, L, W]``.
-            causal: each token sees itself and earlier ones.
+            causal: each token attends to itself and earlier ones.
             keep: ``[B, L]`` True for tokens that may be attended to.
-            window: ``(size, h, w)``: patch tokens attend inside windows of size x size cells and to the
-                class token; the class token (row 0) attends to all.
+            window: ``(size, h, w)``: patch tokens attend within windows of size x size cells and to the class token;
+                the class token (row 0) attends to all.
         """
         q, k, v = self.project(x)
         if window is not None:
@@ -75,13 +75,13 @@ class Attention(nn.Module):
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, size: int, h: int, w: int) -> Tensor:
-    """Attention inside windows of a grid, class token first.
+    """Attention within windows of a grid, class token first.
 
     Args:
-        q: ``[B, n, 1 + h * w, d]`` queries; ``k`` and ``v`` alike.
+        q: ``[B, n, 1 + h * w, d]`` queries; ``k`` and ``v`` have the same shape.
         k: keys.
         v: values.
-        size: window side in cells; grids that it does not divide are padded with cells nobody attends to.
+        size: window side in cells; grids that are not a multiple are padded with cells that are masked out.
         h: grid height.
         w: grid width.
     """
@@ -107,9 +107,9 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, size: int, h: int, w: in
 
 
 def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """A norm whose output has the precision of its input; its sums are in fp32 inside of the kernel.
+    """LayerNorm in the precision of its input; the kernel accumulates in fp32.
 
-    Autocast would bring half inputs to fp32 by one kernel, and the output back by another.
+    Autocast would cast half-precision inputs to fp32 and the output back, with one kernel each.
     """
     if x.dtype not in (torch.bfloat16, torch.float16) or norm.weight.dtype == x.dtype:
         return norm(x)
@@ -119,13 +119,13 @@ def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def residual_stream(x: Tensor, half: bool) -> Tensor:
-    """Tokens as blocks add to them: as they are (fp32 on a card), or in the precision of autocast where one is on."""
+    """Tokens of the residual stream: unchanged, or cast to the autocast precision if ``half`` and autocast is on."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if half and torch.is_autocast_enabled(kind) else x
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between, four times as wide inside."""
+    """Two linear layers with an activation between them; the hidden width is four times the input's."""
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
@@ -141,15 +141,15 @@ class MLP(nn.Module):
         return self.c_proj(self.activation(self.c_fc(x)))
 
     def folds(self, x: Tensor) -> bool:
-        """Whether scaled weights cost less than two of the activation's three passes: in training, and on cards."""
+        """Whether scaling the weights is cheaper than two of three passes over activations: in training or on GPUs."""
         return (torch.is_grad_enabled() or x.is_cuda) and x.numel() >= self.c_fc.weight.numel()
 
 
 def folded_quick_gelu(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
-    """``second(quick_gelu(first(x)))`` with one kernel between the products, forward and backward.
+    """``second(quick_gelu(first(x)))`` with a single elementwise kernel between the products, forward and backward.
 
-    ``y sigmoid(1.702 y) = silu(1.702 y) / 1.702``, and the two factors go into the weights. Kept for the backward pass
-    are the input of SiLU and its output, where the plain form keeps the sigmoid as well.
+    ``y sigmoid(1.702 y) = silu(1.702 y) / 1.702``, and both factors are folded into the weights. The backward pass
+    stores SiLU's input and output; the plain form stores the sigmoid as well.
     """
     inner = functional.linear(x, SLOPE * first.weight, None if first.bias is None else SLOPE * first.bias)
     active = functional.silu(inner, inplace=not torch.is_grad_enabled())
@@ -181,7 +181,7 @@ class ResidualBlock(nn.Module):
         return x + self.mlp(normed(self.ln_2, x))
 
     def train(self, mode: bool = True) -> ResidualBlock:
-        """Compiled only in training, where sizes repeat: evaluation has texts of every length."""
+        """Compile only in training, where sizes repeat; texts in evaluation have any length."""
         super().train(mode)
         self._compiled_call_impl = None
         if mode and self.backend is not None:
@@ -189,7 +189,7 @@ class ResidualBlock(nn.Module):
         return self
 
     def initialise(self, layers: int) -> None:
-        """CLIP's initialisation for a stack of ``layers`` blocks (arXiv 2103.00020, released code)."""
+        """CLIP's initialisation for a stack of ``layers`` blocks (released code)."""
         width = self.ln_1.normalized_shape[0]
         nn.init.normal_(self.attn.in_proj_weight, std=width**-0.5)
         nn.init.normal_(self.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
@@ -199,26 +199,26 @@ class ResidualBlock(nn.Module):
 
 
 def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> int:
-    """Have ``torch.compile`` run the residual blocks of a model in training.
+    """Compile the residual blocks of a model with ``torch.compile``, for training.
 
-    Blocks of the same sizes share one graph. A graph is compiled for each size of the input, so texts are best padded
-    to a few lengths (``SmartCLIP.forward_text_by_length``, ``multiple``). State dicts keep their names.
+    Blocks of the same size share a graph. A graph is compiled for every input size, so texts should be padded to a few
+    lengths (``multiple`` of ``SmartCLIP.forward_text_by_length``). State dict keys do not change.
 
     Args:
-        model: any module; all :class:`ResidualBlock` in it are compiled.
-        backend: name of a backend of ``torch.compile``, or a function.
+        model: any module; all its :class:`ResidualBlock` modules are compiled.
+        backend: name of a ``torch.compile`` backend, or a callable.
 
     Returns:
-        The number of blocks.
+        Number of compiled blocks.
 
     Raises:
-        UserError: for an unknown backend, with the nearest names.
+        UserError: for an unknown backend, with the closest names.
     """
     import torch._dynamo
 
     if isinstance(backend, str):
         check_choice("compile", backend, torch._dynamo.list_backends(exclude_tags=()))
-    # All blocks share one limit: two towers, a mask network, a few lengths of texts and the last batch of an epoch.
+    # One limit for all blocks: two towers, a mask network, a few text lengths and the last batch of an epoch.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     blocks = [m for m in model.modules() if isinstance(m, ResidualBlock)]
     for block in blocks:
@@ -228,7 +228,7 @@ def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "induct
 
 
 class Transformer(nn.Module):
-    """A stack of residual blocks under the name that CLIP gives it."""
+    """A stack of residual blocks, named as in CLIP."""
 
     def __init__(self, width: int, layers: int, heads: int, activation: str) -> None:
         super().__init__()

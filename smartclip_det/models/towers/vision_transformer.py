@@ -1,4 +1,4 @@
-"""The image tower of CLIP for any input size, with layer taps and dense modes.
+"""CLIP's image tower for any input size, with layer taps and dense modes.
 
 Shape letters: B images, H W pixels, h w grid cells, W tower width, D joint embedding, C tap channels (= W).
 """
@@ -18,25 +18,24 @@ from smartclip_det.core.grid import padded_size, resize_image_positions
 from smartclip_det.core.words import DENSE_MODES
 from smartclip_det.models.towers.transformer import ResidualBlock, Transformer, normed, residual_stream
 
-#: What the last block does for the dense map. ``vanilla``: nothing special. ``value``: each token keeps its
-#: own value (MaskCLIP, arXiv 2112.01071; CLIPSelf). ``qq_kk``: self-correlation (SCLIP, 2312.01597).
-#: ``clearclip``: query-query attention without residual and MLP (ClearCLIP, 2407.12442).
+#: Modes of the last block for the dense map (DENSE_MODES). ``vanilla``: unchanged. ``value``: each token attends only
+#: to itself (MaskCLIP, arXiv 2112.01071; CLIPSelf). ``qq_kk``: self-correlation (SCLIP, 2312.01597). ``clearclip``:
+#: query-query attention without residual and MLP (ClearCLIP, 2407.12442).
 
-
-#: Saliencies are cut here: weights of cells differ by at most exp(16), and none leaves the range of half precision.
+#: Saliencies are clamped to this: weights of cells differ by at most exp(16), within the range of half precision.
 SALIENCY_LIMIT = 8.0
 
 
 @dataclass
 class VisionOutput:
-    """What the image tower knows of B images.
+    """Output of the image tower for B images.
 
     Attributes:
-        pooled: ``[B, D]`` projected class-token vectors, not normalised; None when not asked for.
-        dense: ``[B, D, h, w]`` projected patch vectors, not normalised (see :func:`weighted_map`); None when not
-            asked for.
-        taps: for each tapped layer ``[B, C, h, w]`` patch tokens.
-        class_token: ``[B, W]`` class token after the last block; None where that block was not run as it is.
+        pooled: ``[B, D]`` projected class-token vectors, not normalised; None if not requested.
+        dense: ``[B, D, h, w]`` projected patch vectors, not normalised (see :func:`weighted_map`); None if not
+            requested.
+        taps: ``[B, C, h, w]`` patch tokens of each tapped layer.
+        class_token: ``[B, W]`` class token after the last block; None if that block was not run in its plain form.
     """
 
     pooled: Tensor | None
@@ -46,10 +45,10 @@ class VisionOutput:
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's ViT. Images of any size are padded with zeros (right, bottom) to whole patches."""
+    """CLIP's ViT. Images of any size are zero-padded (right, bottom) to whole patches."""
 
     dense_modes: tuple[str, ...] = DENSE_MODES
-    #: Whether activations may be computed again in backward.
+    #: Whether activations may be recomputed in the backward pass.
     recomputable = True
     #: Whether tokens are added to in the precision of autocast; fp32 otherwise.
     half_residuals = False
@@ -79,10 +78,10 @@ class VisionTransformer(nn.Module):
             heads: attention heads.
             embed_dim: D.
             activation: ``quick_gelu`` or ``gelu``.
-            window_size: side of attention windows in cells; 0 for global attention everywhere.
-            global_layers: layers (0-based) that stay global when windows are used; the last always does.
-            checkpointing: recompute blocks in backward.
-            saliency: whether cells of the dense map get learned weights (:func:`weighted_map`); all equal at first.
+            window_size: side of attention windows in cells; 0: global attention.
+            global_layers: layers (0-based) with global attention despite ``window_size``; the last always has it.
+            checkpointing: recompute blocks in the backward pass.
+            saliency: learn weights for cells of the dense map (:func:`weighted_map`), initially equal.
         """
         super().__init__()
         if image_size % patch_size:
@@ -98,7 +97,7 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, layers, heads, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
-        # Without a bias, which would change no direction.
+        # No bias: it would not change any direction.
         self.saliency = nn.Parameter(torch.zeros(width, 1)) if saliency else None
 
     @property
@@ -108,20 +107,20 @@ class VisionTransformer(nn.Module):
 
     @property
     def tap_channels(self) -> tuple[int, ...]:
-        """C of each layer's tap."""
+        """C of the tap of each layer."""
         return (self.width,) * self.layers
 
     @property
     def tap_strides(self) -> tuple[int, ...]:
-        """Input pixels of a cell of each layer's tap."""
+        """Input pixels per cell of the tap of each layer."""
         return (self.patch_size,) * self.layers
 
     def readout(self) -> tuple[nn.LayerNorm | None, Tensor]:
-        """Norm and projection ``[W, D]`` between the last block's tokens and the joint embedding."""
+        """Norm and projection ``[W, D]`` from the last block's tokens to the joint embedding."""
         return self.ln_post, self.proj
 
     def freeze_unused(self, taps: Sequence[int]) -> None:
-        """Leave out of training what taps do not use."""
+        """Freeze parameters that the taps do not depend on."""
         used = max(self._layer(t) for t in taps)
         for part in (self.ln_post, *self.transformer.resblocks[used + 1 :]):
             part.requires_grad_(False)
@@ -138,35 +137,35 @@ class VisionTransformer(nn.Module):
     def features(
         self, images: Tensor, *, taps: Sequence[int] = (), dense_mode: str | None = None, pooled: bool = False
     ) -> VisionOutput:
-        """Encode images and keep what is asked for.
+        """Encode images and return the requested features.
 
         Args:
             images: ``[B, 3, H, W]`` normalised with the tower's statistics.
-            taps: layers (0-based, negative from the end) whose output patch tokens are wanted, in order. A tap
-                on the last layer is the plain block's output, whatever the dense mode.
+            taps: layers (0-based, negative from the end) whose output patch tokens to return, in this order. A tap on
+                the last layer is the output of the plain block, whatever the dense mode.
             dense_mode: one of ``DENSE_MODES`` for the dense map, None for no dense map.
-            pooled: whether the class-token vector is wanted.
+            pooled: whether to return the class-token vector.
 
         Raises:
             UserError: for an unknown dense mode or a layer out of range.
         """
         if dense_mode is not None:
             check_choice("dense_mode", dense_mode, DENSE_MODES)
-        wanted = [self._layer(t) for t in taps]
+        tapped = [self._layer(t) for t in taps]
         x, grid = self._embed(images)
         last = self.layers - 1
-        kept: dict[int, Tensor] = {}
-        whole_last = pooled or last in wanted or dense_mode == "vanilla"
+        outputs: dict[int, Tensor] = {}
+        plain_last = pooled or last in tapped or dense_mode == "vanilla"
         before_last = x
         for index, block in enumerate(self.transformer.resblocks):
             before_last = x
-            if index == last and not whole_last:
+            if index == last and not plain_last:
                 break
-            if index > max([*wanted, -1]) and not pooled and dense_mode is None:
+            if index > max([*tapped, -1]) and not pooled and dense_mode is None:
                 break
             x = self._run(block, x, index, grid)
-            if index in wanted:
-                kept[index] = self._to_map(x[:, 1:], grid)
+            if index in tapped:
+                outputs[index] = self._to_map(x[:, 1:], grid)
         dense = None
         if dense_mode is not None:
             block = self.transformer.resblocks[last]
@@ -176,13 +175,12 @@ class VisionTransformer(nn.Module):
             if self.saliency is not None:
                 dense = weighted_map(dense, self._to_map(states @ self.saliency, grid))
         vector = self.ln_post(x[:, 0]) @ self.proj if pooled else None
-        return VisionOutput(
-            pooled=vector, dense=dense, taps=tuple(kept[i] for i in wanted), class_token=x[:, 0] if whole_last else None
-        )
+        class_token = x[:, 0] if plain_last else None
+        return VisionOutput(pooled=vector, dense=dense, taps=tuple(outputs[i] for i in tapped), class_token=class_token)
 
     def _layer(self, index: int) -> int:
         if not -self.layers <= index < self.layers:
-            raise UserError(f"This tower has layers 0..{self.layers - 1}; a tap on {index} was asked for.")
+            raise UserError(f"This tower has layers 0..{self.layers - 1}; there is no layer {index} to tap.")
         return index % self.layers
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -192,7 +190,7 @@ class VisionTransformer(nn.Module):
         full = padded_size((height, width), self.patch_size)
         if full != (height, width):
             images = functional.pad(images, (0, full[1] - width, 0, full[0] - height))
-        # Weights may be in half precision whole, as DeepSpeed makes them.
+        # The weights may be in half precision, as with DeepSpeed.
         cells = self.conv1(images.to(self.conv1.weight.dtype))
         grid = (cells.shape[-2], cells.shape[-1])
         tokens = cells.flatten(2).transpose(1, 2)
@@ -210,20 +208,20 @@ class VisionTransformer(nn.Module):
 
     @staticmethod
     def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        # Contiguous: with one image the transpose is a channels-last view, convolutions pass that layout on, and
-        # mmcv's CPU RoIAlign reads it as if it were contiguous.
+        # Contiguous: with one image the transpose is a channels-last view, which convolutions preserve, and mmcv's CPU
+        # RoIAlign reads it as if it were contiguous.
         return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid).contiguous()
 
 
 def weighted_map(values: Tensor, saliency: Tensor) -> Tensor:
     """Values of cells times exp(saliency), in fp32.
 
-    Means over regions then have these weights, up to a length that cosines do not see; the pooling of
+    Means over regions are then weighted by the saliencies, up to a length that cosines ignore: attention pooling of
     multiple-instance learning (arXiv 1802.04712) over any part of a map.
 
     Args:
         values: ``[B, D, h, w]``.
-        saliency: ``[B, 1, h, w]``; cut to ``SALIENCY_LIMIT`` on both sides.
+        saliency: ``[B, 1, h, w]``; clamped to +-``SALIENCY_LIMIT``.
     """
     return (values.float() * saliency.float().clamp(-SALIENCY_LIMIT, SALIENCY_LIMIT).exp()).contiguous()
 

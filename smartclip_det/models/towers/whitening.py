@@ -1,8 +1,8 @@
-"""A data-dependent start for towers that are trained from nothing.
+"""Data-dependent initialisation of the patch embedding, for towers trained from scratch.
 
-Neighbouring pixels are alike, so a random patch embedding sees a patch's mean colour and little else. Projecting on
-the principal components of patches, each scaled to unit variance, shows contours from the first step (the whitening
-layer of fast CIFAR training, e.g. arXiv 2404.00498, at the size of a patch).
+Neighbouring pixels are correlated, so a random patch embedding mostly encodes the mean colour of a patch. Projecting on
+the principal components of patches, each scaled to unit variance, encodes contours from the first step (the whitening
+layer of fast CIFAR training, e.g. arXiv 2404.00498, with the size of a patch).
 
 Shape letters: B images, W tower width.
 """
@@ -20,21 +20,21 @@ from smartclip_det.models.towers.vision_transformer import VisionTransformer
 def whiten_patch_embedding(
     tower: VisionTransformer, images: Tensor, *, eps: float = 1e-2, patches: int = 40_000, seed: int = 0
 ) -> None:
-    """Replace ``conv1`` by the whitening of patches, turned by a random rotation.
+    """Replace ``conv1`` by a whitening transform of patches, followed by a random rotation.
 
     Args:
-        tower: changed in place.
-        images: ``[B, 3, H, W]`` normalised training images, whole patches wide and high.
-        eps: variance added to each component, which keeps noise small.
-        patches: patches used at most, drawn by the seed.
-        seed: of the draw and the rotation.
+        tower: modified in place.
+        images: ``[B, 3, H, W]`` normalised training images; sides are multiples of the patch size.
+        eps: added to the variance of each component, which damps noise.
+        patches: maximum number of patches, drawn at random.
+        seed: seed of the draw and the rotation.
 
     Raises:
-        UserError: when there are fewer patches than components.
+        UserError: for fewer patches than components.
     """
     if not isinstance(tower, VisionTransformer):
         raise UserError(
-            f"Whitening starts the patch embedding of a transformer; a {type(tower).__name__} has none. Drop "
+            f"Whitening needs a transformer with a patch embedding; a {type(tower).__name__} has none. Remove "
             "WhitenPatchesHook from custom_hooks."
         )
     p, width = tower.patch_size, tower.width

@@ -1,7 +1,7 @@
-"""Files of named weights: downloaded by huggingface_hub and torch.hub into their own caches, and checked.
+"""Files of named weights: downloaded by huggingface_hub and torch.hub into their own caches, and verified.
 
-Their resumption, proxies, mirrors (``HF_ENDPOINT``) and offline switches (``HF_HUB_OFFLINE``) are theirs. Ours are the
-notice before a first download, the room on the disk, the hash, and errors in one line.
+Resuming, proxies, mirrors (``HF_ENDPOINT``) and offline mode (``HF_HUB_OFFLINE``) are handled by these libraries. This
+module adds a notice before a first download, a check of disk space and hash, and one-line errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smartclip_det.models.zoo.names import Source, Weights, find
 from smartclip_det.utils.disk import free_bytes, refuse_full_disk
 from smartclip_det.utils.notes import note
 
-#: Weights in repositories that name no file, the first that is there; open_clip's before timm's image tower alone.
+#: Weight files by preference for repositories without a given file; open_clip's before timm's image-only weights.
 _WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -35,12 +35,12 @@ _LOOSE = (".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class Fetched:
-    """Weights on this machine.
+    """Downloaded weights.
 
     Attributes:
         path: the file.
-        weights: what is known of their name.
-        sha256: of the file.
+        weights: registry entry of the name.
+        sha256: hash of the file.
     """
 
     path: Path
@@ -49,15 +49,15 @@ class Fetched:
 
 
 def fetch(name: str) -> Fetched:
-    """The file of a name, from the cache or downloaded.
+    """Path of named weights, from the cache or downloaded.
 
     Raises:
-        UserError: for unknown names, and for whatever stops the download: no network and no cache, a missing file, a
-            gated repository, a full disk, a broken connection, a hash that is not the published one.
+        UserError: for an unknown name, or a failed download: no network, a missing file, a gated repository, a full
+            disk, a broken connection, or a hash that differs from the published one.
     """
     weights = find(name)
     for source in weights.sources:
-        path = held(source)
+        path = cached_path(source)
         if path is not None:
             return Fetched(path, weights, check_hash(path, source, fresh=False))
     reasons = []
@@ -68,25 +68,25 @@ def fetch(name: str) -> Fetched:
             reasons.append(str(error))
             continue
         return Fetched(path, weights, check_hash(path, source, fresh=True))
-    raise UserError(f"{name} is not on this machine and could not be fetched. {' '.join(reasons)}")
+    raise UserError(f"{name} is not cached and could not be downloaded. {' '.join(reasons)}")
 
 
-def held(source: Source) -> Path | None:
-    """The file of a source where it is in its cache, whole and with what belongs beside it; asks no network."""
+def cached_path(source: Source) -> Path | None:
+    """The cached file of a source if it and its config files are complete; never uses the network."""
     if source.address:
         path = _address_cache() / Path(source.address).name
         return path if path.is_file() else None
     if not source.file:
-        # A repository may have changed; the hub's client asks, and falls back to its cache by itself.
+        # A repository may have changed: the hub client checks, and falls back to its cache when offline.
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(source.hub, f, revision=source.revision) for f in (*source.beside, source.file)]
-    return Path(str(found[-1])) if all(isinstance(f, str) for f in found) else None
+    cached = [try_to_load_from_cache(source.hub, f, revision=source.revision) for f in (*source.beside, source.file)]
+    return Path(str(cached[-1])) if all(isinstance(f, str) for f in cached) else None
 
 
 def _address_cache() -> Path:
-    """Where torch.hub keeps checkpoints; told without torch."""
+    """Checkpoint folder of torch.hub, computed without importing torch."""
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
 
@@ -99,11 +99,11 @@ def _from_hub(weights: Weights, source: Source) -> Path:
     for file in source.beside:
         translate_errors(replace(source, file=file), _hub_file, source, file)
 
-    def told(size: int | None) -> None:
+    def announce(size: int | None) -> None:
         refuse_full_disk(size, Path(constants.HF_HUB_CACHE), source, ROOM)
-        _tell(weights, source, size, Path(constants.HF_HUB_CACHE), str(constants.ENDPOINT))
+        _announce(weights, source, size, Path(constants.HF_HUB_CACHE), str(constants.ENDPOINT))
 
-    path = translate_errors(source, _hub_file, source, source.file, told)
+    path = translate_errors(source, _hub_file, source, source.file, announce)
     if source.file.endswith(".index.json"):
         _shards(source, path)
     return path
@@ -115,19 +115,19 @@ def _shards(source: Source, index: Path) -> None:
         check_hash(translate_errors(shard, _hub_file, shard, shard.file), shard, fresh=True)
 
 
-def _hub_file(source: Source, file: str, told: Callable[[int | None], None] | None = None) -> Path:
+def _hub_file(source: Source, file: str, announce: Callable[[int | None], None] | None = None) -> Path:
     from huggingface_hub import constants, hf_hub_download
 
     where: dict[str, Any] = {"repo_id": source.hub, "filename": file, "revision": source.revision}
-    if told is not None and not constants.is_offline_mode():
-        coming = hf_hub_download(**where, dry_run=True)
-        if coming.will_download:
-            told(coming.file_size)
+    if announce is not None and not constants.is_offline_mode():
+        plan = hf_hub_download(**where, dry_run=True)
+        if plan.will_download:
+            announce(plan.file_size)
     return Path(hf_hub_download(**where))
 
 
 def _file_of(source: Source) -> Source:
-    """The same source with the file of weights that its repository holds, and the configs beside."""
+    """The source completed with its repository's weight file and config files."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -135,7 +135,7 @@ def _file_of(source: Source) -> Source:
     try:
         files = [s.rfilename for s in HfApi().model_info(source.hub, revision=source.revision).siblings or ()]
     except Exception:
-        # No network: what an earlier use left. Where there is nothing, the first error tells more than this one.
+        # Offline: use what an earlier download left. If there is nothing, the first error is more informative.
         try:
             folder = Path(snapshot_download(source.hub, revision=source.revision, local_files_only=True))
         except LocalEntryNotFoundError:
@@ -149,34 +149,34 @@ def _file_of(source: Source) -> Source:
         if len(loose) != 1:
             listed = ", ".join(loose[:8]) or "none"
             raise UserError(
-                f"{source} holds {len(loose)} files of weights ({listed}). Say which: hf-hub:{source.hub}/FILE."
+                f"{source} has {len(loose)} weight files ({listed}). Choose one with hf-hub:{source.hub}/FILE."
             )
         file = loose[0]
     return replace(source, file=file, beside=tuple(f for f in _BESIDE if f in files))
 
 
 def _from_address(weights: Weights, source: Source) -> Path:
-    """By torch.hub, which torchvision uses: written aside, checked, then moved to its place."""
+    """Download with torch.hub, as torchvision does: to a temporary file that is verified and then moved."""
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        raise UnreachableError(f"{source} is not asked while HF_HUB_OFFLINE is set.")
+        raise UnreachableError(f"{source} was skipped because HF_HUB_OFFLINE is set.")
     from torch import hub
 
     path = _address_cache() / Path(source.address).name
     size = round(source.megabytes * 1e6) if source.megabytes else None
     refuse_full_disk(size, path.parent, source, ROOM)
-    _tell(weights, source, size, path.parent)
+    _announce(weights, source, size, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     translate_errors(source, hub.download_url_to_file, source.address, str(path), source.sha256)
     return path
 
 
-def _tell(weights: Weights, source: Source, size: int | None, kept: Path, endpoint: str = "") -> None:
-    measured = f"{size / 1e6:,.1f} MB" if size else "size not told"
+def _announce(weights: Weights, source: Source, size: int | None, folder: Path, endpoint: str = "") -> None:
+    measured = f"{size / 1e6:,.1f} MB" if size else "unknown size"
     origin = f"{endpoint}/{source.hub}, file {source.file}" if source.hub else source.address
     note(
-        f"{weights.name}: downloading {measured} from {origin}; licence {weights.licence or 'not stated'}; kept in "
-        f"{kept} ({free_bytes(kept) / 1e9:.0f} GB free).",
+        f"{weights.name}: downloading {measured} from {origin}; licence {weights.licence or 'not stated'}; to "
+        f"{folder} ({free_bytes(folder) / 1e9:.0f} GB free).",
         error=True,
     )

@@ -1,4 +1,4 @@
-"""Hashes of downloaded files: compared with what was published, otherwise with what was first seen here."""
+"""Hashes of downloaded files, compared with the published ones, or else with the first download on this machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from smartclip_det.utils.files import default_cache_dir, write_whole
 
 
 def check_hash(path: Path, source: Source, *, fresh: bool) -> str:
-    """The sha256 of a file, checked; a file that did not change since is not read again.
+    """Verify a file and return its sha256; unchanged files are not hashed again.
 
-    Published are the registry's hash and, for large files of the hub, the name of the file in its cache.
+    Published hashes are that of the registry and, for large hub files, the blob name in the hub's cache.
 
     Args:
         path: the file.
-        source: where it is from.
-        fresh: whether it was downloaded just now: a wrong one is then removed.
+        source: its origin.
+        fresh: it was just downloaded; then a wrong file is removed.
 
     Raises:
-        UserError: for a file that is not what was published, or not what it was when it came.
+        UserError: if the hash differs from the published one, or from that of the first download.
     """
     records = _read()
     key = _key(path, source)
@@ -33,38 +33,38 @@ def check_hash(path: Path, source: Source, *, fresh: bool) -> str:
     stat = path.stat()
     same = known.get("size") == stat.st_size and known.get("mtime_ns") == stat.st_mtime_ns
     with path.open("rb") as handle:
-        found = str(known["sha256"]) if same else hashlib.file_digest(handle, "sha256").hexdigest()
+        actual = str(known["sha256"]) if same else hashlib.file_digest(handle, "sha256").hexdigest()
     published = source.sha256 or _of_hub(path)
-    if published and not found.startswith(published):
-        raise _wrong(path, source, found, f"published is {published}", fresh)
-    if not published and known and known["sha256"] != found:
-        raise _wrong(path, source, found, f"on {known['first_seen']} it was {known['sha256']}", fresh)
+    if published and not actual.startswith(published):
+        raise _wrong(path, source, actual, f"the published one is {published}", fresh)
+    if not published and known and known["sha256"] != actual:
+        raise _wrong(path, source, actual, f"on {known['first_seen']} it was {known['sha256']}", fresh)
     if not same:
         first = known.get("first_seen") or time.strftime("%Y-%m-%d")
         records[key] = {
-            "sha256": found,
+            "sha256": actual,
             "size": stat.st_size,
             "mtime_ns": stat.st_mtime_ns,
             "first_seen": first,
             "checked_against": "published" if published else "first seen",
         }
         write_whole(_file(), json.dumps(records, indent=1) + "\n")
-    return found
+    return actual
 
 
-def _wrong(path: Path, source: Source, found: str, said: str, fresh: bool) -> UserError:
+def _wrong(path: Path, source: Source, actual: str, expected: str, fresh: bool) -> UserError:
     if fresh:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     then = "It was removed; try again" if fresh else f"Remove {path} and try again"
     return UserError(
-        f"{source} has the sha256 {found}; {said}. {then}; if it stays so, the file was replaced or "
-        "damaged on its way: do not use it."
+        f"{source} has the sha256 {actual}; {expected}. {then}. If it happens again, the file was replaced or "
+        "corrupted in transit: do not use it."
     )
 
 
 def _of_hub(path: Path) -> str | None:
-    """The sha256 that the hub told: its cache names large files by it."""
+    """The sha256 from the hub: its cache names the blobs of large files by it."""
     name = path.resolve().name
     return name if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None
 
@@ -73,7 +73,7 @@ def _key(path: Path, source: Source) -> str:
     if source.address:
         return source.address
     parts = path.parts
-    # The hub's cache has snapshots/COMMIT/FILE.
+    # Paths in the hub's cache are .../snapshots/COMMIT/FILE.
     below = parts[parts.index("snapshots") + 1 :] if "snapshots" in parts else (path.name,)
     return "/".join((source.hub, *below))
 
@@ -84,7 +84,7 @@ def _file() -> Path:
 
 def _read() -> dict[str, Any]:
     try:
-        told = json.loads(_file().read_text(encoding="utf-8"))
+        records = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return records if isinstance(records, dict) else {}
