@@ -176,7 +176,7 @@ def test_bad_files_are_told(world, tmp_path):
         CaptionDataset(ann_file=str(tmp_path / "b.json"), data_root=str(tmp_path))[0]
     with pytest.raises(UserError, match="presence_file"):
         dataset(world, presence={"shape": "{category}"})
-    with pytest.raises(UserError, match="asks for 'colr'"):
+    with pytest.raises(UserError, match="needs 'colr'"):
         dataset(world, presence={"shape": "{colr}"}, presence_file="annotations/instances_val.json")
-    with pytest.raises(UserError, match=r"flip is a chance"):
+    with pytest.raises(UserError, match=r"flip must be a probability"):
         dataset(world, flip=2)

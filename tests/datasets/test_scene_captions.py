@@ -107,7 +107,7 @@ def test_more_is_said_as_pictures_go_by():
 
 
 def test_bad_options_and_files_say_what_is_wrong(world, tmp_path):
-    with pytest.raises(UserError, match=r"chance in \[0, 1\]; given 1.5"):
+    with pytest.raises(UserError, match=r"probability in \[0, 1\]; given 1.5"):
         SceneCaptions("x", start={"colour": 1.5})
     with pytest.raises(UserError, match="colour"):
         SceneCaptions("x", end={"color": 0.5})

@@ -295,7 +295,7 @@ class TestBankSwap:
 
         detector = build(smoke_config(shared / "coco_mini_train"))
         other = build_bank(SmartCLIP.from_arch("SmartCLIP-tiny", seed=9), ["cat"], progress=False)
-        with pytest.raises(UserError, match="would not share a space"):
+        with pytest.raises(UserError, match="embeddings are not comparable"):
             detector.set_text_bank(other)
         with pytest.raises(UserError, match="No vocabulary is in force"):
             detector._active_bank(torch.device("cpu"))

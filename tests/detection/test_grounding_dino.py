@@ -165,7 +165,7 @@ def test_bad_sentences_and_foreign_weights_are_told(bert):
         build(bert, **{"model.trained": "branches"})
     for name, parts in LAYOUTS.items():
         assert recognise({k: torch.empty(shape, device="meta") for k, shape in parts.items()}) == name
-    with pytest.raises(UserError, match="Nearest: .*level_embed"):
+    with pytest.raises(UserError, match="Closest layout: .*level_embed"):
         recognise(
             {
                 k: torch.empty(s, device="meta")

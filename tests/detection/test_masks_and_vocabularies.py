@@ -188,7 +188,7 @@ class TestVocabularyOfTheAnnotations:
         assert not labels & rare
 
     def test_prompt_names_change_the_text_and_not_the_class(self, shared):
-        with pytest.raises(UserError, match="class in prompt_names not found"):
+        with pytest.raises(UserError, match="classes in prompt_names not found"):
             self.build(shared, prompt_names={"no such class": "x"})
         data = self.build(shared, prompt_names={"aerosol_can": "spray bottle"})
         names = data.metainfo["classes"][:3]

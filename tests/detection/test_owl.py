@@ -203,7 +203,7 @@ def test_an_untrained_detector_s_boxes_are_its_cells_and_a_bank_of_other_towers_
     assert sorted(cells.round().long().tolist()) == sorted(
         [x, y, x + 8, y + 8] for x in range(0, 64, 8) for y in range(0, 32, 8)
     )
-    with pytest.raises(UserError, match="would not share a space"):
+    with pytest.raises(UserError, match="embeddings are not comparable"):
         detector.set_text_bank(copy.copy(build_bank(_other(), ["x"], progress=False)))
 
 

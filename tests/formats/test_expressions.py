@@ -261,7 +261,7 @@ def test_leaks_are_found_and_removed(tmp_path):
         tmp_path / "out.json",
     )
     assert (tmp_path / "leaked.txt").read_text().split() == ["000000000007.jpg", "000000000008.jpg"]
-    assert "2 training images are in these splits" in done.stdout
+    assert "2 training images occur in these splits" in done.stdout
     assert json.loads((tmp_path / "clean.json").read_text()) == clean
     (tmp_path / "names.txt").write_text("a.jpg 000000000007.jpg")
     assert set(training_images(tmp_path / "names.txt")) == {"a", "coco:7"}

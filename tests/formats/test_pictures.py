@@ -137,7 +137,7 @@ def test_all_that_a_training_needs_is_read_first(folder, capsys):
     val.write_text(json.dumps({**content(), "categories": [*content()["categories"], {"id": 3, "name": "bus"}]}))
     assert check_before_training(train, folder, val, folder).path == str(train)
     told = capsys.readouterr().out
-    assert "classes of" in told
+    assert "has classes that" in told
     assert "bus" in told
     assert "2  crowd (iscrowd 1)" in told
     train.write_text(json.dumps(content(area=0)))

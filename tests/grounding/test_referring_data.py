@@ -189,7 +189,7 @@ def test_leaked_images_are_left_out_and_bad_options_refused(sentences):
     both = ReferringDataset(["e.jsonl", "e.jsonl"], data_root=str(sentences))
     assert len(both) == 4
     for options, message in (
-        ({"flip": 2}, "chance"),
+        ({"flip": 2}, "probability"),
         ({"fit": "crop"}, "fit"),
         ({"crop": 0.5, "with_masks": True}, "do not support masks"),
         ({"without": "absent.txt"}, "check_leakage"),

@@ -82,7 +82,7 @@ def test_the_step_is_not_taken_and_the_error_says_where(tmp_path, factor, other,
     with pytest.raises(UserError, match=what) as told:
         run.step(factor, other)
     assert torch.equal(run.runner.model.weight, before)
-    for part in ("step 2", "a.jpg, b.jpg", "scale 7", "mask_density 0.25", "What to try"):
+    for part in ("step 2", "a.jpg, b.jpg", "scale 7", "mask_density 0.25", "Suggestions"):
         assert part in str(told.value)
     assert json.loads(next(tmp_path.glob("not_finite*.json")).read_text())["samples"] == ["a.jpg", "b.jpg"]
 

@@ -94,7 +94,7 @@ def test_taps_have_the_strides_and_channels_that_are_told(towers):
 
 def test_it_has_the_size_and_the_field_of_view_that_were_measured(towers):
     tower = towers.image_tower
-    assert 120_000 < sum(p.numel() for p in tower.parameters()) < 126_000
+    assert 130_000 < sum(p.numel() for p in tower.parameters()) < 135_000
     pixels = images(1, 96, 96).requires_grad_()
     tower.features(pixels, taps=(2,)).taps[0][0, :, 6, 6].sum().backward()
     seen = pixels.grad[0].abs().sum(dim=0).sum(dim=1).nonzero()[:, 0]
@@ -104,7 +104,7 @@ def test_it_has_the_size_and_the_field_of_view_that_were_measured(towers):
 @pytest.mark.parametrize("size", [(64, 64), (8, 8), (72, 40), (61, 35)])
 def test_any_size_works_and_odd_ones_are_padded(towers, size):
     dense = towers.encode_dense(images(1, *size))
-    assert dense.shape == (1, 128, -(-size[0] // 8), -(-size[1] // 8))
+    assert dense.shape == (1, 256, -(-size[0] // 8), -(-size[1] // 8))
     whole = functional.pad(images(1, *size), (0, -size[1] % 8, 0, -size[0] % 8))
     assert torch.equal(dense, towers.encode_dense(whole))
 

@@ -161,7 +161,7 @@ def test_seed_size_and_the_end_are_told(tmp_path):
     assert "Resumed at epoch 2, sample 6 of 10" in log
     rates, _, log, _ = train(tmp_path / "end", stream=True, epochs=1, resume=tmp_path / "old/iter_3.pth")
     assert rates == []
-    assert "Nothing is left to train" in log
+    assert "Nothing left to train" in log
 
 
 def test_a_config_inside_a_checkpoint_is_not_run(tmp_path):

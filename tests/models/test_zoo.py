@@ -362,7 +362,7 @@ class TestNames:
             return Fetched(Path("/w.safetensors"), find(name), "0" * 64)
 
         assert resolve_encoder("eva02-b16") == {"checkpoint": "/w.safetensors", "open_clip": "EVA02-B-16"}
-        with pytest.raises(UserError, match="EVA02-B-16 of open_clip"):
+        with pytest.raises(UserError, match="the open_clip model EVA02-B-16"):
             load_towers({"checkpoint": "eva02-b16"})
         with pytest.raises(UserError, match="has weights of EVA02-B-16, not ViT-B-16-SigLIP"):
             load_encoder({"open_clip": "ViT-B-16-SigLIP", "checkpoint": "eva02-b16"})
@@ -410,7 +410,7 @@ class TestRegistry:
             find("open_clip:ViT-B32/openai")
         with pytest.raises(UserError, match="no weights 'laion9b' for ViT-B-32. It has: openai"):
             find("open_clip:ViT-B-32/laion9b")
-        with pytest.raises(UserError, match="several weights of ViT-B-32"):
+        with pytest.raises(UserError, match="several weights for ViT-B-32"):
             find("open_clip:ViT-B-32")
         every = weights_rows(every=True)
         assert len(every) > 100 + len(registry())
