@@ -297,7 +297,7 @@ class TestBankSwap:
         other = build_bank(SmartCLIP.from_arch("SmartCLIP-tiny", seed=9), ["cat"], progress=False)
         with pytest.raises(UserError, match="embeddings are not comparable"):
             detector.set_text_bank(other)
-        with pytest.raises(UserError, match="No vocabulary is in force"):
+        with pytest.raises(UserError, match="No vocabulary is set"):
             detector._active_bank(torch.device("cpu"))
 
     def test_a_checkpoint_of_other_towers_is_refused(self, shared):
