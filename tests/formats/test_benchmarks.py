@@ -341,7 +341,7 @@ class TestNamesAndPlans:
             )
         assert left.value.code == 0
         told = capsys.readouterr().out
-        for part in ("train2017.zip (train): 19.337 GB", "20.405 GB to fetch", "CC BY 4.0", "DenotationGraph"):
+        for part in ("train2017.zip (train): 19.337 GB", "20.405 GB to download", "CC BY 4.0", "DenotationGraph"):
             assert part in told
         assert [m for m, _, _ in server.requests if m == "GET"] == []
         assert list(tmp_path.iterdir()) == []
