@@ -170,7 +170,7 @@ def test_limits_and_splits_are_checked(tmp_path):
         ({"base": 5, "novel": ["dog"]}, "list of names"),
         ({"base": "cat", "novel": ["dog"]}, "list of names"),
         ({"base": ["cat", "cat"], "novel": ["dog"]}, "twice: cat"),
-        ({"base": ["dog"], "novel": ["dog"]}, "at once: dog"),
+        ({"base": ["dog"], "novel": ["dog"]}, "both base and novel: dog"),
     ):
         (tmp_path / "split.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):

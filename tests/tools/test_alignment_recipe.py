@@ -169,7 +169,7 @@ def test_long_texts_and_a_slow_loader_are_told_and_another_model_is_refused(pair
     done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", *options(pairs, **more))
     log = done.stdout + done.stderr
     # Every prefix has at least "Picture number N", a text of 8 tokens and more; the first sentence alone has 5.
-    assert re.search(r"\d+ of 22 texts \(\d+\.\d%\) were over the token limit and cut", log)
+    assert re.search(r"\d+ of 22 texts \(\d+\.\d%\) exceeded the token limit and were cut", log)
     assert "limited by the data loader" in log
     other = options(pairs, **more, **{"model.towers.arch": "SmartCLIP-toy"})
     done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", "--resume", *other, check=False)
@@ -296,7 +296,7 @@ def test_the_cache_tool_fills_verifies_and_finds_a_wrong_row(pairs, tmp_path):
     done = run("tools/data/cache_images.py", CONFIG, "--out", tmp_path / "cache", "--workers", "2", *given)
     assert "22 of 22 images ready, 0 could not be read" in done.stdout
     done = run("tools/data/cache_images.py", CONFIG, "--out", tmp_path / "cache", "--verify", "22", *given)
-    assert "22 rows equal their images" in done.stdout
+    assert "22 rows match their images" in done.stdout
     with (tmp_path / "cache/images.u8").open("r+b") as handle:
         handle.seek(5 * 3 * 64 * 64)
         handle.write(b"\x01\x02\x03")

@@ -102,7 +102,7 @@ class TestVocabularies:
         for names, said in (
             (["cat", "cat"], "repeats names: cat"),
             (["cat", " "], "empty"),
-            ("cat", "list of texts"),
+            ("cat", "list of strings"),
             (["word " * 300], "tokens"),
         ):
             with pytest.raises(UserError, match=said):
