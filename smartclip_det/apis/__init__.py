@@ -1,4 +1,4 @@
-"""What users call from Python."""
+"""The Python API."""
 
 from smartclip_det.apis.deprecated import ReferringPredictor, SmartCLIPPredictor
 from smartclip_det.apis.detections import Detections

@@ -1,4 +1,4 @@
-"""Sources of boxes by words, and the one that needs MMDetection."""
+"""Parsing of box source names, and the box source that needs MMDetection."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ FORMS = (
 
 
 class MMDetectionBoxes:
-    """The best boxes of any MMDetection detector, whatever their class."""
+    """Class-agnostic boxes of an MMDetection detector: its best boxes, regardless of class."""
 
     def __init__(self, config: str | Path, checkpoint: str | Path, *, max_boxes: int = 300) -> None:
-        """Load.
+        """Load the detector.
 
         Args:
-            config: any MMDetection config of a detector that reads no text.
-            checkpoint: its weights.
-            max_boxes: boxes of a picture at most.
+            config: MMDetection config of a detector without text input.
+            checkpoint: weights of the detector.
+            max_boxes: maximum number of boxes per image.
 
         Raises:
-            UserError: without MMDetection, for missing files, weights of another model, and detectors that read text.
+            UserError: without MMDetection, for missing files, mismatched weights, and detectors with text input.
         """
         from smartclip_det.apis.proposals import DetectorProposals
 
         self.proposals = DetectorProposals(config, checkpoint)
         if self.proposals.reads_text:
             raise UserError(
-                f"{config} reads texts, so its boxes change with what is asked. Take boxes='mm-grounding-dino', which "
-                "is asked for things in general, or a detector of fixed classes."
+                f"{config} takes text input, so its boxes depend on the query. Use boxes='mm-grounding-dino', which "
+                "is queried with a generic prompt, or a detector with fixed classes."
             )
         self.config, self.checkpoint, self.max_boxes = Path(config), Path(checkpoint), max_boxes
 
     def facts(self) -> dict[str, Any]:
-        """Config, weights and limits."""
+        """Describe the source for stamps: config, weights and limits."""
         return {
             "source": "mmdet",
             "config": self.config.name,
@@ -61,7 +61,7 @@ class MMDetectionBoxes:
         }
 
     def to(self, device: torch.device) -> MMDetectionBoxes:
-        """Move the detector."""
+        """Move the detector to a device."""
         self.proposals.detector.to(device)
         return self
 
@@ -77,14 +77,14 @@ class MMDetectionBoxes:
 
 
 def box_source(given: str | Path | BoxSource | None, max_boxes: int = 300) -> BoxSource | None:
-    """A source of boxes.
+    """Create a box source.
 
     Args:
-        given: words as :data:`FORMS` tells, a ready source, or None for none (each picture comes with its boxes).
-        max_boxes: boxes of a picture at most, of models.
+        given: one of :data:`FORMS`, a ready source, or None (boxes are then passed with each image).
+        max_boxes: maximum number of boxes per image, for model-based sources.
 
     Raises:
-        UserError: for words that are not known, with the nearest ones; files and models as their classes say.
+        UserError: for unknown names, with the nearest ones; also those of the source classes.
     """
     if given is None or not isinstance(given, str | Path):
         return given
@@ -102,8 +102,8 @@ def box_source(given: str | Path | BoxSource | None, max_boxes: int = 300) -> Bo
         config, _, checkpoint = rest.partition(":")
         if not config or not checkpoint:
             raise UserError(
-                f"boxes={words!r}: a detector needs its config and its weights, mmdet:CONFIG:CHECKPOINT. Random "
-                "weights give boxes that mean nothing."
+                f"boxes={words!r}: a detector needs a config and a checkpoint, mmdet:CONFIG:CHECKPOINT. Random "
+                "weights give meaningless boxes."
             )
         return MMDetectionBoxes(config, checkpoint, max_boxes=max_boxes)
     raise _unknown(words, kind)
@@ -111,8 +111,8 @@ def box_source(given: str | Path | BoxSource | None, max_boxes: int = 300) -> Bo
 
 def _unknown(words: str, kind: str) -> UserError:
     if words.endswith(".json"):
-        return UserError(f"No file of boxes at {words}.")
+        return UserError(f"No box file at {words}.")
     if words.endswith((".py", ".pth", ".pt")):
-        return UserError(f"boxes={words!r}: say mmdet:CONFIG:CHECKPOINT for a detector of MMDetection.")
+        return UserError(f"boxes={words!r}: use mmdet:CONFIG:CHECKPOINT for an MMDetection detector.")
     near = ", ".join(nearest(kind, BOX_SOURCES)) or "none"
-    return UserError(f"boxes={words!r} is not known. Allowed: {FORMS}. Nearest: {near}.")
+    return UserError(f"boxes={words!r} is unknown. Allowed: {FORMS}. Nearest: {near}.")

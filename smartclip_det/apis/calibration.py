@@ -1,4 +1,4 @@
-"""Thresholds by class from a few labelled pictures, with what they give on pictures that they were not chosen on."""
+"""Per-class score thresholds from a few labelled images, with their precision and recall on held-out images."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from smartclip_det.metrics.bootstrap import coco_matches
 from smartclip_det.metrics.thresholds import OWN_FROM, ClassThreshold, calibrate_classes, with_interval
 from smartclip_det.protocols.stamp import file_hash
 
-#: Detections below this score are nobody's threshold, and that of a class of which nothing is right.
+#: Detections below LOWEST are ignored; FALLBACK is the threshold of a class without correct detections.
 LOWEST, FALLBACK = 0.01, 0.5
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """What thresholds are chosen on.
+    """Options of threshold calibration.
 
     Attributes:
-        ann: COCO json of a few labelled pictures; every box of its classes is labelled in them.
-        images: folder of the pictures.
-        out: file of thresholds that is written.
-        least_precision: as many detections as have this precision, in (0, 1]; None: the best F1.
-        batch_size: pictures, or tiles, that go through the tower together.
-        tile: side and overlap of tiles, in pixels; None: whole pictures.
-        max_detections: boxes of a picture, or tile, at most.
+        ann: COCO json of a few exhaustively labelled images.
+        images: image folder.
+        out: output thresholds file.
+        least_precision: maximise recall at this precision, in (0, 1]; None: maximise F1.
+        batch_size: images (or tiles) per batch.
+        tile: (side, overlap) of tiles in pixels; None: whole images.
+        max_detections: maximum detections per image or tile.
     """
 
     ann: Path
@@ -45,17 +45,17 @@ class CalibrateOptions:
 
 
 def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]:
-    """Answer the labelled pictures, choose thresholds, write them.
+    """Run the predictor on the labelled images, choose the thresholds and write them.
 
     Args:
-        options: what they are chosen on.
-        predictor: any with ``set_vocabulary`` and ``detect_images``.
+        options: calibration options.
+        predictor: any object with ``set_vocabulary`` and ``detect_images``.
 
     Returns:
-        One for each class of the file, in its order.
+        One entry per class of the file, in file order.
 
     Raises:
-        UserError: for missing or broken pictures, a file without boxes, and options out of range.
+        UserError: for missing or broken images, a file without boxes, and options out of range.
     """
     check_count("batch_size", options.batch_size)
     if options.tile is not None:
@@ -64,7 +64,7 @@ def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]
         raise UserError("least_precision must be above 0.")
     truth = load_ground_truth(options.ann)
     if not truth.data["annotations"]:
-        raise UserError(f"{options.ann} has no boxes: there is nothing to choose thresholds on.")
+        raise UserError(f"{options.ann} has no boxes; thresholds are chosen on labelled boxes.")
     check_pictures(truth, options.images)
     names = list(truth.categories.values())
     predictor.set_vocabulary(names)
@@ -78,7 +78,7 @@ def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]
         max_detections=options.max_detections,
     )
     ids = {name: number for number, name in truth.categories.items()}
-    results = [row for i, found in zip(images, answers, strict=True) for row in found.to_coco(i["id"], ids)]
+    results = [row for i, detections in zip(images, answers, strict=True) for row in detections.to_coco(i["id"], ids)]
     limit = max(100, options.max_detections)
     rows, shared = calibrate_classes(
         coco_matches(truth, results, names, max_dets=limit), FALLBACK, options.least_precision
@@ -97,7 +97,7 @@ def calibrate(options: CalibrateOptions, predictor: Any) -> list[ClassThreshold]
 
 
 def calibration_table(rows: Sequence[ClassThreshold]) -> str:
-    """Lines for people: threshold, boxes, precision and recall with their intervals, by class and over all."""
+    """Format a table: threshold, box count, precision and recall with intervals, per class and overall."""
     width = max([len(r.name) for r in rows] + [9])
     lines = [f"{'class':{width}s}  threshold  boxes  precision            recall"]
     lines += [
@@ -111,10 +111,10 @@ def calibration_table(rows: Sequence[ClassThreshold]) -> str:
         f"{_share(with_interval(hits, boxes))}"
     )
     if not all(r.own for r in rows):
-        lines.append(f"* fewer than {OWN_FROM} boxes, or nothing right: the threshold of all classes together")
+        lines.append(f"* fewer than {OWN_FROM} boxes, or no correct detection: the pooled threshold of all classes")
     lines.append(
-        "Precision and recall: at an overlap of 0.5, on pictures held out of the choice; 95 % intervals "
-        "(Wilson), as if boxes were independent."
+        "Precision and recall at IoU 0.5 on held-out images, with 95 % intervals "
+        "(Wilson) that treat boxes as independent."
     )
     return "\n".join(lines)
 

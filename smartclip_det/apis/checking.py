@@ -1,4 +1,4 @@
-"""Checks before hours are spent: does a config build, does a checkpoint give its published numbers?"""
+"""Checks to run before a long training: does a config build, does a checkpoint reproduce its published numbers?"""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
 
 def check_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> str:
-    """Build the model of a config and, where it trains, the optimizer.
+    """Build the model of a config and, if it trains, the optimizer.
 
     Returns:
-        What was built, in words.
+        A one-line description of what was built.
 
     Raises:
-        UserError: for a config that cannot be read, and keys that no class takes.
+        UserError: for a config that cannot be read, and keys that no class accepts.
     """
-    from smartclip_det import register_detection  # noqa: F401, I001 (registers everything, and tells what is not installed)
+    from smartclip_det import register_detection  # noqa: F401, I001 (registers all modules; reports missing packages first)
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, init_default_scope
 
@@ -39,23 +39,23 @@ def check_config(path: str, cfg_options: Mapping[str, Any] | None = None) -> str
         raise UserError(f"{path}: {error}") from error
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    told = f"{trained:,} of {total:,} parameters trained" if config.get("optim_wrapper") else "for testing only"
-    return f"{path}: builds {type(model).__name__}, {told}."
+    summary = f"{trained:,} of {total:,} parameters trained" if config.get("optim_wrapper") else "for testing only"
+    return f"{path}: builds {type(model).__name__}, {summary}."
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What is verified, and on what.
+    """Options of checkpoint verification.
 
     Attributes:
         model: name of the published model.
-        checkpoint: its weights, a file or a name.
-        sets: folder by name of the set.
-        partial: also parts of sets: shows that all runs, proves nothing.
-        names: of imagenet's folders.
-        workers: processes that read images.
+        checkpoint: weights: a file or a name.
+        sets: set name -> folder.
+        partial: accept incomplete sets: a smoke test, not a verification.
+        names: imagenet: class names of the folders.
+        workers: data loader workers.
         device: see :func:`resolve_device`.
-        out: JSON; what each set gave is written beside.
+        out: JSON output; per-set results go to the same folder.
     """
 
     model: str
@@ -69,10 +69,10 @@ class VerifyOptions:
 
 
 def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[str, Any]]]:
-    """Measure every set, plain scoring, as published, and compare.
+    """Measure every set with plain scoring, as published, and compare with the published numbers.
 
     Returns:
-        Whether all is within tolerance, and a row for each published number.
+        Whether all are within tolerance, and one row per published number.
 
     Raises:
         UserError: for a set that cannot be measured.
@@ -93,7 +93,7 @@ def verify_checkpoint(options: VerifyOptions) -> tuple[bool, Sequence[Mapping[st
 
 
 def _measure(name: str, folder: Path, options: VerifyOptions) -> dict[str, Any]:
-    """The result file of one set, by what users have."""
+    """Measure one set through the public functions and return its result file."""
     from smartclip_det.apis.classification import ClassifyOptions, classify
     from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
     from smartclip_det.formats.json_files import read_json
@@ -121,5 +121,5 @@ def _measure(name: str, folder: Path, options: VerifyOptions) -> dict[str, Any]:
             )
     except UserError as error:
         raise UserError(f"{name} could not be measured: {error}") from error
-    found: dict[str, Any] = read_json(out, "result file")
-    return found
+    result: dict[str, Any] = read_json(out, "result file")
+    return result

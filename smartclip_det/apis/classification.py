@@ -1,4 +1,4 @@
-"""Zero-shot classification of labelled images by names: plain, and with masks and both controls."""
+"""Zero-shot classification of labelled images: without masks, with masks, and with both mask controls."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from smartclip_det.utils.images import SquareImages
 
 @dataclass(frozen=True)
 class ClassifyOptions:
-    """What is classified, with what.
+    """Options of zero-shot classification.
 
     Attributes:
         folder: ``CLASS/IMAGE``, or CIFAR binary files.
-        towers: config of towers, see :func:`load_towers`.
-        names: of the folders: text, json or csv, synonyms are averaged; None: the folders' own.
-        templates: a template set.
-        fit: how an image becomes a square.
-        batch_size: images of one pass.
-        workers: processes that read images.
+        towers: tower config, see :func:`load_towers`.
+        names: class names of the folders: text, json or csv, synonyms are averaged; None: the folder names.
+        templates: name of a template set.
+        fit: how images are made square.
+        batch_size: images per batch.
+        workers: data loader workers.
         device: see :func:`resolve_device`.
-        out: JSON of the metrics; None writes nothing.
+        out: metrics JSON; None: not written.
     """
 
     folder: Path
@@ -54,11 +54,11 @@ class ClassifyOptions:
 
 @dataclass
 class ClassifyResult:
-    """What was measured.
+    """Result of zero-shot classification.
 
     Attributes:
-        metrics: accuracies by scoring.
-        repeated: classes that repeat another's name; the first of them is answered, as published.
+        metrics: accuracy per scoring mode.
+        repeated: number of classes that share a name with an earlier class; the first one is predicted, as published.
     """
 
     metrics: dict[str, float]
@@ -66,7 +66,7 @@ class ClassifyResult:
 
 
 def columns_of(names: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-    """``[C]`` row of each class among the different names, and ``[C]`` True for classes that repeat a name."""
+    """Return ``[C]`` row of each class among the distinct names, and ``[C]`` True for classes that repeat a name."""
     row = {n: k for k, n in enumerate(dict.fromkeys(names))}
     first = {n: c for c, n in reversed(list(enumerate(names)))}
     return torch.tensor([row[n] for n in names]), torch.tensor([first[n] != c for c, n in enumerate(names)])
@@ -74,10 +74,10 @@ def columns_of(names: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def classify(options: ClassifyOptions) -> ClassifyResult:
-    """Encode, score, write what is asked for.
+    """Encode, score and write the requested files.
 
     Raises:
-        UserError: for a folder that holds no labelled images, or names that do not fit it.
+        UserError: for a folder without labelled images, or names that do not match it.
     """
     data = read_labelled(options.folder, options.names)
     device = resolve_device(options.device)

@@ -1,4 +1,4 @@
-"""Tower checkpoints from one layout to another."""
+"""Conversion of tower checkpoints between layouts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LAYOUTS = ("openai", "native", *FOLDERS)
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert.
+    """Options of checkpoint conversion.
 
     Attributes:
-        src: checkpoint file, or a folder of Hugging Face or open_clip.
-        dst: file to write, or the folder for the layouts ``huggingface`` and ``open_clip``.
-        layout: one of ``LAYOUTS``.
-        activation: where the source does not carry it.
-        reading: which weights of a source that holds several.
+        src: checkpoint file, or a Hugging Face or open_clip folder.
+        dst: output file, or folder for the layouts ``huggingface`` and ``open_clip``.
+        layout: output layout, one of ``LAYOUTS``.
+        activation: activation function, if the source does not record it.
+        reading: which weights to read if the source has several.
         stretch: stretch 77 text positions to 248 (Long-CLIP).
-        drop_masks: leave the mask network out, where the layout has no place for one.
+        drop_masks: drop the mask network if the output layout has no place for it.
     """
 
     src: Path
@@ -38,19 +38,19 @@ class ConvertOptions:
 
 
 def convert(options: ConvertOptions) -> list[str]:
-    """Write, and read back what was written.
+    """Convert a checkpoint and verify the output by reading it back.
 
     Returns:
-        Lines that tell what was read and written.
+        Report lines.
 
     Raises:
-        UserError: for sources that cannot be read, layouts that cannot carry them, and files that do not read back.
+        UserError: for unreadable sources, layouts that cannot represent them, and outputs that do not read back.
     """
     folder = options.layout in FOLDERS
     if not folder and options.dst.suffix not in ENDINGS:
-        raise UserError(f"{options.dst}: the ending must be {', '.join(ENDINGS)}.")
-    found = read_checkpoint(options.src, activation=options.activation, reading=options.reading)
-    model = SmartCLIP.from_read(found, stretch=options.stretch)
+        raise UserError(f"{options.dst}: the suffix must be one of {', '.join(ENDINGS)}.")
+    source = read_checkpoint(options.src, activation=options.activation, reading=options.reading)
+    model = SmartCLIP.from_read(source, stretch=options.stretch)
     model.save(options.dst, layout=options.layout, drop_masks=options.drop_masks)
     state, config = model.openai_state(), model.config
     if folder:
@@ -60,15 +60,14 @@ def convert(options: ConvertOptions) -> list[str]:
     if again.hash != state_hash(state) or again.config != config:
         raise UserError(f"{options.dst} does not read back to the same towers: {again.config}.")
     lines = [
-        f"{options.src}: layout {found.layout}, weights {found.reading}, {len(found.state)} tensors, hash {found.hash}",
-        f"  {found.config}",
-        f"  left out: {', '.join(found.unmatched) or 'nothing'}",
+        f"{options.src}: layout {source.layout}, weights {source.reading}, {len(source.state)} tensors, hash "
+        f"{source.hash}",
+        f"  {source.config}",
+        f"  skipped keys: {', '.join(source.unmatched) or 'none'}",
         f"written: {options.dst}, {len(again.state)} tensors, hash {again.hash}",
     ]
     if folder:
-        lines.append(f"read it by {FOLDERS[options.layout].format(path=options.dst)}")
+        lines.append(f"load it with {FOLDERS[options.layout].format(path=options.dst)}")
     if bare:
-        lines.append(
-            "note: bare .pt files have no place for activation, heads and mask_pad; .safetensors carries them."
-        )
+        lines.append("note: plain .pt files cannot store activation, heads and mask_pad; .safetensors can.")
     return lines

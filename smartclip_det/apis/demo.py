@@ -1,4 +1,4 @@
-"""Phrases found in photographs: for each image a picture and a JSON."""
+"""The demo: detect phrases in images; writes an annotated image and a JSON for each input."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from smartclip_det.visualization import draw_heatmap, draw_mask_strip, grounding
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What is looked for, by what.
+    """Options of the demo.
 
     Attributes:
-        images: files and folders.
-        texts: phrases; with ``ground`` referring expressions.
-        config: of an open-vocabulary detector or a grounding head; None: towers alone, without training.
-        checkpoint: its weights; None: heads are random.
-        encoder: towers: with ``config`` its ``towers.checkpoint``, without one a name of public weights or a file.
-        boxes: without ``config``: where boxes come from (see :meth:`Predictor.from_pretrained`).
-        ground: phrases are referring expressions; a panel is drawn for each.
+        images: image files and folders.
+        texts: phrases; referring expressions with ``ground``.
+        config: config of an open-vocabulary detector or grounding head; None: towers alone, without training.
+        checkpoint: weights of ``config``; None: random heads.
+        encoder: towers, a file or a name of public weights; overrides ``towers.checkpoint`` of ``config``.
+        boxes: box source without ``config`` (see :meth:`Predictor.from_pretrained`).
+        ground: treat phrases as referring expressions; one panel each.
         heatmap: also draw similarity maps and masks.
-        threshold: lowest score drawn and written; None: 0.5, and 0 with ``ground``, whose best box is shown.
-        thresholds: file of one by class, in place of ``threshold``.
-        top_k: boxes for each expression with ``ground``.
-        out: folder that is written to.
+        threshold: minimum score drawn and written; None: 0.5, or 0 with ``ground``, so that the best box is shown.
+        thresholds: per-class thresholds file, replaces ``threshold``.
+        top_k: boxes per expression with ``ground``.
+        out: output folder.
         device: see :func:`resolve_device`.
         cfg_options: overrides of the config.
     """
@@ -62,18 +62,18 @@ class DemoOptions:
 
 
 def demo(options: DemoOptions) -> list[str]:
-    """Run every image through one predictor; what is found is printed, and written to ``out``.
+    """Run the predictor on every image; results are printed and written to ``out``.
 
     Returns:
-        Why images were left out, one reason for each.
+        One error message per skipped image.
 
     Raises:
-        UserError: when there is nothing to look for or to look at, or outputs would overwrite something.
+        UserError: without texts or images, or if outputs would overwrite a file.
     """
     if not options.texts:
-        raise UserError("Nothing to look for: give --texts PHRASE... or --vocabulary NAMES.")
-    least_by_name(options)
-    images, passed_over = find_images(options.images)
+        raise UserError("No phrases given: use --texts PHRASE... or --vocabulary NAMES.")
+    class_thresholds(options)
+    images, notes = find_images(options.images)
     check_outputs(images, options.out)
     predictor = load_predictor(
         PredictorOptions(
@@ -85,10 +85,10 @@ def demo(options: DemoOptions) -> list[str]:
             cfg_options=options.cfg_options,
         )
     )
-    told = ", ".join(f"{k} {v}" for k, v in _told(predictor.protocol).items())
-    print(f"device: {predictor.device}; {told}")
+    summary = ", ".join(f"{k} {v}" for k, v in _summary(predictor.protocol).items())
+    print(f"device: {predictor.device}; {summary}")
     if options.config and not options.checkpoint:
-        print("note: no --checkpoint: the heads are random and the boxes mean nothing.")
+        print("note: no --checkpoint: heads are random and boxes are meaningless.")
     options.out.mkdir(parents=True, exist_ok=True)
     stamp = protocol_stamp(
         "demo",
@@ -101,18 +101,18 @@ def demo(options: DemoOptions) -> list[str]:
         try:
             show_image(predictor, path, options, stamp)
         except UserError as error:
-            # One bad file costs no other one its answer; a single image is no folder run.
+            # One unreadable file must not stop the others.
             bad.append(str(error))
-            print(f"{path}: left out: {error}", file=sys.stderr)
-    for line in passed_over:
+            print(f"{path}: skipped: {error}", file=sys.stderr)
+    for line in notes:
         print(f"note: {line}", file=sys.stderr)
     if bad:
-        print(f"error: {len(bad)} of {len(images)} images could not be used.", file=sys.stderr)
+        print(f"error: {len(bad)} of {len(images)} images could not be processed.", file=sys.stderr)
     return bad
 
 
-def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The few facts of a stamp that a reader wants at once; the whole one is in each JSON."""
+def _summary(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the facts of a stamp that are printed; each JSON has the full stamp."""
     policy = protocol.get("policy", {})
     return {
         "towers": protocol.get("towers"),
@@ -122,75 +122,75 @@ def _told(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_outputs(images: Sequence[Path], out: Path) -> None:
-    """Refuse to write two answers to one file, or an answer over a photograph."""
+    """Reject runs that would write two outputs to one file, or overwrite an input image."""
     for stem, count in Counter(p.stem for p in images).items():
         if count > 1:
             raise UserError(
-                f"{count} images are called {stem}: their outputs would overwrite each other. Run them apart."
+                f"{count} images are named {stem}; their outputs would overwrite each other. Run them separately."
             )
     for path in images:
         if path.resolve() == (out / f"{path.stem}.png").resolve():
-            raise UserError(f"The picture of {path} would overwrite it. Give another --out.")
+            raise UserError(f"The output of {path} would overwrite it. Choose another --out.")
 
 
 def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Mapping[str, Any]) -> None:
-    """Encode one image, answer, write picture and JSON, and say where."""
+    """Process one image: encode, query, write image and JSON, print the paths."""
     texts = list(options.texts)
     start = time.perf_counter()
     predictor.set_image(path)
     encoded = time.perf_counter()
-    everything = answer(predictor, texts, options)
+    detections = answer(predictor, texts, options)
     seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
-    threshold = lowest_score(options)
-    found = everything.above(least_by_name(options) or threshold)
+    threshold = score_threshold(options)
+    kept = detections.above(class_thresholds(options) or threshold)
     picture = Image.fromarray(load_image(path))
     base = options.out / path.stem
     out_picture, out_json = (base.with_name(f"{base.name}{end}") for end in (".png", ".json"))
-    found.plot(picture).save(out_picture)
+    kept.plot(picture).save(out_picture)
     written = [out_picture, out_json]
     if options.heatmap:
         written += heatmaps(predictor, picture, texts, base)
     if options.ground:
         written.append(base.with_name(f"{base.name}_ground.png"))
         sheet([panel(predictor, picture, t, threshold) for t in texts]).save(written[-1])
-    content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": found.to_list()}
+    content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": kept.to_list()}
     out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     frames = frames_of(path)
     print(
-        f"{path}: {len(found)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
+        f"{path}: {len(kept)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
         + (f"; the first of its {frames} frames" if frames > 1 else "")
     )
-    if not len(found):
-        best = ", ".join(f"{n} {s:.3f}" for n, s in zip(everything.label_names[:5], everything.scores[:5], strict=True))
-        told = f"--threshold {threshold}" if options.thresholds is None else str(options.thresholds)
-        print(f"  nothing reaches {told}; the best: {best or 'none'}")
+    if not len(kept):
+        best = ", ".join(f"{n} {s:.3f}" for n, s in zip(detections.label_names[:5], detections.scores[:5], strict=True))
+        limit = f"--threshold {threshold}" if options.thresholds is None else str(options.thresholds)
+        print(f"  no detection reaches {limit}; best: {best or 'none'}")
     print(f"  written: {', '.join(map(str, written))}")
 
 
-def least_by_name(options: DemoOptions) -> dict[str, float] | None:
-    """Thresholds of a file, by phrase."""
+def class_thresholds(options: DemoOptions) -> dict[str, float] | None:
+    """Read the thresholds file, if any: phrase -> threshold."""
     if options.thresholds is None:
         return None
     if options.ground or options.threshold is not None:
-        raise UserError("--thresholds is of classes: leave --ground and --threshold out.")
+        raise UserError("--thresholds cannot be combined with --ground or --threshold.")
     return read_thresholds(options.thresholds).of(options.texts, str(options.thresholds))
 
 
-def lowest_score(options: DemoOptions) -> float:
-    """The threshold in force."""
+def score_threshold(options: DemoOptions) -> float:
+    """Return the score threshold, given or default."""
     if options.threshold is None:
         return 0.0 if options.ground else 0.5
     return check_threshold(options.threshold)
 
 
 def frames_of(path: Path) -> int:
-    """Pictures in a file: an animation or a document of pages has several."""
+    """Count the frames in a file; animations and multi-page documents have several."""
     with Image.open(path) as opened:
         return getattr(opened, "n_frames", 1)
 
 
 def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Detections:
-    """All detections, or the boxes of each expression."""
+    """Return all detections, or the boxes of each expression."""
     if not options.ground:
         return predictor.detect(texts)
     parts = predictor.ground(texts, top_k=options.top_k)
@@ -203,27 +203,27 @@ def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Dete
 
 
 def panel(predictor: Predictor, picture: Image.Image, expression: str, threshold: float) -> Image.Image:
-    """Five boxes with score bars, and what took part: the tree that was read, a similarity map of each of its texts.
+    """Draw the five best boxes with score bars, the parse of the expression, and a similarity map per text in it.
 
-    A trained head reads the whole expression: no tree.
+    A trained head reads the whole expression, so there is no parse.
     """
-    found = predictor.ground(expression, top_k=5)
+    detections = predictor.ground(expression, top_k=5)
     tree = predictor.tree(expression) if predictor.reads_trees else None
     maps = {t: predictor.explain(t).similarity for t in ([expression] if tree is None else tree.texts())}
-    none = not len(found) or found.scores[0] < threshold
+    none = not len(detections) or detections.scores[0] < threshold
     return grounding_panel(
         picture,
         expression,
-        found.boxes.tolist(),
-        found.scores.tolist(),
+        detections.boxes.tolist(),
+        detections.scores.tolist(),
         outline=tree.outline() if tree else (),
         maps=maps,
-        title=f"none reaches {threshold}" if none else "",
+        title=f"no box reaches {threshold}" if none else "",
     )
 
 
 def heatmaps(predictor: Predictor, picture: Image.Image, texts: list[str], out: Path) -> list[Path]:
-    """A similarity map per text, and all masks in one strip."""
+    """Draw a similarity map per text, and a strip with all masks."""
     paths, masks = [], []
     for i, text in enumerate(texts):
         explained = predictor.explain(text)

@@ -1,4 +1,4 @@
-"""Names of :class:`Predictor` before there was one; they go with the next version."""
+"""Deprecated names of :class:`Predictor`, to be removed in the next version."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from smartclip_det.apis.predictor import Predictor
 from smartclip_det.core.scoring_policy import ScoringPolicy
 
 
-def _told(name: str) -> None:
+def _warn(name: str) -> None:
     warnings.warn(
-        f"{name} is now smartclip_det.Predictor; the old name goes with the next version.", FutureWarning, stacklevel=3
+        f"{name} is now smartclip_det.Predictor; the old name will be removed in the next version.",
+        FutureWarning,
+        stacklevel=3,
     )
 
 
 class SmartCLIPPredictor(Predictor):
-    """:class:`Predictor` of a two-stage detector."""
+    """Deprecated: :class:`Predictor` of a two-stage detector."""
 
     def __init__(
         self,
@@ -33,30 +35,30 @@ class SmartCLIPPredictor(Predictor):
         parser: str = "auto",
         precision: str = "fp32",
     ) -> None:
-        """As before."""
+        """Take the old arguments."""
         from smartclip_det.apis.families.detectors import TwoStage
 
-        _told("SmartCLIPPredictor")
+        _warn("SmartCLIPPredictor")
         family = TwoStage(detector, encoder, pipeline, policy=policy, cache_dir=cache_dir, precision=precision)
         super().__init__(family, templates=templates, parser=parser)
 
     @classmethod
     def from_config(cls, *args: Any, **options: Any) -> Predictor:
-        """:meth:`Predictor.from_config`."""
-        _told("SmartCLIPPredictor")
+        """Call :meth:`Predictor.from_config`."""
+        _warn("SmartCLIPPredictor")
         return Predictor.from_config(*args, **options)
 
 
 class ReferringPredictor(Predictor):
-    """:class:`Predictor` of a trained grounding head."""
+    """Deprecated: :class:`Predictor` of a trained grounding head."""
 
     def __init__(self, model: Any, fit: str = "pad") -> None:
-        """As before."""
-        _told("ReferringPredictor")
+        """Take the old arguments."""
+        _warn("ReferringPredictor")
         super().__init__(Referring(model, fit))
 
     @classmethod
     def from_config(cls, *args: Any, **options: Any) -> Predictor:
-        """:meth:`Predictor.from_config`."""
-        _told("ReferringPredictor")
+        """Call :meth:`Predictor.from_config`."""
+        _warn("ReferringPredictor")
         return Predictor.from_config(*args, **options)

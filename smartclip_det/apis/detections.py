@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     import pandas
     import supervision
 
-#: Boxes that a picture shows unless more are asked for.
+#: Maximum number of boxes drawn unless more are requested.
 SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One box.
+    """One detected box.
 
     Attributes:
-        box: x1, y1, x2, y2 in pixels of the image.
+        box: (x1, y1, x2, y2) in pixels of the image.
         score: in [0, 1].
         label: index into the vocabulary.
-        name: of the label.
-        track: number of the object through a video; None elsewhere.
+        name: class name of the label.
+        track: track id in a video; None otherwise.
     """
 
     box: tuple[float, float, float, float]
@@ -47,9 +47,9 @@ class Detection:
 
 @dataclass(eq=False, repr=False)
 class Detections:
-    """Detections of one image, best first; what is taken from them keeps their order.
+    """Detections of one image, sorted by descending score; indexing keeps the order.
 
-    ``found[0]`` is a :class:`Detection`; ``found[:5]``, ``found[found.scores > 0.5]`` and ``found[[2, 0]]`` are
+    ``dets[0]`` is a :class:`Detection`; ``dets[:5]``, ``dets[dets.scores > 0.5]`` and ``dets[[2, 0]]`` are
     Detections.
 
     Attributes:
@@ -57,12 +57,12 @@ class Detections:
         scores: ``[N]`` in [0, 1].
         labels: ``[N]`` indices into ``names``.
         names: the vocabulary.
-        image: the image, as it was given; None where it is not known.
-        tracks: ``[N]`` numbers of objects through a video, 0 for one that is not followed yet; None elsewhere.
-        masks: ``[N, H, W]`` of heads that have masks; None elsewhere.
+        image: the image, as given; None if unknown.
+        tracks: ``[N]`` track ids in a video, 0 for objects not tracked yet; None otherwise.
+        masks: ``[N, H, W]`` instance masks; None for heads without a mask branch.
 
     Raises:
-        UserError: for arrays that do not fit together, labels without a name, and numbers that are not finite.
+        UserError: for arrays of different lengths, labels without a name, and non-finite numbers.
     """
 
     boxes: np.ndarray
@@ -81,51 +81,51 @@ class Detections:
         if not len(self.labels):
             self.labels = self.labels.astype(np.int64)
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
-            raise UserError(f"Boxes are [N, 4] x1, y1, x2, y2; given {list(self.boxes.shape)}.")
+            raise UserError(f"Boxes must be [N, 4] (x1, y1, x2, y2); got {list(self.boxes.shape)}.")
         count = len(self.boxes)
         for what in ("scores", "labels", "tracks", "masks"):
             value = getattr(self, what)
             if value is not None and len(value) != count:
-                raise UserError(f"{count} boxes need as many {what}; given {len(value)}.")
+                raise UserError(f"{count} boxes need {count} {what}; got {len(value)}.")
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
             raise UserError("Boxes and scores must be finite numbers.")
         if count and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
             raise UserError(
-                f"Labels run from {self.labels.min()} to {self.labels.max()}; there are {len(self.names)} "
+                f"Labels range from {self.labels.min()} to {self.labels.max()}; there are {len(self.names)} "
                 "names, numbered from 0."
             )
 
     @staticmethod
     def none(names: Sequence[str] = (), image: ImageLike | None = None) -> Detections:
-        """No detections."""
+        """Return empty detections."""
         return Detections(
             np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), tuple(names), image
         )
 
     @staticmethod
     def join(parts: Sequence[Detections]) -> Detections:
-        """Detections of one image and vocabulary in one, best first.
+        """Concatenate detections of one image with the same vocabulary, sorted by descending score.
 
         Raises:
-            UserError: for none, and for other vocabularies.
+            UserError: for an empty list, and for different vocabularies.
         """
         if not parts or any(p.names != parts[0].names for p in parts):
             raise UserError(
-                "Detections are joined where they are of one vocabulary" + ("." if parts else "; none given.")
+                "Only detections with the same vocabulary can be joined" + ("." if parts else "; got an empty list.")
             )
-        both = {w: [getattr(p, w) for p in parts] for w in ("boxes", "scores", "labels", "tracks", "masks")}
+        arrays = {w: [getattr(p, w) for p in parts] for w in ("boxes", "scores", "labels", "tracks", "masks")}
         joined: dict[str, Any] = {
-            w: None if any(v is None for v in values) else np.concatenate(values) for w, values in both.items()
+            w: None if any(v is None for v in values) else np.concatenate(values) for w, values in arrays.items()
         }
-        found = Detections(**joined, names=parts[0].names, image=parts[0].image)
-        return found.top(len(found)) if len(found) else found
+        merged = Detections(**joined, names=parts[0].names, image=parts[0].image)
+        return merged.top(len(merged)) if len(merged) else merged
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self.boxes)
 
     def __iter__(self) -> Iterator[Detection]:
-        """One after the other."""
+        """Iterate over the detections."""
         return (self[n] for n in range(len(self)))
 
     @overload
@@ -135,12 +135,12 @@ class Detections:
     def __getitem__(self, which: slice | Sequence[Any] | np.ndarray) -> Detections: ...
 
     def __getitem__(self, which: Any) -> Detection | Detections:
-        """One for a number; Detections for a slice, ``[N]`` booleans, or a list of numbers."""
+        """Return a Detection for an integer; Detections for a slice, ``[N]`` booleans, or a list of integers."""
         if isinstance(which, int | np.integer) and not isinstance(which, bool | np.bool_):
             n = int(which)
             if not -len(self) <= n < len(self):
-                # Python ends loops and tells callers by this.
-                raise IndexError(f"There are {len(self)} detections; number {n} is not among them.")
+                # IndexError, not UserError: Python's iteration protocol relies on it.
+                raise IndexError(f"Index {n} is out of range for {len(self)} detections.")
             track = None if self.tracks is None else int(self.tracks[n])
             x1, y1, x2, y2 = (float(v) for v in self.boxes[n])
             label = int(self.labels[n])
@@ -163,23 +163,23 @@ class Detections:
             return index
         if index.ndim == 1 and np.issubdtype(index.dtype, np.integer):
             if len(index) and not -len(self) <= index.min() <= index.max() < len(self):
-                raise IndexError(f"There are {len(self)} detections; given numbers up to {index.max()}.")
+                raise IndexError(f"Indices up to {index.max()} are out of range for {len(self)} detections.")
             return index
         raise UserError(
-            f"Detections are taken by a number, a slice, {len(self)} booleans, or a list of numbers; given "
-            f"{type(which).__name__}" + (f" of {len(which)}." if hasattr(which, "__len__") else ".")
+            f"Index detections with an integer, a slice, {len(self)} booleans, or a list of integers; got "
+            f"{type(which).__name__}" + (f" of length {len(which)}." if hasattr(which, "__len__") else ".")
         )
 
     def __repr__(self) -> str:
-        """Counts by name, most first."""
+        """Counts by name, most frequent first."""
         names, counts = np.unique(self.label_names, return_counts=True) if len(self) else ((), ())
         order = sorted(zip(names, counts, strict=True), key=lambda c: (-c[1], c[0]))
-        told = ", ".join(f"{count} {name}" for name, count in order[:5]) + (", ..." if len(order) > 5 else "")
-        return f"Detections({len(self)} boxes{': ' + told if told else ''})"
+        summary = ", ".join(f"{count} {name}" for name, count in order[:5]) + (", ..." if len(order) > 5 else "")
+        return f"Detections({len(self)} boxes{': ' + summary if summary else ''})"
 
     @property
     def label_names(self) -> list[str]:
-        """N names."""
+        """``[N]`` class names."""
         return [self.names[i] for i in self.labels]
 
     @property
@@ -187,66 +187,66 @@ class Detections:
         """Width and height of the image.
 
         Raises:
-            UserError: where the image is not known.
+            UserError: if the image is unknown.
         """
         return as_picture(self.known_image()).size
 
     def of(self, *names: str) -> Detections:
-        """Those of some names.
+        """Select the detections of the given names.
 
         Raises:
-            UserError: for a name that was not looked for.
+            UserError: for a name outside the vocabulary.
         """
         unknown = [n for n in names if n not in self.names]
         if unknown:
-            raise unknown_names("names", unknown, self.names, "They were not among those looked for.")
+            raise unknown_names("names", unknown, self.names, "Choose from the vocabulary of these detections.")
         return self[np.isin(self.labels, [i for i, n in enumerate(self.names) if n in names])]
 
     def above(self, threshold: float | Mapping[str, float]) -> Detections:
-        """Those that score at least ``threshold``, or that of their own name.
+        """Select detections that score at least ``threshold``, or at least the threshold of their own name.
 
         Args:
-            threshold: one for all, or one by name (see ``smartclip-det calibrate``).
+            threshold: one value for all names, or one per name (see ``smartclip-det calibrate``).
 
         Raises:
-            UserError: for a number outside [0, 1]; without one for a name that was found.
+            UserError: for a value outside [0, 1], or a detected name without a threshold.
         """
         if not isinstance(threshold, Mapping):
             return self[self.scores >= check_threshold(threshold) - 1e-9]
-        lacking = [n for n in dict.fromkeys(self.label_names) if n not in threshold]
-        if lacking:
-            near = nearest(lacking[0], threshold)
+        absent = [n for n in dict.fromkeys(self.label_names) if n not in threshold]
+        if absent:
+            near = nearest(absent[0], threshold)
             raise UserError(
-                f"There is no threshold for {lacking[0]!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
+                f"There is no threshold for {absent[0]!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
             )
-        least = np.array([check_threshold(threshold[n]) for n in self.label_names])
-        return self[self.scores >= least - 1e-9] if len(self) else self
+        limits = np.array([check_threshold(threshold[n]) for n in self.label_names])
+        return self[self.scores >= limits - 1e-9] if len(self) else self
 
     def top(self, count: int) -> Detections:
-        """The ``count`` best, best first."""
+        """Select the ``count`` best detections, best first."""
         return self[np.argsort(-self.scores, kind="stable")[: check_count("count", count)]]
 
     def nms(self, iou: float = 0.5, *, across_names: bool = False) -> Detections:
-        """Without those that overlap a better one of their name by more than ``iou``.
+        """Suppress detections whose IoU with a better one of the same name exceeds ``iou``.
 
         Args:
-            iou: overlap, in [0, 1].
-            across_names: a better one of any name.
+            iou: IoU threshold, in [0, 1].
+            across_names: suppress across names (class-agnostic NMS).
         """
         import torch
 
         from smartclip_det.models.selection import nms_per_class
 
-        found = self.top(len(self)) if len(self) else self
-        labels = np.zeros_like(found.labels) if across_names else found.labels
+        ranked = self.top(len(self)) if len(self) else self
+        labels = np.zeros_like(ranked.labels) if across_names else ranked.labels
         boxes, scores, classes = (
-            torch.from_numpy(np.ascontiguousarray(a)) for a in (found.boxes, found.scores, labels)
+            torch.from_numpy(np.ascontiguousarray(a)) for a in (ranked.boxes, ranked.scores, labels)
         )
-        kept = nms_per_class(boxes, scores, classes, check_threshold(iou, "iou"))
-        return found[kept.numpy()]
+        keep = nms_per_class(boxes, scores, classes, check_threshold(iou, "iou"))
+        return ranked[keep.numpy()]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain values for JSON: ``box`` (xyxy), ``score``, ``name``, and ``track`` where there are tracks."""
+        """Return plain values for JSON: ``box`` (xyxy), ``score``, ``name``, and ``track`` if there are tracks."""
         rows: list[dict[str, Any]] = [
             {"box": b, "score": s, "name": n}
             for b, s, n in zip(self.boxes.tolist(), self.scores.tolist(), self.label_names, strict=True)
@@ -256,10 +256,10 @@ class Detections:
         return rows
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """JSON as ``smartclip-det demo`` writes it: ``image`` and ``detections`` (:meth:`to_list`).
+        """Return JSON in the format of ``smartclip-det demo``: ``image`` and ``detections`` (:meth:`to_list`).
 
         Args:
-            path: a file that it is written to, too.
+            path: if given, the JSON is also written to this file.
         """
         name = None if self.image is None else as_picture(self.image).name
         text = json.dumps({"image": name, "texts": list(self.names), "detections": self.to_list()}, indent=2)
@@ -268,10 +268,10 @@ class Detections:
         return text
 
     def to_supervision(self) -> supervision.Detections:
-        """``supervision.Detections``, names under ``data["class_name"]``.
+        """Convert to ``supervision.Detections``, with names in ``data["class_name"]``.
 
         Raises:
-            UserError: where supervision is not installed.
+            UserError: if supervision is not installed.
         """
         return optional("supervision", "supervision").Detections(
             xyxy=self.boxes.astype(np.float32),
@@ -283,11 +283,11 @@ class Detections:
         )
 
     def to_coco(self, image_id: int | str = 1, categories: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-        """COCO results (``bbox`` xywh), as ``pycocotools.COCO.loadRes`` takes them; ``segmentation`` with masks.
+        """Convert to COCO results (``bbox`` xywh) for ``pycocotools.COCO.loadRes``; with ``segmentation`` if masked.
 
         Args:
-            image_id: of the image in the annotation file.
-            categories: id of each name; default: its place among ``names``, from 1.
+            image_id: image id in the annotation file.
+            categories: category id of each name; default: its position in ``names``, from 1.
 
         Raises:
             UserError: for a name without an id.
@@ -295,29 +295,29 @@ class Detections:
         if categories is None:
             numbers = list(range(1, len(self.names) + 1))
         else:
-            lacking = [n for n in dict.fromkeys(self.label_names) if n not in categories]
-            if lacking:
-                raise unknown_names("names", lacking, categories, "Give the categories of the annotation file.")
+            absent = [n for n in dict.fromkeys(self.label_names) if n not in categories]
+            if absent:
+                raise unknown_names("names", absent, categories, "Pass the categories of the annotation file.")
             numbers = [categories.get(n, -1) for n in self.names]
         return written.coco_results(self.boxes, self.scores, self.labels, image_id, numbers, self.masks)
 
     def to_yolo(self, *, size: tuple[int, int] | None = None, scores: bool = False) -> str:
-        """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image's sides.
+        """Convert to lines of a YOLO label file: label, centre x, centre y, width, height, relative to the image size.
 
         Args:
-            size: width and height; default: those of the image.
-            scores: append them, as predictors do; training labels have none.
+            size: (width, height) in pixels; default: that of the image.
+            scores: append the scores; training labels have none.
 
         Raises:
-            UserError: where neither size nor image is known, or boxes are of another image.
+            UserError: if neither size nor image is known, or boxes lie outside the image.
         """
         return written.yolo_text(self.boxes, self.labels, size or self.size, self.scores if scores else None)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with ``x1 y1 x2 y2 score label name``, and ``track`` where there are tracks.
+        """Convert to a table with columns ``x1 y1 x2 y2 score label name``, and ``track`` if there are tracks.
 
         Raises:
-            UserError: where pandas is not installed.
+            UserError: if pandas is not installed.
         """
         columns: dict[str, Any] = {c: self.boxes[:, n] for n, c in enumerate(("x1", "y1", "x2", "y2"))}
         columns |= {"score": self.scores, "label": self.labels, "name": self.label_names}
@@ -326,20 +326,20 @@ class Detections:
         return optional("pandas", "pandas").DataFrame(columns)
 
     def plot(self, image: ImageLike | None = None, *, limit: int | None = SHOWN) -> Image.Image:
-        """The image with boxes, names and scores; a name has the same colour in every picture of a vocabulary.
+        """Draw boxes, names and scores on the image; the colour of a name is fixed for a given vocabulary.
 
         Args:
-            image: default: the one that was answered about.
-            limit: boxes drawn at most, the best; what is left out is told. None: all.
+            image: default: the image of these detections.
+            limit: maximum number of boxes, best first; a note reports omitted ones. None: all.
 
         Raises:
-            UserError: where the image is not known.
+            UserError: if the image is unknown.
         """
         from smartclip_det.visualization import draw_boxes
 
         shown = self if limit is None or len(self) <= check_count("limit", limit) else self.top(limit)
         if len(shown) < len(self):
-            note(f"{len(shown)} of {len(self)} boxes are drawn, the best; plot(limit=None) draws all.")
+            note(f"{len(shown)} of {len(self)} boxes are drawn, best first; plot(limit=None) draws all.")
         return draw_boxes(
             Image.fromarray(self._pixels(image)),
             shown.boxes.tolist(),
@@ -350,44 +350,44 @@ class Detections:
         )
 
     def crops(self, image: ImageLike | None = None, *, context: float = 1.0) -> list[Image.Image]:
-        """What is in each box, cut at the image's border; at least one pixel.
+        """Crop each box, clipped to the image; crops have at least one pixel.
 
         Args:
-            image: default: the one that was answered about.
-            context: sides of the crops over those of the boxes.
+            image: default: the image of these detections.
+            context: scale of the crop's sides relative to the box.
 
         Raises:
-            UserError: where the image is not known, or boxes are of another image.
+            UserError: if the image is unknown, or boxes lie outside it.
         """
         from smartclip_det.visualization.notebook import crops_of
 
         if not context > 0:
-            raise UserError(f"context is the side of a crop over that of its box, above 0; given {context!r}.")
+            raise UserError(f"context is the ratio of crop side to box side and must be above 0; got {context!r}.")
         picture = Image.fromarray(self._pixels(image))
         return crops_of(picture, written.inside(self.boxes, picture.size), context)
 
     def known_image(self, image: ImageLike | None = None) -> ImageLike:
-        """The image given, or the one that was answered about.
+        """Return the given image, or the image of these detections.
 
         Raises:
-            UserError: where none is known.
+            UserError: if neither is known.
         """
         known = self.image if image is None else image
         if known is None:
-            raise UserError("The image of these detections is not known. Give it.")
+            raise UserError("The image of these detections is not known. Pass image=.")
         return known
 
     def _pixels(self, image: ImageLike | None) -> np.ndarray:
         return as_picture(self.known_image(image)).pixels()
 
     def _repr_png_(self) -> bytes | None:
-        """The picture in a notebook; None where the image is not known."""
+        """PNG for notebooks; None if the image is unknown."""
         from smartclip_det.visualization.notebook import png_of
 
         return None if self.image is None else png_of(self.plot())
 
     def _repr_html_(self) -> str:
-        """Picture and table in a notebook."""
+        """Picture and table for notebooks."""
         from smartclip_det.visualization.notebook import ROWS, answer_page
 
         return answer_page(repr(self), self._repr_png_(), [(d.name, d.score, d.box) for d in self[:ROWS]], len(self))

@@ -1,4 +1,4 @@
-"""A detector of a config, with its weights, for images as arrays: what the predictor and proposals share."""
+"""Build a detector from a config and a checkpoint, for image arrays; shared by the predictor and by proposals."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def build_detector(
     cfg_options: Mapping[str, Any] | None = None,
     only: str | Sequence[str] | None = None,
 ) -> tuple[Any, Any]:
-    """The config and its detector, on the CPU.
+    """Build a detector on the CPU; returns the config and the detector.
 
     Args:
         config: any MMDetection config.
-        checkpoint: weights; None for the config's initial ones (random heads: for tests only).
-        cfg_options: overrides.
-        only: the type, or one of the types, that the model must have.
+        checkpoint: weights; None for the config's initial weights (random heads, for tests only).
+        cfg_options: config overrides.
+        only: allowed model type or types.
 
     Raises:
-        UserError: for missing files, configs of other detectors, or a checkpoint that lacks parameters.
+        UserError: for missing files, configs with another model type, or a checkpoint with missing parameters.
     """
-    from smartclip_det import register_detection  # noqa: F401, I001 (registers everything, and tells first what is not installed)
+    from smartclip_det import register_detection  # noqa: F401, I001 (registers all modules; reports missing packages first)
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
     from mmengine.runner import load_checkpoint
@@ -39,7 +39,7 @@ def build_detector(
     cfg = load_config(config, cfg_options)
     allowed = [only] if isinstance(only, str) else list(only or ())
     if allowed and cfg.model.type not in allowed:
-        raise UserError(f"A config of {' or '.join(allowed)} is needed; {config} builds {cfg.model.type}.")
+        raise UserError(f"The config must build {' or '.join(allowed)}; {config} builds {cfg.model.type}.")
     fit_norm_layers(cfg, distributed=False)
     init_default_scope("mmdet")
     detector = MODELS.build(cfg.model)
@@ -47,18 +47,18 @@ def build_detector(
         if not Path(checkpoint).is_file():
             raise UserError(f"No checkpoint at {checkpoint}. tools/train.py prints where it wrote them.")
         refuse_foreign_checkpoint(detector, checkpoint)
-        # Missing and unlike tensors were refused just now. Frozen towers may be left out of a file, and buffers that
-        # newer libraries no longer save may be left over in one.
+        # Missing and mismatched tensors were rejected above. strict=False: a checkpoint may omit frozen towers, and
+        # may contain buffers that newer libraries no longer save.
         load_checkpoint(detector, str(checkpoint), map_location="cpu", strict=False)
     return cfg, detector
 
 
 def array_pipeline(dataset: Mapping[str, Any], facts: Sequence[str] = ()) -> Any:
-    """The test pipeline of a data set, or of the first of those that it wraps, for ``img`` arrays.
+    """Build the test pipeline of a data set, unwrapping dataset wrappers, with ``img`` arrays as input.
 
     Args:
-        dataset: its config.
-        facts: keys of the data that go into data samples, beside the sizes.
+        dataset: data set config.
+        facts: extra ``meta_keys`` for the data samples, in addition to the image sizes.
 
     Raises:
         UserError: for a data set without a pipeline.
@@ -68,9 +68,7 @@ def array_pipeline(dataset: Mapping[str, Any], facts: Sequence[str] = ()) -> Any
     while "pipeline" not in dataset:
         inner = dataset.get("dataset") or next(iter(dataset.get("datasets", ())), None)
         if inner is None:
-            raise UserError(
-                "The config's test data set has no pipeline: images could not be prepared for the detector."
-            )
+            raise UserError("The test data set of the config has no pipeline, so images cannot be preprocessed.")
         dataset = inner
     steps = [dict(p) for p in dataset["pipeline"] if "Annotations" not in p["type"]]
     steps[0] = {"type": "mmdet.LoadImageFromNDArray"}

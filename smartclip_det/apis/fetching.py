@@ -1,4 +1,4 @@
-"""Pictures behind an address: http and https alone, within a size and a time, and what went wrong in one line."""
+"""Download images from URLs: http and https only, with limits on size and time, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.version import __version__
 
 SCHEMES = ("http", "https")
-#: Bytes and seconds of one picture at most. The seconds are of the whole answer, the name's look-up included.
+#: Maximum bytes and seconds per image. The time covers the whole response, including DNS lookup.
 LIMIT = 64 << 20
 SECONDS = 30.0
 _PIECE = 1 << 16
 
 
 def is_address(text: object) -> bool:
-    """Whether a text is an address (``scheme://...``), of any scheme."""
+    """Whether a text is a URL (``scheme://...``), of any scheme."""
     scheme, mark, _ = str(text).partition("://")
     return isinstance(text, str) and bool(mark) and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum()
 
 
 def fetch(address: str, *, limit: int = LIMIT, seconds: float = SECONDS) -> bytes:
-    """What is at an address.
+    """Download a URL.
 
     Args:
-        address: of http or https; letters that addresses cannot hold are escaped.
-        limit: bytes at most.
-        seconds: for the whole answer; a server that sends a byte now and then does not prolong them.
+        address: http or https URL; characters not allowed in URLs are escaped.
+        limit: maximum size in bytes.
+        seconds: time limit for the whole response, also for a server that trickles bytes.
 
     Raises:
-        UserError: for another scheme, also where a redirection leads to one; an answer other than 200; one that is
-            longer than ``limit``, takes longer than ``seconds``, or ends before the length that it told.
+        UserError: for another scheme, also after a redirect; a status other than 200; a response longer than
+            ``limit``, slower than ``seconds``, or shorter than its declared length.
     """
     target = _checked(address)
     deadline = time.monotonic() + seconds
-    found: queue.Queue[bytes | Exception] = queue.Queue(1)
+    results: queue.Queue[bytes | Exception] = queue.Queue(1)
 
     def read() -> None:
         try:
-            found.put(_read(target, limit, deadline, seconds))
+            results.put(_read(target, limit, deadline, seconds))
         except Exception as error:
-            found.put(error)
+            results.put(error)
 
-    # Time limits of sockets are for one read, and there is none for the look-up of a name or for slow headers.
+    # Socket timeouts apply to single reads, and do not cover DNS lookup or slow headers.
     threading.Thread(target=read, daemon=True).start()
     try:
-        got = found.get(timeout=seconds)
+        result = results.get(timeout=seconds)
     except queue.Empty:
-        raise UserError(f"{address} took longer than {seconds:g} s. Download it, and give the file.") from None
-    if isinstance(got, UserError):
-        raise UserError(f"{address}: {got}")
-    if isinstance(got, Exception):
-        raise UserError(f"{address} cannot be read: {_reason(got)}.") from got
-    return got
+        raise UserError(f"{address} took longer than {seconds:g} s. Download it and pass the file.") from None
+    if isinstance(result, UserError):
+        raise UserError(f"{address}: {result}")
+    if isinstance(result, Exception):
+        raise UserError(f"{address} cannot be read: {_reason(result)}.") from result
+    return result
 
 
 def _checked(address: str) -> str:
@@ -69,14 +69,14 @@ def _checked(address: str) -> str:
         host = (parts.hostname or "").encode("idna").decode()
         port = parts.port
     except (ValueError, UnicodeError) as error:
-        raise UserError(f"{address} is no address of a picture ({error}).") from error
+        raise UserError(f"{address} is not a valid URL ({error}).") from error
     if parts.scheme.lower() not in SCHEMES:
         raise UserError(
-            f"{address}: pictures are fetched by {' and '.join(SCHEMES)} only, not by {parts.scheme}. "
-            "Give a file by its path."
+            f"{address}: images are downloaded by {' and '.join(SCHEMES)} only, not by {parts.scheme}. "
+            "Pass a local file by its path."
         )
     if not host:
-        raise UserError(f"{address} names no host.")
+        raise UserError(f"{address} has no host.")
     host = f"[{host}]" if ":" in host else host
     user, mark, _ = parts.netloc.rpartition("@")
     netloc = f"{user}{mark}{host}" + (f":{port}" if port else "")
@@ -85,10 +85,10 @@ def _checked(address: str) -> str:
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Followed between http and https, never away from them, and never from https down to http."""
+    """Follow redirects between http and https only, and never from https down to http."""
 
     def http_error_302(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage) -> Any:
-        """Check where it leads."""
+        """Check the target of a redirect."""
         target = urllib.parse.urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
         scheme = urllib.parse.urlsplit(target).scheme.lower()
         if scheme not in SCHEMES or (req.type == "https" and scheme == "http"):
@@ -99,7 +99,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """No handlers of files, data addresses or ftp, which the usual one has."""
+    """Build an opener without the default handlers for files, data URLs and ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -117,20 +117,20 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _read(target: str, limit: int, deadline: float, seconds: float) -> bytes:
     with _opener().open(target, timeout=seconds) as answer:
-        told = answer.headers.get("Content-Length", "")
-        length = int(told) if told.isdigit() else None
+        declared = answer.headers.get("Content-Length", "")
+        length = int(declared) if declared.isdigit() else None
         if length is not None and length > limit:
-            raise UserError(f"{_size(length)} are more than the {_size(limit)} that a picture may have.")
+            raise UserError(f"its size of {_size(length)} exceeds the limit of {_size(limit)}.")
         parts, count = [], 0
         while piece := answer.read1(_PIECE):
             parts.append(piece)
             count += len(piece)
             if count > limit:
-                raise UserError(f"it goes on after the {_size(limit)} that a picture may have.")
+                raise UserError(f"it exceeds the limit of {_size(limit)}.")
             if time.monotonic() > deadline:
                 raise TimeoutError
         if length is not None and count < length:
-            raise UserError(f"it was cut after {count:,} of {length:,} bytes. Try again.")
+            raise UserError(f"the connection closed after {count:,} of {length:,} bytes. Try again.")
     return b"".join(parts)
 
 
@@ -140,12 +140,12 @@ def _size(count: int) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}".splitlines()[0]
+        return f"the server returned {error.code} {error.reason}".splitlines()[0]
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(inner, TimeoutError):
         return "it took too long"
     if isinstance(inner, ssl.SSLError):
-        return f"no safe connection ({getattr(inner, 'verify_message', '') or inner.reason})"
+        return f"no secure connection ({getattr(inner, 'verify_message', '') or inner.reason})"
     if isinstance(inner, http.client.IncompleteRead):
-        return "it was cut in the middle"
+        return "the connection closed early"
     return str(inner) or type(inner).__name__

@@ -1,4 +1,4 @@
-"""Fine-tuning a detector on own boxes: tests before and after, a blend of weights, and a report."""
+"""Fine-tune a detector on custom boxes: tests before and after, an average of weights, and a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.safe_load import safe_torch_load
 from smartclip_det.utils.steps import Step, StepRunner, verb
 
-CONFIG = """# Written by smartclip-det fine-tune: own boxes.
+CONFIG = """# Written by smartclip-det fine-tune: custom boxes.
 _base_ = {base}
 load_from = {checkpoint}
 names = dict(vocabulary="annotations", seen=None, seen_only=False, annotated_only=False, data_root="", indices=None)
@@ -51,7 +51,7 @@ default_hooks = dict(logger=dict(interval=10))
 """
 
 
-#: By patch size, width and dimensions of the towers.
+#: Packaged config by patch size, tower width and embedding dimension.
 CONFIGS = {
     (16, 768, 512): "ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py",
     (14, 1024, 768): "ov_coco/open-vocab-rcnn_smartclip-l14_8xb8-3e_ov-coco.py",
@@ -60,24 +60,24 @@ CONFIGS = {
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """What is trained from, and on what.
+    """Options of fine-tuning.
 
     Attributes:
-        config: of the detector to start from; with ``encoder`` None takes the package's own for such towers.
-        checkpoint: its weights; None with ``encoder``.
+        config: config of the initial detector; None with ``encoder``: a packaged config for these towers.
+        checkpoint: weights of the initial detector; None with ``encoder``.
         ann: COCO json of the training boxes.
-        images: folder of their images.
+        images: folder of the training images.
         val_ann: COCO json of the validation boxes.
-        val_images: folder of their images; None: ``images``.
-        epochs: of training.
-        lr: learning rate; None: a tenth of the config's own, and with ``encoder`` the config's own.
-        batch_size: images of a step.
-        blend: share of new weights in a blend that is tested too; 0: none.
+        val_images: folder of the validation images; None: ``images``.
+        epochs: training epochs.
+        lr: learning rate; None: a tenth of the config's value, or the config's value with ``encoder``.
+        batch_size: images per step.
+        blend: weight of the new parameters in an average that is also tested; 0: no average.
         old: also test on the config's own test set.
-        out: folder of everything that is written.
+        out: output folder.
         cfg_options: overrides for every step.
-        encoder: towers, a file or a name, to start from without anybody's heads: those of the config begin at random,
-            so that there is nothing to test before, to blend with, or to keep.
+        encoder: start from towers alone, a file or a name. The heads of the config are randomly initialised, so there
+            is no test before training, no average and no old vocabulary to preserve.
     """
 
     config: str | Path | None
@@ -97,7 +97,7 @@ class FineTuneOptions:
 
     @property
     def tests_old(self) -> bool:
-        """Whether the config's own test set is a step; without heads there is nothing to be kept."""
+        """Whether to test on the config's own test set; not with ``encoder``, as there are no old heads."""
         return self.old and self.encoder is None
 
     @property
@@ -107,13 +107,13 @@ class FineTuneOptions:
 
 
 def fine_tune(options: FineTuneOptions) -> str:
-    """Test, train, test, report; what is done is not done again.
+    """Test, train, test, report; finished steps are skipped.
 
     Returns:
-        The report, Markdown; it is also written as ``report.md`` and ``report.json`` in ``out``.
+        The report as Markdown; also written as ``report.md`` and ``report.json`` in ``out``.
 
     Raises:
-        UserError: for what would fail later, when hours are spent; or a step that failed, with the end of its log.
+        UserError: for inputs that would fail later, after hours of training; or a failed step, with its log tail.
     """
     check(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -132,30 +132,26 @@ def fine_tune(options: FineTuneOptions) -> str:
 
 
 def check(options: FineTuneOptions) -> None:
-    """Refuse what would fail later, when hours are spent."""
+    """Reject inputs that would fail later, after hours of training."""
     if options.encoder is None:
         if options.config is None or options.checkpoint is None:
             raise UserError(
-                "Give CONFIG and CHECKPOINT of the detector to start from, or --encoder NAME for towers alone."
+                "Give CONFIG and CHECKPOINT of the initial detector, or --encoder NAME to start from towers alone."
             )
         if not Path(options.checkpoint).is_file():
             raise UserError(f"No checkpoint at {options.checkpoint}.")
     elif options.checkpoint is not None or options.blend:
-        raise UserError(
-            "--encoder starts from towers alone, with new heads: there is no CHECKPOINT to give and nothing to --blend."
-        )
+        raise UserError("--encoder starts from towers alone, with new heads: drop CHECKPOINT and --blend.")
     if options.epochs < 1 or not 0 <= options.blend < 1:
-        raise UserError(
-            f"--epochs must be at least 1 and --blend in [0, 1); given {options.epochs} and {options.blend}."
-        )
+        raise UserError(f"--epochs must be at least 1 and --blend in [0, 1); got {options.epochs} and {options.blend}.")
     check_before_training(options.ann, options.images, options.val_ann, options.val_folder)
 
 
 def base_config(options: FineTuneOptions) -> str | Path:
-    """The config to start from; of towers alone, one that names them, written to ``towers.py``.
+    """Return the config to start from; for towers alone, write one that refers to them to ``towers.py``.
 
     Raises:
-        UserError: for towers that the package has no config for.
+        UserError: for towers without a packaged config.
     """
     if options.encoder is None:
         return find_config(str(options.config))
@@ -167,8 +163,8 @@ def base_config(options: FineTuneOptions) -> str | Path:
         key = (shape.patch_size, shape.vision_width, shape.embed_dim)
         if key not in CONFIGS:
             raise UserError(
-                f"{options.encoder} has patches of {key[0]} pixels, {key[1]} channels and {key[2]} dimensions; the "
-                f"package has configs for ViT-B/16 and ViT-L/14. Give the CONFIG of a detector on such towers."
+                f"{options.encoder} has patch size {key[0]}, width {key[1]} and embedding dimension {key[2]}; there "
+                f"are packaged configs for ViT-B/16 and ViT-L/14 only. Pass CONFIG of a detector for these towers."
             )
         chosen = CONFIGS[key]
     named = load_config(chosen, {"towers.checkpoint": str(options.encoder)})
@@ -177,10 +173,10 @@ def base_config(options: FineTuneOptions) -> str | Path:
 
 
 def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
-    """The text of the config."""
+    """Generate the text of the fine-tuning config."""
     base = load_config(base_path)
     if not base.get("optim_wrapper"):
-        raise UserError(f"{options.config} is for testing only: it has no optimizer. Give a config that trains.")
+        raise UserError(f"{options.config} has no optimizer: it is for testing only. Use a training config.")
     images = len(load_ground_truth(options.ann).data["images"])
     start = None if options.checkpoint is None else str(Path(options.checkpoint).resolve())
     return CONFIG.format(
@@ -198,7 +194,7 @@ def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
 
 
 def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
-    """The fine-tuning."""
+    """Return the training step."""
     command = verb(
         "train", str(config), "--work-dir", str(options.out / "run"), *format_options(options.cfg_options or {})
     )
@@ -206,7 +202,7 @@ def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
 
 
 def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> list[Step]:
-    """Your classes and, where asked for, the old ones."""
+    """Return the test steps: your classes and, if requested, the old ones."""
     steps = []
     old = [("old", Path(options.config))] if options.config is not None and options.tests_old else []
     for what, path in [("own", config), *old]:
@@ -236,17 +232,24 @@ def blend(before: Path, after: Path, share: float, out: Path) -> None:
 
 
 def report(options: FineTuneOptions, weights: dict[str, Path]) -> str:
-    """The table of before, after and blended."""
+    """Write and return the table of metrics before, after and blended."""
     subjects = ["own", "old"] if options.tests_old else ["own"]
-    found: dict[str, dict[str, Any]] = {
+    results: dict[str, dict[str, Any]] = {
         w: {n: read_json(options.out / f"{n}_{w}.metrics.json", "result file") for n in weights} for w in subjects
     }
-    lines = ["# What was learned, and what was kept" if options.encoder is None else "# What was learned", ""]
+    lines = [
+        "# Fine-tuning: your classes and the old ones" if options.encoder is None else "# Fine-tuning: your classes",
+        "",
+    ]
     if options.encoder is not None:
-        lines += [f"From {options.encoder} alone: the heads began at random, so there is no column of before.", ""]
+        lines += [
+            f"Trained from {options.encoder} alone: the heads were randomly initialised, so there is no test "
+            "before training.",
+            "",
+        ]
     titles = {"own": "Your validation images", "old": "The config's own test set (old classes)"}
     metrics: dict[str, dict[str, dict[str, float]]] = {}
-    for what, by_weights in found.items():
+    for what, by_weights in results.items():
         metrics[what] = {n: r["metrics"] for n, r in by_weights.items()}
         lines += [f"## {titles[what]}", "", f"| | {' | '.join(weights)} |", "|---" * (len(weights) + 1) + "|"]
         rows = [k for k in metrics[what]["after"] if "AR@" not in k and "AR_" not in k]
@@ -272,11 +275,11 @@ def report(options: FineTuneOptions, weights: dict[str, Path]) -> str:
         options.out / "report.json",
         stamp,
         metrics,
-        per_class={w: {n: r["per_class"] for n, r in f.items()} for w, f in found.items()},
+        per_class={w: {n: r["per_class"] for n, r in f.items()} for w, f in results.items()},
     )
     return text
 
 
 def number(value: float | None) -> str:
-    """Four digits, or n/a."""
+    """Format with four digits, or n/a."""
     return "n/a" if value is None or value < 0 else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""Prepared images of an alignment config, once and for all runs: exactly the pixels that training would see."""
+"""Cache preprocessed images of an alignment config, with exactly the pixels that training would see."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Whose images are prepared, and where they go.
+    """Options of the image cache.
 
     Attributes:
         config: alignment config.
-        out: folder of the cache.
-        dataloader: whose data set.
-        workers: processes that read images.
-        retry_broken: try again what could not be read.
+        out: cache folder.
+        dataloader: data loader whose data set is cached.
+        workers: worker processes.
+        retry_broken: retry images that could not be read.
         cfg_options: overrides of the config.
     """
 
@@ -44,17 +44,17 @@ class CacheOptions:
 
 
 class Missing(Dataset):
-    """Prepared images of the rows that a cache lacks."""
+    """Preprocessed images of the rows that a cache does not have yet."""
 
     def __init__(self, source: CaptionDataset, rows: np.ndarray) -> None:
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
-        """Rows to fill."""
+        """Number of missing rows."""
         return len(self.rows)
 
     def __getitem__(self, n: int) -> tuple[int, torch.Tensor | None, str]:
-        """Row, ``[3, S, S]`` uint8 or None, and why there is none."""
+        """Return the row, the image ``[3, S, S]`` uint8 or None, and the error message if None."""
         row = int(self.rows[n])
         try:
             return row, self.source.read_image(row), ""
@@ -62,36 +62,38 @@ class Missing(Dataset):
             return row, None, str(error)
 
 
-def _opened(options: CacheOptions) -> tuple[CaptionDataset, ImageCache]:
-    """The data set, and its cache."""
+def _open(options: CacheOptions) -> tuple[CaptionDataset, ImageCache]:
+    """Build the data set and open its cache."""
     config = load_config(options.config, options.cfg_options)
     if options.dataloader not in config:
         raise UserError(f"{options.config} has no {options.dataloader}.")
     given = config[options.dataloader].dataset.items()
     source = DATASETS.build({k: v for k, v in given if k not in ("cache", "indices", "keep_images")})
     cache = ImageCache(options.out, source.names(), source.image_size, source.fit, create=True, exact=source.exact)
-    # What a cache has begun with, it goes on with.
+    # An existing cache keeps the decoding mode it was created with.
     source.exact = cache.exact
     return source, cache
 
 
 def cache_images(options: CacheOptions) -> dict[str, int]:
-    """Prepare the empty rows; pixels reach the disk before the marks that say they did.
+    """Fill the empty rows; pixels are flushed to disk before the marks that declare them ready.
 
     Returns:
         Counts: ``images``, ``ready``, ``broken``.
 
     Raises:
-        UserError: for a config without that data set, or a disk that is too small.
+            UserError: for a config without that data loader, or a full disk.
     """
-    source, cache = _opened(options)
+    source, cache = _open(options)
     if options.retry_broken:
         cache.rows[cache.rows == BROKEN] = EMPTY
     missing = np.flatnonzero(np.asarray(cache.rows) == EMPTY)
     need = len(missing) * 3 * source.image_size**2
     free = shutil.disk_usage(options.out).free
     if need > free:
-        raise UserError(f"The cache needs {need / 1e9:.1f} GB more in {options.out}; {free / 1e9:.1f} GB are free.")
+        raise UserError(
+            f"The cache needs another {need / 1e9:.1f} GB in {options.out}, but only {free / 1e9:.1f} GB are free."
+        )
     loader = DataLoader(Missing(source, missing), batch_size=None, num_workers=options.workers)
     reasons: dict[int, str] = {}
     for n, (row, image, reason) in enumerate(tqdm(loader, desc="caching", unit="image", total=len(missing)), 1):
@@ -109,18 +111,20 @@ def cache_images(options: CacheOptions) -> dict[str, int]:
 
 
 def verify_cache(options: CacheOptions, count: int) -> int:
-    """Compare rows spread over the cache with images prepared now.
+    """Compare evenly spaced rows of the cache with freshly preprocessed images.
 
     Returns:
-        Rows that were compared.
+        Number of compared rows.
 
     Raises:
         UserError: for an empty cache, or a row that differs.
     """
-    source, cache = _opened(options)
+    source, cache = _open(options)
     ready = np.flatnonzero(np.asarray(cache.rows) == READY)
     if not len(ready):
-        raise UserError(f"The cache in {options.out} has no image yet; fill it first.")
+        raise UserError(
+            f"The cache in {options.out} is empty. Run smartclip-det data cache-images without --verify first."
+        )
     chosen = ready[np.linspace(0, len(ready) - 1, min(count, len(ready))).astype(int)]
     for row in tqdm(chosen, desc="verifying", unit="image"):
         stored = cache.get(int(row))

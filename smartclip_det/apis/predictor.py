@@ -1,4 +1,4 @@
-"""Predictor: one image encoding, many cheap text queries; by towers alone, or by a detector or head that was trained.
+"""Predictor: encode an image once, run many cheap text queries; with towers alone, a trained detector or a head.
 
 Shape letters: R regions, C classes, D joint embedding, H W image pixels.
 """
@@ -21,7 +21,7 @@ from smartclip_det.apis.expressions import GroundsExpressions
 from smartclip_det.apis.families.base import EncodedImage, Family
 from smartclip_det.apis.families.loading import family_of_config, family_of_towers
 from smartclip_det.apis.inputs import (
-    HeldImage,
+    CurrentImage,
     ImageLike,
     OnBad,
     check_count,
@@ -47,13 +47,13 @@ class Predictor(GroundsExpressions):
     """
 
     def __init__(self, family: Family, *, templates: str | Sequence[str] = "photo", parser: str = "auto") -> None:
-        """Build from a family; :meth:`from_pretrained` and :meth:`from_config` are the usual ways.
+        """Initialise from a family; usually :meth:`from_pretrained` or :meth:`from_config` is used instead.
 
         Args:
-            family: encodes images and answers.
-            templates: prompts of class names.
-            parser: who reads expressions: ``auto`` (spaCy where a pipeline is installed), ``rules``, or the name of a
-                spaCy pipeline.
+            family: back end that encodes images and answers queries.
+            templates: prompt templates of class names.
+            parser: parser of referring expressions: ``auto`` (spaCy if a pipeline is installed), ``rules``, or the name
+                of a spaCy pipeline.
         """
         self.family, self.templates, self.parser = family, templates, parser
         self._held: HeldImage[list[Any]] = HeldImage()
@@ -73,25 +73,26 @@ class Predictor(GroundsExpressions):
         precision: str = "fp32",
         **options: Any,
     ) -> Predictor:
-        """Towers alone, without training: boxes of any source, ranked by region vectors.
+        """Use towers alone, without training: boxes of any source, ranked by region vectors.
 
         Args:
-            name: of public weights (``smartclip-det models`` lists them), a checkpoint file or folder, or an encoder.
-            boxes: where boxes come from: ``torchvision`` (its Faster R-CNN's proposals), ``owlv2``,
-                ``mm-grounding-dino``, ``llmdet``, ``mmdet:CONFIG:CHECKPOINT``, a file of boxes, a ready source; None
-                where each image comes with its boxes.
+            name: name of public weights (listed by ``smartclip-det models``), a checkpoint file or folder, or an
+                encoder.
+            boxes: box source: ``torchvision`` (proposals of its Faster R-CNN), ``owlv2``,
+                ``mm-grounding-dino``, ``llmdet``, ``mmdet:CONFIG:CHECKPOINT``, a file of boxes, or a ready source; None
+                if boxes are passed with each image.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             templates: see the constructor.
-            masks: how texts' masks are used: ``hard``, ``off``, or another mask mode.
+            masks: mask mode: ``hard``, ``off``, or another one.
             policy: changes to the scoring policy.
-            use_cache: keep encoded texts in the user's cache folder.
+            use_cache: cache encoded texts in the user's cache folder.
             parser: see the constructor.
-            precision: of the image tower: ``fp32``, ``bf16`` or ``fp16``.
-            options: of :class:`FreeOptions`: ``regions``, ``objectness_power``, ``nms_iou``, ``max_boxes``,
+            precision: precision of the image tower: ``fp32``, ``bf16`` or ``fp16``.
+            options: fields of :class:`FreeOptions`: ``regions``, ``objectness_power``, ``nms_iou``, ``max_boxes``,
                 ``max_detections``, ``dense_size``, ``dense_mode``, ``crop_context``.
 
         Raises:
-            UserError: for unknown names, sources and options, with the nearest ones, and files that are not there.
+            UserError: for unknown names, sources and options, with the nearest ones, and missing files.
         """
         family = family_of_towers(
             name,
@@ -119,21 +120,21 @@ class Predictor(GroundsExpressions):
         parser: str = "auto",
         precision: str = "fp32",
     ) -> Predictor:
-        """A detector (two-stage or one-stage) or a grounding head of a config, and its checkpoint.
+        """Load a detector (two-stage or one-stage) or a grounding head from a config and its checkpoint.
 
         Args:
-            config: config file, or the name of one that came with the package.
-            checkpoint: weights; None for the config's initial ones (random heads: for tests only).
+            config: config file, or the name of a packaged config.
+            checkpoint: weights; None for the config's initial weights (random heads, for tests only).
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-            cfg_options: overrides.
+            cfg_options: config overrides.
             templates: see the constructor.
-            policy: changes to the default policy: the detector's, with a sigmoid against background.
-            use_cache: keep encoded texts in the user's cache folder.
+            policy: changes to the default policy: the detector's policy with a sigmoid against background.
+            use_cache: cache encoded texts in the user's cache folder.
             parser: see the constructor.
-            precision: of the tower and neck; all else is computed in fp32.
+            precision: precision of image tower and neck; the rest runs in fp32.
 
         Raises:
-            UserError: for missing files, configs of other models, or a device that is not there.
+            UserError: for missing files, configs of other models, or an unavailable device.
         """
         family = family_of_config(
             config,
@@ -148,52 +149,52 @@ class Predictor(GroundsExpressions):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
         return self.family.device
 
     @property
     def encoder(self) -> Any:
-        """The towers, or their text side where a detector has the image tower."""
+        """The towers, or their text side if the image tower is part of a detector."""
         return self.family.towers
 
     @property
     def detector(self) -> Any:
-        """The detector of families that have one.
+        """The detector, for families that have one.
 
         Raises:
-            UserError: for the others.
+            UserError: for other families.
         """
-        found = getattr(self.family, "detector", None)
-        if found is None:
+        detector = getattr(self.family, "detector", None)
+        if detector is None:
             raise UserError(f"This predictor ({self.family.kind}) has no detector.")
-        return found
+        return detector
 
     @property
     def policy(self) -> Any:
-        """Scoring policy of families that score regions; None for a grounding head, whose scores are its own."""
+        """Scoring policy of families that score regions; None for a grounding head, which computes its own scores."""
         return getattr(self.family, "policy", None)
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How answers are made, for their stamp."""
+        """Model and settings, for stamps."""
         return {"family": self.family.kind, **self.family.facts()}
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Names of the bank in force; empty before :meth:`set_vocabulary`."""
+        """Names of the current vocabulary; empty before :meth:`set_vocabulary`."""
         bank = self.family.bank
         return () if bank is None else bank.names
 
     def set_vocabulary(self, vocabulary: Sequence[str] | TextBank, *, seen: Sequence[str] | None = None) -> TextBank:
-        """Put a vocabulary in force; weights are not touched.
+        """Set the current vocabulary; weights are not changed.
 
         Args:
-            vocabulary: class names or a ready bank of the same towers.
-            seen: names that were trained on; fusions weigh them otherwise. Default: all count as unseen when names
-                are given.
+            vocabulary: class names, or a text bank encoded by the same towers.
+            seen: names seen in training, which fusion may weight differently. Default: all given names count as
+                unseen.
 
         Returns:
-            The bank; its :meth:`TextBank.with_images` adds rows from pictures, and is put in force by another call.
+            The bank. Its :meth:`TextBank.with_images` adds rows from images; pass the result to this method again.
         """
         if isinstance(vocabulary, TextBank):
             bank = self.family.check_bank(vocabulary)
@@ -208,15 +209,15 @@ class Predictor(GroundsExpressions):
         return getattr(self.policy, "template_order", "average_state")
 
     def proposals(self, top_k: int = 100, *, image: EncodedImage | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The ``top_k`` class-agnostic boxes and their objectness.
+        """Return the ``top_k`` class-agnostic boxes and their objectness.
 
         Returns:
-            ``[N, 4]`` xyxy pixels of the original image, after a box head's regression where there is one, and ``[N]``
-            in [0, 1] (1 in families that have none).
+            ``[N, 4]`` xyxy pixels of the original image, after the box head's regression if there is one, and ``[N]``
+            objectness in [0, 1] (1 for families without objectness).
         """
         image, top_k = self._image(image), check_count("top_k", top_k)
         if not isinstance(image, EncodedImage):
-            raise UserError(f"A {self.family.kind} has no proposals: it finds its boxes from the expression.")
+            raise UserError(f"A {self.family.kind} has no proposals: it predicts boxes from the expression.")
         order = image.objectness.argsort(descending=True, stable=True)[:top_k]
         return image.boxes[order].cpu().numpy(), image.objectness[order].cpu().numpy()
 
@@ -229,30 +230,30 @@ class Predictor(GroundsExpressions):
         max_detections: int | None = None,
         image: Any = None,
     ) -> Detections:
-        """Boxes of each text.
+        """Detect each text.
 
         Args:
-            texts: phrases to look for, or a bank; None for the vocabulary in force. Given ones do not replace it.
-            threshold: lowest score kept.
-            max_detections: boxes at most; default: the family's.
-            image: what :meth:`encode_image` gave; default: the image that this thread set.
+            texts: phrases, or a bank; None for the current vocabulary. Given texts do not replace it.
+            threshold: minimum score.
+            max_detections: maximum number of boxes; default: the family's.
+            image: output of :meth:`encode_image`; default: the image set by this thread.
 
         Raises:
-            UserError: without an image or texts, for blank texts, and for limits outside their range.
+            UserError: without an image or texts, for blank texts, and for limits out of range.
         """
         if texts is None:
             bank = self._bank_of(texts)
             return self._detect(self._image(image), bank, threshold, max_detections)
         image = self._image(image)
         if not isinstance(texts, str | TextBank) and len(texts) == 0:
-            # A vocabulary that turned out empty finds nothing.
+            # An empty vocabulary has no detections; it is not an error.
             return Detections.none(image=image.picture.given)
         return self._detect(image, self._bank_of(texts), threshold, max_detections)
 
     def _bank_of(self, texts: Sequence[str] | TextBank | None) -> TextBank:
         if texts is None:
             if self.family.bank is None:
-                raise UserError("No texts given and no vocabulary in force. Give texts or call set_vocabulary([...]).")
+                raise UserError("No texts given and no vocabulary set. Pass texts or call set_vocabulary([...]).")
             return self.family.bank
         if isinstance(texts, TextBank):
             return self.family.check_bank(texts)
@@ -276,22 +277,22 @@ class Predictor(GroundsExpressions):
         every: int = 1,
         on_bad: OnBad | None = None,
     ) -> Iterator[Detections]:
-        """:meth:`detect` of each image; the texts are encoded once and do not replace the vocabulary in force.
+        """Run :meth:`detect` on each image; texts are encoded once and do not replace the current vocabulary.
 
         Args:
-            images: an image, a folder, a pattern, a video, or a list or generator of these, as
-                :func:`apis.inputs.read_images` takes them, read as they come; None for those of :meth:`set_images`.
+            images: an image, a folder, a pattern, a video, or a list or generator of these, as in
+                :func:`apis.inputs.read_images`, read lazily; None for those of :meth:`set_images`.
             texts: see :meth:`detect`.
-            batch_size: images that are read, and go through the tower, together.
-            threshold: lowest score kept.
-            max_detections: boxes of an image, or of a tile, at most.
-            tile: side and overlap in pixels of the tiles that images are cut into; None: whole images.
-            every: of a video, the first of so many frames.
-            on_bad: called for a picture that cannot be read, which is then passed over; None: it is an error.
+            batch_size: images per batch.
+            threshold: minimum score.
+            max_detections: maximum number of boxes per image or tile.
+            tile: (side, overlap) of tiles in pixels; None: whole images.
+            every: for videos, take one of every N frames.
+            on_bad: called for an unreadable image, which is then skipped; None: raise.
         """
         bank = self._bank_of(texts)
         if images is None:
-            yield from (self._detect(e, bank, threshold, max_detections) for e in self._held.get())
+            yield from (self._detect(e, bank, threshold, max_detections) for e in self._current.get())
             return
         if tile is not None:
             yield from answer_images(
@@ -306,27 +307,27 @@ class Predictor(GroundsExpressions):
                 max_detections=max_detections,
             )
             return
-        waiting = read_images(images, every=every, on_bad=on_bad)
-        while batch := list(islice(waiting, check_count("batch_size", batch_size))):
+        pixels = read_images(images, every=every, on_bad=on_bad)
+        while batch := list(islice(pixels, check_count("batch_size", batch_size))):
             for encoded in self.encode_images([photograph(*b) for b in batch], batch_size=batch_size):
                 yield self._detect(encoded, bank, threshold, max_detections)
 
     @torch.no_grad()
     def explain(self, text: str, *, image: Any = None) -> Explanation:
-        """Masked cosine of each grid cell with a text, and the text's mask."""
+        """Return the masked cosine of each grid cell with a text, and the text's mask."""
         (one,) = check_texts([text] if isinstance(text, str) else text, "text")
         return self.family.explain(self._image(image), one)
 
     @torch.no_grad()
     def embed(self, boxes: Any = None, *, image: Any = None) -> np.ndarray:
-        """``[R, D]`` vectors that texts are compared with, not normalised.
+        """Return ``[R, D]`` region vectors, not normalised, which are compared with texts.
 
         Args:
-            boxes: ``[R, 4]`` xyxy pixels; None for the image's own boxes in the order of its encoding.
-            image: what :meth:`encode_image` gave, or an image; default: the image that this thread set.
+            boxes: ``[R, 4]`` xyxy pixels; None for the boxes of the encoded image, in their order.
+            image: output of :meth:`encode_image`, or an image; default: the image set by this thread.
 
         Raises:
-            UserError: without an image, and for boxes that are not this image's.
+            UserError: without an image, and for boxes outside it.
         """
         if boxes is not None:
             picture = image if is_image(image) else self._image(image).picture
@@ -337,17 +338,17 @@ class Predictor(GroundsExpressions):
 
     @torch.no_grad()
     def segment(self, what: str | Detections, *, image: Any = None) -> np.ndarray:
-        """Masks, by families whose head has them.
+        """Return instance masks, for families with a mask head.
 
         Args:
             what: an expression, or detections of the image.
-            image: what :meth:`encode_image` gave; default: the image that this thread set.
+            image: output of :meth:`encode_image`; default: the image set by this thread.
 
         Returns:
-            ``[H, W]`` bool of an expression (all False where it means nothing), ``[N, H, W]`` of N detections.
+            ``[H, W]`` bool for an expression (all False if it has no target), ``[N, H, W]`` for N detections.
 
         Raises:
-            UserError: for a family without masks.
+            UserError: for a family without a mask head.
         """
         image = self._image(image)
         if isinstance(what, Detections):

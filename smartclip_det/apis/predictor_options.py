@@ -1,4 +1,4 @@
-"""The predictor that options of a verb ask for."""
+"""Build the predictor selected by command-line options."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from smartclip_det.core.errors import UserError
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """A detector, or towers and boxes.
+    """A detector, or towers and a box source.
 
     Attributes:
-        config: of an open-vocabulary detector; None: towers alone, without training.
-        checkpoint: its weights; None: heads are random.
-        encoder: towers: with ``config`` its ``towers.checkpoint``, without one a name of public weights or a file.
-        boxes: without ``config``: where boxes come from (see :meth:`Predictor.from_pretrained`).
+        config: config of an open-vocabulary detector; None: towers alone, without training.
+        checkpoint: weights of the detector; None: random heads.
+        encoder: towers, a file or a name of public weights; overrides ``towers.checkpoint`` of ``config``.
+        boxes: box source without ``config`` (see :meth:`Predictor.from_pretrained`).
         device: see :func:`resolve_device`.
         cfg_options: overrides of the config.
     """
@@ -32,22 +32,24 @@ class PredictorOptions:
 
 
 def load_predictor(options: PredictorOptions) -> Predictor:
-    """The detector of the config, its trained grounding head, or towers and boxes.
+    """Load the detector or trained grounding head of the config, or towers with a box source.
 
     Raises:
-        UserError: where neither a config nor towers are given, or options of one beside the other.
+        UserError: if neither a config nor towers are given, or options of both are mixed.
     """
     changes = dict(options.cfg_options or {})
     if options.config:
         if options.boxes:
-            raise UserError("--boxes is for towers alone: leave --config out, or --boxes; a detector finds its own.")
+            raise UserError(
+                "--boxes only applies to towers alone; a detector predicts its own boxes. Drop --boxes or --config."
+            )
         changes |= {"towers.checkpoint": options.encoder} if options.encoder else {}
         return Predictor.from_config(options.config, options.checkpoint, device=options.device, cfg_options=changes)
     if not options.encoder:
         raise UserError(
-            "Nothing to look with: give --encoder NAME (towers alone, without training), or --config CONFIG and "
+            "No model given: use --encoder NAME (towers alone, without training), or --config CONFIG with "
             "--checkpoint of a detector."
         )
     if options.checkpoint or changes:
-        raise UserError("--checkpoint and --cfg-options go with --config; for towers alone give --encoder NAME.")
+        raise UserError("--checkpoint and --cfg-options require --config; for towers alone use --encoder NAME.")
     return Predictor.from_pretrained(options.encoder, boxes=options.boxes or "torchvision", device=options.device)

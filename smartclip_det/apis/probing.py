@@ -1,4 +1,4 @@
-"""The region probe on files: ground-truth boxes classified by the towers alone."""
+"""The region probe on files: classify ground-truth boxes with the towers alone."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from smartclip_det.utils.devices import resolve_device
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is probed, with what.
+    """Options of the region probe.
 
     Attributes:
         ann: COCO annotations.
-        images: folder of ``file_name``.
-        encoder: config of an encoder, see :func:`load_encoder`.
-        split_file: json with ``base`` and ``novel`` lists of names.
-        vocabulary: names to classify among, a file of them, or a known name; None: the split's, or the file's.
-        templates: a template set, or own templates.
+        images: image folder.
+        encoder: encoder config, see :func:`load_encoder`.
+        split_file: JSON with ``base`` and ``novel`` lists of names.
+        vocabulary: candidate class names, a file, or a known vocabulary; None: those of the split or annotation file.
+        templates: a template set, or custom templates.
         views: ``crop``, ``dense``, ``mask``.
-        dense_modes: last block of the dense map; each is probed.
-        poolings: ``own``, cells of a region weigh by their length; ``unit``, all alike; each is probed.
-        mask_modes: each is scored.
-        text_norm: ``full``, or ``masked`` for towers that were trained so.
-        dense_size: side of the dense input in pixels; 0: the tower's.
-        fit: how an image becomes the dense input: ``pad`` or ``squash``.
-        crop_context: side of crops over the longer side of boxes.
+        dense_modes: modes of the last block for the dense map; each is probed.
+        poolings: ``own``: cells of a region are weighted by their norm; ``unit``: equally; each is probed.
+        mask_modes: mask modes; each is scored.
+        text_norm: ``full``, or ``masked`` for towers trained with it.
+        dense_size: side of the dense input in pixels; 0: the tower's input size.
+        fit: how images are fitted to the dense input: ``pad`` or ``squash``.
+        crop_context: crop side relative to the longer box side.
         device: see :func:`resolve_device`.
-        out: JSON; None writes nothing.
+        out: JSON output; None: not written.
     """
 
     ann: str | Path
@@ -60,10 +60,10 @@ class ProbeOptions:
 
 
 def probe(options: ProbeOptions) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracy by group of classes, view and mask mode.
+    """Return accuracy by class group, view and mask mode.
 
     Raises:
-        UserError: for files that are missing or wrong, and names that are not known.
+        UserError: for missing or invalid files, and unknown names.
     """
     o = options
     truth = load_ground_truth(o.ann)

@@ -1,4 +1,4 @@
-"""Candidate boxes of any MMDetection detector, Grounding DINO included, for grounding that ranks them again.
+"""Candidate boxes of any MMDetection detector, including Grounding DINO, to be re-ranked for grounding.
 
 Boxes are xyxy pixels of the original image, best-scored first.
 """
@@ -16,7 +16,7 @@ from smartclip_det.apis.detector_loading import array_pipeline, build_detector
 
 
 class DetectorProposals:
-    """The best boxes of a detector, whatever their class; of a detector that reads text, for an expression."""
+    """The best boxes of a detector, regardless of class; for a detector with text input, those of an expression."""
 
     def __init__(
         self,
@@ -26,16 +26,16 @@ class DetectorProposals:
         device: str = "cpu",
         cfg_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Build.
+        """Build the detector.
 
         Args:
             config: any MMDetection config.
-            checkpoint: its weights; None for random ones (for tests only).
-            device: where to put it.
-            cfg_options: overrides.
+            checkpoint: weights; None for random weights (for tests only).
+            device: device of the detector.
+            cfg_options: config overrides.
 
         Raises:
-            UserError: for missing files, a checkpoint that lacks parameters, or a test data set without a pipeline.
+            UserError: for missing files, a checkpoint with missing parameters, or a test data set without a pipeline.
         """
         cfg, detector = build_detector(config, checkpoint, cfg_options)
         self.detector = detector.to(device).eval()
@@ -51,24 +51,24 @@ class DetectorProposals:
     def __call__(
         self, image: np.ndarray, expressions: Sequence[str], top_k: int = 10
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Boxes and scores for each expression; the same ones where the detector reads no text.
+        """Return boxes and scores for each expression; identical for all if the detector has no text input.
 
         Args:
             image: ``[H, W, 3]`` uint8 RGB.
             expressions: E expressions.
-            top_k: boxes at most.
+            top_k: maximum number of boxes.
 
         Returns:
             E pairs of ``[N, 4]`` xyxy boxes and ``[N]`` scores in [0, 1].
         """
-        asked = list(expressions) if self.reads_text else [""]
-        found = [self._one(image, e, top_k) for e in asked]
-        return found if self.reads_text else found * len(expressions)
+        queries = list(expressions) if self.reads_text else [""]
+        boxes = [self._one(image, e, top_k) for e in queries]
+        return boxes if self.reads_text else boxes * len(expressions)
 
     def _one(self, image: np.ndarray, expression: str, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         data: dict[str, Any] = {"img": np.ascontiguousarray(image[..., ::-1]), "img_id": 0}
         if self.reads_text:
-            # -1: the whole sentence is one thing, as in MMDetection's referring-expression configs.
+            # -1: the whole sentence is one phrase, as in MMDetection's referring-expression configs.
             data |= {"text": expression, "custom_entities": False, "tokens_positive": -1}
         packed = self.pipeline(data)
         batch = self.detector.data_preprocessor(

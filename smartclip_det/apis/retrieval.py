@@ -1,4 +1,4 @@
-"""Image-text retrieval by a named protocol: images and texts to vectors, vectors to recalls."""
+"""Image-text retrieval with a named protocol: encode images and texts, compute recalls."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from smartclip_det.utils.images import SquareImages
 
 @dataclass(frozen=True)
 class RetrieveOptions:
-    """What is retrieved, with what.
+    """Options of retrieval.
 
     Attributes:
         set: a protocol of :mod:`smartclip_det.formats.caption_sets`, or ``captions``.
         data: folder of the set; for ``captions`` a caption file or a folder of pairs.
-        towers: config of towers, see :func:`load_towers`.
-        images: for ``captions``: folder that image paths are in.
-        texts: for ``captions``: which of an image's texts are taken: ``all``, ``long`` or ``short``.
-        partial: measure on what is there; the stamp says so.
-        fit: how an image becomes a square.
-        batch_size: images, and texts, of one pass.
-        workers: processes that read images.
+        towers: tower config, see :func:`load_towers`.
+        images: for ``captions``: root folder of the image paths.
+        texts: for ``captions``: which texts of an image to use: ``all``, ``long`` or ``short``.
+        partial: accept an incomplete set; recorded in the stamp.
+        fit: how images are made square.
+        batch_size: images, and texts, per batch.
+        workers: data loader workers.
         device: see :func:`resolve_device`.
-        vectors: file for the vectors, ``.safetensors``; None for none.
-        out: JSON of the metrics; None writes nothing.
+        vectors: output file for the embeddings, ``.safetensors``; None: not written.
+        out: metrics JSON; None: not written.
     """
 
     set: str
@@ -59,10 +59,10 @@ class RetrieveOptions:
 
 
 def retrieve(options: RetrieveOptions) -> dict[str, float]:
-    """Encode, score with and without masks, write what is asked for.
+    """Encode, score with and without masks, and write the requested files.
 
     Raises:
-        UserError: for a set of another size than published, missing images, or unreadable files.
+        UserError: for a set whose size differs from the published one, missing images, or unreadable files.
     """
     images, facts = captioned(options)
     towers = load_towers(options.towers).to(resolve_device(options.device))
@@ -77,7 +77,7 @@ def retrieve(options: RetrieveOptions) -> dict[str, float]:
 
 
 def captioned(options: RetrieveOptions) -> tuple[list[CaptionedImage], dict[str, Any]]:
-    """The images of the set, and what the stamp says of them."""
+    """Load the images of the set, and the facts about them for the stamp."""
     data = Path(options.data)
     if options.set != "captions":
         return load_protocol(options.set, data, partial=options.partial)
@@ -86,31 +86,31 @@ def captioned(options: RetrieveOptions) -> tuple[list[CaptionedImage], dict[str,
 
 @torch.no_grad()
 def encode(towers: SmartCLIP, images: list[CaptionedImage], options: RetrieveOptions) -> RetrievalVectors:
-    """All vectors, fp32 on the CPU."""
+    """Encode all images and texts; fp32 vectors on the CPU."""
     absent = [i.path for i in images if isinstance(i.path, Path) and not i.path.is_file()]
     if absent:
-        raise UserError(f"{len(absent)} of {len(images)} images are not there, e.g. {absent[0]}.")
+        raise UserError(f"{len(absent)} of {len(images)} images do not exist, e.g. {absent[0]}.")
     device, size = towers.logit_scale.device, options.batch_size
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in towers.image_statistics())
     squares = SquareImages([partial(open_source, i.path) for i in images], towers.config.image_size, options.fit)
     loader = squares.batches(size, options.workers)
     count = math.ceil(len(squares) / size)
-    seen = [
+    image_embeds = [
         towers.encode_image((batch.to(device).float() / 255 - mean) / std).float().cpu()
         for batch in tqdm(loader, desc="images", unit="batch", total=count)
     ]
     sentences = [t for i in images for t in i.texts]
-    embeds, masks, cut = [], [], 0
+    embeds, masks, truncated = [], [], 0
     for n in tqdm(range(0, len(sentences), size), desc="texts", unit="batch"):
-        found = encode_texts(towers, sentences[n : n + size], truncate=True, chunks=2)
-        cut += int((found.tokens.argmax(dim=1) == towers.config.context_length - 1).sum())
-        embeds.append(found.embeds.cpu())
-        if found.has_masks:
-            masks.append(found.masks.cpu())
+        output = encode_texts(towers, sentences[n : n + size], truncate=True, chunks=2)
+        truncated += int((output.tokens.argmax(dim=1) == towers.config.context_length - 1).sum())
+        embeds.append(output.embeds.cpu())
+        if output.has_masks:
+            masks.append(output.masks.cpu())
     owner = torch.tensor([n for n, i in enumerate(images) for _ in i.texts])
-    stamp = {**towers.provenance(), "fit": options.fit, "texts_at_limit": cut}
+    stamp = {**towers.provenance(), "fit": options.fit, "texts_at_limit": truncated}
     return RetrievalVectors(
-        torch.cat(seen),
+        torch.cat(image_embeds),
         torch.cat(embeds),
         owner,
         torch.cat(masks) if masks else None,

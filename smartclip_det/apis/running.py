@@ -1,4 +1,4 @@
-"""Training and testing by an MMEngine config."""
+"""Training and testing with an MMEngine config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from smartclip_det.engine.launch import (
 )
 from smartclip_det.protocols.stamp import file_hash
 
-#: Metrics that write predictions, and what of a model belongs into their stamp.
+#: Metrics that write predictions, and the model facts that go into their stamp.
 OURS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "OpenVocabMetric": lambda model: {"policy": ScoringPolicy.from_dict(model.get("policy")).to_dict()},
     "ReferringMetric": lambda model: {"mask_mode": model.mask_mode, "towers": dict(model.towers)},
@@ -37,14 +37,14 @@ OURS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What training and testing share.
+    """Options shared by training and testing.
 
     Attributes:
-        config: a file, or the name of one of the package.
-        work_dir: folder of logs and checkpoints; None: the config's, or ``work_dirs/CONFIG_NAME``.
-        cfg_options: overrides.
+        config: config file, or the name of a packaged config.
+        work_dir: folder for logs and checkpoints; None: the config's, or ``work_dirs/CONFIG_NAME``.
+        cfg_options: config overrides.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
-        local_rank: of this process, where the launcher does not tell by its environment.
+        local_rank: local rank of this process, if the launcher does not set it in the environment.
     """
 
     config: str
@@ -56,12 +56,13 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """How to train.
+    """Options of training.
 
     Attributes:
-        resume: checkpoint to go on from; ``auto``: the last one of the work folder.
+        resume: checkpoint to resume from; ``auto``: the last one in the work folder.
         amp: mixed precision.
-        amp_dtype: ``auto``, ``bf16`` or ``fp16``, see ``launch.enable_amp``; another than ``auto`` implies ``amp``.
+        amp_dtype: ``auto``, ``bf16`` or ``fp16``, see ``launch.enable_amp``; a value other than ``auto`` implies
+            ``amp``.
         auto_scale_lr: scale the learning rate to the global batch size.
     """
 
@@ -73,12 +74,12 @@ class TrainOptions(RunOptions):
 
 @dataclass(frozen=True)
 class TestOptions(RunOptions):
-    """What to test.
+    """Options of testing.
 
     Attributes:
-        checkpoint: the weights.
-        out: predictions to write, with ``.metrics.json`` beside.
-        show_dir: folder for pictures with detections.
+        checkpoint: checkpoint file.
+        out: output predictions; metrics go to a ``.metrics.json`` of the same name.
+        show_dir: folder for images with drawn detections.
     """
 
     __test__ = False
@@ -92,7 +93,7 @@ def train(options: TrainOptions) -> None:
     """Build the runner and train.
 
     Raises:
-        UserError: for configs, checkpoints and options that cannot work.
+        UserError: for invalid configs, checkpoints and options.
     """
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     config = load_config(options.config, options.cfg_options)
@@ -108,7 +109,7 @@ def train(options: TrainOptions) -> None:
         config.resume = True
         config.load_from = str(last_good_checkpoint(config.work_dir)) if resume == "auto" else resume
     check_strategy(config)
-    # FSDP and DeepSpeed are strategies, which MMEngine's plain runner does not take.
+    # FSDP and DeepSpeed are MMEngine strategies, which only FlexibleRunner supports.
     runner = (FlexibleRunner if config.get("strategy") else Runner).from_cfg(config)
     if resume and isinstance(runner.model, torch.nn.Module):
         refuse_foreign_checkpoint(unwrapped(runner.model), config.load_from)
@@ -119,7 +120,7 @@ def train(options: TrainOptions) -> None:
         mixed = config.optim_wrapper.get("type") == "BFloat16OptimWrapper"
         if mixed and "not implemented for 'BFloat16'" in str(error):
             raise UserError(
-                f"This model has an operator without bf16 on this device ({error}); train without --amp."
+                f"This model has an operator without bf16 support on this device ({error}); train without --amp."
             ) from error
         raise
     finally:
@@ -131,7 +132,7 @@ def test(options: TestOptions) -> None:
     """Build the runner and test.
 
     Raises:
-        UserError: for configs and checkpoints that cannot work, or predictions that the evaluator does not write.
+        UserError: for invalid configs and checkpoints, or an evaluator that cannot write predictions.
     """
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     config = load_config(options.config, options.cfg_options)
@@ -142,7 +143,7 @@ def test(options: TestOptions) -> None:
     evaluator = config.test_evaluator
     if options.out:
         if evaluator.get("type") not in OURS:
-            raise UserError(f"--out needs a test_evaluator of {' or '.join(OURS)}.")
+            raise UserError(f"--out needs a test_evaluator of type {' or '.join(OURS)}.")
         evaluator.out_file = options.out
         evaluator.metrics_file = str(Path(options.out).with_suffix(".metrics.json"))
     if evaluator.get("type") in OURS:

@@ -1,4 +1,4 @@
-"""Large pictures in overlapping tiles, and many pictures in batches: one loop over a predictor's ``detect_images``."""
+"""Sliced inference on large images, and batching over many: one loop over a predictor's ``detect_images``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from smartclip_det.apis.inputs import ImageLike, OnBad, Picture, check_count, ch
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank
 
-#: Overlap above which of two detections of one name the better is kept, where tiles overlap; supervision's.
+#: IoU threshold of NMS among the tiles of an image; the default of supervision's ``InferenceSlicer``.
 TILE_NMS = 0.5
 
 
 class Detector(Protocol):
-    """What the loop needs of a predictor."""
+    """The predictor interface that the loop uses."""
 
     def detect_images(
         self,
@@ -30,47 +30,45 @@ class Detector(Protocol):
         threshold: float = 0.0,
         max_detections: int | None = None,
     ) -> Iterator[Detections]:
-        """An answer for each image, in order."""
+        """Yield the detections of each image, in order."""
 
 
 @dataclass
-class _Waiting:
-    """A picture whose tiles are on their way."""
+class _Pending:
+    """An image with tiles still being processed."""
 
     picture: Picture
     size: tuple[int, int]
     tiles: np.ndarray
-    found: list[Detections] = field(default_factory=list)
+    detections: list[Detections] = field(default_factory=list)
 
 
 def check_tile(tile: Any) -> tuple[int, int]:
-    """Side and overlap of tiles.
+    """Check the side and overlap of tiles.
 
     Raises:
-        UserError: for anything but two whole numbers, the overlap below the side.
+        UserError: unless both are integers and the overlap is below the side.
     """
     try:
         side, overlap = tile
     except (TypeError, ValueError):
-        raise UserError(f"tile is (side, overlap) in pixels, e.g. (640, 100); given {tile!r}.") from None
+        raise UserError(f"tile must be (side, overlap) in pixels, e.g. (640, 100); got {tile!r}.") from None
     side = check_count("The side of tiles", side)
     if isinstance(overlap, bool) or not isinstance(overlap, int | np.integer) or not 0 <= overlap < side:
-        raise UserError(
-            f"The overlap of tiles is a whole number from 0 to below their side, {side}; given {overlap!r}."
-        )
+        raise UserError(f"The tile overlap must be an integer from 0 to {side - 1}; got {overlap!r}.")
     return side, int(overlap)
 
 
 def tiles_of(size: tuple[int, int], side: int, overlap: int) -> np.ndarray:
-    """``[N, 4]`` xyxy tiles that cover a picture, row by row, as supervision's ``InferenceSlicer`` lays them.
+    """Return ``[N, 4]`` xyxy tiles that cover an image, row by row, as in supervision's ``InferenceSlicer``.
 
-    The last of a row and of a column end with the picture, so that no tile is a thin strip; without overlap they are
-    cut instead.
+    The last tile of a row or column is shifted to end with the image, so that no tile is a thin strip; without overlap
+    it is cropped instead.
 
     Args:
-        size: width and height of the picture.
-        side: of the tiles; a side of the picture that is shorter is not cut.
-        overlap: of neighbours.
+        size: (width, height) of the image.
+        side: side of the tiles; a shorter image side is not split.
+        overlap: overlap of neighbouring tiles.
     """
     columns, rows = (_starts(length, side, side - overlap) for length in size)
     boxes = [(x, y, min(x + side, size[0]), min(y + side, size[1])) for y in rows for x in columns]
@@ -97,54 +95,54 @@ def answer_images(
     on_bad: OnBad | None = None,
     **options: Any,
 ) -> Iterator[Detections]:
-    """An answer for each image, in order, each with its ``image``; as many images are held as are in a batch.
+    """Yield the detections of each image, in order, with their ``image``; at most one batch of images is in memory.
 
     Args:
         detector: any predictor with ``detect_images``.
         images: see :func:`smartclip_det.apis.inputs.read_images`: folders, patterns, videos, lists, ...
-        texts: phrases, or a bank; None for the vocabulary in force. They are encoded once.
-        batch_size: images, or tiles, that go through the tower together.
-        tile: side and overlap, in pixels; None: whole pictures.
+        texts: phrases, or a bank; None for the current vocabulary. They are encoded once.
+        batch_size: images (or tiles) per batch.
+        tile: (side, overlap) in pixels; None: whole images.
         tile_nms: see :data:`TILE_NMS`.
-        every: of videos, the first of so many frames.
-        on_bad: called for a picture that cannot be read, which is then passed over; None: it is an error.
-        options: of ``detect_images``: ``threshold``, ``max_detections``. With tiles, of each tile.
+        every: for videos, take one of every N frames.
+        on_bad: called for an unreadable image, which is then skipped; None: raise.
+        options: options of ``detect_images``: ``threshold``, ``max_detections``. With tiles, they apply per tile.
 
     Raises:
         UserError: as ``read_images`` and ``detect_images`` do.
     """
     cut = None if tile is None else check_tile(tile)
     check_threshold(tile_nms, "tile_nms")
-    waiting: deque[_Waiting] = deque()
+    pending: deque[_Pending] = deque()
 
     def pieces() -> Iterator[Picture]:
         for picture, pixels in read_images(images, every=every, on_bad=on_bad):
             size = (pixels.shape[1], pixels.shape[0])
             tiles = np.array([[0, 0, *size]]) if cut is None else tiles_of(size, *cut)
-            waiting.append(_Waiting(picture, size, tiles))
+            pending.append(_Pending(picture, size, tiles))
             for x1, y1, x2, y2 in tiles:
-                # Sources of boxes look for a picture by its name.
+                # Box sources that read files look an image up by its name.
                 yield Picture(pixels[y1:y2, x1:x2], picture.name)
 
-    for found in detector.detect_images(pieces(), texts, batch_size=batch_size, **options):
-        first = waiting[0]
-        first.found.append(found)
-        if len(first.found) == len(first.tiles):
-            waiting.popleft()
-            yield replace(found, image=first.picture) if cut is None else _joined(first, tile_nms)
+    for detections in detector.detect_images(pieces(), texts, batch_size=batch_size, **options):
+        first = pending[0]
+        first.detections.append(detections)
+        if len(first.detections) == len(first.tiles):
+            pending.popleft()
+            yield replace(detections, image=first.picture) if cut is None else _joined(first, tile_nms)
 
 
-def _joined(whole: _Waiting, iou: float) -> Detections:
-    """The tiles' answers in pixels of the picture, each object once."""
-    parts = [_moved(f, tile, whole.size) for f, tile in zip(whole.found, whole.tiles, strict=True)]
-    found = Detections.join(parts)
-    return replace(found if len(parts) == 1 else found.nms(iou), image=whole.picture)
+def _joined(whole: _Pending, iou: float) -> Detections:
+    """Merge the detections of all tiles in image coordinates, with NMS across tiles."""
+    parts = [_moved(f, tile, whole.size) for f, tile in zip(whole.detections, whole.tiles, strict=True)]
+    detections = Detections.join(parts)
+    return replace(detections if len(parts) == 1 else detections.nms(iou), image=whole.picture)
 
 
-def _moved(found: Detections, tile: np.ndarray, size: tuple[int, int]) -> Detections:
+def _moved(detections: Detections, tile: np.ndarray, size: tuple[int, int]) -> Detections:
     x1, y1, x2, y2 = (int(v) for v in tile)
-    masks = found.masks
+    masks = detections.masks
     if masks is not None:
-        masks = np.zeros((len(found), size[1], size[0]), dtype=found.masks.dtype)  # type: ignore[union-attr]
-        masks[:, y1:y2, x1:x2] = found.masks
-    return replace(found, boxes=found.boxes + np.array([x1, y1, x1, y1], found.boxes.dtype), masks=masks)
+        masks = np.zeros((len(detections), size[1], size[0]), dtype=detections.masks.dtype)  # type: ignore[union-attr]
+        masks[:, y1:y2, x1:x2] = detections.masks
+    return replace(detections, boxes=detections.boxes + np.array([x1, y1, x1, y1], detections.boxes.dtype), masks=masks)

@@ -1,4 +1,4 @@
-"""Videos: their frames, the same with boxes drawn, and objects followed through them. Reading and writing by PyAV."""
+"""Videos: reading frames, writing frames with drawn boxes, and object tracking. Uses PyAV for reading and writing."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.utils.notes import note
 from smartclip_det.utils.optional import optional
 
-#: Seconds of a video that may lack at its end before that is told; the length that files tell is not exact.
+#: Seconds that may be missing at the end before it is reported; the duration in file headers is not exact.
 _SLACK = 1.0
-#: Encoders, best first: not every build of FFmpeg has all.
+#: Encoders in order of preference; not every FFmpeg build has all of them.
 _CODECS = ("libx264", "libopenh264", "mpeg4")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame(Picture):
-    """A frame, read again from the video when its pixels are asked for.
+    """A frame; read again from the video when its pixels are requested.
 
     Attributes:
-        number: of the frame, from 0.
-        seconds: from the start of the video.
-        time_stamp: in the stream's own units.
+        number: frame index, from 0.
+        seconds: time from the start of the video.
+        time_stamp: presentation time stamp in units of the stream's time base.
     """
 
     number: int = 0
@@ -41,10 +41,10 @@ class Frame(Picture):
     time_stamp: int | None = None
 
     def pixels(self) -> np.ndarray:
-        """``[H, W, 3]`` uint8 RGB, turned as the video says.
+        """Read ``[H, W, 3]`` uint8 RGB, with the video's rotation applied.
 
         Raises:
-            UserError: where the video is gone or has changed.
+            UserError: if the video is missing or has changed.
         """
         with _opened(self.source) as container:
             stream = container.streams.video[0]
@@ -53,18 +53,18 @@ class Frame(Picture):
             for n, frame in enumerate(_decoded(container, stream)):
                 if frame.pts == self.time_stamp if self.time_stamp is not None else n == self.number:
                     return _pixels(frame)
-        raise UserError(f"{self.source} has no frame {self.number} any more: has the file changed?")
+        raise UserError(f"{self.source} no longer has frame {self.number}. Has the file changed?")
 
 
 def read_frames(path: str | Path, *, every: int = 1) -> Iterator[tuple[Frame, np.ndarray]]:
-    """Frames of a video, one held at a time; a video that ends in the middle gives those before, and that is told.
+    """Iterate over the frames of a video, one in memory at a time; a truncated video yields its readable frames.
 
     Args:
-        path: of the video.
-        every: the first of so many frames.
+        path: path of the video.
+        every: take one of every N frames.
 
     Raises:
-        UserError: for a file that is no video, or one without a frame that can be decoded.
+        UserError: for a file that is not a video, or has no decodable frame.
     """
     check_count("every", every)
     count, last = 0, 0.0
@@ -81,32 +81,31 @@ def read_frames(path: str | Path, *, every: int = 1) -> Iterator[tuple[Frame, np
             fault = str(error).partition("; ")[0]
         length = _seconds(container, stream)
         if not count:
-            raise UserError(f"{path} has no frame that can be decoded ({fault or 'it is empty'}).")
+            raise UserError(f"{path} has no decodable frame ({fault or 'it is empty'}).")
         if fault or (length is not None and length - last > _SLACK + 1 / _rate(stream)):
-            told = f" of the {length:.1f} s that it should have" if length else ""
+            expected = f" of {length:.1f} s" if length else ""
             note(
-                f"{path} ends in the middle, after {count} frames, {last:.1f} s{told}"
-                + (f" ({fault})." if fault else ".")
+                f"{path} is truncated after {count} frames, {last:.1f} s{expected}" + (f" ({fault})." if fault else ".")
             )
 
 
 def _opened(path: str | Path) -> Any:
-    """A container with pictures in it."""
+    """Open a container and check that it has a video stream."""
     av = optional("av", "video")
     if not Path(path).is_file():
         raise UserError(f"No video at {path}.")
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
-        told = getattr(error, "strerror", None) or type(error).__name__
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
-            f"The video {path} cannot be read ({told}): it is none, or it was cut before the index at its end was "
+            f"The video {path} cannot be read ({reason}). It is not a video, or is truncated before its index was "
             "written."
         ) from error
     if not container.streams.video:
         kinds = sorted({s.type for s in container.streams})
         container.close()
-        raise UserError(f"{path} has no pictures, only {', '.join(kinds) or 'nothing'}.")
+        raise UserError(f"{path} has no video stream, only {', '.join(kinds) or 'nothing'}.")
     return container
 
 
@@ -116,35 +115,35 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    """RGB, turned by the display matrix, as telephones write it."""
+    """Convert to RGB, with the display matrix applied (videos of phones are stored rotated)."""
     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(getattr(frame, "rotation", 0) / 90))
     return np.ascontiguousarray(turned)
 
 
 def _rate(stream: Any) -> Fraction:
-    """Frames in a second; 25 where the file does not tell."""
+    """Return frames per second; 25 if unknown."""
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
 def _seconds(container: Any, stream: Any) -> float | None:
-    """The length that the file tells."""
+    """Return the duration according to the header, or None."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / 1e6 if container.duration else None
 
 
 class VideoWriter:
-    """A video file, written frame by frame; it appears under its name when it is whole."""
+    """Write a video frame by frame; the file gets its final name when it is complete."""
 
     def __init__(self, path: str | Path, rate: Fraction | float) -> None:
-        """Build; the size is that of the first frame.
+        """Initialise the writer; the frame size is that of the first frame.
 
         Args:
-            path: of the video; its ending chooses the container.
-            rate: frames in a second.
+            path: output path; its suffix selects the container format.
+            rate: frames per second.
 
         Raises:
-            UserError: for an ending that is no video's.
+            UserError: for a suffix that is not a video format.
         """
         self.path = Path(path)
         self._part = self.path.with_name(f".{self.path.stem}.part{self.path.suffix}")
@@ -154,22 +153,22 @@ class VideoWriter:
         self.count = 0
 
     def __enter__(self) -> VideoWriter:
-        """Open."""
+        """Open the container."""
         av = optional("av", "video")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._container = av.open(str(self._part), "w")
         except (ValueError, av.error.FFmpegError) as error:
-            raise UserError(f"{self.path} has no ending of a video, such as .mp4 ({error}).") from error
+            raise UserError(f"{self.path} does not have a video suffix such as .mp4 ({error}).") from error
         return self
 
     def write(self, picture: Image.Image) -> None:
-        """Append a frame; one of another size is fitted to that of the first."""
+        """Append a frame; frames of other sizes are fitted to the size of the first."""
         av = optional("av", "video")
         if self._stream is None:
             codec = next((c for c in _CODECS if c in av.codecs_available), _CODECS[-1])
             self._stream = self._container.add_stream(codec, rate=self._rate)
-            # Colours are stored for two by two pixels.
+            # yuv420p subsamples chroma by 2, so sides must be even.
             self._stream.width, self._stream.height = (v + v % 2 for v in picture.size)
             self._stream.pix_fmt = "yuv420p"
         size = (self._stream.width, self._stream.height)
@@ -184,30 +183,30 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish; after an error, or without a frame, no file is left."""
-        whole = kind is None and self._stream is not None
-        if whole:
+        """Finish the file; after an error, or without frames, no file is left."""
+        complete = kind is None and self._stream is not None
+        if complete:
             self._container.mux(self._stream.encode())
         self._container.close()
-        if whole:
+        if complete:
             self._part.replace(self.path)
         else:
             self._part.unlink(missing_ok=True)
 
 
 class Tracker:
-    """Numbers objects through a video, by ByteTrack of ``trackers`` (supervision's trackers are there now).
+    """Track objects through a video with ByteTrack of the ``trackers`` package (which replaced supervision's trackers).
 
-    ByteTrack knows boxes alone: each name has one of its own, so that no object takes over the number of one of another
-    name behind it. Numbers are unique in the video, from 1, in the order in which objects come.
+    ByteTrack uses boxes only, so each name has its own tracker: an object cannot take over the id of an object with
+    another name. Track ids are unique in the video, from 1, in order of appearance.
     """
 
     def __init__(self, rate: float, threshold: float) -> None:
-        """Build.
+        """Initialise the tracker.
 
         Args:
-            rate: answered frames in a second.
-            threshold: lowest score that starts a track; detections below it continue one.
+            rate: processed frames per second.
+            threshold: minimum score to start a track; detections below it can only continue one.
         """
         self._new = partial(
             optional("trackers", "video").ByteTrackTracker,
@@ -219,20 +218,20 @@ class Tracker:
         self._trackers: dict[str, Any] = {}
         self._numbers: dict[tuple[str, int], int] = {}
 
-    def follow(self, found: Detections) -> Detections:
-        """The detections of the next frame with their ``tracks``; 0 where an object is not followed yet."""
-        tracks = np.zeros(len(found), dtype=np.int64)
-        for name in dict.fromkeys([*self._trackers, *found.label_names]):
+    def follow(self, detections: Detections) -> Detections:
+        """Add ``tracks`` to the detections of the next frame; 0 for objects that are not tracked yet."""
+        tracks = np.zeros(len(detections), dtype=np.int64)
+        for name in dict.fromkeys([*self._trackers, *detections.label_names]):
             if name not in self._trackers:
                 self._trackers[name] = self._new()
-            rows = np.flatnonzero([n == name for n in found.label_names])
-            given = found[rows].to_supervision()
+            rows = np.flatnonzero([n == name for n in detections.label_names])
+            given = detections[rows].to_supervision()
             given.data["row"] = rows
-            followed = self._trackers[name].update(given)
-            for row, own in zip(followed.data.get("row", ()), followed.tracker_id, strict=False):
+            tracked = self._trackers[name].update(given)
+            for row, own in zip(tracked.data.get("row", ()), tracked.tracker_id, strict=False):
                 if own >= 0:
                     tracks[row] = self._numbers.setdefault((name, int(own)), len(self._numbers) + 1)
-        return replace(found, tracks=tracks)
+        return replace(detections, tracks=tracks)
 
 
 def answer_video(
@@ -247,29 +246,30 @@ def answer_video(
     limit: int | None = None,
     **options: Any,
 ) -> Iterator[Detections]:
-    """An answer for every n-th frame of a video; each has the frame as ``image``.
+    """Yield the detections of every n-th frame of a video; each has the frame as ``image``.
 
     Args:
         detector: any predictor with ``detect_images``.
-        path: of the video.
-        texts: phrases; None for the vocabulary in force.
-        every: the first of so many frames.
-        out: a video of the answered frames with their boxes, as fast as the given one; it is whole when the last
-            answer was taken.
-        track: number objects through the video.
-        threshold: lowest score.
-        limit: boxes drawn in a frame at most, the best; None: all.
-        options: of :func:`~smartclip_det.apis.tiles.answer_images`: ``batch_size``, ``tile``, ``max_detections``.
+        path: path of the video.
+        texts: phrases; None for the current vocabulary.
+        every: take one of every N frames.
+        out: output video of the processed frames with boxes, at the original speed; complete once the last frame has
+            been consumed.
+        track: track objects through the video.
+        threshold: minimum score.
+        limit: maximum number of boxes drawn per frame, best first; None: all.
+        options: options of :func:`~smartclip_det.apis.tiles.answer_images`: ``batch_size``, ``tile``,
+        ``max_detections``.
 
     Raises:
-        UserError: as :func:`read_frames` does, and where ``out`` is the video itself.
+        UserError: as :func:`read_frames` does, and if ``out`` is the input video.
     """
     if out is not None and Path(out).resolve() == Path(path).resolve():
-        raise UserError(f"The video with boxes would overwrite {path}. Give another name.")
+        raise UserError(f"out would overwrite the input video {path}. Choose another path.")
     with _opened(path) as container:
         rate = _rate(container.streams.video[0]) / check_count("every", every)
     tracker = Tracker(float(rate), threshold) if track else None
-    # ByteTrack continues tracks by detections that alone would not be believed.
+    # ByteTrack continues tracks with detections too weak to be reported on their own.
     least = threshold / 4 if track else threshold
     answers = answer_images(detector, path, texts, every=every, threshold=least, **options)
     followed = answers if tracker is None else (_confirmed(tracker.follow(a), threshold) for a in answers)
@@ -277,11 +277,11 @@ def answer_video(
         yield from followed
         return
     with VideoWriter(out, rate) as writer:
-        for found in followed:
-            writer.write(found.plot(limit=limit))
-            yield found
+        for detections in followed:
+            writer.write(detections.plot(limit=limit))
+            yield detections
 
 
-def _confirmed(found: Detections, threshold: float) -> Detections:
-    """Those that are followed, or score enough."""
-    return found[(found.tracks > 0) | (found.scores >= threshold)]  # type: ignore[operator]
+def _confirmed(detections: Detections, threshold: float) -> Detections:
+    """Keep detections that are tracked or reach the threshold."""
+    return detections[(detections.tracks > 0) | (detections.scores >= threshold)]  # type: ignore[operator]

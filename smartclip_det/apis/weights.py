@@ -1,4 +1,4 @@
-"""Is the file of a name what it should be: its hash, its sizes, its published numbers?"""
+"""Verify downloaded weights: hash, sizes, and published numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from smartclip_det.models.zoo import fetch
 
 @dataclass(frozen=True)
 class VerifyWeightsOptions:
-    """What is verified.
+    """Options of weight verification.
 
     Attributes:
-        name: of the weights; what is not here is downloaded.
-        sets: folder by name of a set with published numbers; empty: file and sizes alone.
+        name: name of the weights; downloaded if not cached.
+        sets: set name -> folder, for sets with published numbers; empty: check file and sizes only.
         partial: see :class:`VerifyOptions`.
-        names: of imagenet's folders.
-        workers: processes that read images.
+        names: imagenet: class names of the folders.
+        workers: data loader workers.
         device: see :func:`resolve_device`.
-        out: JSON of the measured sets.
+        out: JSON output with the measured sets.
     """
 
     name: str
@@ -35,39 +35,39 @@ class VerifyWeightsOptions:
 
 
 def verify_weights(options: VerifyWeightsOptions) -> tuple[bool, dict[str, Any], Sequence[Mapping[str, Any]]]:
-    """Fetch, check the hash, read, compare with what the registry says, and measure the sets that are given.
+    """Download, check the hash, load, compare with the registry, and measure the given sets.
 
     Returns:
-        Whether all is as it should be, what was found, and a row for each published number that was measured.
+        Whether all checks passed, the facts, and one row per measured published number.
 
     Raises:
-        UserError: for whatever stops the download, a wrong hash, a file that is not what its name says, and sets that
+        UserError: for a failed download, a wrong hash, a file that does not match its registry entry, and sets that
             cannot be measured.
     """
     from smartclip_det.apis.checking import VerifyOptions, verify_checkpoint
     from smartclip_det.models.towers.source import load_encoder
 
-    found = fetch(options.name)
+    download = fetch(options.name)
     towers = load_encoder({"checkpoint": options.name})
-    config, weights = towers.config, found.weights
+    config, weights = towers.config, download.weights
     facts = {
-        "path": str(found.path),
-        "sha256": found.sha256,
+        "path": str(download.path),
+        "sha256": download.sha256,
         "checkpoint_hash": towers.checkpoint_hash,
         "image_size": config.image_size,
         "context_length": config.context_length,
         "activation": getattr(config, "activation", None),
     }
-    said = {k: getattr(weights, k) for k in ("image_size", "context_length", "activation")}
-    wrong = [f"{k} {facts[k]}, by the registry {v}" for k, v in said.items() if v is not None and facts[k] != v]
+    expected = {k: getattr(weights, k) for k in ("image_size", "context_length", "activation")}
+    wrong = [f"{k} {facts[k]}, but {v} in the registry" for k, v in expected.items() if v is not None and facts[k] != v]
     if wrong:
-        raise UserError(f"{found.path} is not what {options.name} should be: {'; '.join(wrong)}.")
+        raise UserError(f"{download.path} does not match the registry entry of {options.name}: {'; '.join(wrong)}.")
     if not options.sets:
         return True, facts, []
     passed, rows = verify_checkpoint(
         VerifyOptions(
             options.name,
-            str(found.path),
+            str(download.path),
             options.sets,
             partial=options.partial,
             names=options.names,

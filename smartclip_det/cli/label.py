@@ -69,4 +69,4 @@ def run(args: argparse.Namespace) -> int:
     )
     result = label_folder(options, load_predictor(PredictorOptions(**predictor_options(args))))
     print("\n".join(summary_lines(result)))
-    return 2 if result.left_out else 0
+    return 2 if result.skipped else 0

@@ -132,7 +132,7 @@ def test_ghosts_are_cut_off_and_nothing_else(labelled, tmp_path):
     assert len(found.above(chosen.of(NAMES))) == len(found) - 2
     assert chosen.of([*NAMES, "other"])["other"] == chosen.default
     table = calibration_table(rows)
-    assert "held out of the choice" in table
+    assert "on held-out images" in table
     assert "blue" in table
 
 

@@ -60,12 +60,12 @@ class TestTaking:
 
     def test_what_is_no_index_is_refused(self):
         found = some(3)
-        with pytest.raises(IndexError, match="There are 3 detections"):
+        with pytest.raises(IndexError, match="out of range for 3 detections"):
             found[3]
         with pytest.raises(IndexError, match="up to 7"):
             found[[7]]
         for wrong in ([True, False], "red mug", 1.5, np.zeros((3, 3), bool), None):
-            with pytest.raises(UserError, match="taken by a number, a slice, 3 booleans"):
+            with pytest.raises(UserError, match="an integer, a slice, 3 booleans"):
                 found[wrong]
 
     def test_tracks_and_masks_go_along(self):
@@ -86,7 +86,7 @@ class TestTaking:
     def test_arrays_that_do_not_fit_are_refused(self):
         boxes = np.zeros((2, 4))
         for given_, said in (
-            ((boxes, [1], [0, 0], NAMES), "2 boxes need as many scores; given 1"),
+            ((boxes, [1], [0, 0], NAMES), "2 boxes need 2 scores; got 1"),
             ((boxes, [1, 1], [0, 3], NAMES), "Labels run from 0 to 3; there are 3"),
             ((np.zeros((2, 5)), [1, 1], [0, 0], NAMES), r"\[N, 4\]"),
             ((boxes, [1, np.nan], [0, 0], NAMES), "finite"),
@@ -135,7 +135,7 @@ class TestTaking:
         joined = Detections.join([some(3), some(4, seed=1)])
         assert len(joined) == 7
         assert (np.diff(joined.scores) <= 0).all()
-        with pytest.raises(UserError, match="of one vocabulary"):
+        with pytest.raises(UserError, match="the same vocabulary"):
             Detections.join([some(), some(names=("a", "b", "c"))])
 
 

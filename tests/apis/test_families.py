@@ -116,12 +116,12 @@ def test_a_row_from_a_picture_finds_its_own_region_beside_texts(detector):
 def test_a_grounding_head_reads_words_alone():
     p = build("grounding head")
     bank = p.set_vocabulary(TEXTS)
-    with pytest.raises(UserError, match="reads words"):
+    with pytest.raises(UserError, match="reads word tokens"):
         p.set_vocabulary(bank.with_images("my mug", [(picture(), GRID[4])]))
     p.set_image(wide())
     both, one = p.detect(TEXTS), p.ground("a dog", top_k=10)
     assert np.allclose(both.of("a dog").scores, one.scores, atol=1e-6)
-    with pytest.raises(UserError, match="policy is for detectors"):
+    with pytest.raises(UserError, match="policy only applies to detectors"):
         Predictor.from_config(CONFIGS["grounding head"], policy={"mask_mode": "off"})
 
 
@@ -213,5 +213,5 @@ def test_former_names_work_and_say_what_is_there_now():
 
 
 def test_configs_of_other_models_are_refused():
-    with pytest.raises(UserError, match="OpenVocabRCNN or OpenVocabOWL or SmartCLIPReferring is needed"):
+    with pytest.raises(UserError, match="must build OpenVocabRCNN or OpenVocabOWL or SmartCLIPReferring"):
         Predictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")

@@ -129,14 +129,14 @@ def test_killed_in_the_middle_of_a_line_or_of_writing(photos, tmp_path, monkeypa
 def test_broken_files_are_told_by_reason_and_cost_no_other_one(photos, tmp_path):
     result = label_folder(options(photos, tmp_path / "out"), Rectangles())
     assert result.pictures == 9
-    assert sum(map(len, result.left_out.values())) == 4
-    assert ["p2b.jpg", "p5b.png", "p5c.png"] in result.left_out.values()
-    assert not any("photos" in reason or ".png" in reason for reason in result.left_out)
-    assert "1 of .txt" in " ".join(result.told)
+    assert sum(map(len, result.skipped.values())) == 4
+    assert ["p2b.jpg", "p5b.png", "p5c.png"] in result.skipped.values()
+    assert not any("photos" in reason or ".png" in reason for reason in result.skipped)
+    assert "1 .txt" in " ".join(result.notes)
     text = "\n".join(summary_lines(result))
-    assert "left out, 3: cannot identify image file (first: p2b.jpg)" in text
-    assert "9 pictures" in text
-    assert json.loads((tmp_path / "out/summary.json").read_text())["left_out"] == result.left_out
+    assert "skipped 3: cannot identify image file (first: p2b.jpg)" in text
+    assert "9 images" in text
+    assert json.loads((tmp_path / "out/summary.json").read_text())["left_out"] == result.skipped
 
 
 def test_new_and_changed_pictures_alone_are_looked_at(photos, tmp_path):
@@ -332,7 +332,7 @@ class TestReadBack:
         ({"batch_size": 0}, "batch_size"),
         ({"threshold": 2}, "threshold"),
         ({"layout": "pascal"}, "format='pascal'"),
-        ({"photos": Path("none")}, "no folder of photographs"),
+        ({"photos": Path("none")}, "is not a folder"),
         ({"tile": (9, 9)}, "overlap"),
     ],
 )

@@ -81,10 +81,10 @@ class TestTiles:
     @pytest.mark.parametrize(
         ("tile", "said"),
         [
-            (640, "tile is .side, overlap."),
-            ((640,), "tile is"),
-            ((0, 0), "side of tiles must be a whole number"),
-            ((64, 64), "from 0 to below their side, 64"),
+            (640, "tile must be .side, overlap."),
+            ((640,), "tile must be"),
+            ((0, 0), "side of tiles must be an integer"),
+            ((64, 64), "from 0 to 63"),
             ((64, -1), "from 0"),
             ((64.0, 3), "side of tiles"),
         ],

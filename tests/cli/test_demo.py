@@ -49,9 +49,9 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "give --encoder NAME"),
-        ({"encoder": "w.pt", "checkpoint": "h.pth"}, "--checkpoint and --cfg-options go with --config"),
-        ({"config": "c.py", "boxes": "torchvision"}, "--boxes is for towers alone"),
+        ({}, "use --encoder NAME"),
+        ({"encoder": "w.pt", "checkpoint": "h.pth"}, "--checkpoint and --cfg-options require --config"),
+        ({"config": "c.py", "boxes": "torchvision"}, "--boxes only applies to towers alone"),
         ({"encoder": "w.pt", "boxes": "torchvison"}, "Nearest: torchvision"),
     ],
 )

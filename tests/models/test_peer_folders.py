@@ -102,7 +102,7 @@ def test_convert_reads_back_what_it_wrote(tmp_path, monkeypatch):
     told = convert(ConvertOptions(tmp_path / "run.pt", tmp_path / "w.safetensors", activation="gelu", reading="ema"))
     assert "weights ema" in told[0]
     assert equal(read_checkpoint(tmp_path / "w.safetensors").state, model.openai_state())
-    with pytest.raises(UserError, match=r"the ending must be \.safetensors"):
+    with pytest.raises(UserError, match=r"the suffix must be one of \.safetensors"):
         convert(ConvertOptions(tmp_path / "w.safetensors", tmp_path / "w.bin"))
     monkeypatch.setattr(SmartCLIP, "save", lambda *a, **k: None)
     (tmp_path / "v.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes())

@@ -92,7 +92,7 @@ class TestImages:
             check=False,
         )
         assert done.returncode == 2
-        assert "b.jpg: left out" in done.stderr
+        assert "b.jpg: skipped" in done.stderr
         assert "1 of 3 images could not be used" in done.stderr
         assert sorted(p.name for p in (tmp_path / "out").glob("*.json")) == ["a.json", "c.json"]
 
@@ -129,7 +129,7 @@ class TestVocabularies:
 
     def test_banks_of_other_towers_and_sizes(self, predictor):
         other = build_bank(SmartCLIP.from_arch("SmartCLIP-tiny", seed=5), ["cat"], progress=False)
-        with pytest.raises(UserError, match="would not share a space"):
+        with pytest.raises(UserError, match="embedding spaces differ"):
             predictor.set_vocabulary(other)
         predictor.set_vocabulary(TextBank(("cat",), torch.ones(1, 32), torch.ones(1, 32)))
         predictor.set_image(np.zeros((32, 32, 3), dtype=np.uint8))

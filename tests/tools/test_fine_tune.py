@@ -51,7 +51,7 @@ def test_fine_tuning_reports_own_and_old_classes(small, own):  # noqa: F811
         assert all(key in m for m in report["metrics"][what].values())
     hashes = report["protocol"]["checkpoints"]
     assert len(set(hashes.values())) == 3
-    assert "# What was learned, and what was kept" in done.stdout
+    assert "# Fine-tuning: your classes and the old ones" in done.stdout
     assert "aeroplane" in (root / "out/report.md").read_text()
 
 

@@ -50,7 +50,7 @@ def test_the_whole_way(own, capsys):
             str(own / "thresholds.json"),
         ]
     )
-    assert "held out of the choice" in capsys.readouterr().out
+    assert "on held-out images" in capsys.readouterr().out
     assert 0 < read_thresholds(own / "thresholds.json").default < 1
 
     given = [
@@ -105,7 +105,7 @@ def test_the_whole_way(own, capsys):
     assert set(report["metrics"]) == {"own"}
     assert set(report["metrics"]["own"]) == {"after"}
     assert set(report["per_class"]["own"]["after"]) == {c["name"] for c in truth["categories"]}
-    assert "there is no column of before" in (own / "tuned/report.md").read_text()
+    assert "there is no test before training" in (own / "tuned/report.md").read_text()
 
 
 def test_what_does_not_go_together_is_told_first(own, tmp_path):
@@ -123,18 +123,18 @@ def test_what_does_not_go_together_is_told_first(own, tmp_path):
     ]
     towers = str(own / "towers.safetensors")
     for given, said in (
-        ([], "--encoder NAME for towers alone"),
+        ([], "--encoder NAME to start from towers alone"),
         ([str(own / "tiny.py")], "--encoder NAME"),
-        ([str(own / "tiny.py"), "x.pth", "--encoder", towers], "no CHECKPOINT to give"),
-        (["--encoder", towers, "--blend", "0.5"], "nothing to --blend"),
-        (["--encoder", towers], "Give the CONFIG of a detector on such towers"),
+        ([str(own / "tiny.py"), "x.pth", "--encoder", towers], "drop CHECKPOINT"),
+        (["--encoder", towers, "--blend", "0.5"], "and --blend"),
+        (["--encoder", towers], "Pass CONFIG of a detector for these towers"),
     ):
         with pytest.raises(UserError, match=said):
             _start(["fine-tune", *given, *common])
     photo = next((own / "photos").glob("2*.jpg"))
     thresholds = tmp_path / "t.json"
     thresholds.write_text(json.dumps({"kind": "smartclip_det.thresholds/1", "default": 0.5, "thresholds": {}}))
-    with pytest.raises(UserError, match="leave --ground and --threshold out"):
+    with pytest.raises(UserError, match="cannot be combined with --ground"):
         _start(["demo", str(photo), "--texts", "a", "--encoder", towers, "--thresholds", str(thresholds), "--ground"])
 
 

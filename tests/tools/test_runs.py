@@ -408,7 +408,7 @@ class TestPredictor:
         fresh = Predictor.from_config(root / "config.py", root / "run/epoch_1.pth", use_cache=False)
         with pytest.raises(UserError, match=r"Call set_image\(image\) before"):
             fresh.detect(["cat"])
-        with pytest.raises(UserError, match="no vocabulary in force"):
+        with pytest.raises(UserError, match="no vocabulary set"):
             fresh.detect()
         with pytest.raises(UserError, match="expression is empty"):
             fresh.ground(" ")

@@ -1,1 +1,1 @@
-"""What a :class:`Predictor` may stand on; one module a family."""
+"""Back ends of :class:`Predictor`, one module per model family."""

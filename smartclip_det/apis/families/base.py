@@ -1,6 +1,6 @@
-"""What families share: the encoded image, texts to banks, and answers by regions that are scored with a bank.
+"""Base classes of the families: encoded images, texts to banks, and results from regions scored with a bank.
 
-Shape letters: R regions, C classes, K texts, D joint embedding, h w grid cells, H W pixels of the picture.
+Shape letters: R regions, C classes, K texts, D joint embedding, h w grid cells, H W image pixels.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from smartclip_det.utils.devices import full_precision
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What an image is encoded to, once; nothing changes it.
+    """An encoded image; immutable.
 
     Attributes:
-        picture: the image itself.
+        picture: the image.
         boxes: ``[R, 4]`` xyxy boxes in original pixels.
-        objectness: ``[R]`` in [0, 1]; 1 where a family has none.
-        vectors: ``[R, D]`` that texts are compared with first: of the box head, or of the first view.
-        dense_vectors: ``[R, D]`` pooled from the dense map, or of the second view; None where a family has one only.
-        dense: ``[D, h, w]`` map of the grid's cells, which may be the whole padded input's.
-        image_cells: (rows, columns) of the grid that show the image and not padding.
-        shift: ``[R]`` learned shift of each region's cosines; None where there is none.
-        scale: ``[R]`` learned raw factor on them.
-        whole: ``[P, D]`` vectors of the picture, for presence; None where the policy has none.
+        objectness: ``[R]`` in [0, 1]; 1 for families without objectness.
+        vectors: ``[R, D]`` region vectors of the box head, or of the first view.
+        dense_vectors: ``[R, D]`` pooled from the dense map, or of the second view; None if there is only one.
+        dense: ``[D, h, w]`` dense map; may cover the whole padded input.
+        image_cells: (rows, columns) of the grid that cover the image, without padding.
+        shift: ``[R]`` learned shift of each region's cosines; None if not learned.
+        scale: ``[R]`` learned raw scale of each region's cosines; None if not learned.
+        whole: ``[P, D]`` image vectors for presence scoring; None if the policy does not use it.
     """
 
     picture: Photograph
@@ -57,9 +57,9 @@ class EncodedImage:
 
 
 class Family(ABC):
-    """How a predictor encodes images and answers; :class:`Predictor` checks what it is given and holds the image."""
+    """How a predictor encodes images and answers queries; :class:`Predictor` validates inputs and keeps the image."""
 
-    #: In words, for messages and stamps.
+    #: Name used in messages and stamps.
     kind = ""
     towers: Any
     cache_dir: str | Path | None = None
@@ -68,67 +68,67 @@ class Family(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """How answers are made, for their stamp."""
+        """Describe the model and its settings, for stamps."""
 
     @abstractmethod
     def encode(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int) -> list[Any]:
-        """Encode pictures.
+        """Encode images.
 
         Args:
-            pictures: B of them.
-            boxes: for each ``[R, 4]`` xyxy that are used as they are, or None for the family's own.
-            batch_size: pictures in one forward pass at most.
+            pictures: B images.
+            boxes: per image, ``[R, 4]`` xyxy boxes to use unchanged, or None for the family's own.
+            batch_size: maximum number of images per forward pass.
         """
 
     @abstractmethod
     def detect(self, image: Any, bank: TextBank, threshold: float, limit: int | None) -> Detections:
-        """Boxes of each class of a bank."""
+        """Detect the classes of a bank."""
 
     @abstractmethod
     def ground(
         self, image: Any, trees: Mapping[str, Entity], reading: str, top_k: int, threshold: float
     ) -> dict[str, Detections]:
-        """The boxes of each expression."""
+        """Return the boxes of each expression."""
 
     @abstractmethod
     def explain(self, image: Any, text: str) -> Explanation:
-        """Where a text matches."""
+        """Explain where a text matches."""
 
     @abstractmethod
     def embed(self, image: Any) -> tuple[Tensor, Tensor]:
-        """``[R, 4]`` boxes of an encoded image, and their ``[R, D]`` vectors: what rows of banks are compared with."""
+        """Return boxes ``[R, 4]`` of an encoded image and their vectors ``[R, D]``, which are compared with texts."""
 
     def segment(self, image: Any, expression: str, boxes: Tensor | None) -> np.ndarray:
-        """``[N, H, W]`` bool of boxes ``[N, 4]``, or ``[1, H, W]`` of an expression where ``boxes`` is None."""
+        """Return masks ``[N, H, W]`` bool of boxes ``[N, 4]``; ``[1, H, W]`` of an expression if ``boxes`` is None."""
         raise UserError(
-            f"This predictor ({self.kind}) has no mask head. A grounding head trained with model.head.mask_branch=True "
-            "has one, and so has a two-stage detector with a mask_head."
+            f"This predictor ({self.kind}) has no mask head. Use a grounding head trained with "
+            "model.head.mask_branch=True, or a two-stage detector with a mask_head."
         )
 
     def check_bank(self, bank: TextBank) -> TextBank:
-        """The bank on the family's device; one of other towers is refused.
+        """Move a bank to the family's device; banks of other towers are rejected.
 
         Raises:
-            UserError: telling both hashes.
+            UserError: if the bank was encoded by other towers; names both hashes.
         """
-        made_by, mine = bank.provenance.get("checkpoint_hash"), self.towers.checkpoint_hash
-        if made_by and made_by != mine:
+        theirs, ours = bank.provenance.get("checkpoint_hash"), self.towers.checkpoint_hash
+        if theirs and theirs != ours:
             raise UserError(
-                f"The bank was encoded by towers {made_by}, this predictor has towers {mine}: texts and images would "
-                "not share a space. Encode the vocabulary with set_vocabulary([...])."
+                f"The bank was encoded by towers {theirs}, but this predictor has towers {ours}; their embedding "
+                "spaces differ. Encode the vocabulary again with set_vocabulary([...])."
             )
         return bank.to(self.device)
 
     def set_bank(self, bank: TextBank) -> None:
-        """Put a checked bank in force."""
+        """Set the current vocabulary to a checked bank."""
         self.bank = bank
 
     def texts(self, names: Sequence[str], templates: str | Sequence[str], order: str = "average_state") -> TextBank:
-        """The bank of names, none of them seen, on the family's device."""
+        """Encode names into a bank on the family's device; all are marked as unseen."""
         with full_precision(self.device):
             bank = build_bank(
                 self.towers, names, templates=templates, template_order=order, cache_dir=self.cache_dir
@@ -137,24 +137,24 @@ class Family(ABC):
 
 
 class RegionFamily(Family):
-    """Families that score regions with a bank; expressions are reasoned about without training."""
+    """Families that score regions with a bank; expressions are grounded zero-shot."""
 
     policy: ScoringPolicy
-    #: Overlap over which the weaker box of a class goes.
+    #: IoU threshold of per-class NMS.
     nms_iou: float
 
     @abstractmethod
     def select(
         self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of boxes, classes and scores of the detections, best first."""
+        """Return box rows, classes and scores of the detections, best first."""
 
     @abstractmethod
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
-        """``[R, K]`` score of every box for every text by itself."""
+        """Return ``[R, K]`` scores of every box for every text, independent of the other texts."""
 
     def detect(self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None) -> Detections:
-        """Boxes of each class of a bank."""
+        """Detect the classes of a bank."""
         if not len(image.boxes) or not len(bank):
             return Detections.none(bank.names, image.picture.given)
         with full_precision(self.device):
@@ -164,7 +164,7 @@ class RegionFamily(Family):
     def ground(
         self, image: EncodedImage, trees: Mapping[str, Entity], reading: str, top_k: int, threshold: float
     ) -> dict[str, Detections]:
-        """The boxes that expressions fit best: their regions, ranked by masked cosine and the tree."""
+        """Ground expressions zero-shot: regions ranked by masked cosine and the parse tree."""
         parts = {t: [*([t] if reading == "both" else []), *tree.texts()] for t, tree in trees.items()}
         if not len(image.boxes):
             return {t: Detections.none([t], image.picture.given) for t in trees}
@@ -189,27 +189,27 @@ class RegionFamily(Family):
 
     @property
     def ground_iou(self) -> float:
-        """Overlap over which the weaker answer of an expression goes."""
+        """NMS IoU threshold for the boxes of an expression."""
         return self.nms_iou
 
     @property
     def order(self) -> str:
-        """How templates are joined."""
+        """How templates are averaged."""
         return self.policy.template_order
 
     def explain(self, image: EncodedImage, text: str) -> Explanation:
-        """Masked cosine of each grid cell with a text, and the text's mask."""
+        """Return the masked cosine of each grid cell with a text, and the text's mask."""
         bank, mode = self.texts([text], "none", self.order), self.policy.dense_mode
         d, h, w = image.dense.shape
         with full_precision(self.device):
             cosine = bank.cosine(image.dense.reshape(d, h * w).t(), self.policy, mask_mode=mode)
         rows, columns = image.image_cells
         mask = bank.resolved_masks(mode)
-        kept = torch.ones(d) if mask is None else mask[0]
-        return Explanation(cosine.view(h, w)[:rows, :columns].cpu().numpy(), kept.cpu().numpy(), text)
+        mask_values = torch.ones(d) if mask is None else mask[0]
+        return Explanation(cosine.view(h, w)[:rows, :columns].cpu().numpy(), mask_values.cpu().numpy(), text)
 
     def embed(self, image: EncodedImage) -> tuple[Tensor, Tensor]:
-        """Boxes and vectors; where a family compares two vectors of a region, the mean of both directions."""
+        """Return boxes and vectors; with two vectors per region, the mean of their directions."""
         if image.dense_vectors is None:
             return image.boxes, image.vectors
         both = [torch.nn.functional.normalize(v, dim=1) for v in (image.vectors, image.dense_vectors)]
@@ -217,13 +217,13 @@ class RegionFamily(Family):
 
 
 def answer(boxes: Tensor, scores: Tensor, labels: Tensor, names: Sequence[str], picture: Photograph) -> Detections:
-    """Detections of a picture from ``[N, 4]``, ``[N]`` and ``[N]`` tensors."""
+    """Build detections of an image from tensors: boxes ``[N, 4]``, scores ``[N]`` and labels ``[N]``."""
     arrays = (boxes.float().cpu().numpy(), scores.float().cpu().numpy(), labels.cpu().numpy())
     return Detections(*arrays, tuple(names), picture.given)
 
 
 def in_batches(keys: Sequence[Any], batch_size: int) -> Iterable[list[int]]:
-    """Indices of equal keys together, at most ``batch_size`` of them."""
+    """Yield batches of indices with equal keys, at most ``batch_size`` each."""
     same: dict[Any, list[int]] = {}
     for n, key in enumerate(keys):
         same.setdefault(key, []).append(n)

@@ -1,4 +1,4 @@
-"""Families A and B: detectors that were trained, two-stage and one-stage.
+"""Trained detectors: the two-stage and the one-stage family.
 
 Shape letters: R regions, C classes, D joint embedding, h w grid cells.
 """
@@ -24,12 +24,12 @@ from smartclip_det.models.boxes import Photograph
 from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 
-#: Names scored at once by the one-stage detector.
+#: Classes scored at once by the one-stage detector, to bound memory.
 CHUNK = 1024
 
 
 class DetectorFamily(RegionFamily):
-    """A detector of MMDetection's registry, its pipeline, and the text side of its towers."""
+    """A detector of MMDetection's registry with its test pipeline and the text tower."""
 
     def __init__(
         self,
@@ -41,15 +41,15 @@ class DetectorFamily(RegionFamily):
         cache_dir: str | Path | None = None,
         precision: str = "fp32",
     ) -> None:
-        """Build.
+        """Initialise the family.
 
         Args:
             detector: with :class:`ActiveBank`.
             towers: text side of the towers that the detector's backbone came from.
             pipeline: MMDetection test pipeline that takes ``img`` arrays.
-            policy: scoring policy; default: the family's choice from the detector's.
-            cache_dir: folder of encoded texts, None for none.
-            precision: of tower and neck; all else is computed in fp32.
+            policy: scoring policy; default: derived from the detector's policy.
+            cache_dir: cache folder for encoded texts; None: no cache.
+            precision: precision of image tower and neck; the rest runs in fp32.
         """
         self.detector, self.towers, self.pipeline = detector.eval(), towers.eval(), pipeline
         self.policy = policy or self.default_policy(detector.policy)
@@ -57,31 +57,31 @@ class DetectorFamily(RegionFamily):
 
     @staticmethod
     def default_policy(policy: ScoringPolicy) -> ScoringPolicy:
-        """A policy whose scores do not depend on the other classes asked for, from the detector's."""
+        """Derive from the detector's policy one whose scores do not depend on the other classes."""
         return policy
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """Device of the detector."""
         return next(self.detector.parameters()).device
 
     def facts(self) -> dict[str, Any]:
-        """Policy, towers and precision."""
+        """Describe policy, towers and precision."""
         return {"policy": self.policy.to_dict(), "towers": self.towers.checkpoint_hash, "precision": self.precision}
 
     @property
     def bank(self) -> TextBank | None:  # type: ignore[override]
-        """The detector's."""
+        """The detector's current text bank."""
         return self.detector.text_bank
 
     def set_bank(self, bank: TextBank) -> None:
-        """Put a bank in force, in the detector."""
+        """Set the detector's text bank."""
         self.detector.set_text_bank(bank)
 
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedImage]:
-        """Encode; pictures of one input shape together, so that none sees the padding of another."""
+        """Encode images; images with the same input shape are batched, so that padding cannot affect results."""
         data = [
             self.pipeline({"img": np.ascontiguousarray(np.asarray(p.image)[..., ::-1]), "img_id": 0}) for p in pictures
         ]
@@ -90,15 +90,15 @@ class DetectorFamily(RegionFamily):
             batch = self.detector.data_preprocessor(
                 {k: [data[n][k] for n in chosen] for k in ("inputs", "data_samples")}, False
             )
-            mine = self._encode([pictures[n] for n in chosen], [boxes[n] for n in chosen], batch)
-            out |= dict(zip(chosen, mine, strict=True))
+            encoded = self._encode([pictures[n] for n in chosen], [boxes[n] for n in chosen], batch)
+            out |= dict(zip(chosen, encoded, strict=True))
         return [out[n] for n in range(len(data))]
 
     @abstractmethod
     def _encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch: dict[str, Any]
     ) -> Iterator[EncodedImage]:
-        """Encode a batch of one input shape."""
+        """Encode a batch of images with the same input shape."""
 
     def _cells(self, shape: Sequence[int]) -> tuple[int, int]:
         patch = self.detector.backbone.image_tower.patch_size
@@ -106,18 +106,18 @@ class DetectorFamily(RegionFamily):
 
 
 class TwoStage(DetectorFamily):
-    """An :class:`OpenVocabRCNN`."""
+    """Family of :class:`OpenVocabRCNN`."""
 
     kind = "two-stage detector"
 
     @staticmethod
     def default_policy(policy: ScoringPolicy) -> ScoringPolicy:
-        """A sigmoid against background: 0.5 means "more this than background", whatever other classes are given."""
+        """Sigmoid against background: 0.5 means "as likely as background", independent of the other classes."""
         return policy.with_(activation="sigmoid", sigmoid_reference="background")
 
     @property
     def nms_iou(self) -> float:  # type: ignore[override]
-        """The detector's."""
+        """The detector's NMS IoU threshold."""
         return self.detector.roi_head.nms_iou
 
     def _features(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -144,24 +144,24 @@ class TwoStage(DetectorFamily):
             parts = zip(vectors.split(counts), deltas.split(counts), pooled.split(counts), strict=True)
             for n, (v, d, p) in enumerate(parts):
                 own, objectness = proposals[n]
-                found = boxes[n]
-                if found is None:
-                    found = head.bbox_head.bbox_coder.decode(own, d, max_shape=samples[n].img_shape)
-                    found = found / found.new_tensor([*samples[n].scale_factor] * 2)
+                own_boxes = boxes[n]
+                if own_boxes is None:
+                    own_boxes = head.bbox_head.bbox_coder.decode(own, d, max_shape=samples[n].img_shape)
+                    own_boxes = own_boxes / own_boxes.new_tensor([*samples[n].scale_factor] * 2)
                 cells = self._cells(samples[n].img_shape)
-                yield EncodedImage(pictures[n], found.to(self.device), objectness, v, p, dense[n], cells)
+                yield EncodedImage(pictures[n], own_boxes.to(self.device), objectness, v, p, dense[n], cells)
 
     def _proposals(
         self, pyramid: tuple[Tensor, ...], samples: Sequence[Any], boxes: Sequence[Tensor | None]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Boxes in input pixels and their objectness; those that were given have 1."""
+        """Return boxes in input pixels and their objectness; given boxes get objectness 1."""
         own: Any = [None] * len(samples)
         if any(b is None for b in boxes):
             own = self.detector.rpn_head.predict(pyramid, samples, rescale=False)
         out = []
-        for mine, given, sample in zip(own, boxes, samples, strict=True):
+        for predicted, given, sample in zip(own, boxes, samples, strict=True):
             if given is None:
-                out.append((mine.bboxes, mine.scores))
+                out.append((predicted.bboxes, predicted.scores))
             else:
                 scale = torch.tensor([*sample.scale_factor] * 2, dtype=torch.float32)
                 out.append(((given.cpu() * scale).to(self.device), torch.ones(len(given), device=self.device)))
@@ -170,7 +170,7 @@ class TwoStage(DetectorFamily):
     def select(
         self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The head's own selection."""
+        """Select detections as the RoI head does."""
         head = self.detector.roi_head
         dense = image.dense_vectors if self.policy.fuses else None
         return head.select(
@@ -185,19 +185,19 @@ class TwoStage(DetectorFamily):
         )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
-        """``[R, K]`` score of every box for every text by itself."""
+        """Return ``[R, K]`` scores of every box for every text, independent of the other texts."""
         head, policy = self.detector.roi_head, self.policy
         dense = image.dense_vectors if policy.fuses else None
-        alone = policy.activation == "sigmoid" and not FUSIONS[policy.fusion].renorm
-        banks = [bank] if alone else [bank.select([n]) for n in bank.names]
+        independent = policy.activation == "sigmoid" and not FUSIONS[policy.fusion].renorm
+        banks = [bank] if independent else [bank.select([n]) for n in bank.names]
         return torch.cat([head.scores(image.vectors, dense, image.objectness, b, policy) for b in banks], dim=1)
 
     def embed(self, image: EncodedImage) -> tuple[Tensor, Tensor]:
-        """Boxes and vectors: those of the head, joined with the dense map's where the policy fuses both."""
+        """Return boxes and region vectors; averaged with the dense map's vectors if the policy fuses both."""
         return super().embed(image) if self.policy.fuses else (image.boxes, image.vectors)
 
     def segment(self, image: EncodedImage, expression: str, boxes: Tensor | None) -> np.ndarray:
-        """``[N, H, W]`` bool of boxes, by the mask head."""
+        """Return masks ``[N, H, W]`` bool of boxes, from the mask head."""
         head = self.detector.roi_head
         if head.mask_head is None or boxes is None:
             return super().segment(image, expression, boxes)
@@ -210,22 +210,22 @@ class TwoStage(DetectorFamily):
         (sample,) = batch["data_samples"]
         scale = torch.tensor([*sample.scale_factor] * 2, dtype=torch.float32)
         inputs = (boxes.cpu() * scale).to(self.device)
-        found = InstanceData(bboxes=inputs, labels=torch.zeros(len(boxes), dtype=torch.long, device=self.device))
+        instances = InstanceData(bboxes=inputs, labels=torch.zeros(len(boxes), dtype=torch.long, device=self.device))
         with full_precision(self.device):
             logits = head.masks(pyramid, bbox2roi([inputs]))
             (out,) = head.mask_head.predict_by_feat(
-                [logits], [found], [sample.metainfo], head.mask_test_cfg, rescale=True
+                [logits], [instances], [sample.metainfo], head.mask_test_cfg, rescale=True
             )
         return out.masks.cpu().numpy().astype(bool)
 
 
 class OneStage(DetectorFamily):
-    """An :class:`OpenVocabOWL`: every patch token is a box."""
+    """Family of :class:`OpenVocabOWL`; every patch token predicts a box."""
 
     kind = "one-stage detector"
-    #: Set matching has taught tokens not to repeat each other: no overlap is over this.
+    #: One-to-one matching trains tokens not to duplicate each other, so NMS is off (no IoU exceeds 1).
     nms_iou = 1.0
-    #: The texts of an expression are no classes that it was taught with.
+    #: The texts of an expression are not classes the tokens were matched with, so duplicates do occur.
     ground_iou = 0.7
 
     def _encode(
@@ -238,21 +238,21 @@ class OneStage(DetectorFamily):
         height, width = images.shape[-2:]
         whole = features.class_token
         with full_precision(self.device):
-            found = self.detector.bbox_head(tokens, None if whole is None else whole.float())
-        corners = box_convert(found.boxes, "cxcywh", "xyxy") * tokens.new_tensor([width, height, width, height])
+            output = self.detector.bbox_head(tokens, None if whole is None else whole.float())
+        corners = box_convert(output.boxes, "cxcywh", "xyxy") * tokens.new_tensor([width, height, width, height])
         for n, (picture, sample) in enumerate(zip(pictures, samples, strict=True)):
             rows, columns = sample.img_shape[:2]
-            mine = torch.minimum(corners[n].clamp(min=0), corners.new_tensor([columns, rows, columns, rows]))
-            mine = mine / mine.new_tensor([*sample.scale_factor] * 2)
-            vectors, shift, scale = found.vectors[n], found.shift[n], found.scale[n]
+            own_boxes = torch.minimum(corners[n].clamp(min=0), corners.new_tensor([columns, rows, columns, rows]))
+            own_boxes = own_boxes / own_boxes.new_tensor([*sample.scale_factor] * 2)
+            vectors, shift, scale = output.vectors[n], output.shift[n], output.scale[n]
             dense = vectors.t().reshape(-1, *tokens.shape[-2:])
             given = boxes[n]
             if given is not None:
-                mine, chosen = given.to(self.device), tokens_of(mine, given.to(self.device))
+                own_boxes, chosen = given.to(self.device), tokens_of(own_boxes, given.to(self.device))
                 vectors, shift, scale = vectors[chosen], shift[chosen], scale[chosen]
-            objectness = torch.ones(len(mine), device=self.device)
+            objectness = torch.ones(len(own_boxes), device=self.device)
             cells = self._cells(sample.img_shape)
-            yield EncodedImage(picture, mine, objectness, vectors, None, dense, cells, shift, scale)
+            yield EncodedImage(picture, own_boxes, objectness, vectors, None, dense, cells, shift, scale)
 
     def _scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
         assert image.shift is not None
@@ -278,15 +278,15 @@ class OneStage(DetectorFamily):
         )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
-        """``[R, K]`` score of every token for every text."""
+        """Return ``[R, K]`` scores of every token for every text."""
         return self._scores(image, bank)
 
 
 def tokens_of(own: Tensor, given: Tensor) -> Tensor:
-    """``[R]`` for each given box the token whose own box overlaps it most; of none that does, the nearest centre's.
+    """Return ``[R]`` for each given box the token whose own box overlaps it most, else the one with the nearest centre.
 
     Args:
-        own: ``[N, 4]`` xyxy of the tokens.
+        own: ``[N, 4]`` xyxy boxes of the tokens.
         given: ``[R, 4]`` xyxy.
     """
     if not len(given):

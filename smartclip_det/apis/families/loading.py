@@ -1,4 +1,4 @@
-"""Opening what a predictor stands on: a config and its checkpoint, or towers and a source of boxes."""
+"""Load the back end of a predictor: a config and its checkpoint, or towers and a box source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smartclip_det.models.towers.source import load_encoder, load_towers, read_o
 from smartclip_det.models.towers.text_side import TextSide
 from smartclip_det.utils.devices import resolve_device
 
-#: Types of models in configs.
+#: Supported model types in configs.
 DETECTORS, HEAD = ("OpenVocabRCNN", "OpenVocabOWL"), "SmartCLIPReferring"
 
 
@@ -31,10 +31,10 @@ def family_of_config(
     precision: str,
     cache_dir: Path | None,
 ) -> Family:
-    """The family of a config; its towers are read once, for images and texts.
+    """Load the family of a config; its towers are read once, for images and texts.
 
     Raises:
-        UserError: for missing files, configs of other models, and a device that is not there.
+        UserError: for missing files, configs of other models, and an unavailable device.
     """
     from smartclip_det.apis.families.detectors import OneStage, TwoStage
     from smartclip_det.apis.families.referring import Referring
@@ -44,7 +44,9 @@ def family_of_config(
         cfg, model = build_detector(config, checkpoint, cfg_options, only=(*DETECTORS, HEAD))
         if cfg.model.type == HEAD:
             if policy:
-                raise UserError("A grounding head's scores are its own: policy is for detectors and towers alone.")
+                raise UserError(
+                    "A grounding head computes its own scores; policy only applies to detectors and to towers alone."
+                )
             return Referring(model.to(place), cfg.test_dataloader.dataset.get("fit", "pad"), cache_dir=cache_dir)
         texts = TextSide(load_towers(cfg.model.backbone.towers), model.backbone.tower_hash)
     kind = TwoStage if cfg.model.type == DETECTORS[0] else OneStage
@@ -64,7 +66,7 @@ def family_of_towers(
     options: Mapping[str, Any],
     cache_dir: Path | None,
 ) -> TrainingFree:
-    """Towers by name and a source of boxes by words; see :meth:`Predictor.from_pretrained`."""
+    """Load towers by name and create a box source; see :meth:`Predictor.from_pretrained`."""
     known = [f.name for f in fields(FreeOptions)]
     for key in options:
         if key not in known:
@@ -73,14 +75,14 @@ def family_of_towers(
     chosen = FreeOptions(**options)
     scoring = free_policy(masks).with_(**(policy or {}))
     place = resolve_device(device)
-    # Boxes first: a name that is not known is told before gigabytes are read.
+    # Create the box source first, so that an unknown name fails before gigabytes are read.
     source = box_source(boxes, chosen.max_boxes)
     towers = open_towers(name, str(place))
     return TrainingFree(towers, source, chosen, policy=scoring, cache_dir=cache_dir, precision=precision)
 
 
 def open_towers(name: Any, device: str) -> Any:
-    """Towers by the name of public weights, a checkpoint file or folder, a config of towers, or ready ones."""
+    """Load towers from a name of public weights, a checkpoint file or folder, or a tower config; or move given ones."""
     if isinstance(name, Mapping):
         return load_encoder(name, device)
     if not isinstance(name, str | Path):

@@ -1,6 +1,6 @@
-"""Trained grounding heads: no proposals, the whole expression read at once, and "none" as an answer.
+"""Trained grounding heads: no proposals; the whole expression is read at once, and may have no target.
 
-Shape letters: K texts, H W pixels of the picture, h w grid cells, D joint embedding.
+Shape letters: K texts, H W image pixels, h w grid cells, D joint embedding.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from smartclip_det.utils.images import fit_square, pixels, square_scale
 if TYPE_CHECKING:
     from smartclip_det.models.grounding.fusion_head import GroundingOutput, ImageTokens
 
-#: Sentences in one pass of the head: each has its own copy of the image's tokens.
+#: Sentences per forward pass of the head; each has its own copy of the image tokens.
 CHUNK = 64
 
 
 @dataclass(frozen=True)
 class EncodedSquare:
-    """What an image is encoded to, once; nothing changes it.
+    """An encoded image; immutable.
 
     Attributes:
-        tokens: of the towers.
-        scale: pixels of the square over pixels of the image, x and y.
-        size: width and height of the image.
-        picture: the image itself.
-        given: ``[R, 4]`` xyxy boxes that came with the image, for vectors; the head finds its own.
+        tokens: image tokens of the towers.
+        scale: (x, y) ratio of square pixels to image pixels.
+        size: (width, height) of the image.
+        picture: the image.
+        given: ``[R, 4]`` xyxy boxes passed with the image, used for vectors; the head predicts its own.
     """
 
     tokens: ImageTokens
@@ -53,17 +53,17 @@ class EncodedSquare:
 
 
 class Referring(Family):
-    """A :class:`SmartCLIPReferring`; a class of a vocabulary is an expression to it."""
+    """Family of :class:`SmartCLIPReferring`; class names are read as expressions."""
 
     kind = "grounding head"
 
     def __init__(self, model: Any, fit: str = "pad", *, cache_dir: str | Path | None = None) -> None:
-        """Build.
+        """Initialise the family.
 
         Args:
             model: a :class:`SmartCLIPReferring`.
-            fit: how images become squares: ``pad`` or ``squash``, as in training.
-            cache_dir: folder of encoded texts, None for none.
+            fit: how images are made square: ``pad`` or ``squash``, as in training.
+            cache_dir: cache folder for encoded texts; None: no cache.
         """
         self.model, self.fit, self.cache_dir = model.eval(), fit, cache_dir
 
@@ -74,26 +74,30 @@ class Referring(Family):
 
     @property
     def device(self) -> torch.device:
-        """Where the head is."""
+        """Device of the head."""
         return self.model.mean.device
 
     def facts(self) -> dict[str, Any]:
-        """Masks and towers."""
+        """Describe mask mode and towers."""
         return {"mask_mode": self.model.mask_mode, "towers": self.model.towers.checkpoint_hash}
 
     def check_bank(self, bank: TextBank) -> TextBank:
-        """A bank whose names the head can read: rows from pictures mean nothing to it."""
+        """Check a bank; rows from images are rejected, as the head reads word tokens.
+
+        Raises:
+            UserError: for rows from images, and those of the base class.
+        """
         if "rows_from_pictures" in bank.provenance:
             raise UserError(
-                "A grounding head reads words, token by token: a row from pictures has none. Use a detector or "
-                "Predictor.from_pretrained for it."
+                "A grounding head reads word tokens, which rows from pictures do not have. Use a detector or "
+                "Predictor.from_pretrained instead."
             )
         return super().check_bank(bank)
 
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedSquare]:
-        """Encode each picture, once for all expressions."""
+        """Encode each image once, for all expressions."""
         out, side = [], self.model.image_size
         for picture, given in zip(pictures, boxes, strict=True):
             square = pixels(fit_square(picture.image, side, self.fit)).to(self.device)
@@ -104,31 +108,31 @@ class Referring(Family):
         return out
 
     def _outputs(self, image: EncodedSquare, texts: Sequence[str]) -> list[tuple[GroundingOutput, int]]:
-        """For each text, the output that holds it, and its row."""
+        """Return, for each text, the output that contains it and its row in that output."""
         out = []
         for start in range(0, len(texts), CHUNK):
             part = texts[start : start + CHUNK]
             index = torch.zeros(len(part), dtype=torch.long, device=self.device)
             with full_precision(self.device):
-                found = self.model.head(image.tokens, self.model.text_tokens(part), index)
-            out += [(found, k) for k in range(len(part))]
+                output = self.model.head(image.tokens, self.model.text_tokens(part), index)
+            out += [(output, k) for k in range(len(part))]
         return out
 
     def _boxes(self, image: EncodedSquare, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Boxes and probabilities of each text, best first, on the host: one copy for each output."""
+        """Return boxes and probabilities of each text, best first, on the CPU; one copy per output."""
         width, height = image.size
-        found = []
+        results = []
         for output in (out for out, k in self._outputs(image, texts) if k == 0):
-            found += self.model.boxes_of(output, [(image.scale, (height, width))] * len(output.boxes))
-        return found
+            results += self.model.boxes_of(output, [(image.scale, (height, width))] * len(output.boxes))
+        return results
 
     def detect(self, image: EncodedSquare, bank: TextBank, threshold: float, limit: int | None) -> Detections:
-        """The boxes that each name means, all names together, best first."""
-        found = self._boxes(image, bank.names) if len(bank) else []
-        if not found:
+        """Return the boxes of each name, all names together, best first."""
+        results = self._boxes(image, bank.names) if len(bank) else []
+        if not results:
             return Detections.none(bank.names, image.picture.given)
-        boxes, scores = (torch.cat(part) for part in zip(*found, strict=True))
-        labels = torch.cat([torch.full((len(s),), n, device=s.device) for n, (_, s) in enumerate(found)])
+        boxes, scores = (torch.cat(part) for part in zip(*results, strict=True))
+        labels = torch.cat([torch.full((len(s),), n, device=s.device) for n, (_, s) in enumerate(results)])
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] >= threshold][:limit]
         return answer(boxes[order], scores[order], labels[order], bank.names, image.picture)
@@ -136,35 +140,37 @@ class Referring(Family):
     def ground(
         self, image: EncodedSquare, trees: Mapping[str, Entity], reading: str, top_k: int, threshold: float
     ) -> dict[str, Detections]:
-        """The boxes that the head means by each expression."""
+        """Return the boxes that the head predicts for each expression."""
         answers = {}
         for text, (boxes, scores) in zip(trees, self._boxes(image, list(trees)), strict=True):
-            kept = (scores >= threshold).nonzero().flatten()[:top_k]
-            answers[text] = answer(boxes[kept], scores[kept], torch.zeros_like(kept), (text,), image.picture)
+            keep = (scores >= threshold).nonzero().flatten()[:top_k]
+            answers[text] = answer(boxes[keep], scores[keep], torch.zeros_like(keep), (text,), image.picture)
         return answers
 
     def segment(self, image: EncodedSquare, expression: str, boxes: Tensor | None) -> np.ndarray:
-        """``[1, H, W]`` bool: what an expression means, by heads with a mask branch."""
+        """Return the mask ``[1, H, W]`` bool of an expression, for heads with a mask branch."""
         width, height = image.size
         ((output, k),) = self._outputs(image, [expression])
         if output.pixels is None:
-            raise UserError("This head has no mask branch: train one by a config with model.head.mask_branch=True.")
+            raise UserError("This head has no mask branch. Train one with model.head.mask_branch=True.")
         return self.model.mask_of(output.pixels[k], image.scale, (height, width))[None]
 
     def explain(self, image: EncodedSquare, text: str) -> Explanation:
-        """Masked cosine of each grid cell with a text under the towers, before the head, and the text's mask."""
+        """Return the towers' masked cosine of each grid cell with a text (before the head), and the text's mask."""
         tokens, scale, (width, height) = image.tokens, image.scale, image.size
         with full_precision(self.device):
-            told = self.model.text_tokens([text])
-            cosine = paired_masked_cosine(tokens.dense.flatten(2).transpose(1, 2), told.embeds, told.masks)
+            text_tokens = self.model.text_tokens([text])
+            cosine = paired_masked_cosine(
+                tokens.dense.flatten(2).transpose(1, 2), text_tokens.embeds, text_tokens.masks
+            )
         h, w = tokens.dense.shape[-2:]
         patch = self.model.towers.config.patch_size
         rows, columns = (max(1, round(n * s / patch)) for n, s in zip((height, width), scale[::-1], strict=True))
-        mask: Tensor = torch.ones_like(told.embeds) if told.masks is None else told.masks
+        mask: Tensor = torch.ones_like(text_tokens.embeds) if text_tokens.masks is None else text_tokens.masks
         return Explanation(cosine.view(h, w)[:rows, :columns].cpu().numpy(), mask[0].cpu().numpy(), text)
 
     def embed(self, image: EncodedSquare) -> tuple[Tensor, Tensor]:
-        """The boxes that were given (default: the whole picture), and the towers' dense map pooled in them."""
+        """Return the given boxes (default: the whole image), and the towers' dense map pooled in them."""
         width, height = image.size
         boxes = torch.tensor([[0.0, 0, width, height]]) if image.given is None else image.given
         scale = boxes.new_tensor([*image.scale] * 2)

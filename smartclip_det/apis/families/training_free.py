@@ -1,4 +1,4 @@
-"""The training-free family: boxes of any source, ranked by the region vectors of towers. No MMDetection needed.
+"""The training-free family: boxes of any source, ranked by the towers' region vectors. Does not need MMDetection.
 
 Shape letters: R regions, C classes, D joint embedding, h w grid cells, S side of the square dense input.
 """
@@ -27,31 +27,31 @@ from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 from smartclip_det.utils.images import square_scale
 
-#: Side of the dense input, in sides of the towers' own input, where none is given.
+#: Default side of the dense input, as a multiple of the towers' input size.
 DENSE_FACTOR = 3
-#: Names scored at once.
+#: Classes scored at once, to bound memory.
 CHUNK = 4096
 _VIEWS = {"dense": ("dense",), "crop": ("crop",), "both": ("dense", "crop")}
 
 
 @dataclass(frozen=True)
 class FreeOptions:
-    """Settings of the training-free family.
+    """Options of the training-free family.
 
-    The defaults are those of ``rescore`` and of the field (one dense pass per image; square root of objectness). They
-    are measured on a set with ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense
-    crop --mask-mode off --objectness-power P --nms-iou U --activation sigmoid``, one run a setting.
+    Defaults follow ``rescore`` and common practice (one dense pass per image; square root of objectness). To measure
+    them on a data set, run ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense
+    crop --mask-mode off --objectness-power P --nms-iou U --activation sigmoid`` once per setting.
 
     Attributes:
-        regions: ``dense`` (one pass of the tower per picture, pooled in each box), ``crop`` (one pass per box) or
+        regions: ``dense`` (one tower pass per image, pooled in each box), ``crop`` (one pass per box) or
             ``both`` (the mean of their cosines).
-        objectness_power: exponent of a box's objectness in the score of each class; 0 leaves it out.
-        nms_iou: overlap over which the weaker box of a class goes.
-        max_boxes: boxes of a picture that are scored, the best of the source.
-        max_detections: of a picture.
-        dense_size: side of the square dense input in pixels; 0: :data:`DENSE_FACTOR` times the towers' own.
-        dense_mode: last block of the dense map.
-        crop_context: side of the square crop over the longer side of the box.
+        objectness_power: exponent of a box's objectness in its class scores; 0: not used.
+        nms_iou: IoU threshold of per-class NMS.
+        max_boxes: boxes per image that are scored, best of the source.
+        max_detections: maximum detections per image.
+        dense_size: side of the square dense input in pixels; 0: :data:`DENSE_FACTOR` times the towers' input size.
+        dense_mode: mode of the last block for the dense map.
+        crop_context: side of the square crop relative to the longer box side.
     """
 
     regions: str = "dense"
@@ -67,18 +67,18 @@ class FreeOptions:
         check_choice("regions", self.regions, REGION_VIEWS)
         if not 0 <= self.objectness_power <= 10 or not 0 <= self.nms_iou <= 1:
             raise UserError(
-                "objectness_power must be in [0, 10] and nms_iou in [0, 1]; given "
+                "objectness_power must be in [0, 10] and nms_iou in [0, 1]; got "
                 f"{self.objectness_power} and {self.nms_iou}."
             )
         if min(self.max_boxes, self.max_detections) < 1 or self.dense_size < 0:
             raise UserError(
-                "max_boxes and max_detections must be at least 1, and dense_size at least 0; given "
+                "max_boxes and max_detections must be at least 1, and dense_size at least 0; got "
                 f"{self.max_boxes}, {self.max_detections} and {self.dense_size}."
             )
 
 
 def free_policy(masks: str = "hard") -> ScoringPolicy:
-    """Sigmoid against the text "background": a score does not change with the other texts.
+    """Return a policy with a sigmoid against the text "background": scores do not depend on the other texts.
 
     Args:
         masks: ``hard``, ``off``, or another mask mode.
@@ -87,7 +87,7 @@ def free_policy(masks: str = "hard") -> ScoringPolicy:
 
 
 class TrainingFree(RegionFamily):
-    """Towers and a source of boxes."""
+    """Towers and a box source."""
 
     kind = "training-free"
 
@@ -101,15 +101,15 @@ class TrainingFree(RegionFamily):
         cache_dir: str | Path | None = None,
         precision: str = "fp32",
     ) -> None:
-        """Build.
+        """Initialise the family.
 
         Args:
             towers: any :class:`Encoder`.
-            boxes: the source; None where each picture comes with its boxes.
-            options: settings.
-            policy: scoring policy; ``dense_temperature`` and ``dense_mode`` hold, as for all that is not trained.
-            cache_dir: folder of encoded texts, None for none.
-            precision: of the image tower; all else is computed in fp32.
+            boxes: box source; None if boxes are passed with each image.
+            options: options of the family.
+            policy: scoring policy; as nothing is trained, ``dense_temperature`` and ``dense_mode`` apply.
+            cache_dir: cache folder for encoded texts; None: no cache.
+            precision: precision of the image tower; the rest runs in fp32.
         """
         self.towers, self.source, self.options = towers.eval(), boxes, options or FreeOptions()
         self.policy, self.cache_dir = policy or free_policy(), cache_dir
@@ -127,11 +127,11 @@ class TrainingFree(RegionFamily):
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """Device of the towers."""
         return self.towers.logit_scale.device
 
     def facts(self) -> dict[str, Any]:
-        """Towers, policy, source of boxes and settings."""
+        """Describe towers, policy, box source and options."""
         source = {"source": "given"} if self.source is None else self.source.facts()
         return {
             "policy": self.policy.to_dict(),
@@ -145,13 +145,13 @@ class TrainingFree(RegionFamily):
     def encode(
         self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None], batch_size: int
     ) -> list[EncodedImage]:
-        """Boxes of the source, then the dense maps of up to ``batch_size`` pictures in one pass."""
-        found = self.find(pictures, boxes)
+        """Get boxes from the source, then dense maps, up to ``batch_size`` images per pass."""
+        boxes_found = self.find_boxes(pictures, boxes)
         out: list[EncodedImage] = []
         for start in range(0, len(pictures), batch_size):
             part = slice(start, start + batch_size)
             maps = self.maps([p.image for p in pictures[part]])
-            out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], found[part], maps, strict=True)]
+            out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], boxes_found[part], maps, strict=True)]
         return out
 
     def find(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[ScoredBoxes]:
@@ -159,19 +159,19 @@ class TrainingFree(RegionFamily):
         wanted = [p for p, b in zip(pictures, boxes, strict=True) if b is None]
         if wanted and self.source is None:
             raise UserError(
-                "This predictor has no source of boxes: give them with each picture, set_image(image, boxes=[[x1, y1, "
+                "This predictor has no box source. Pass boxes with each image, set_image(image, boxes=[[x1, y1, "
                 "x2, y2], ...]), or build it with boxes='torchvision'."
             )
-        asked = iter(self.source(wanted) if wanted and self.source is not None else ())
+        predicted = iter(self.source(wanted) if wanted and self.source is not None else ())
         return [
-            next(asked).best(self.options.max_boxes)
+            next(predicted).best(self.options.max_boxes)
             if b is None
             else ScoredBoxes(b.to(self.device), torch.ones(len(b), device=self.device))
             for b in boxes
         ]
 
     def maps(self, images: Sequence[Image.Image]) -> Tensor:
-        """``[B, D, h, w]`` dense maps."""
+        """Return ``[B, D, h, w]`` dense maps."""
         with autocast(self.device, self.precision):
             return self.regions.dense_maps(images).float()
 
@@ -204,7 +204,7 @@ class TrainingFree(RegionFamily):
         )
 
     def _whole(self, image: Image.Image, dense: Tensor) -> Tensor | None:
-        """Vectors of the picture where the policy asks for its presence."""
+        """Return the image vectors that presence scoring needs, or None if the policy does not use it."""
         if not self.policy.presence:
             return None
         if self.policy.presence_source == "cells":
@@ -222,8 +222,8 @@ class TrainingFree(RegionFamily):
     def select(
         self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (box, class) pairs after NMS per class."""
-        # A softmax looks at all classes at once; a sigmoid at each by itself.
+        """Select the best (box, class) pairs after per-class NMS."""
+        # Softmax needs all classes at once; sigmoid scores can be computed in chunks.
         pieces = self.policy.activation == "sigmoid" and len(bank) > CHUNK
         parts = bank.parts(CHUNK) if pieces else [bank]
         return select_from_parts(
@@ -235,7 +235,7 @@ class TrainingFree(RegionFamily):
         )
 
     def scores(self, image: EncodedImage, bank: TextBank) -> Tensor:
-        """``[R, K]`` score of every box for every text by itself."""
-        alone = self.policy.activation == "sigmoid"
-        banks = [bank] if alone else [bank.select([n]) for n in bank.names]
+        """Return ``[R, K]`` scores of every box for every text, independent of the other texts."""
+        independent = self.policy.activation == "sigmoid"
+        banks = [bank] if independent else [bank.select([n]) for n in bank.names]
         return torch.cat([self._weighted(image, b) for b in banks], dim=1)

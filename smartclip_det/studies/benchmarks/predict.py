@@ -74,7 +74,7 @@ class OnePicture:
         """One round: what does not look at names once, then scoring and drawing for each number of them."""
         family: Any = self.predictor.family
         picture = self._stage("read", lambda: picture_of(self.path))
-        (boxes,) = self._stage("boxes", lambda: family.find([picture], [None]))
+        (boxes,) = self._stage("boxes", lambda: family.find_boxes([picture], [None]))
         dense = self._stage("towers", lambda: family.maps([picture.image]))
         encoded = self._stage("regions", lambda: family.pooled(picture, boxes, dense[0]))
         for k, bank in banks.items():
@@ -114,7 +114,7 @@ def beside_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], 
     picture = picture_of(path)
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     family: Any = predictor.family
-    (boxes,) = family.find([picture], [None])
+    (boxes,) = family.find_boxes([picture], [None])
     out: dict[str, Any] = {}
     for k in names:
         bank = generated_bank(k, predictor.encoder.config.embed_dim).to(predictor.device)
