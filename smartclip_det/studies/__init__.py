@@ -1,1 +1,1 @@
-"""Longer work that is made of runs: the toy story, variants by seeds, benchmarks, pages."""
+"""Multi-run studies: the toy pipeline, grids of variants and seeds, benchmarks, report pages."""

@@ -1,4 +1,4 @@
-"""Scenes of the toy world, to be looked at."""
+"""Contact sheet of toy world scenes, for visual inspection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smartclip_det.visualization import draw_boxes
 
 
 def contact_sheet(world: ToyWorld, count: int) -> Image.Image:
-    """Validation scenes with boxes, masks' outlines by box, captions and expressions."""
+    """Draw validation scenes with boxes, captions and expressions."""
     cell, text_height, columns = 300, 190, 4
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * cell, rows * (cell + text_height)), "white")
@@ -29,11 +29,11 @@ def contact_sheet(world: ToyWorld, count: int) -> Image.Image:
         x, y = (n % columns) * cell + 5, (n // columns) * (cell + text_height)
         sheet.paste(draw_boxes(picture, boxes, labels, list(dict.fromkeys(labels))), (x, y + 5))
         long, short = long_caption(scene), short_captions(scene)
-        said = [
+        texts = [
             f"LONG {long}",
             f"SHORT {short[0]}",
             *(f"{e.kind.upper()} {e.sentence} -> {len(e.targets)}" for e in expressions(scene)),
         ]
-        lines = [line for text in said for line in textwrap.wrap(text, 48)]
+        lines = [line for text in texts for line in textwrap.wrap(text, 48)]
         draw.multiline_text((x, y + cell), "\n".join(lines[:13]), fill="black", font=font)
     return sheet

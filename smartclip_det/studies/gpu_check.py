@@ -1,6 +1,6 @@
-"""What only a GPU can show, on a bare machine (torch and MMEngine): parity, waits, memory and speed.
+"""GPU checks on a bare machine (torch and MMEngine): CPU parity, host synchronisation, memory and speed.
 
-Stages are independent; the JSON is written after each, and a call with the same options goes on with those it lacks.
+Stages are independent. The JSON is written after each one, and a call with the same options runs only missing stages.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from smartclip_det.utils.steps import python_path, verb
 
 @dataclass(frozen=True)
 class GpuCheckOptions:
-    """What is checked.
+    """Options of the GPU checks.
 
     Attributes:
-        device: ``cuda``, ``cuda:N``, or ``cpu`` (parity is then of the CPU with itself).
-        arch: of the towers, with random weights.
-        batch: pairs of a step.
-        big: pairs of the head alone.
-        batches: pairs of the steps whose peak memory and speed are told.
-        again: forget the stages that an earlier call has done.
-        benchmark: also run ``bench alignment`` there.
-        out: JSON.
+        device: ``cuda``, ``cuda:N``, or ``cpu`` (parity then compares the CPU with itself).
+        arch: tower architecture, with random weights.
+        batch: pairs per step.
+        big: pairs for the loss head alone.
+        batches: batch sizes of the benchmarked steps.
+        again: discard the results of earlier runs.
+        benchmark: also run ``bench alignment``.
+        out: JSON output.
     """
 
     device: str = "cuda"
@@ -57,12 +57,12 @@ class GpuCheckOptions:
 
 
 def model_on(device: str, arch: str, **options: Any) -> SmartCLIPAlignment:
-    """The same random weights on any device."""
+    """Build a model; the random weights are identical on all devices."""
     return SmartCLIPAlignment({"arch": arch, "seed": 0}, **options).to(device).train()
 
 
 def batch_on(device: str, model: SmartCLIPAlignment, count: int) -> tuple[Tensor, list[BaseDataElement]]:
-    """Random pixels and tokens, the same on any device."""
+    """Generate random pixels and tokens, identical on all devices."""
     config = model.towers.config
     pixels = torch.randint(
         0,
@@ -78,7 +78,7 @@ def batch_on(device: str, model: SmartCLIPAlignment, count: int) -> tuple[Tensor
 
 
 def loss_and_gradients(model: SmartCLIPAlignment, device: str, count: int, bf16: bool) -> tuple[float, Tensor]:
-    """Loss of a batch, and all gradients as one vector in fp32 on the CPU."""
+    """Return the loss of a batch, and all gradients as one fp32 vector on the CPU."""
     pixels, samples = batch_on(device, model, count)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
         losses = model(pixels, samples, mode="loss")
@@ -90,7 +90,7 @@ def loss_and_gradients(model: SmartCLIPAlignment, device: str, count: int, bf16:
 
 
 def parity(task: GpuCheckOptions) -> dict[str, Any]:
-    """Loss and gradients of the device beside the CPU's, fp32."""
+    """Compare loss and gradients of the device with those of the CPU, in fp32."""
     count = min(task.batch, 16)
     theirs = loss_and_gradients(model_on("cpu", task.arch), "cpu", count, False)
     own = loss_and_gradients(model_on(task.device, task.arch), task.device, count, False)
@@ -105,13 +105,13 @@ def parity(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def mixed_precision(task: GpuCheckOptions) -> dict[str, Any]:
-    """bf16 beside fp32 on the device: finite, near, and the same direction."""
+    """Compare bf16 with fp32 on the device: loss close, gradients finite and aligned."""
     count = min(task.batch, 64)
     exact = loss_and_gradients(model_on(task.device, task.arch), task.device, count, False)
-    found = loss_and_gradients(model_on(task.device, task.arch), task.device, count, True)
-    cosine = float(torch.nn.functional.cosine_similarity(found[1], exact[1], dim=0))
-    relative = abs(found[0] - exact[0]) / abs(exact[0])
-    finite = bool(torch.isfinite(found[1]).all())
+    result = loss_and_gradients(model_on(task.device, task.arch), task.device, count, True)
+    cosine = float(torch.nn.functional.cosine_similarity(result[1], exact[1], dim=0))
+    relative = abs(result[0] - exact[0]) / abs(exact[0])
+    finite = bool(torch.isfinite(result[1]).all())
     return {
         "relative_difference": relative,
         "gradient_cosine": cosine,
@@ -121,7 +121,7 @@ def mixed_precision(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def memory(task: GpuCheckOptions) -> dict[str, Any]:
-    """A batch in parts: the loss of the whole batch, with the activations of a part."""
+    """Check that micro-batching gives the loss of the whole batch with the activation memory of a part."""
     part = max(1, task.batch // 4)
     peaks, losses = {}, {}
     for name, options in (("whole", {}), ("parts", {"micro_batch": part, "text_chunks": 4})):
@@ -139,13 +139,13 @@ def memory(task: GpuCheckOptions) -> dict[str, Any]:
         "passed": relative < 0.02,
     }
     if task.device != "cpu":
-        # A process's own peak on a CPU is not returned between runs; a card's is.
+        # Only the GPU's peak memory is comparable: CPU memory of a process is not returned between runs.
         out["passed"] = out["passed"] and peaks["parts"] < 0.7 * peaks["whole"]
     return out
 
 
 def many_negatives(task: GpuCheckOptions) -> dict[str, Any]:
-    """The head alone at ``--big`` pairs in tiles: what it takes, and that loss and gradients are finite."""
+    """Run the tiled loss head at ``--big`` pairs: peak memory, and that the gradients are finite."""
     from smartclip_det.models.losses import AlignmentLoss
 
     given = [torch.randn(task.big, 512, device=task.device, requires_grad=True) for _ in range(3)]
@@ -159,7 +159,7 @@ def many_negatives(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
-    """Peak memory and pairs a second of a training step with its optimizer, by number of pairs; what fails is told."""
+    """Measure peak memory and pairs per second of a training step with optimizer, by batch size; OOM is reported."""
     rows: dict[str, Any] = {}
     for count in task.batches:
         model = model_on(task.device, task.arch)
@@ -174,11 +174,11 @@ def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
 
         try:
-            found = in_turns({"step": step}, 5)["step"]
+            timing = in_turns({"step": step}, 5)["step"]
             rows[str(count)] = {
-                "seconds": found["median"],
-                "pairs_per_second": count / found["median"],
-                "peak_mib": found["peak_mib"],
+                "seconds": timing["median"],
+                "pairs_per_second": count / timing["median"],
+                "peak_mib": timing["peak_mib"],
             }
         except torch.OutOfMemoryError as error:
             rows[str(count)] = {"out_of_memory": str(error).splitlines()[0]}
@@ -187,22 +187,22 @@ def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def family(name: str) -> Callable[[GpuCheckOptions], dict[str, Any]]:
-    """The check of a family that needs MMDetection; told and passed over where that is absent."""
+    """Return the check of a detector family; it is skipped, with a note, if MMDetection is not installed."""
 
     def check(task: GpuCheckOptions) -> dict[str, Any]:
         if importlib.util.find_spec("mmdet") is None:
             return {"left_out": "MMDetection is not installed", "passed": True}
         expected = losses_of(build_step(name, "cpu"))
         step = build_step(name, task.device)
-        found = losses_of(step)
-        relative = abs(found - expected) / abs(expected)
-        return {"loss": found, "relative_difference": relative, "waits": waits_of(step), "passed": relative < 1e-3}
+        loss = losses_of(step)
+        relative = abs(loss - expected) / abs(expected)
+        return {"loss": loss, "relative_difference": relative, "waits": waits_of(step), "passed": relative < 1e-3}
 
     return check
 
 
 def waits(task: GpuCheckOptions) -> dict[str, Any]:
-    """Synchronising calls of an alignment step without its logging; None without a card."""
+    """Count host-device synchronisations in an alignment step without logging; None without a GPU."""
     model = model_on(task.device, task.arch)
     pixels, samples = batch_on(task.device, model, task.batch)
     batch = caption_batch([{"inputs": p, "data_samples": s} for p, s in zip(pixels, samples, strict=True)])
@@ -213,8 +213,8 @@ def waits(task: GpuCheckOptions) -> dict[str, Any]:
         sum(v for k, v in losses.items() if k.startswith("loss")).backward()
         model.zero_grad(set_to_none=True)
 
-    found = waits_of(step)
-    return {"waits": found, "passed": not found}
+    count = waits_of(step)
+    return {"waits": count, "passed": not count}
 
 
 CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
@@ -231,32 +231,38 @@ CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
 
 
 def check_gpu(task: GpuCheckOptions) -> bool:
-    """Run every check that an earlier call with the same options has not done; a line for each is printed.
+    """Run all checks that an earlier call with the same options has not passed, and print a line for each.
 
     Returns:
         Whether all passed.
 
     Raises:
-        UserError: without a CUDA device, unless the CPU is asked for.
+        UserError: without a CUDA device, unless the device is ``cpu``.
     """
     if task.device != "cpu" and not torch.cuda.is_available():
-        raise UserError("No CUDA device here. --device cpu runs the same checks on the CPU.")
+        raise UserError("No CUDA device available. Use --device cpu to run the same checks on the CPU.")
     if task.batch < 4 or task.big < 2:
         raise UserError("--batch must be at least 4 and --big at least 2.")
     device = torch.cuda.get_device_name() if task.device != "cpu" else "cpu"
-    asked = {"device": device, "arch": task.arch, "batch": task.batch, "big": task.big, "batches": list(task.batches)}
-    stamp = protocol_stamp("gpu_check", **asked)
-    found = {} if task.again else _done(task.out, asked, stamp["code"])
+    settings = {
+        "device": device,
+        "arch": task.arch,
+        "batch": task.batch,
+        "big": task.big,
+        "batches": list(task.batches),
+    }
+    stamp = protocol_stamp("gpu_check", **settings)
+    results = {} if task.again else _done(task.out, settings, stamp["code"])
     for name, check in CHECKS.items():
-        before = name in found
+        before = name in results
         if not before:
             begun = time.perf_counter()
-            found[name] = check(task)
-            found[name]["stage_seconds"] = time.perf_counter() - begun
-            write_results(task.out, stamp, found)
+            results[name] = check(task)
+            results[name]["stage_seconds"] = time.perf_counter() - begun
+            write_results(task.out, stamp, results)
         print(
-            f"{'ok  ' if found[name]['passed'] else 'FAIL'} {name:16s} {'(done before) ' if before else ''}"
-            + ", ".join(f"{k} {v}" for k, v in found[name].items() if k != "passed"),
+            f"{'ok  ' if results[name]['passed'] else 'FAIL'} {name:16s} {'(from an earlier run) ' if before else ''}"
+            + ", ".join(f"{k} {v}" for k, v in results[name].items() if k != "passed"),
             flush=True,
         )
     print(f"written: {task.out}")
@@ -275,14 +281,14 @@ def check_gpu(task: GpuCheckOptions) -> bool:
             str(task.out.with_name("gpu_benchmark.json")),
         )
         subprocess.run([sys.executable, *command], check=True, env={**os.environ, "PYTHONPATH": python_path()})
-    return all(f["passed"] for f in found.values())
+    return all(f["passed"] for f in results.values())
 
 
-def _done(path: Path, asked: Mapping[str, Any], code: Any) -> dict[str, Any]:
-    """Stages that passed in an earlier call with the same options, device and code."""
+def _done(path: Path, settings: Mapping[str, Any], code: Any) -> dict[str, Any]:
+    """Load the stages that passed in an earlier call with the same settings, device and code."""
     if not path.is_file():
         return {}
     content = read_json(path, "GPU check")
-    stamp, found = content.get("protocol", {}), content.get("metrics", {})
-    same = all(stamp.get(k) == v for k, v in asked.items()) and stamp.get("code") == code
-    return {k: v for k, v in found.items() if k in CHECKS and v.get("passed")} if same else {}
+    stamp, results = content.get("protocol", {}), content.get("metrics", {})
+    same = all(stamp.get(k) == v for k, v in settings.items()) and stamp.get("code") == code
+    return {k: v for k, v in results.items() if k in CHECKS and v.get("passed")} if same else {}

@@ -1,6 +1,6 @@
-"""One training step of each family on a card beside the CPU, and how often the host waits for the card in it.
+"""One training step of each detector family, GPU against CPU, and how often the host synchronises with the GPU in it.
 
-Towers and heads are those of the toy configs with random weights that depend on the seed alone. Needs MMDetection.
+Towers and heads are those of the toy configs, with random weights that depend only on the seed. Needs MMDetection.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ SIDE = 128
 
 
 def losses_of(step: Callable[[], dict[str, Any]]) -> float:
-    """The sum of a step's losses, from a fixed seed."""
+    """Return the sum of a step's losses, with a fixed seed."""
     torch.manual_seed(0)
-    found = step()
-    parts = [v for k, value in found.items() if "loss" in k for v in (value if isinstance(value, list) else [value])]
+    losses = step()
+    parts = [v for k, value in losses.items() if "loss" in k for v in (value if isinstance(value, list) else [value])]
     return float(sum(float(p.detach()) for p in parts))
 
 
 def waits_of(step: Callable[[], Any]) -> int | None:
-    """Synchronising calls of a step after the first; None without a card."""
+    """Count host-device synchronisations in a step, after a warm-up step; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(w.message) for w in told)
+    return sum("synchroniz" in str(w.message) for w in caught)
 
 
 def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
-    """Losses of one batch by a fresh model of a family (``two-stage``, ``one-stage``, ``referring``) on a device."""
+    """Return a function that computes the losses of one batch with a new model of a family on a device."""
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -55,7 +55,7 @@ def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
     config = load_config(f"toy/{names[family]}_smartclip-toy_toy.py")
     fit_norm_layers(config, distributed=False)
     if family == "two-stage":
-        # Samplers that leave nothing out draw nothing: the order of random numbers differs between devices.
+        # Disable sampling: the order of random numbers differs between devices.
         for part in ("rpn", "rcnn"):
             config.model.train_cfg[part].sampler.num = 1_000_000
         config.model.backbone.precision = "fp32"
@@ -64,25 +64,25 @@ def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
     init_default_scope("mmdet")
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config.model))
-    # MMEngine tells of every weight how it was made.
+    # MMEngine logs the initialisation of every weight.
     logging.disable(logging.INFO)
     model.init_weights()
     logging.disable(logging.NOTSET)
     if family != "referring":
         g = torch.Generator().manual_seed(0)
         dim = config.model.bbox_head.embed_dim if family == "one-stage" else config.model.roi_head.bbox_head.embed_dim
-        parts_of = [(torch.randn(n, dim, generator=g), (torch.rand(n, dim, generator=g) > 0.5).float()) for n in (3, 1)]
-        background = TextBank(("background",), *parts_of[1])
-        model.set_text_bank(TextBank(CLASSES, *parts_of[0], background=background))
+        rows = [(torch.randn(n, dim, generator=g), (torch.rand(n, dim, generator=g) > 0.5).float()) for n in (3, 1)]
+        background = TextBank(("background",), *rows[1])
+        model.set_text_bank(TextBank(CLASSES, *rows[0], background=background))
     model.to(device).train()
     batch = _referring_batch(config.model.image_size) if family == "referring" else _detection_batch()
 
     def step() -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
-        found = model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
-        total, _ = model.parse_losses(found)
+        losses = model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
+        total, _ = model.parse_losses(losses)
         total.backward()
-        return found
+        return losses
 
     return step
 

@@ -1,4 +1,4 @@
-"""Tables of a grid: means and spreads over seeds, and differences within seeds."""
+"""Tables of a grid: means and spreads over seeds, and within-seed differences."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from smartclip_det.formats.json_files import read_json
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.utils.files import write_whole
 
-#: Numbers of a row, by name.
+#: Row name -> metric name -> value.
 Table = dict[str, dict[str, float]]
-#: Of alignments: presence, which every run measures.
+#: Presence metrics of alignments, measured by every run.
 PRESENCE = ("map_shape", "map_colour_shape", "map_colour_shape_held_out")
-#: Of captions and of binding, where a run measures them.
+#: Caption and binding metrics, measured by some runs.
 CAPTIONS = (
     "map_caption_full",
     "map_caption_short",
@@ -27,7 +27,7 @@ CAPTIONS = (
     "auc_binding",
 )
 DETECTION = ("base_ap50", "novel_ap50", "all_ap50")
-#: Rows whose difference is told, first minus second: what masks are worth, and whether it is the text's own.
+#: Row pairs whose difference (first minus second) is reported: the gain from masks, and from the text's own mask.
 PAIRS = (
     ("smartclip, hard", "clip, off"),
     ("smartclip, hard", "smartclip, off"),
@@ -42,23 +42,23 @@ PAIRS = (
 
 
 def numbers_of(folder: Path, scorings: Mapping[str, Sequence[str]], tests: Mapping[str, str]) -> Table:
-    """Rows of one seed, each with its numbers.
+    """Read the metrics of one seed, by row.
 
     Args:
-        folder: of the seed.
-        scorings: mask modes of each alignment; a row each.
-        tests: rows of detection, and the names of their files.
+        folder: folder of the seed.
+        scorings: mask modes of each alignment; one row per mode.
+        tests: detection row -> file name.
 
     Raises:
-        UserError: for a file that is not there.
+        UserError: for a missing file.
     """
     rows: Table = {}
     for name, modes in scorings.items():
-        found = current_names(read_json(folder / f"{name}.metrics.json", "result file")["metrics"])
+        metrics = current_names(read_json(folder / f"{name}.metrics.json", "result file")["metrics"])
         probe = read_json(folder / f"probe_{name}.json", "result file")["metrics"]
         for mode in modes:
-            row = {k: found[f"{k}_{mode}"] for k in PRESENCE}
-            row |= {k: found[f"{k}_{mode}"] for k in CAPTIONS if f"{k}_{mode}" in found}
+            row = {k: metrics[f"{k}_{mode}"] for k in PRESENCE}
+            row |= {k: metrics[f"{k}_{mode}"] for k in CAPTIONS if f"{k}_{mode}" in metrics}
             row |= {
                 f"{g}_{v}": probe[g][view][mode]
                 for g in ("base", "novel")
@@ -66,13 +66,13 @@ def numbers_of(folder: Path, scorings: Mapping[str, Sequence[str]], tests: Mappi
             }
             rows[f"{name}, {mode}"] = row
     for row_name, file in tests.items():
-        found = read_json(folder / f"detection_{file}.metrics.json", "result file")["metrics"]
-        rows[row_name] = {k: found[k] for k in DETECTION}
+        metrics = read_json(folder / f"detection_{file}.metrics.json", "result file")["metrics"]
+        rows[row_name] = {k: metrics[k] for k in DETECTION}
     return rows
 
 
 def write_table(out: Path, by_seed: Mapping[int, Table], facts: Mapping[str, Any]) -> None:
-    """``study.json`` with everything, and ``study.md`` with means, spreads and differences."""
+    """Write ``study.json`` with all numbers, and ``study.md`` with means, spreads and differences."""
     seeds = list(by_seed)
     summary = {
         row: {k: spread([by_seed[s][row][k] for s in seeds]) for k in values}
@@ -101,12 +101,12 @@ def write_table(out: Path, by_seed: Mapping[int, Table], facts: Mapping[str, Any
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and standard deviation; None without a second seed."""
+    """Return mean and standard deviation (None for a single seed)."""
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def difference(values: Sequence[float]) -> dict[str, Any]:
-    """Differences within seeds: each, their mean, and the 95 % interval of that mean (Student's t over seeds)."""
+    """Return within-seed differences, their mean, and the 95 % interval of the mean (Student's t over seeds)."""
     mean, n = statistics.fmean(values), len(values)
     if n == 1:
         return {"by_seed": list(values), "mean": mean, "low": None, "high": None}
@@ -121,7 +121,7 @@ def markdown(
     differences: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> str:
-    """For rows with the same columns a table of means and one of spreads; then a table of each pair of rows."""
+    """Format tables of means and of spreads for rows with equal columns, then one table per row pair."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for row, values in summary.items():
         groups.setdefault(tuple(values), []).append(row)
@@ -133,12 +133,14 @@ def markdown(
     for pair, by_metric in differences.items():
         body = [[k, *d["by_seed"], d["mean"], d["low"], d["high"]] for k, d in by_metric.items()]
         header = ["", *(f"seed {s}" for s in seeds), "mean", "low", "high"]
-        parts.append(f"{pair}: within seeds, and the 95 % interval of the mean\n\n{lines_of(header, body, '+.3f')}")
+        parts.append(
+            f"{pair}: within-seed differences and the 95 % interval of their mean\n\n{lines_of(header, body, '+.3f')}"
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def lines_of(header: Sequence[str], rows: Sequence[Sequence[str | float | None]], form: str = ".3f") -> str:
-    """A Markdown table; what was not measured reads n/a."""
+    """Format a Markdown table; missing values read n/a."""
 
     def cell(value: str | float | None) -> str:
         if isinstance(value, str):

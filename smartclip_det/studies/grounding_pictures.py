@@ -1,4 +1,4 @@
-"""A sheet of grounding answers: boxes, scores, targets, the tree of the expression, similarity maps."""
+"""A sheet of grounding predictions: boxes, scores, targets, the parse of the expression, similarity maps."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from smartclip_det.visualization.grounding import grounding_panel, sheet
 
 @dataclass(frozen=True)
 class GroundingPicturesOptions:
-    """Which answers are drawn.
+    """Options of the sheet.
 
     Attributes:
         ann: expressions.
         pred: JSON lines of predictions.
-        images: folder of ``file_name``.
-        split: of the expressions.
+        images: image folder.
+        split: split of the expressions.
         pick: ``worst``, ``best`` or ``random``.
-        count: panels.
-        columns: of the sheet.
+        count: number of panels.
+        columns: columns of the sheet.
         encoder: towers, for similarity maps.
-        dense_size: side of their input in pixels; 0: their own.
-        mask_mode: of the maps.
-        seed: of ``random``.
+        dense_size: side of the dense input in pixels; 0: the tower's input size.
+        mask_mode: mask mode of the maps.
+        seed: seed of ``random``.
         device: see :func:`resolve_device`.
-        out: the sheet.
+        out: output image.
     """
 
     ann: str
@@ -60,38 +60,38 @@ class GroundingPicturesOptions:
 
 
 def draw_groundings(task: GroundingPicturesOptions) -> tuple[int, int]:
-    """Choose and draw.
+    """Choose sentences and draw the sheet.
 
     Returns:
-        Panels, and sentences that they were chosen from.
+        Number of panels, and number of sentences they were chosen from.
 
     Raises:
-        UserError: when no sentence is of the kind asked for.
+        UserError: if no sentence matches ``pick``.
     """
     if task.count < 1 or task.columns < 1:
         raise UserError("--count and --columns must be at least 1.")
     truth = load_expressions(task.ann, split=task.split)
-    found = load_grounding_predictions(task.pred)
-    chosen = choose(truth, found, task.pick, task.count, task.seed)
+    predictions = load_grounding_predictions(task.pred)
+    chosen = choose(truth, predictions, task.pick, task.count, task.seed)
     encoder = None
     if task.encoder:
         towers = load_encoder({"checkpoint": task.encoder}, str(resolve_device(task.device)))
         encoder = RegionEncoder(towers, dense_size=task.dense_size)
     panels = []
     for e, overlap in chosen:
-        image, tree, mine = open_rgb(task.images / e.file_name), parse_expression(e.sentence), found[e.id]
+        image, tree, prediction = open_rgb(task.images / e.file_name), parse_expression(e.sentence), predictions[e.id]
         maps = None if encoder is None else similarity_maps(encoder, image, e.sentence, tree, task.mask_mode)
-        told = f"IoU {overlap:.2f}, score {mine.scores[0]:.3f}" if mine.boxes else "answered: none"
+        title = f"IoU {overlap:.2f}, score {prediction.scores[0]:.3f}" if prediction.boxes else "no box predicted"
         panels.append(
             grounding_panel(
                 image,
                 e.sentence,
-                mine.boxes,
-                mine.scores,
+                prediction.boxes,
+                prediction.scores,
                 targets=e.boxes,
                 maps=maps,
                 outline=tree.outline(),
-                title=told,
+                title=title,
             )
         )
     task.out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,17 +100,17 @@ def draw_groundings(task: GroundingPicturesOptions) -> tuple[int, int]:
 
 
 def choose(
-    truth: list[Expression], found: dict[int | str, GroundedBoxes], pick: str, count: int, seed: int
+    truth: list[Expression], predictions: dict[int | str, GroundedBoxes], pick: str, count: int, seed: int
 ) -> list[tuple[Expression, float]]:
-    """Sentences with the overlap of their best box; a sentence without a target is missed by any box."""
+    """Choose sentences, each with the IoU of its best box; without a target, 1 if no box is predicted, else 0."""
     rows = []
     for e in truth:
-        mine = found.get(e.id)
-        if mine is None:
+        prediction = predictions.get(e.id)
+        if prediction is None:
             continue
-        first = mine.boxes[0] if mine.boxes else None
+        first = prediction.boxes[0] if prediction.boxes else None
         overlap = max((box_overlap(first, b) for b in e.boxes), default=0.0) if first else float(not e.boxes)
-        rows.append((e, overlap, mine.scores[0] if mine.scores else 0.0))
+        rows.append((e, overlap, prediction.scores[0] if prediction.scores else 0.0))
     if pick == "random":
         order = np.random.default_rng(seed).permutation(len(rows))
         rows = [rows[i] for i in order]
@@ -118,7 +118,7 @@ def choose(
         rows = [r for r in rows if (r[1] < 0.5) == (pick == "worst")]
         rows.sort(key=lambda r: -r[2])
     if not rows:
-        raise UserError(f"No sentence to show: none of the {len(found)} predictions is {pick}.")
+        raise UserError(f"No sentence to draw: none of the {len(predictions)} predictions matches --pick {pick}.")
     return [(e, overlap) for e, overlap, _ in rows[:count]]
 
 
@@ -126,7 +126,7 @@ def choose(
 def similarity_maps(
     encoder: RegionEncoder, image: Image.Image, sentence: str, tree: Entity, mask_mode: str
 ) -> dict[str, np.ndarray]:
-    """``[h, w]`` masked cosine of the cells that show the image, for the sentence and each text of its tree."""
+    """``[h, w]`` masked cosine of the cells that cover the image, for the sentence and each text of its parse."""
     texts = list(dict.fromkeys([sentence, *tree.texts()]))
     bank = build_bank(encoder.towers, texts, templates="none", progress=False)
     dense = encoder.dense_map(image)[0]

@@ -1,4 +1,4 @@
-"""Do masks find the concepts? A test-bed with known latents, where the theory's claims can be measured."""
+"""Do masks recover concepts? A test bed with known latents, where the claims of the theory can be measured."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ PARTIAL = ("hard", "off", "clip")
 
 @dataclass(frozen=True)
 class World:
-    """A latent-variable model (arXiv 2507.22264, section 4): images from all concepts, captions from some.
+    """A latent-variable model (arXiv 2507.22264, section 4): images depend on all concepts, captions on some.
 
     Attributes:
         concepts: number of concepts.
-        size: numbers in a concept.
-        style: nuisance numbers of an image, and of a text.
+        size: dimensions per concept.
+        style: nuisance dimensions of an image, and of a text.
         embed_dim: D of the encoders.
-        subsets: which captions occur: ``all`` sets of concepts, or ``pairs`` alone (limited support).
-        correlation: of neighbouring concepts (dependence).
+        subsets: captions that occur: ``all`` sets of concepts, or only ``pairs`` (limited support).
+        correlation: correlation of neighbouring concepts (dependence).
         noise: standard deviation added to images and texts.
-        captions: different captions that training draws from; 0 for new ones at each step.
-        sparsity: weight of the mean mask.
-        modular: every caption masks every image; False masks an image by its own caption only.
+        captions: number of distinct training captions; 0: new ones at each step.
+        sparsity: weight of the mask density in the loss.
+        modular: apply every caption's mask to every image; False: only the caption's own image.
     """
 
     concepts: int = 4
@@ -53,12 +53,12 @@ class World:
     modular: bool = True
 
     def sets(self) -> list[tuple[int, ...]]:
-        """The sets of concepts that captions tell."""
+        """Return the sets of concepts that captions describe."""
         sizes = range(1, self.concepts + 1) if self.subsets == "all" else (2,)
         return [s for n in sizes for s in combinations(range(self.concepts), n)]
 
 
-#: What is made harder, one thing at a time.
+#: Harder worlds; each changes one thing.
 STRESS: dict[str, World] = {
     "base": World(),
     "pairs of concepts only": World(subsets="pairs"),
@@ -73,7 +73,7 @@ STRESS: dict[str, World] = {
 
 
 class Mixing(nn.Module):
-    """A fixed random invertible map: orthogonal layers with leaky rectifiers between."""
+    """A fixed random invertible map: orthogonal layers with leaky ReLUs in between."""
 
     def __init__(self, width: int, generator: torch.Generator, layers: int = 2) -> None:
         super().__init__()
@@ -89,28 +89,28 @@ class Mixing(nn.Module):
 
 
 class Nature:
-    """Draws latents, images and texts of a world."""
+    """Sample latents, images and texts of a world."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world, self.generator = world, torch.Generator().manual_seed(seed)
         content = world.concepts * world.size
         self.of_images = Mixing(content + world.style, self.generator)
-        # A caption names what it tells, so its concepts' names are part of what is mixed.
+        # A caption says which concepts it describes, so the concept indicators are part of the mixed input.
         self.of_texts = Mixing(content + world.concepts + world.style, self.generator)
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.fixed: tuple[Tensor, Tensor] | None = None
         if world.captions:
-            self.kept = (self.latents(world.captions), self.told(world.captions))
+            self.fixed = (self.latents(world.captions), self.described(world.captions))
 
     def latents(self, count: int) -> Tensor:
-        """``[N, concepts, size]`` standard normal, neighbours correlated where the world says so."""
+        """``[N, concepts, size]`` standard normal latents, with the world's correlation of neighbours."""
         w = self.world
         z = torch.randn(count, w.concepts, w.size, generator=self.generator)
         for c in range(1, w.concepts):
             z[:, c] = w.correlation * z[:, c - 1] + (1 - w.correlation**2) ** 0.5 * z[:, c]
         return z
 
-    def told(self, count: int, sets: list[tuple[int, ...]] | None = None) -> Tensor:
-        """``[N, concepts]`` 0 or 1: the concepts of each caption."""
+    def described(self, count: int, sets: list[tuple[int, ...]] | None = None) -> Tensor:
+        """``[N, concepts]`` concepts that each caption describes, 0 or 1."""
         sets = self.world.sets() if sets is None else sets
         rows = torch.zeros(len(sets), self.world.concepts)
         for n, s in enumerate(sets):
@@ -124,26 +124,26 @@ class Nature:
         return x + self.world.noise * torch.randn(x.shape, generator=self.generator)
 
     def images(self, latents: Tensor) -> Tensor:
-        """``[N, content + style]`` of latents."""
+        """``[N, content + style]`` images of latents."""
         return self._noisy(self.of_images(self._styled(latents.flatten(1))))
 
-    def texts(self, latents: Tensor, told: Tensor) -> Tensor:
-        """``[N, content + concepts + style]`` of what captions tell of latents."""
-        content = torch.cat([(latents * told.unsqueeze(-1)).flatten(1), told], dim=1)
+    def texts(self, latents: Tensor, described: Tensor) -> Tensor:
+        """``[N, content + concepts + style]`` texts that describe some concepts of the latents."""
+        content = torch.cat([(latents * described.unsqueeze(-1)).flatten(1), described], dim=1)
         return self._noisy(self.of_texts(self._styled(content)))
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images and texts of a training step."""
-        if self.kept is None:
-            z, told = self.latents(count), self.told(count)
+        """Sample images and texts of a training step."""
+        if self.fixed is None:
+            z, described = self.latents(count), self.described(count)
         else:
-            rows = torch.randperm(len(self.kept[0]), generator=self.generator)[:count]
-            z, told = self.kept[0][rows], self.kept[1][rows]
-        return self.images(z), self.texts(z, told)
+            rows = torch.randperm(len(self.fixed[0]), generator=self.generator)[:count]
+            z, described = self.fixed[0][rows], self.fixed[1][rows]
+        return self.images(z), self.texts(z, described)
 
 
 def network(inputs: int, outputs: int, width: int = 256) -> nn.Sequential:
-    """Two hidden layers."""
+    """MLP with two hidden layers."""
     return nn.Sequential(
         nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
     )
@@ -167,16 +167,16 @@ class Encoders(nn.Module):
 
 @dataclass(frozen=True)
 class IdentifyOptions:
-    """What is trained.
+    """Options of the study.
 
     Attributes:
-        seeds: worlds and starts: seeds 0 to N - 1.
-        stress: harder worlds as well, by name (:data:`STRESS`).
-        steps: of training.
-        batch: pairs of a step.
-        scale: factor on cosines.
-        rows: images that R2 is measured on; half of them to fit.
-        out: JSON; a picture beside.
+        seeds: number of seeds, each with its own world and initial weights.
+        stress: harder worlds to run as well, by name (:data:`STRESS`).
+        steps: training steps.
+        batch: pairs per step.
+        scale: logit scale.
+        rows: images for R2; half of them are used to fit the regression.
+        out: JSON output; a ``.png`` of the same name is drawn.
     """
 
     seeds: int = 3
@@ -189,7 +189,7 @@ class IdentifyOptions:
 
 
 def train(nature: Nature, task: IdentifyOptions, masked: bool, seed: int, label: str) -> Encoders:
-    """Encoders of one world, with SmartCLIP's loss or CLIP's."""
+    """Train the encoders of one world with SmartCLIP's loss, or with CLIP's."""
     torch.manual_seed(seed)
     encoders = Encoders(nature)
     loss = AlignmentLoss(
@@ -214,10 +214,10 @@ def train(nature: Nature, task: IdentifyOptions, masked: bool, seed: int, label:
 
 
 def kernel_r2(inputs: Tensor, targets: Tensor, ridge: float = 1e-3) -> float:
-    """Share of variance that kernel ridge regression explains on the second half of the rows, at least 0.
+    """Fraction of variance explained by kernel ridge regression on the second half of the rows, clipped at 0.
 
     Args:
-        inputs: ``[N, d]``; the kernel is Gaussian, its width the median distance.
+        inputs: ``[N, d]``; the kernel is Gaussian with the median distance as width.
         targets: ``[N, k]``.
         ridge: added to the kernel's diagonal.
     """
@@ -233,29 +233,29 @@ def kernel_r2(inputs: Tensor, targets: Tensor, ridge: float = 1e-3) -> float:
 
 @torch.no_grad()
 def usual_masks(nature: Nature, encoders: Encoders, count: int = 400) -> dict[tuple[int, ...], Tensor]:
-    """``[D]`` dimensions that most captions of each set of concepts keep."""
+    """``[D]`` Return, per set of concepts, the dimensions ``[D]`` that the masks of most of its captions keep."""
     out = {}
     for n in (1, 2):
         for s in combinations(range(nature.world.concepts), n):
-            texts = nature.texts(nature.latents(count), nature.told(count, [s]))
+            texts = nature.texts(nature.latents(count), nature.described(count, [s]))
             out[s] = binary_masks(encoders.masks(texts).mean(dim=0)).bool()
     return out
 
 
 @torch.no_grad()
 def identification(nature: Nature, encoders: Encoders, rows: int) -> dict[str, float]:
-    """R2 of own and other concepts, and the intersection rule."""
+    """Measure R2 of own and other concepts, and the intersection rule."""
     masks = usual_masks(nature, encoders)
     concepts = range(nature.world.concepts)
     z = nature.latents(rows)
     vectors = encoders.image(nature.images(z))
     own, other, overlaps = [], [], []
     for c in concepts:
-        # Scores see directions only: what a mask keeps is a direction as well.
-        kept = functional.normalize(vectors[:, masks[(c,)]], dim=1)
+        # Cosine scores only see directions, so the kept dimensions are normalised too.
+        block = functional.normalize(vectors[:, masks[(c,)]], dim=1)
         for d in concepts:
-            found = kernel_r2(kept, z[:, d]) if kept.shape[1] else 0.0
-            (own if c == d else other).append(found)
+            r2 = kernel_r2(block, z[:, d]) if block.shape[1] else 0.0
+            (own if c == d else other).append(r2)
         rest = [d for d in concepts if d != c]
         for a, b in combinations(rest, 2):
             both = masks[tuple(sorted((c, a)))] & masks[tuple(sorted((c, b)))]
@@ -272,18 +272,18 @@ def identification(nature: Nature, encoders: Encoders, rows: int) -> dict[str, f
 
 @torch.no_grad()
 def partial_retrieval(nature: Nature, encoders: Encoders, masked: bool, images: int = 512) -> float:
-    """Recall@1 of texts that leave at least one concept out, each among all images; ties count against."""
+    """Recall@1 of texts that omit at least one concept, among all images; ties count against the model."""
     world = nature.world
     sets = [s for s in replace(world, subsets="all").sets() if len(s) < world.concepts]
-    z, told = nature.latents(images), nature.told(images, sets)
-    texts = nature.texts(z, told)
+    z, described = nature.latents(images), nature.described(images, sets)
+    texts = nature.texts(z, described)
     masks = encoders.masks(texts) if masked else None
-    found = retrieval_metrics(encoders.image(nature.images(z)), encoders.text(texts), masks, torch.arange(images))
-    return found["t2i_r1"]
+    metrics = retrieval_metrics(encoders.image(nature.images(z)), encoders.text(texts), masks, torch.arange(images))
+    return metrics["t2i_r1"]
 
 
 def measure(world: World, seed: int, task: IdentifyOptions, label: str) -> dict[str, Any]:
-    """All numbers of one world and seed."""
+    """Train and measure one world and seed."""
     nature = Nature(world, seed)
     ours = train(nature, task, True, seed, f"{label}, SmartCLIP")
     theirs = train(nature, task, False, seed, f"{label}, CLIP")
@@ -295,41 +295,41 @@ def measure(world: World, seed: int, task: IdentifyOptions, label: str) -> dict[
     return {**identification(nature, ours, task.rows), "partial": partial}
 
 
-def mean_of(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds, and the spread."""
-    out: dict[str, Any] = {k: statistics.fmean(f[k] for f in found) for k in KEYS}
-    out["partial"] = {k: statistics.fmean(f["partial"][k] for f in found) for k in PARTIAL}
-    if len(found) > 1:
-        out["std"] = {k: statistics.stdev(f[k] for f in found) for k in KEYS}
-        out["std"]["partial"] = {k: statistics.stdev(f["partial"][k] for f in found) for k in PARTIAL}
+def mean_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return means over seeds, and standard deviations if there are several."""
+    out: dict[str, Any] = {k: statistics.fmean(f[k] for f in results) for k in KEYS}
+    out["partial"] = {k: statistics.fmean(f["partial"][k] for f in results) for k in PARTIAL}
+    if len(results) > 1:
+        out["std"] = {k: statistics.stdev(f[k] for f in results) for k in KEYS}
+        out["std"]["partial"] = {k: statistics.stdev(f["partial"][k] for f in results) for k in PARTIAL}
     return out
 
 
 def identify(task: IdentifyOptions) -> dict[str, list[dict[str, Any]]]:
-    """Train, measure, write; a line for each world is printed.
+    """Train, measure and write; a line is printed for each world.
 
     Returns:
-        By world, what each seed gave.
+        Results of each seed, by world.
 
     Raises:
-        UserError: for sizes that are too small, and worlds that are not known.
+        UserError: for sizes that are too small, and unknown worlds.
     """
     if task.seeds < 1 or task.steps < 1 or task.batch < 2 or task.rows < 20:
         raise UserError("--seeds and --steps must be at least 1, --batch 2 and --rows 20.")
-    asked = [*task.stress]
-    worlds = {n: STRESS[check_choice("world", n, STRESS)] for n in dict.fromkeys(["base", *asked])}
-    found: dict[str, list[dict[str, Any]]] = {}
+    stress = [*task.stress]
+    worlds = {n: STRESS[check_choice("world", n, STRESS)] for n in dict.fromkeys(["base", *stress])}
+    results: dict[str, list[dict[str, Any]]] = {}
     print(f"{'world':26s} {'own R2':>7s} {'other':>7s} {'jaccard':>8s} {'dims':>5s}   hard    off     CLIP")
     for name, world in worlds.items():
-        found[name] = [measure(world, seed, task, f"{name}, seed {seed}") for seed in range(task.seeds)]
-        m = mean_of(found[name])
+        results[name] = [measure(world, seed, task, f"{name}, seed {seed}") for seed in range(task.seeds)]
+        m = mean_of(results[name])
         recalls = "  ".join(f"{m['partial'][k]:.3f}" for k in PARTIAL)
         print(
             f"{name:26s} {m['own_block_r2']:7.3f} {m['other_block_r2']:7.3f} {m['jaccard']:8.3f} "
             f"{m['dimensions_on']:5.1f}   {recalls}",
             flush=True,
         )
-    base = mean_of(found["base"])
+    base = mean_of(results["base"])
     stamp = protocol_stamp(
         "identifiability",
         seeds=task.seeds,
@@ -340,14 +340,14 @@ def identify(task: IdentifyOptions) -> dict[str, list[dict[str, Any]]]:
         retrieval="text to image, recall@1 among 512, ties against",
         world=asdict(STRESS["base"]),
     )
-    stress = {n: {"world": asdict(worlds[n]), **mean_of(f)} for n, f in found.items()}
-    write_results(task.out, stamp, base, **base, stress=stress, by_seed=found)
-    draw({n: mean_of(f) for n, f in found.items()}, task.out.with_suffix(".png"))
-    return found
+    stress = {n: {"world": asdict(worlds[n]), **mean_of(f)} for n, f in results.items()}
+    write_results(task.out, stamp, base, **base, stress=stress, by_seed=results)
+    draw({n: mean_of(f) for n, f in results.items()}, task.out.with_suffix(".png"))
+    return results
 
 
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Bars of identification and of retrieval, world by world."""
+    """Draw bars of identification and retrieval per world."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 1.2 + 0.45 * len(rows)), layout="constrained")

@@ -1,4 +1,4 @@
-"""What masks do: use of dimensions, prefixes, set algebra, an atlas of words; a page with pictures."""
+"""Mask analysis: use of dimensions, prefixes, set algebra, an atlas of words; written as an HTML page."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from smartclip_det.visualization.report import ReportPage
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """Whose masks are looked at, on what.
+    """Options of the mask analysis.
 
     Attributes:
-        towers: config of towers, see :func:`load_towers`.
+        towers: tower config, see :func:`load_towers`.
         texts: words or short phrases.
-        template: text of a word.
-        kinds: words by kind, e.g. of ``colour`` and ``shape``, whose overlaps are measured.
-        captions: caption file of any layout.
-        limit: captions read.
-        pairs: pairs of words for set algebra.
-        seed: of the pairs.
+        template: template that turns a word into a text.
+        kinds: words by kind, e.g. ``colour`` and ``shape``, to measure the overlap of their masks.
+        captions: caption file, any layout.
+        limit: number of captions to read.
+        pairs: word pairs for set algebra.
+        seed: seed of the pairs.
         device: see :func:`resolve_device`.
-        out: folder of ``masks.html`` and ``masks.json``; or a ``.json``, with the page beside.
+        out: output folder for ``masks.html`` and ``masks.json``, or a ``.json`` path; the page then has the same name.
     """
 
     towers: Mapping[str, Any]
@@ -62,22 +62,22 @@ class MaskOptions:
     out: Path = Path("work_dirs/masks")
 
 
-def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
-    """Encode, measure, write the page and its numbers.
+def analyse_masks(task: MaskOptions) -> tuple[Path, Path]:
+    """Encode the texts, measure their masks, write the page and the JSON.
 
     Returns:
-        The JSON and the page.
+        Paths of the JSON and the page.
 
     Raises:
-        UserError: when there is nothing to look at, or towers have no masks.
+        UserError: without any texts, or for towers without a mask network.
     """
     if not task.texts and not task.captions and not task.kinds:
-        raise UserError("Give --texts or --vocabulary, --kinds, --captions, or several of them.")
+        raise UserError("Give at least one of --texts, --vocabulary, --kinds and --captions.")
     towers = load_towers(task.towers).to(resolve_device(task.device))
     if towers.mask_network is None:
         raise UserError(
-            f"{task.towers.get('checkpoint') or task.towers.get('arch')} has no mask network: there are "
-            "no masks to look at."
+            f"{task.towers.get('checkpoint') or task.towers.get('arch')} has no mask network. Use towers "
+            "trained with masks."
         )
     page = ReportPage("Masks")
     page.text(
@@ -99,14 +99,14 @@ def look_at_masks(task: MaskOptions) -> tuple[Path, Path]:
         captions=task.captions,
         limit=task.limit,
     )
-    # A file asked for by name, or a folder for both.
+    # ``out`` may name the JSON file, or a folder for both files.
     results = task.out if task.out.suffix == ".json" else task.out / "masks.json"
     page.write(results.with_suffix(".html"))
     return write_results(results, stamp, metrics), results.with_suffix(".html")
 
 
 def masks_of(towers: SmartCLIP, texts: list[str], what: str, batch: int = 64) -> Tensor:
-    """``[K, D]`` hard masks on the CPU; texts over the context are cut, which is counted in the page."""
+    """``[K, D]`` hard masks on the CPU; texts longer than the context are truncated."""
     unique = list(dict.fromkeys(texts))
     parts = [
         towers.encode_text(unique[n : n + batch], truncate=True).masks.cpu()
@@ -117,50 +117,50 @@ def masks_of(towers: SmartCLIP, texts: list[str], what: str, batch: int = 64) ->
 
 
 def of_words(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str, Any]:
-    """Occupancy, set algebra and atlas of words."""
+    """Measure occupancy, set algebra and atlas of words."""
     words = list(task.texts)
     masks = masks_of(towers, [fill(task.template, w) for w in words], "words")
-    found = {"words": occupancy(masks).facts()}
+    metrics = {"words": occupancy(masks).facts()}
     show_occupancy(page, f"{len(words)} words", masks)
     if len(words) >= 3:
-        found["algebra"] = set_algebra(towers, words, masks, task)
+        metrics["algebra"] = set_algebra(towers, words, masks, task)
         page.heading("Set algebra")
         page.text(
-            "Masks of joined texts beside unions, and intersections of joined texts beside the shared word "
-            "(Jaccard; chance: independent masks of the same densities)."
+            "Masks of joined texts against the union of their masks, and intersections of joined texts against the "
+            "mask of the shared word (Jaccard; chance: independent masks of equal density)."
         )
         page.table(
             ["", "Jaccard", "chance"],
-            [[k, found["algebra"][k], found["algebra"][f"{k}_chance"]] for k in ("union", "intersection")],
+            [[k, metrics["algebra"][k], metrics["algebra"][f"{k}_chance"]] for k in ("union", "intersection")],
         )
     page.heading("Atlas")
     order = similarity_order(masks)
     page.picture(
         stripes(masks[order], masks.mean(dim=0).argsort(descending=True)),
-        "Rows: words, like masks together. Columns: dimensions, most used first. Dark: kept.",
+        "Rows: words, similar masks together. Columns: dimensions, most used first. Dark: kept by the mask.",
     )
-    page.table(["word", "nearest by mask", "Jaccard", "density"], neighbours(words, masks, order))
+    page.table(["word", "nearest masks", "Jaccard", "density"], neighbours(words, masks, order))
     page.table(
         ["dimension", "kept by", "words that keep it"],
         [[str(d), f, ", ".join(names)] for d, f, names in distinctive(masks, words, 12)],
     )
-    return found
+    return metrics
 
 
 def of_kinds(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str, float]:
-    """Occupancy of words of all kinds, and their overlap within a kind and between kinds."""
+    """Measure occupancy of words of all kinds, and mask overlap within and across kinds."""
     words = [(kind, word) for kind, mine in task.kinds.items() for word in mine]
     masks = masks_of(towers, [fill(task.template, w) for _, w in words], "kinds")
     show_occupancy(page, f"{len(words)} words of {len(task.kinds)} kinds", masks)
     overlap = kind_overlap(masks, [k for k, _ in words])
     page.heading("Kinds")
-    page.text("Jaccard of the masks of two different words: of one kind, and of different kinds.")
+    page.text("Jaccard index of the masks of two different words, of the same kind and of different kinds.")
     page.table(["pairs", "Jaccard"], [[k.replace("_", " "), v] for k, v in overlap.items()])
     return {**occupancy(masks).facts(), **{f"overlap_{k}": v for k, v in overlap.items()}}
 
 
 def set_algebra(towers: SmartCLIP, words: list[str], masks: Tensor, task: MaskOptions) -> dict[str, float]:
-    """Unions and intersections over random triples of words."""
+    """Compare unions and intersections over random triples of words."""
     rng = np.random.default_rng(task.seed)
     triples = [rng.choice(len(words), 3, replace=False) for _ in range(task.pairs)]
     text = [fill(task.template, w) for w in words]
@@ -171,12 +171,12 @@ def set_algebra(towers: SmartCLIP, words: list[str], masks: Tensor, task: MaskOp
 
 
 def of_captions(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[str, Any]:
-    """Occupancy of captions, and how masks grow with their prefixes."""
+    """Measure occupancy of captions, and how masks grow with caption prefixes."""
     records, counts = read_caption_records(task.captions)
     print(counts.summary(str(task.captions), len(records)))
     captions = [r.long or r.short[0] for r in records[: task.limit]]
     masks = masks_of(towers, captions, "captions")
-    found: dict[str, Any] = {"captions": occupancy(masks).facts()}
+    metrics: dict[str, Any] = {"captions": occupancy(masks).facts()}
     show_occupancy(page, f"{len(captions)} captions", masks)
     several = [n for n, c in enumerate(captions) if len(split_sentences(c)) > 1]
     if several:
@@ -187,27 +187,28 @@ def of_captions(towers: SmartCLIP, task: MaskOptions, page: ReportPage) -> dict[
             for name, value in (("contained", containment(parts, masks[several])), ("density", parts.mean(dim=1))):
                 shares[name][0].append(step / 5)
                 shares[name][1].append(float(value.mean()))
-        found["prefix_containment"] = dict(zip(map(str, shares["contained"][0]), shares["contained"][1], strict=True))
-        found["prefix_containment_chance"] = float(masks[several].mean())
+        metrics["prefix_containment"] = dict(zip(map(str, shares["contained"][0]), shares["contained"][1], strict=True))
+        metrics["prefix_containment_chance"] = float(masks[several].mean())
         page.heading("Prefixes")
         page.curves(
             shares,
             "share of sentences",
             "share of dimensions",
-            f"Of {len(several)} captions with several sentences. contained: dimensions of the prefix's mask "
-            f"that the whole caption keeps (chance {found['prefix_containment_chance']:.2f}).",
+            f"{len(several)} captions with several sentences. contained: fraction of the dimensions in the "
+            "prefix's mask "
+            f"that the full caption's mask keeps (chance {metrics['prefix_containment_chance']:.2f}).",
         )
-    return found
+    return metrics
 
 
 def opening(caption: str, share: float) -> str:
-    """The first sentences of a caption, at least one."""
+    """Return the first sentences of a caption, at least one."""
     sentences = split_sentences(caption)
     return ". ".join(sentences[: max(1, round(share * len(sentences)))])
 
 
 def show_occupancy(page: ReportPage, what: str, masks: Tensor) -> None:
-    """Facts, densities and frequencies of one set."""
+    """Add statistics, densities and frequencies of one set of masks to the page."""
     use = occupancy(masks)
     page.heading(f"Occupancy of {what}")
     page.table(list(use.facts()), [list(use.facts().values())])
@@ -226,18 +227,18 @@ def show_occupancy(page: ReportPage, what: str, masks: Tensor) -> None:
 
 
 def neighbours(words: list[str], masks: Tensor, order: list[int]) -> list[list[str | float | None]]:
-    """Each word, the words of most similar masks, the best Jaccard, its density."""
+    """List each word with the words of the most similar masks, the best Jaccard index, and its density."""
     rows: list[list[str | float | None]] = []
     for n in order[:200]:
-        likeness = jaccard(masks[n].expand_as(masks), masks)
-        likeness[n] = -1
-        best = likeness.argsort(descending=True)[:3].tolist()
-        rows.append([words[n], ", ".join(words[b] for b in best), float(likeness[best[0]]), float(masks[n].mean())])
+        similarity = jaccard(masks[n].expand_as(masks), masks)
+        similarity[n] = -1
+        best = similarity.argsort(descending=True)[:3].tolist()
+        rows.append([words[n], ", ".join(words[b] for b in best), float(similarity[best[0]]), float(masks[n].mean())])
     return rows
 
 
 def stripes(masks: Tensor, columns: Tensor) -> Image.Image:
-    """Masks as a picture, one row of some pixels for each text."""
+    """Draw masks as an image, one stripe per text."""
     shown = 255 - (masks[:400, columns].numpy() * 200).astype(np.uint8)
     height = max(1, min(14, 700 // len(shown)))
     return Image.fromarray(np.repeat(shown, height, axis=0)).resize(

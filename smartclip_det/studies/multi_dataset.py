@@ -1,4 +1,4 @@
-"""One detector on many data sets that lie in folders (ODinW), each with the names of its own annotation file."""
+"""Test one detector on many data set folders (ODinW), each with the class names of its own annotation file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from smartclip_det.utils.steps import Step, StepRunner, verb, write_json
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """What is tested, on which folders.
+    """Options of the multi-dataset test.
 
     Attributes:
-        config: a config whose data set takes its names from the annotations.
-        checkpoint: the weights.
-        root: folder of data sets.
-        ann: file name of annotations.
-        part: only files below a folder of this name.
-        prompt_names: JSON: ``{FOLDER: {class: what stands in the prompts}}``.
-        out: folder that is written to.
+        config: config whose data set takes its class names from the annotations.
+        checkpoint: detector checkpoint.
+        root: folder that contains the data sets.
+        ann: file name of the annotations.
+        part: use only annotation files below a folder of this name.
+        prompt_names: JSON: ``{FOLDER: {class: text used in the prompts}}``.
+        out: output folder.
         cfg_options: overrides for every folder.
     """
 
@@ -42,26 +42,28 @@ class FolderOptions:
 
 
 def find_folders(root: Path, ann: str, part: str) -> dict[str, Path]:
-    """Annotation file by name of data set (the first folder below the root).
+    """Find annotation files: data set name (first folder below the root) -> file.
 
     Raises:
-        UserError: when there is none, or two of one data set.
+        UserError: if there is none, or several for one data set.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(root.rglob(ann)):
         inner = path.relative_to(root).parts[:-1]
         if not inner or (part and part not in inner):
             continue
-        if inner[0] in found:
-            raise UserError(f"{inner[0]} has {found[inner[0]]} and {path}: choose by --part, e.g. --part {inner[-1]}.")
-        found[inner[0]] = path
-    if not found:
+        if inner[0] in files:
+            raise UserError(
+                f"{inner[0]} has {files[inner[0]]} and {path}. Choose with --part, e.g. --part {inner[-1]}."
+            )
+        files[inner[0]] = path
+    if not files:
         raise UserError(f"No {ann} in folders below {root}{f' (part {part})' if part else ''}.")
-    return found
+    return files
 
 
 def _step(task: FolderOptions, name: str, ann: Path, prompt_names: Mapping[str, str]) -> Step:
-    """The test of one folder; images lie beside the annotations."""
+    """Return the test step of one folder; images are in the folder of the annotations."""
     out = task.out / f"{name}.json"
     options: dict[str, Any] = {
         **(task.cfg_options or {}),
@@ -89,26 +91,26 @@ def _step(task: FolderOptions, name: str, ann: Path, prompt_names: Mapping[str, 
 
 
 def measure_folders(task: FolderOptions) -> str:
-    """Test each folder and write the mean as ``folders.json`` and ``folders.md``.
+    """Test each folder and write the mean to ``folders.json`` and ``folders.md``.
 
     Returns:
-        The table, Markdown.
+        The results as a Markdown table.
 
     Raises:
-        UserError: for a folder without data sets, names of folders that are not there, or a test that failed.
+        UserError: for a folder without data sets, unknown folder names, or a failed test.
     """
     if not task.root.is_dir():
         raise UserError(f"No folder at {task.root}.")
     folders = find_folders(task.root, task.ann, task.part)
     prompt_names = read_json(task.prompt_names, "file of prompt names") if task.prompt_names else {}
-    foreign = [n for n in prompt_names if n not in folders]
-    if foreign:
-        raise unknown_names("folders of --prompt-names", foreign, folders, "Keys are folders below --root.")
+    unknown = [n for n in prompt_names if n not in folders]
+    if unknown:
+        raise unknown_names("folders of --prompt-names", unknown, folders, "Keys must be folders below --root.")
     task.out.mkdir(parents=True, exist_ok=True)
     for number, (name, ann) in enumerate(folders.items(), 1):
         print(f"folder {number} of {len(folders)}", flush=True)
         step = _step(task, name, ann, prompt_names.get(name, {}))
-        # A runner of its own: no folder waits for another one, and a GPU serves one at a time.
+        # One runner per folder: folders are independent, and a GPU runs one test at a time.
         StepRunner(task.out / "steps" / name).run_stages([[step]])
     by_folder = {n: read_json(task.out / f"{n}.metrics.json", "result file")["metrics"] for n in folders}
     keys = [k for k in next(iter(by_folder.values())) if all(k in m for m in by_folder.values())]

@@ -1,9 +1,9 @@
-"""The objective alone: alignment with masks beside CLIP's where perception is perfect, in a minute a run.
+"""The objective alone: alignment with masks against CLIP with perfect perception, in about a minute per run.
 
-A picture is its list of objects, told by name (shape, colour, size, texture of the toy world); a caption is a list of
-phrases that leaves things out. Deep sets encode both. What is left to see is what the loss makes of it.
+An image is its list of objects, given as one-hot facts (shape, colour, size, texture of the toy world); a caption is a
+list of phrases that omits some of them. Deep sets encode both, so differences come from the loss alone.
 
-Shape letters: B pictures, A captions, K texts, O objects (or phrases), F facts, D joint embedding.
+Shape letters: B images, A captions, K texts, O objects (or phrases), F facts, D joint embedding.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from smartclip_det.metrics.query_precision import mean_known, query_precisions, 
 from smartclip_det.models.losses.alignment_loss import AlignmentLoss, bound_scale
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
-#: Facts of an object: one-hot shape, colour, size, texture; of a texture, ``plain`` (the first) is never said.
+#: One-hot facts of an object: shape, colour, size, texture. The first texture, ``plain``, is never mentioned.
 PARTS = (len(SHAPES), len(COLOURS), len(SIZES), len(TEXTURES))
 PAIRS = PARTS[0] * PARTS[1]
 TEXTURE_CHANCES = (0.7, 0.1, 0.1, 0.1)
-#: How much captions say at first and at last, as in the one-stage toy configs.
+#: How much captions say at the start and end of training, as in the one-stage toy configs.
 START, END = Speech(), Speech(any_subset=1.0, colour=0.6, size=0.3, texture=0.3)
 MEASURES = ("shape", "colour_shape", "held_out", "captions")
-#: Pictures without the pair that a text names: both facts on different objects, or one of them.
+#: Negative images for a pair: both facts on different objects, or only one of them.
 WRONG = ("unbound", "shape_only", "colour_only")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained.
+    """Training settings of one model.
 
     Attributes:
         masks: mask mode of the loss; ``off`` for CLIP.
-        text_norm: of training and scoring.
-        sparsity: weight of the mean mask beside the sum of both cross-entropies.
-        ramp: share of the steps over which sparsity comes in.
-        mask_bias: added to mask logits at the start.
-        mask_rate: learning rate of the mask network, over that of the rest.
+        text_norm: text norm in training and scoring.
+        sparsity: weight of the mask density, relative to the sum of both cross-entropies.
+        ramp: fraction of the steps over which the sparsity weight ramps up.
+        mask_bias: initial bias of the mask logits.
+        mask_rate: learning rate of the mask network, relative to the rest.
         embed_dim: D.
-        longer: factor on the steps.
-        counts: chances of 1, 2, ... objects.
+        longer: multiplier of the number of steps.
+        counts: probabilities of 1, 2, ... objects.
     """
 
     masks: str = "hard"
@@ -92,17 +92,17 @@ RECIPES: dict[str, Recipe] = {
 
 
 class Things(NamedTuple):
-    """Objects of pictures, or phrases of captions: ``facts [B, O, F]`` of 0 and 1, and which are ``there [B, O]``."""
+    """Objects of images, or phrases of captions: one-hot ``facts [B, O, F]``, and which exist, ``there [B, O]``."""
 
     facts: Tensor
     there: Tensor
 
     def part(self, index: int) -> Tensor:
-        """``[B, O, n]`` shapes (0), colours (1), sizes or textures of what is there."""
+        """``[B, O, n]`` facts of one kind (0 shape, 1 colour, 2 size, 3 texture) of existing objects."""
         return self.facts.split(PARTS, dim=2)[index] * self.there.unsqueeze(2)
 
     def summed(self, values: Tensor) -> Tensor:
-        """``[B, n]`` sums of values ``[N, n]`` of all N that are there."""
+        """``[B, n]`` sums of the values ``[N, n]`` of all N existing objects."""
         return values.new_zeros(len(self.there), values.shape[1]).index_add(0, self.there.nonzero()[:, 0], values)
 
     def pairs(self) -> Tensor:
@@ -111,7 +111,7 @@ class Things(NamedTuple):
 
 
 def draw_scenes(count: int, counts: Sequence[float], generator: torch.Generator, without: Tensor) -> Things:
-    """Objects at random; no colour-shape pair of ``without`` occurs."""
+    """Sample scenes; colour-shape pairs in ``without`` do not occur."""
     most = len(counts)
     there = torch.arange(most) <= torch.multinomial(torch.tensor(counts), count, True, generator=generator).unsqueeze(1)
     chances = torch.ones(PAIRS)
@@ -126,7 +126,7 @@ def draw_scenes(count: int, counts: Sequence[float], generator: torch.Generator,
 
 
 def draw_captions(scenes: Things, speech: Speech, generator: torch.Generator) -> Things:
-    """Phrases of a caption each: some of the objects, each with its shape and some of its other facts."""
+    """Sample one caption per scene: some of its objects, each with its shape and some of its other facts."""
     count, most = scenes.there.shape
 
     def chance(p: float, *shape: int) -> Tensor:
@@ -140,23 +140,23 @@ def draw_captions(scenes: Things, speech: Speech, generator: torch.Generator) ->
     shape, colour, size, texture = scenes.facts.split(PARTS, dim=2)
     spoken = texture.clone()
     spoken[..., 0] = 0
-    told = [
+    mentioned = [
         part * chance(p, count, most, 1)
         for part, p in ((colour, speech.colour), (size, speech.size), (spoken, speech.texture))
     ]
-    return Things(torch.cat([shape, *told], dim=2), order < named.unsqueeze(1))
+    return Things(torch.cat([shape, *mentioned], dim=2), order < named.unsqueeze(1))
 
 
 def is_true(captions: Things, scenes: Things) -> Tensor:
-    """``[B, A]`` whether each phrase of a caption fits an object of the picture."""
-    asked = captions.facts.sum(dim=2)[:, None, :, None]
-    fits = torch.einsum("apf,bof->abpo", captions.facts, scenes.facts) >= asked - 0.5
+    """``[B, A]`` whether each phrase of a caption matches an object of the image."""
+    required = captions.facts.sum(dim=2)[:, None, :, None]
+    fits = torch.einsum("apf,bof->abpo", captions.facts, scenes.facts) >= required - 0.5
     phrase = (fits & scenes.there[None, :, None, :]).any(dim=3)
     return (phrase | ~captions.there[:, None]).all(dim=2).t()
 
 
 class Encoders(nn.Module):
-    """Deep sets: a picture is a weighted mean of objects, a caption a sum of phrases, which also make its mask."""
+    """Deep sets: an image is a weighted mean of objects, a caption (and its mask) a function of summed phrases."""
 
     def __init__(self, recipe: Recipe, width: int = 192) -> None:
         super().__init__()
@@ -174,29 +174,29 @@ class Encoders(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def images(self, scenes: Things) -> Tensor:
-        """``[B, D]``."""
+        """Encode images, ``[B, D]``."""
         weight = self.saliency(scenes.facts).squeeze(2).masked_fill(~scenes.there, float("-inf")).softmax(dim=1)
         return scenes.summed(self.objects(scenes.facts[scenes.there]) * weight[scenes.there].unsqueeze(1))
 
     def texts(self, captions: Things) -> tuple[Tensor, Tensor]:
-        """``[A, D]`` vectors and mask logits; masks do not train the text, as in SmartCLIP."""
+        """``[A, D]`` vectors and mask logits; as in SmartCLIP, no gradient flows from the mask to the text encoder."""
         states = self.captions(captions.summed(self.phrases(captions.facts[captions.there])))
         return self.text(states), self.mask(states.detach())
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """What is trained.
+    """Options of the study.
 
     Attributes:
-        recipes: by name (:data:`RECIPES`).
-        seeds: worlds and starts: seeds 0 to N - 1.
-        steps: of training.
-        batch: pictures of a step, with two captions each.
-        rate: highest learning rate.
-        held_out: colour-shape pairs that training never shows.
-        pictures: that presence is measured on; captions are asked of the first 600.
-        out: JSON.
+        recipes: recipe names (:data:`RECIPES`).
+        seeds: number of seeds, each with its own world and initial weights.
+        steps: training steps.
+        batch: images per step, with two captions each.
+        rate: peak learning rate.
+        held_out: number of held-out colour-shape pairs.
+        pictures: evaluation images; captions are evaluated on the first 600.
+        out: JSON output.
     """
 
     recipes: Sequence[str] = ("clip", "masks")
@@ -209,13 +209,13 @@ class ObjectiveOptions:
     out: Path = Path("work_dirs/objective.json")
 
 
-def unseen_pairs(count: int, seed: int) -> Tensor:
-    """The pairs that training never shows."""
+def held_out_pairs(count: int, seed: int) -> Tensor:
+    """Sample the colour-shape pairs that training never shows."""
     return torch.randperm(PAIRS, generator=torch.Generator().manual_seed(seed + 100))[:count]
 
 
 def train(recipe: Recipe, task: ObjectiveOptions, seed: int, label: str = "") -> Encoders:
-    """One model; pictures, captions and their order depend on the seed alone."""
+    """Train one model; images, captions and their order depend only on the seed."""
     torch.manual_seed(seed)
     encoders = Encoders(recipe)
     loss = AlignmentLoss(
@@ -235,7 +235,7 @@ def train(recipe: Recipe, task: ObjectiveOptions, seed: int, label: str = "") ->
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / (0.08 * steps)) * (0.5 + 0.5 * math.cos(math.pi * i / steps))
     )
-    generator, without = torch.Generator().manual_seed(seed + 5), unseen_pairs(task.held_out, seed)
+    generator, without = torch.Generator().manual_seed(seed + 5), held_out_pairs(task.held_out, seed)
     for step in trange(steps, desc=label, leave=False):
         scenes = draw_scenes(task.batch, recipe.counts, generator, without)
         images, speech = encoders.images(scenes), START.towards(END, min(1.0, step / (0.6 * steps)))
@@ -253,15 +253,15 @@ def train(recipe: Recipe, task: ObjectiveOptions, seed: int, label: str = "") ->
     return encoders.eval()
 
 
-def alone(facts: Tensor) -> Things:
-    """Texts of one phrase each, ``[K, F]``."""
+def single_phrases(facts: Tensor) -> Things:
+    """Build texts of one phrase each from facts ``[K, F]``."""
     return Things(facts.unsqueeze(1), torch.ones(len(facts), 1, dtype=torch.bool))
 
 
 @torch.no_grad()
 def measure(encoders: Encoders, recipe: Recipe, task: ObjectiveOptions, seed: int) -> dict[str, Any]:
-    """Average precision over all true pictures, by mask mode; use of dimensions; what is confused."""
-    generator, without = torch.Generator().manual_seed(999), unseen_pairs(task.held_out, seed)
+    """Measure average precision over all matching images by mask mode, use of dimensions, and confusions."""
+    generator, without = torch.Generator().manual_seed(999), held_out_pairs(task.held_out, seed)
     scenes = draw_scenes(task.pictures, recipe.counts, generator, without[:0])
     some = Things(scenes.facts[:600], scenes.there[:600])
     captions = draw_captions(some, END, generator)
@@ -270,33 +270,33 @@ def measure(encoders: Encoders, recipe: Recipe, task: ObjectiveOptions, seed: in
     pairs[torch.arange(PAIRS), PARTS[0] + torch.arange(PAIRS) % PARTS[1]] = 1
     images, has_pair = encoders.images(scenes), scenes.pairs()
     has_shape = scenes.part(0).amax(dim=1) > 0
-    asked = {
-        "shape": (alone(shapes), images, has_shape),
-        "colour_shape": (alone(pairs), images, has_pair),
+    queries = {
+        "shape": (single_phrases(shapes), images, has_shape),
+        "colour_shape": (single_phrases(pairs), images, has_pair),
         "captions": (captions, images[:600], is_true(captions, some)),
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     modes = ("off",) if recipe.masks == "off" else RETRIEVAL_MODES
-    for what, (texts, vectors, truth) in asked.items():
+    for what, (texts, vectors, truth) in queries.items():
         embeds, logits = encoders.texts(texts)
         masks = binary_masks(logits.sigmoid())
         names = [f"{what} {n}" for n in range(len(masks))]
         for mode in modes:
             scores = masked_cosine(vectors, embeds, resolve_masks(masks, mode, names), text_norm=recipe.text_norm)
-            row = found.setdefault(mode, {})
+            row = results.setdefault(mode, {})
             precisions = query_precisions(truth.numpy(), scores.numpy())
             row[what] = mean_known(precisions)
             if what == "colour_shape":
                 row["held_out"] = mean_known(precisions[without.numpy()])
                 if mode == modes[0]:
-                    found["auc"] = confusions(scores, scenes)
+                    results["auc"] = confusions(scores, scenes)
         if what == "colour_shape" and "hard" in modes:
-            found["density"], found["never_on"] = float(masks.mean()), float((masks.sum(dim=0) == 0).float().mean())
-    return found
+            results["density"], results["never_on"] = float(masks.mean()), float((masks.sum(dim=0) == 0).float().mean())
+    return results
 
 
 def confusions(scores: Tensor, scenes: Things) -> dict[str, float]:
-    """Chance that a picture of the pair scores above one of :data:`WRONG`, mean over pairs; ties count half."""
+    """Probability that an image with the pair outranks one of :data:`WRONG`, averaged over pairs; ties count half."""
     shape, colour = ((scenes.part(i).amax(dim=1) > 0) for i in (0, 1))
     right = scenes.pairs()
     both = (shape[:, :, None] & colour[:, None]).flatten(1)
@@ -313,33 +313,33 @@ def confusions(scores: Tensor, scenes: Things) -> dict[str, float]:
     return out
 
 
-def mean_of(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds, key by key."""
+def mean_of(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return means over seeds, per key."""
     return {
-        k: mean_of([f[k] for f in found]) if isinstance(v, Mapping) else statistics.fmean(f[k] for f in found)
-        for k, v in found[0].items()
+        k: mean_of([f[k] for f in results]) if isinstance(v, Mapping) else statistics.fmean(f[k] for f in results)
+        for k, v in results[0].items()
     }
 
 
 def compare(task: ObjectiveOptions) -> dict[str, list[dict[str, Any]]]:
-    """Train, measure, write; a line for each recipe is printed.
+    """Train, measure and write; lines are printed for each recipe.
 
     Returns:
-        By recipe, what each seed gave.
+        Results of each seed, by recipe.
 
     Raises:
-        UserError: for sizes that are too small, and recipes that are not known.
+        UserError: for sizes that are too small, and unknown recipes.
     """
     if task.seeds < 1 or task.steps < 2 or task.batch < 2 or task.pictures < 600 or not 1 <= task.held_out < PAIRS:
         raise UserError(f"--seeds must be at least 1, --steps and --batch 2, --held-out from 1 to {PAIRS - 1}.")
     chosen = {n: RECIPES[check_choice("recipe", n, RECIPES)] for n in dict.fromkeys(task.recipes)}
-    found: dict[str, list[dict[str, Any]]] = {}
-    print("recipe         scored     shape  col+sh held   capt.    density, AUC unbound")
+    results: dict[str, list[dict[str, Any]]] = {}
+    print("recipe         masks      shape  col+sh held   capt.    density, AUC unbound")
     for name, recipe in chosen.items():
-        found[name] = [
+        results[name] = [
             measure(train(recipe, task, seed, f"{name}, seed {seed}"), recipe, task, seed) for seed in range(task.seeds)
         ]
-        m = mean_of(found[name])
+        m = mean_of(results[name])
         for mode in (k for k in RETRIEVAL_MODES if k in m):
             own = mode == next(iter(m))
             more = f"   {m.get('density', 1):.2f}, {m['auc']['unbound']:.3f}" if own else ""
@@ -351,5 +351,5 @@ def compare(task: ObjectiveOptions) -> dict[str, list[dict[str, Any]]]:
         recipes={n: asdict(r) for n, r in chosen.items()},
         metric="average precision over all true pictures",
     )
-    write_results(task.out, stamp, {n: mean_of(f) for n, f in found.items()}, by_seed=found)
-    return found
+    write_results(task.out, stamp, {n: mean_of(f) for n, f in results.items()}, by_seed=results)
+    return results

@@ -1,10 +1,10 @@
-"""Does presence pay? Absent names under vocabularies of growing size, and "none" in grounding, with controls.
+"""Does presence scoring help? Absent names with growing vocabularies, and no-target sentences, with controls.
 
-Half of the pictures calibrate: scale and offset of presence and of region scores, by the names of the annotations. The
-other half is measured. Of a vocabulary of K names a picture gets its own, then others of the annotations for at most
-half of K, then foreign ones.
+Half of the images calibrate scale and bias of presence and of region scores, on the names of the annotations; the other
+half is evaluated. In a vocabulary of K names, an image gets its own names, then other names of the annotations up to
+half of K, then foreign names, which occur in no image.
 
-Shape letters: R regions, C names, P vectors of a picture, S sentences.
+Shape letters: R regions, C names, P vectors of an image, S sentences.
 """
 
 from __future__ import annotations
@@ -41,37 +41,37 @@ from smartclip_det.studies.presence_grounding import measure_grounding
 from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.images import open_rgb
 
-#: The 1,000 classes of ImageNet, as open_clip spells them.
+#: The 1,000 classes of ImageNet, with open_clip's spelling.
 IMAGENET = "imagenet_1000"
 Results = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class PresenceOptions:
-    """Whose presence is measured, on what.
+    """Options of the presence study.
 
     Attributes:
-        encoder: config of an encoder, see :func:`load_encoder`.
-        ann: COCO annotations; their names are those that can be there.
-        images: folder of ``file_name``.
+        encoder: encoder config, see :func:`load_encoder`.
+        ann: COCO annotations, whose class names can occur in the images.
+        images: image folder.
         boxes: ``ground-truth``, or saved detections, whose scores are objectness.
-        sizes: K, names of a vocabulary.
-        absent: foreign names: ``imagenet_1000``, a known vocabulary, or a file.
+        sizes: vocabulary sizes K.
+        absent: source of foreign names: ``imagenet_1000``, a known vocabulary, or a file.
         powers: exponents of presence.
-        sources: ``pooled``, ``cells``.
-        expressions: file of referring expressions with sentences of none; None leaves grounding out.
-        expression_images: folder of their ``file_name``; None: ``images``.
-        template: text of a name.
+        sources: presence sources, ``pooled`` or ``cells``.
+        expressions: referring expressions, some without a target; None skips grounding.
+        expression_images: image folder of ``expressions``; None: ``images``.
+        template: template that turns a name into a text.
         mask_mode: ``hard``, ``soft`` or ``off``.
-        text_norm: ``full``, or ``masked`` for towers that were trained so.
-        learned_scale: keep the scale that the towers learned; only offsets are then calibrated.
-        dense_size: side of the dense input in pixels; 0: the tower's.
-        max_boxes: of a picture, for saved ones.
-        limit: first so many pictures only; 0: all.
-        resamples: of the paired bootstrap.
-        seed: of halves and vocabularies.
+        text_norm: ``full``, or ``masked`` for towers trained with it.
+        learned_scale: keep the towers' learned scale and calibrate only biases.
+        dense_size: side of the dense input in pixels; 0: the tower's input size.
+        max_boxes: saved boxes per image.
+        limit: use only the first N images; 0: all.
+        resamples: resamples of the paired bootstrap.
+        seed: seed of the halves and vocabularies.
         device: see :func:`resolve_device`.
-        out: JSON.
+        out: JSON output.
     """
 
     encoder: Mapping[str, Any]
@@ -102,23 +102,23 @@ class PresenceOptions:
             check_choice("presence source", s, PRESENCE_SOURCES)
         if min(self.sizes, default=0) < 2 or min(self.powers, default=0) <= 0:
             raise UserError(
-                f"Vocabularies have at least 2 names, and exponents are over 0; given {list(self.sizes)} "
+                f"Vocabulary sizes must be at least 2 and exponents above 0; got {list(self.sizes)} "
                 f"and {list(self.powers)}."
             )
 
 
 @dataclass
-class SeenPicture:
-    """One picture, scored once for all names.
+class ScoredImage:
+    """One image, scored once for all names.
 
     Attributes:
-        image_id: its id.
+        image_id: image id.
         boxes: ``[R, 4]`` xyxy candidates.
-        objectness: ``[R]``.
-        regions: ``[R, C]`` cosines.
-        presence: by source ``[C]`` cosines of the whole picture.
+        objectness: ``[R]`` objectness of the boxes.
+        regions: ``[R, C]`` cosines of the regions.
+        presence: per source, ``[C]`` cosines of the whole image.
         objects: ``[G, 4]`` xyxy ground truth.
-        classes: ``[G]`` their names, as rows of the bank.
+        classes: ``[G]`` classes of the objects, as rows of the bank.
     """
 
     image_id: Any
@@ -131,10 +131,10 @@ class SeenPicture:
 
 
 def measure_presence(options: PresenceOptions) -> tuple[Results, Path]:
-    """Calibrate on one half, measure the other, write.
+    """Calibrate on one half, evaluate the other, write the results.
 
     Raises:
-        UserError: for files that are missing or wrong, too few foreign names, or halves without anything to measure.
+        UserError: for missing or invalid files, too few foreign names, or an empty half.
     """
     o = options
     truth = load_ground_truth(o.ann)
@@ -145,10 +145,10 @@ def measure_presence(options: PresenceOptions) -> tuple[Results, Path]:
     scale = float(towers.logit_scale.exp()) if o.learned_scale else None
     policy = ScoringPolicy(mask_mode=o.mask_mode, text_norm=o.text_norm, activation="sigmoid")
     bank = build_bank(towers, [*known, *foreign], templates=[o.template]).to("cpu")
-    seen = see(o, truth, encoder, bank, policy)
+    seen = score_images(o, truth, encoder, bank, policy)
     policies = calibrated([p for p in seen if calibrates(p.image_id, o.seed)], len(known), o, policy, scale)
     half = [p for p in seen if not calibrates(p.image_id, o.seed)]
-    results: Results = {"calibration": {s: _told(p) for s, p in policies.items()}}
+    results: Results = {"calibration": {s: _calibration(p) for s, p in policies.items()}}
     results["detection"] = {str(k): measure_detection(o, half, bank, len(known), k, policies) for k in o.sizes}
     if o.expressions is not None:
         results["grounding"] = measure_grounding(
@@ -188,7 +188,7 @@ def measure_presence(options: PresenceOptions) -> tuple[Results, Path]:
     return results, write_results(o.out, stamp, results, counts=counts)
 
 
-def _told(policy: ScoringPolicy) -> dict[str, float]:
+def _calibration(policy: ScoringPolicy) -> dict[str, float]:
     return {
         "presence_scale": policy.presence_scale,
         "presence_bias": policy.presence_bias,
@@ -198,15 +198,15 @@ def _told(policy: ScoringPolicy) -> dict[str, float]:
 
 
 def calibrates(image_id: Any, seed: int) -> bool:
-    """Which half a picture is in: by its id alone, whatever else a file holds."""
+    """Whether an image is in the calibration half; depends only on its id and the seed."""
     return text_seed(str(image_id), f"presence {seed}") % 2 == 0
 
 
 def foreign_names(source: str, known: Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` names that share no word with the known ones, in an order drawn by the seed.
+    """``count`` names that share no word with the known ones, shuffled by the seed.
 
     Raises:
-        UserError: where the source has fewer.
+        UserError: if the source has too few.
     """
     names = imagenet_names() if source == IMAGENET else resolve_names(source)
     words = {w for n in known for w in _stems(n)}
@@ -214,9 +214,10 @@ def foreign_names(source: str, known: Sequence[str], count: int, seed: int) -> l
     wanted = max(0, count - len(known))
     if len(free) < wanted:
         raise UserError(
-            f"Vocabularies of {count} names need {wanted} that are never there; {source} has {len(free)} of "
-            f"{len(names)} that share no word with the {len(known)} names of the annotations. Give smaller --sizes, or "
-            "a longer list by --absent FILE."
+            f"Vocabularies of {count} names need {wanted} foreign names, but only {len(free)} of the "
+            f"{len(names)} names "
+            f"in {source} share no word with the {len(known)} names of the annotations. Use smaller --sizes, or "
+            "a longer list with --absent FILE."
         )
     random.Random(seed).shuffle(free)
     return free[:count]
@@ -226,41 +227,41 @@ def _stems(name: str) -> set[str]:
     return {w.removesuffix("s") for w in name.casefold().replace("-", " ").replace("_", " ").split()}
 
 
-def see(
+def score_images(
     o: PresenceOptions, truth: GroundTruth, encoder: RegionEncoder, bank: TextBank, policy: ScoringPolicy
-) -> list[SeenPicture]:
-    """Every picture with candidate boxes, scored for all names."""
-    found = saved_boxes(o.boxes, truth)
+) -> list[ScoredImage]:
+    """Score every image with candidate boxes for all names."""
+    candidates = saved_boxes(o.boxes, truth)
     row = {c: n for n, c in enumerate(truth.categories)}
     boxes: dict[Any, list[Any]] = {}
     for a in truth.data["annotations"]:
         if not a.get("iscrowd"):
             boxes.setdefault(a["image_id"], []).append(a)
-    images = [i for i in truth.data["images"] if i["id"] in found]
+    images = [i for i in truth.data["images"] if i["id"] in candidates]
     out = []
     for info in tqdm(images[: o.limit] if o.limit else images, desc="pictures", unit="image"):
         image = open_rgb(picture_path(o.images, info, str(o.ann)))
-        corners, own, _ = found[info["id"]]
+        corners, own, _ = candidates[info["id"]]
         best = own.argsort(descending=True, stable=True)[: o.max_boxes]
-        mine = boxes.get(info["id"], [])
-        objects = torch.tensor([a["bbox"] for a in mine], dtype=torch.float32).view(-1, 4)
+        annotated = boxes.get(info["id"], [])
+        objects = torch.tensor([a["bbox"] for a in annotated], dtype=torch.float32).view(-1, 4)
         objects[:, 2:] += objects[:, :2]
         vectors = encoder.vectors(image, corners[best].tolist(), "dense")
         presence = {s: presence_cosine(encoder.picture(image, s), bank, policy) for s in o.sources}
-        classes = torch.tensor([row[a["category_id"]] for a in mine], dtype=torch.long)
+        classes = torch.tensor([row[a["category_id"]] for a in annotated], dtype=torch.long)
         out.append(
-            SeenPicture(info["id"], corners[best], own[best], bank.cosine(vectors, policy), presence, objects, classes)
+            ScoredImage(info["id"], corners[best], own[best], bank.cosine(vectors, policy), presence, objects, classes)
         )
     return out
 
 
 def calibrated(
-    half: Sequence[SeenPicture], known: int, o: PresenceOptions, policy: ScoringPolicy, scale: float | None
+    half: Sequence[ScoredImage], known: int, o: PresenceOptions, policy: ScoringPolicy, scale: float | None
 ) -> dict[str, ScoringPolicy]:
-    """A policy for each source: regions and presence as probabilities, by the names of the annotations."""
+    """Fit, per source, a policy that turns region and presence cosines into probabilities, on the annotated names."""
     if not half:
-        raise UserError("No picture is in the half that calibrates: give more pictures, or another --seed.")
-    # A box has the name of an object that it overlaps by half.
+        raise UserError("The calibration half has no image. Use more images, or another --seed.")
+    # A box counts as positive for the class of an object that it overlaps with IoU >= 0.5.
     right = [
         torch.stack(
             [
@@ -288,17 +289,17 @@ def calibrated(
 
 def measure_detection(
     o: PresenceOptions,
-    half: Sequence[SeenPicture],
+    half: Sequence[ScoredImage],
     bank: TextBank,
     known: int,
     size: int,
     policies: Mapping[str, ScoringPolicy],
 ) -> Results:
-    """Rows of one vocabulary size: without presence, with it, and its controls; gains in pairs over no presence."""
-    asked = [episode(p, known, len(bank), size, o.seed) for p in half]
+    """Evaluate one vocabulary size: without presence, with it, and its controls; with paired gains over no presence."""
+    vocabularies = [episode(p, known, len(bank), size, o.seed) for p in half]
     first = next(iter(policies.values()))
     none: list[Tensor | None] = [None] * len(half)
-    rows = {"presence 0": detect(half, asked, known, first, none)}
+    rows = {"presence 0": detect(half, vocabularies, known, first, none)}
     donors = donor_rows(bank.texts, None)
     for source, policy in policies.items():
         own = [p.presence[source] for p in half]
@@ -306,19 +307,19 @@ def measure_detection(
         for power in o.powers:
             for control, cosines in given.items():
                 raised = replace(policy, presence=power)
-                rows[f"{source}, presence {power:g}{control}"] = detect(half, asked, known, raised, cosines)
+                rows[f"{source}, presence {power:g}{control}"] = detect(half, vocabularies, known, raised, cosines)
     metrics = {k: r.metric() for k, r in rows.items()}
     return {k: {**r.facts(), **gain(metrics["presence 0"], metrics[k], o.resamples)} for k, r in rows.items()}
 
 
 def gain(base: tuple[Metric, int], other: tuple[Metric, int], resamples: int) -> dict[str, Any]:
-    """``gain``: by metric the difference over no presence, with its paired interval over pictures."""
-    found = paired_bootstrap(base[0], other[0], base[1], resamples=resamples, progress=False)
-    return {"gain": {k: {n: v[n] for n in ("difference", "low", "high")} for k, v in found.items()}}
+    """``gain``: per metric, the difference to no presence, with its paired interval over images."""
+    intervals = paired_bootstrap(base[0], other[0], base[1], resamples=resamples, progress=False)
+    return {"gain": {k: {n: v[n] for n in ("difference", "low", "high")} for k, v in intervals.items()}}
 
 
-def episode(picture: SeenPicture, known: int, names: int, size: int, seed: int) -> Tensor:
-    """``[K]`` rows of a picture's vocabulary: its own names, known ones that are absent, foreign ones."""
+def episode(picture: ScoredImage, known: int, names: int, size: int, seed: int) -> Tensor:
+    """``[K]`` bank rows of an image's vocabulary: its own names, absent known names, foreign names."""
     draw = random.Random(f"{seed} {picture.image_id}")
     own = sorted(set(picture.classes.tolist()))
     own = own if len(own) <= size else sorted(draw.sample(own, size))
@@ -329,28 +330,28 @@ def episode(picture: SeenPicture, known: int, names: int, size: int, seed: int) 
 
 
 def detect(
-    half: Sequence[SeenPicture],
-    asked: Sequence[Tensor],
+    half: Sequence[ScoredImage],
+    vocabularies: Sequence[Tensor],
     known: int,
     policy: ScoringPolicy,
     presence: Sequence[Tensor | None],
 ) -> PooledDetections:
-    """Detections of every picture under its vocabulary, as one ranking."""
+    """Detect in every image with its vocabulary, pooled into one ranking."""
     rows, objects = [], []
-    for picture, names, cosines in zip(half, asked, presence, strict=True):
+    for picture, names, cosines in zip(half, vocabularies, presence, strict=True):
         scores = (policy.dense_temperature * picture.regions[:, names] + policy.sigmoid_bias).sigmoid()
         if cosines is not None:
             scores = scores * weighed_presence(cosines[names], policy).exp()
         boxes, labels, values = detect_in_boxes(picture.boxes, picture.objectness, scores, RescoreOptions())
         wanted = torch.isin(picture.classes, names)
         objects.append(int(wanted.sum()))
-        told = names[labels]
+        predicted = names[labels]
         rows.append(
             {
                 "scores": values.numpy(),
-                "foreign": (told >= known).numpy(),
-                "absent": ~np.isin(told.numpy(), picture.classes.numpy()),
-                "hits": match_boxes(picture.boxes[boxes], told, picture.objects[wanted], picture.classes[wanted]),
+                "foreign": (predicted >= known).numpy(),
+                "absent": ~np.isin(predicted.numpy(), picture.classes.numpy()),
+                "hits": match_boxes(picture.boxes[boxes], predicted, picture.objects[wanted], picture.classes[wanted]),
             }
         )
     return PooledDetections.cat(rows, objects)

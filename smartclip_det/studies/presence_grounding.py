@@ -1,6 +1,6 @@
-"""Presence for "none" in grounding: sentences without a target, at equal shares of kept targets.
+"""Presence scoring for sentences without a target, compared at equal recall of sentences with a target.
 
-Shape letters: S sentences, P vectors of a picture.
+Shape letters: S sentences, P vectors of an image.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from smartclip_det.utils.images import open_rgb
 
 
 @dataclass
-class SeenSentences:
-    """Sentences that were scored.
+class ScoredSentences:
+    """Scored sentences.
 
     Attributes:
         images: S image ids.
-        target: ``[S]`` bool.
-        evidence: ``[S]`` of the best box, without presence.
-        presence: by source ``[S]`` presence cosines in the sentence's own picture.
-        elsewhere: by source ``[S]`` in the next picture, a control.
+        target: ``[S]`` bool, whether the sentence has a target.
+        evidence: ``[S]`` evidence of the best box, without presence.
+        presence: per source, ``[S]`` presence cosines in the sentence's own image.
+        elsewhere: per source, ``[S]`` presence cosines in another image, a control.
     """
 
     images: list[Any]
@@ -62,26 +62,28 @@ def measure_grounding(
     calibrates: Callable[[Any], bool],
     limit: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Rows: without presence, with it, and with that of another picture; gains in pairs over no presence.
+    """Evaluate without presence, with it, and with that of another image; with paired gains over no presence.
 
     Args:
-        expressions: file of sentences, some without a target.
-        folder: of their ``file_name``.
+        expressions: file of expressions, some without a target.
+        folder: image folder.
         instances: COCO annotations whose boxes are the candidates.
-        encoder: makes region and picture vectors.
+        encoder: computes region and image vectors.
         policy: its ``dense_temperature`` weighs evidence against presence.
-        sources: of presence.
-        powers: exponents.
-        scale: a scale to keep, or None; see :func:`fit_sigmoid`.
-        resamples: of the bootstrap over pictures.
-        calibrates: which images calibrate and are not measured.
-        limit: first so many pictures.
+        sources: presence sources.
+        powers: exponents of presence.
+        scale: fixed scale, or None to fit it; see :func:`fit_sigmoid`.
+        resamples: resamples of the bootstrap over images.
+        calibrates: whether an image is used for calibration (and not evaluated).
+        limit: use only the first N images; 0: all.
     """
     grounder = ZeroShotGrounder(encoder, policy=policy.with_(temperature=policy.dense_temperature))
-    seen = see(load_expressions(expressions), folder, instances, grounder, sources, limit)
+    seen = score_sentences(load_expressions(expressions), folder, instances, grounder, sources, limit)
     first = np.array([calibrates(i) for i in seen.images])
     if first.all() or not first.any():
-        raise UserError(f"{expressions} has sentences of one half of the pictures only: give more, or another --seed.")
+        raise UserError(
+            f"{expressions} has sentences in one half of the images only. Use more images, or another --seed."
+        )
     rest = ~first
     target, images = seen.target[rest], [i for i, r in zip(seen.images, rest, strict=True) if r]
     best = {"presence 0": seen.evidence}
@@ -97,20 +99,20 @@ def measure_grounding(
     out: dict[str, dict[str, Any]] = {}
     for k, row in rows.items():
         metric, _ = none_metric(best[k][torch.from_numpy(rest)].numpy(), target, images)
-        found = paired_bootstrap(base, metric, count, resamples=resamples, progress=False)
-        out[k] = {**row, "gain": {m: {n: v[n] for n in ("difference", "low", "high")} for m, v in found.items()}}
+        intervals = paired_bootstrap(base, metric, count, resamples=resamples, progress=False)
+        out[k] = {**row, "gain": {m: {n: v[n] for n in ("difference", "low", "high")} for m, v in intervals.items()}}
     return out
 
 
-def see(
+def score_sentences(
     wanted: Sequence[Expression],
     folder: Path,
     instances: str,
     grounder: ZeroShotGrounder,
     sources: Sequence[str],
     limit: int,
-) -> SeenSentences:
-    """Evidence and presence of every sentence whose picture has candidates."""
+) -> ScoredSentences:
+    """Compute evidence and presence of every sentence whose image has candidate boxes."""
     groups: dict[Any, list[Expression]] = {}
     for e in wanted:
         groups.setdefault(e.image_id, []).append(e)
@@ -123,11 +125,11 @@ def see(
     pictures: list[dict[str, Tensor]] = []
     evidence = []
     for i in tqdm(ids, desc="sentences", unit="image"):
-        mine = groups[i]
-        image = open_rgb(folder / mine[0].file_name)
-        regions = boxes[mine[0].id].boxes
+        group = groups[i]
+        image = open_rgb(folder / group[0].file_name)
+        regions = boxes[group[0].id].boxes
         vectors = grounder.region_vectors(image, regions)
-        evidence.append(grounder.evidence(vectors, regions, [e.sentence for e in mine], bank).amax(dim=1))
+        evidence.append(grounder.evidence(vectors, regions, [e.sentence for e in group], bank).amax(dim=1))
         pictures.append({s: encoder.picture(image, s) for s in sources})
     own: dict[str, list[Tensor]] = {s: [] for s in sources}
     other: dict[str, list[Tensor]] = {s: [] for s in sources}
@@ -137,7 +139,7 @@ def see(
         for s in sources:
             own[s].append(presence_cosine(pictures[n][s], part, grounder.policy)[column])
             other[s].append(presence_cosine(pictures[(n + 1) % len(ids)][s], part, grounder.policy)[column])
-    return SeenSentences(
+    return ScoredSentences(
         [i for i in ids for _ in groups[i]],
         np.array([bool(e.boxes) for i in ids for e in groups[i]]),
         torch.cat(evidence),

@@ -1,7 +1,7 @@
-"""What the numbers of a toy run say, in words. Every sentence follows from numbers by a rule that is written here.
+"""Conclusions of the toy report, in words. Every sentence follows from the numbers by a rule in this module.
 
-A difference counts as shown when its 95 % interval (paired bootstrap over the validation pictures) lies on one side of
-zero. The interval tells of other pictures, not of other seeds: ``smartclip-det study grid`` tells of those.
+A difference counts as shown if its 95 % interval (paired bootstrap over the validation images) excludes zero. The
+interval covers other images, not other seeds; for those, run ``smartclip-det study grid``.
 """
 
 from __future__ import annotations
@@ -13,68 +13,71 @@ from typing import Any
 from smartclip_det.studies.toy_measures import Gap
 
 Gaps = Mapping[str, Gap]
-#: Novel shapes count as found when their AP50 is this share of the base shapes'.
+#: Novel shapes count as detected if their AP50 is at least this share of the base shapes' AP50,
 FOUND = 2 / 3
-#: ... and as read from captions, or mostly so, when it is so many times the larger control.
+#: and as learned (mostly) from captions if it is at least this many times the larger control.
 FROM_TEXT, MOSTLY_FROM_TEXT = 20.0, 3.0
-#: Differences below this are small.
+#: Differences below this count as small.
 SMALL = 0.05
-#: Masks that share more of their dimensions are nearly alike.
+#: Mean mask overlap above which masks count as nearly identical.
 NEARLY_ALIKE = 0.8
-NOT_SHOWN = "the text's own mask was not shown to matter"
+NOT_SHOWN = "this run does not show that the text's own mask matters"
 
 
-def told(gap: Gap) -> str:
-    """A difference with its interval."""
+def interval(gap: Gap) -> str:
+    """Format a difference with its interval."""
     return f"difference {gap.value:+.3f}, interval {gap.low:+.3f} to {gap.high:+.3f}"
 
 
 def level(gap: Gap) -> bool:
-    """Whether both are as good as each other: the whole interval is small. Else the pictures do not tell."""
+    """Whether both are equally good, i.e. the whole interval is small. Otherwise the result is inconclusive."""
     return max(abs(gap.low), abs(gap.high)) < SMALL
 
 
 def own_mask(gap: Gap, what: str) -> str:
-    """Whether it is the text's own mask that matters."""
+    """Conclude whether the text's own mask matters."""
     if gap.above:
-        return f"The text's own mask matters for {what}: another text's mask does worse ({told(gap)})."
+        return f"The text's own mask matters for {what}: with another text's mask results are worse ({interval(gap)})."
     if gap.below or level(gap):
         better = "even better" if gap.below else "as well"
-        return f"Another text's mask does {better} on {what} ({told(gap)}): {NOT_SHOWN}."
-    return f"Too few pictures to tell another text's mask from the text's own on {what} ({told(gap)}): {NOT_SHOWN}."
+        return f"Another text's mask works {better} for {what} ({interval(gap)}): {NOT_SHOWN}."
+    return f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
+    f"({interval(gap)}): {NOT_SHOWN}."
 
 
 def masks_pay(gap: Gap, what: str) -> str:
-    """Masked against plain scoring of the same weights."""
+    """Compare scoring with and without masks for the same weights."""
     if gap.above:
-        return f"The same weights without masks do worse on {what} ({told(gap)})."
+        return f"Without masks, the same weights are worse on {what} ({interval(gap)})."
     if gap.below:
-        return f"The same weights do better on {what} without masks ({told(gap)}): masks cost here."
+        return f"Without masks, the same weights are better on {what} ({interval(gap)}): masks hurt here."
     if level(gap):
-        return f"The same weights do as well on {what} without masks ({told(gap)})."
-    return f"Too few pictures to tell masks on from off on {what} ({told(gap)}): that masks help was not shown."
+        return f"Without masks, the same weights are equally good on {what} ({interval(gap)})."
+    return f"Inconclusive for {what}: too few images to separate masks on from masks off ({interval(gap)})."
 
 
 def against_clip(gap: Gap, what: str) -> str:
-    """SmartCLIP against CLIP of equal steps, the comparison that counts for a user."""
+    """Compare SmartCLIP with CLIP at equal training steps, the comparison that matters to a user."""
     if gap.above:
-        return f"SmartCLIP is ahead of CLIP trained for as many steps on {what} ({told(gap)})."
+        return f"SmartCLIP is better than CLIP, trained for the same number of steps, on {what} ({interval(gap)})."
     if gap.below:
-        return f"SmartCLIP is behind CLIP trained for as many steps on {what} ({told(gap)})."
+        return f"SmartCLIP is worse than CLIP, trained for the same number of steps, on {what} ({interval(gap)})."
     if level(gap):
-        return f"SmartCLIP and CLIP trained for as many steps are level on {what} ({told(gap)})."
-    return f"Too few pictures to tell SmartCLIP from CLIP trained for as many steps on {what} ({told(gap)})."
+        return (
+            f"SmartCLIP and CLIP, trained for the same number of steps, are equally good on {what} ({interval(gap)})."
+        )
+    return f"Inconclusive for {what}: too few images to separate SmartCLIP from CLIP at equal steps ({interval(gap)})."
 
 
 def alignment(gaps: Gaps) -> list[str]:
-    """Section 2."""
+    """Conclusions of section 2."""
     clip, off = gaps["colour_shape clip"], gaps["colour_shape off"]
     if off.above and clip.above:
-        head = "Masks pay: with them SmartCLIP beats its own plain scoring and CLIP."
+        head = "Masks help: masked SmartCLIP beats both its own unmasked scoring and CLIP."
     elif off.above:
-        head = "Masks organise what SmartCLIP knows, but it was not shown to know more than CLIP."
+        head = "SmartCLIP needs its masks, but this run does not show that it is better than CLIP."
     else:
-        head = "Masks were not shown to help."
+        head = "This run does not show that masks help."
     parts = [
         head,
         against_clip(clip, "colour + shape"),
@@ -82,58 +85,59 @@ def alignment(gaps: Gaps) -> list[str]:
         own_mask(gaps["colour_shape shuffled"], "colour + shape"),
     ]
     if "held_out clip" in gaps:
-        parts.append(against_clip(gaps["held_out clip"], "pairs that training never showed"))
+        parts.append(against_clip(gaps["held_out clip"], "held-out colour-shape pairs"))
     return parts
 
 
 def probe(summary: Mapping[str, Any]) -> list[str]:
-    """Section 4: what a patch of the towers knows of shapes without boxes."""
+    """Conclusions of section 4: what patch features of the towers know about shapes, without boxes."""
     novel, base = (summary["region_probe"][g]["dense"] for g in ("novel", "base"))
     clip = summary["region_probe_by_towers"]["clip"]["novel"]["dense_value"]["off"]
     random = summary["region_probe_by_towers"]["random"]["novel"]["dense_value"]["off"]
     if novel["hard"] <= 2 * random:
         return [
-            "Patches do not know the novel shapes.",
-            f"{novel['hard']:.2f} of their boxes are named rightly; towers with random weights: {random:.2f}.",
+            "Patch features do not recognise the novel shapes.",
+            f"{novel['hard']:.2f} of their boxes are classified correctly; with random towers {random:.2f}.",
         ]
     near = "as well as" if novel["hard"] >= 0.9 * base["hard"] else "less well than"
     return [
-        f"Captions alone taught the patches the novel shapes, {near} the base shapes.",
-        f"{novel['hard']:.2f} of the novel boxes are named rightly, {base['hard']:.2f} of the base ones; of the "
-        f"novel ones CLIP names {clip:.2f}, towers with random weights {random:.2f}.",
+        f"From captions alone, patch features recognise the novel shapes {near} the base shapes.",
+        f"{novel['hard']:.2f} of the novel boxes are classified correctly, {base['hard']:.2f} of the base ones; for "
+        f"novel boxes CLIP reaches {clip:.2f}, towers with random weights {random:.2f}.",
     ]
 
 
 def detection(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
-    """Section 5."""
+    """Conclusions of section 5."""
     novel, base = summary["detection"]["novel_ap50"], summary["detection"]["base_ap50"]
     share = novel["hard"] / base["hard"] if base["hard"] > 0 else 0.0
     times = novel["hard"] / max(novel["text_shuffled"], novel["random_tower"], 1e-3)
-    verdict = "are found" if share >= FOUND else "are found in part" if share >= FOUND / 2 else "are mostly missed"
-    parts = [f"Novel shapes {verdict}: AP50 {novel['hard']:.2f}, {share:.0%} of the base shapes' {base['hard']:.2f}."]
-    controls = f"with names exchanged it is {novel['text_shuffled']:.3f}, on random towers {novel['random_tower']:.3f}"
+    verdict = "are detected" if share >= FOUND else "are partly detected" if share >= FOUND / 2 else "are mostly missed"
+    parts = [f"Novel shapes {verdict}: AP50 {novel['hard']:.2f}, {share:.0%} of the {base['hard']:.2f} of base shapes."]
+    controls = f"with permuted names it is {novel['text_shuffled']:.3f}, with random towers {novel['random_tower']:.3f}"
     if times >= FROM_TEXT:
-        parts.append(f"That comes from captions, through texts and towers: {controls}.")
+        parts.append(f"This was learned from captions: {controls}.")
     elif times >= MOSTLY_FROM_TEXT:
-        parts.append(f"That comes mostly from captions: {controls}.")
+        parts.append(f"This was mostly learned from captions: {controls}.")
     else:
-        parts.append(f"That it comes from captions was not shown: {controls}.")
+        parts.append(f"This run does not show that it was learned from captions: {controls}.")
     parts += [masks_pay(gaps["novel off"], "novel shapes"), own_mask(gaps["novel shuffled"], "novel shapes")]
     if gaps["novel off"].above:
-        parts.append("These heads were trained with masks on, and what heads were trained with they want in testing.")
+        parts.append("Note that these heads were trained with masks, which favours masks at test time.")
     return parts
 
 
 def grounding(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
-    """Section 7."""
-    found = summary["grounding"]
-    hard, chance, best = found["acc50"]["hard"], found["chance"], found["best_possible"]
-    head, gap = found["head"]["hard"], gaps["referring zero-shot"]
-    better = "does better" if gap.above else "does worse" if gap.below else "does as well"
+    """Conclusions of section 7."""
+    results = summary["grounding"]
+    hard, chance, best = results["acc50"]["hard"], results["chance"], results["best_possible"]
+    head, gap = results["head"]["hard"], gaps["referring zero-shot"]
+    better = "is better" if gap.above else "is worse" if gap.below else "is not measurably different"
     parts = [
-        f"Without any training for it, {hard:.2f} of the phrases find their object among ten boxes, where chance is "
-        f"{chance:.2f} and the boxes allow {best:.2f}; with exchanged texts {found['acc50']['text_shuffled']:.2f}.",
-        f"The trained head, which needs no boxes from elsewhere, {better} ({head['acc50']:.2f}, {told(gap)}).",
+        f"Without grounding training, {hard:.2f} of the phrases are located among ten boxes (chance "
+        f"{chance:.2f}, upper "
+        f"bound with these boxes {best:.2f}, with permuted texts {results['acc50']['text_shuffled']:.2f}).",
+        f"The trained head, which needs no proposals, {better} ({head['acc50']:.2f}, {interval(gap)}).",
         own_mask(gaps["grounding shuffled"], "grounding"),
         masks_pay(gaps["grounding off"], "zero-shot grounding"),
         masks_pay(gaps["referring off"], "the trained head's grounding"),
@@ -143,13 +147,13 @@ def grounding(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """How masks of colour-and-shape phrases lie; overlaps are means of Jaccard's.
+    """Statistics of the masks of colour-and-shape phrases; overlaps are mean Jaccard indices.
 
     Attributes:
-        densities: share of the dimensions that each phrase keeps.
-        same_shape: overlap of phrases of one shape in two colours.
-        same_colour: that of phrases of two shapes in one colour.
-        neither: that of phrases that share neither.
+        densities: fraction of dimensions that each phrase keeps.
+        same_shape: overlap of phrases with the same shape and different colours.
+        same_colour: overlap of phrases with the same colour and different shapes.
+        neither: overlap of phrases that share neither.
     """
 
     densities: Sequence[float]
@@ -158,21 +162,21 @@ class MaskFacts:
     neither: float
 
 
-def masks(found: MaskFacts) -> list[str]:
-    """Section 3."""
-    mean = sum(found.densities) / len(found.densities)
+def masks(stats: MaskFacts) -> list[str]:
+    """Conclusions of section 3."""
+    mean = sum(stats.densities) / len(stats.densities)
     facts = (
-        f"A text keeps {mean:.0%} of the dimensions on average, {min(found.densities):.0%} to "
-        f"{max(found.densities):.0%}. Two texts of the same shape share {found.same_shape:.2f} of their dimensions, "
-        f"two of the same colour {found.same_colour:.2f}, two of neither {found.neither:.2f}."
+        f"A text keeps {mean:.0%} of the dimensions on average, between {min(stats.densities):.0%} and "
+        f"{max(stats.densities):.0%}. The mask overlap (Jaccard index) of two texts is {stats.same_shape:.2f} with the "
+        f"same shape, {stats.same_colour:.2f} with the same colour, and {stats.neither:.2f} with neither."
     )
     followed = [
         name
-        for name, overlap in (("shape", found.same_shape), ("colour", found.same_colour))
-        if overlap > found.neither + SMALL
+        for name, overlap in (("shape", stats.same_shape), ("colour", stats.same_colour))
+        if overlap > stats.neither + SMALL
     ]
     if followed:
-        return [f"Masks follow what the text is about: its {' and its '.join(followed)}.", facts]
-    if found.neither > NEARLY_ALIKE:
-        return ["Masks of different texts are nearly alike: what a text keeps says little of what it is about.", facts]
-    return ["Masks differ from text to text, but hardly by shape or colour.", facts]
+        return [f"Masks depend on the content of the text: its {' and its '.join(followed)}.", facts]
+    if stats.neither > NEARLY_ALIKE:
+        return ["Masks of different texts are nearly identical and say little about the content of the text.", facts]
+    return ["Masks differ between texts, but hardly depend on shape or colour.", facts]

@@ -1,4 +1,4 @@
-"""What a toy run measured: the numbers of its result files, and the intervals of the differences that it tells."""
+"""Measurements of a toy run: metrics from its result files, and intervals of the differences that the report states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from smartclip_det.studies.toy import GROUNDING_MODES, HEAD_MODES, TEMPLATE, TES
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 
 IMAGE_SIDE = 64
-#: Draws of each interval: enough for its first two digits.
+#: Bootstrap resamples per interval, enough for two significant digits.
 DRAWS = 300
 ALIGNMENT = ("map_shape", "map_colour_shape", "map_colour_shape_held_out")
 AP50 = ("base_ap50", "novel_ap50", "all_ap50")
@@ -36,7 +36,7 @@ AP50 = ("base_ap50", "novel_ap50", "all_ap50")
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference on the same pictures, with its 95 % interval (paired bootstrap over pictures).
+    """A difference on the same images, with its 95 % interval (paired bootstrap over images).
 
     Attributes:
         value: first minus second.
@@ -50,26 +50,26 @@ class Gap:
 
     @property
     def above(self) -> bool:
-        """Whether the first is ahead, beyond chance."""
+        """Whether the first is significantly better."""
         return self.low > 0
 
     @property
     def below(self) -> bool:
-        """Whether the first is behind, beyond chance."""
+        """Whether the first is significantly worse."""
         return self.high < 0
 
     @staticmethod
     def of(first: Metric, second: Metric, pictures: int, name: str, draws: int = DRAWS) -> Gap:
-        """Of one number of two metrics."""
-        found = paired_bootstrap(second, first, pictures, resamples=draws, progress=False)[name]
-        return Gap(found["difference"], found["low"], found["high"])
+        """Compute the gap of one metric between two runs."""
+        result = paired_bootstrap(second, first, pictures, resamples=draws, progress=False)[name]
+        return Gap(result["difference"], result["low"], result["high"])
 
 
 def build_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, by the names that the documentation uses.
+    """Collect all measurements, under the names used in the documentation.
 
     Raises:
-        UserError: for a result file that is missing, and a promised number that was not measured.
+        UserError: for a missing result file, or a required number that was not measured.
     """
     data = Path(facts["data"])
     probes = {n: metrics_of(folder / f"probe_{n}.json") for n in ("clip", "smartclip", "random")}
@@ -91,30 +91,30 @@ def build_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(path: Path) -> dict[str, Any]:
-    """The metrics of a stamped result file."""
-    found = read_json(path, "result file").get("metrics")
-    if not isinstance(found, dict):
+    """Read the metrics of a stamped result file."""
+    metrics = read_json(path, "result file").get("metrics")
+    if not isinstance(metrics, dict):
         raise UserError(f"{path} has no metrics.")
-    return current_names(found)
+    return current_names(metrics)
 
 
-def alignment_numbers(found: Mapping[str, float]) -> dict[str, float]:
-    """Presence, captions and masks under every scoring."""
+def alignment_numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Select presence, caption and mask metrics for all mask modes."""
     kinds = ("map_", "auc_", "t2i_", "mask_")
-    return {k: v for k, v in found.items() if k.startswith(kinds) and isinstance(v, int | float)}
+    return {k: v for k, v in metrics.items() if k.startswith(kinds) and isinstance(v, int | float)}
 
 
 def detection_numbers(folder: Path) -> dict[str, dict[str, float]]:
-    """AP50 of each group of classes, by test."""
-    found = {t: metrics_of(folder / f"detection_{t}.metrics.json") for t in TESTS}
-    return {k: {t: found[t][k] for t in TESTS} for k in AP50}
+    """Collect AP50 of each class group, by test."""
+    tests = {t: metrics_of(folder / f"detection_{t}.metrics.json") for t in TESTS}
+    return {k: {t: tests[t][k] for t in TESTS} for k in AP50}
 
 
 def grounding_numbers(folder: Path, data: Path) -> dict[str, Any]:
-    """Zero-shot grounding and the trained head, on the same sentences where both have one answer."""
+    """Collect zero-shot grounding and the trained head, on the same single-target sentences."""
     runs = {n: metrics_of(folder / f"grounding{n}.metrics.json") for n in ("", "_text_shuffled", "_ground_truth")}
     heads = {m: metrics_of(folder / f"referring_{m}.metrics.json") for m in HEAD_MODES}
-    sentences = asked(folder, data)
+    sentences = grounded_sentences(folder, data)
     return {
         "sentences": len(sentences),
         "acc50": {
@@ -134,39 +134,41 @@ def grounding_numbers(folder: Path, data: Path) -> dict[str, Any]:
     }
 
 
-def asked(folder: Path, data: Path) -> list[Expression]:
-    """The sentences with one target that were grounded zero-shot."""
-    found = load_grounding_predictions(folder / "grounding.hard.jsonl")
+def grounded_sentences(folder: Path, data: Path) -> list[Expression]:
+    """Load the single-target sentences that were grounded zero-shot."""
+    predictions = load_grounding_predictions(folder / "grounding.hard.jsonl")
     everything = single_targets(load_expressions(data / "refs/finetune_toy_val.json"))[0]
-    return [e for e in everything if e.id in found]
+    return [e for e in everything if e.id in predictions]
 
 
 def pictures_of(sentences: Sequence[Expression]) -> int:
-    """How many pictures the sentences are of."""
+    """Count the images of the sentences."""
     return len({e.image_id for e in sentences})
 
 
 def head_metric(folder: Path, sentences: Sequence[Expression], mode: str) -> tuple[Metric, int]:
-    """Accuracies of the trained head's best box."""
+    """Accuracy metric of the trained head's best box."""
     return boxes_metric(folder / f"referring_{mode}.jsonl", sentences)
 
 
 def boxes_metric(path: Path, sentences: Sequence[Expression]) -> tuple[Metric, int]:
-    """Accuracies of a prediction file on these sentences."""
-    kept = {e.id for e in sentences}
-    found: dict[int | str, GroundedBoxes] = {k: v for k, v in load_grounding_predictions(path).items() if k in kept}
-    scores = score_referring(sentences, found)
+    """Accuracy metric of a prediction file on these sentences."""
+    ids = {e.id for e in sentences}
+    predictions: dict[int | str, GroundedBoxes] = {
+        k: v for k, v in load_grounding_predictions(path).items() if k in ids
+    }
+    scores = score_referring(sentences, predictions)
     return referring_metric(scores.overlap, scores.images)
 
 
 def gaps(folder: Path, data: Path, towers: Mapping[str, str]) -> dict[str, Gap]:
-    """The differences that the report draws conclusions from; hard minus the mode named last."""
+    """Compute the differences behind the report's conclusions: hard masks minus the mode in the key."""
     truth = load_ground_truth(data / "annotations/instances_val.json")
     held_out = read_json(data / "world.json", "facts of the world")["held_out"]
     out = presence_gaps(truth, data, towers, held_out)
     for mode in ("off", "shuffled", "random"):
         out |= detection_gaps(folder, data, mode)
-    sentences = asked(folder, data)
+    sentences = grounded_sentences(folder, data)
     for name, modes in (("grounding", GROUNDING_MODES), ("referring", HEAD_MODES)):
         files = {m: folder / (f"grounding.{m}.jsonl" if name == "grounding" else f"referring_{m}.jsonl") for m in modes}
         first, pictures = boxes_metric(files["hard"], sentences)
@@ -178,9 +180,9 @@ def gaps(folder: Path, data: Path, towers: Mapping[str, str]) -> dict[str, Gap]:
 
 
 def detection_gaps(folder: Path, data: Path, mode: str) -> dict[str, Gap]:
-    """AP50 of base and novel classes with masks on, minus that of another test of the same heads."""
+    """AP50 of base and novel classes with hard masks, minus that of another mask mode with the same heads."""
     annotations = data / "annotations"
-    _, found = compare(
+    _, result = compare(
         "ov-coco",
         annotations / "instances_val.json",
         folder / f"detection_{mode}.json",
@@ -190,19 +192,19 @@ def detection_gaps(folder: Path, data: Path, mode: str) -> dict[str, Gap]:
         split_file=annotations / "split.json",
     )
     return {
-        f"{group} {mode}": Gap(*(found[f"{group}_ap50"][k] for k in ("difference", "low", "high")))
+        f"{group} {mode}": Gap(*(result[f"{group}_ap50"][k] for k in ("difference", "low", "high")))
         for group in ("base", "novel")
-        if f"{group}_ap50" in found
+        if f"{group}_ap50" in result
     }
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Colour-and-shape phrases against pictures.
+    """Scores of colour-and-shape phrases on images.
 
     Attributes:
-        phrases: C phrases, each true of some picture.
-        present: ``[I, C]`` whether it is true.
+        phrases: C phrases, each true for some image.
+        present: ``[I, C]`` whether the phrase is true for the image.
         scores: ``[I, C]`` cosines, by towers and mask mode.
     """
 
@@ -211,15 +213,15 @@ class Presence:
     scores: dict[str, np.ndarray]
 
     def metric(self, scores: str, phrases: Sequence[str] | None = None) -> Callable[[np.ndarray], dict[str, float]]:
-        """Mean average precision of the phrases as a function of ``[I]`` weights of pictures."""
+        """Mean average precision of the phrases, as a function of image weights ``[I]``."""
         chosen = [n for n, p in enumerate(self.phrases) if phrases is None or p in phrases]
         return mean_precision(self.present[:, chosen], self.scores[scores][:, chosen])
 
 
 def mean_precision(present: np.ndarray, scores: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """``map`` of ``[I, C]`` scores as a function of weights; classes that are nowhere are left out.
+    """``map`` of ``[I, C]`` scores as a function of image weights; classes without a positive are skipped.
 
-    A picture that is drawn twice counts as two of equal score, which is one threshold.
+    An image drawn twice counts as two with the same score, i.e. one threshold.
     """
     order = np.argsort(-scores, axis=0, kind="stable")
     hits = np.take_along_axis(present, order, axis=0)
@@ -237,16 +239,16 @@ def mean_precision(present: np.ndarray, scores: np.ndarray) -> Callable[[np.ndar
 
 @torch.no_grad()
 def presence(truth: GroundTruth, data: Path, towers: Mapping[str, str]) -> Presence:
-    """Score all colour-and-shape phrases of the validation pictures, as the alignments' own validation does."""
+    """Score all colour-and-shape phrases on the validation images, as the validation of the alignments does."""
     images = truth.data["images"]
     rows = {i["id"]: n for n, i in enumerate(images)}
-    said = [
+    described = [
         (rows[a["image_id"]], f"{a['attributes']['colour']} {truth.categories[a['category_id']]}")
         for a in truth.data["annotations"]
     ]
-    phrases = sorted({p for _, p in said})
+    phrases = sorted({p for _, p in described})
     present = np.zeros((len(images), len(phrases)), dtype=bool)
-    for row, phrase in said:
+    for row, phrase in described:
         present[row, phrases.index(phrase)] = True
     squares = [pixels(fit_square(open_rgb(data / "images/val" / i["file_name"]), IMAGE_SIDE, "pad")) for i in images]
     scores = {}
@@ -267,17 +269,17 @@ def presence(truth: GroundTruth, data: Path, towers: Mapping[str, str]) -> Prese
 
 
 def presence_gaps(truth: GroundTruth, data: Path, towers: Mapping[str, str], held_out: Sequence[str]) -> dict[str, Gap]:
-    """Colour + shape mAP with masks, minus the same without, under others, and of CLIP; all pairs and held-out ones."""
-    found, pictures = presence(truth, data, towers), len(truth.data["images"])
+    """Colour + shape mAP with hard masks minus that of other mask modes and of CLIP, for all and for held-out pairs."""
+    scored, pictures = presence(truth, data, towers), len(truth.data["images"])
     out = {}
     for name, phrases in (("colour_shape", None), ("held_out", held_out)):
-        if phrases is not None and not set(phrases) & set(found.phrases):
+        if phrases is not None and not set(phrases) & set(scored.phrases):
             continue
-        first = found.metric("smartclip hard", phrases)
-        for scores in found.scores:
+        first = scored.metric("smartclip hard", phrases)
+        for scores in scored.scores:
             if scores != "smartclip hard":
                 label = "clip" if scores == "clip off" else scores.split()[1]
-                out[f"{name} {label}"] = Gap.of(first, found.metric(scores, phrases), pictures, "map")
+                out[f"{name} {label}"] = Gap.of(first, scored.metric(scores, phrases), pictures, "map")
     return out
 
 
@@ -293,11 +295,11 @@ REQUIRED = {
 
 
 def check_complete(found: Any, wanted: Any, where: str = "summary") -> None:
-    """Raise when a promised number is missing or is no number."""
+    """Raise a UserError if a required number is missing or not finite."""
     for key in wanted:
         if key not in found:
             raise UserError(f"{where}.{key} was not measured.")
         if isinstance(wanted, dict):
             check_complete(found[key], wanted[key], f"{where}.{key}")
         elif not (isinstance(found[key], float) and math.isfinite(found[key])):
-            raise UserError(f"{where}.{key} is {found[key]!r}, which is no number.")
+            raise UserError(f"{where}.{key} is {found[key]!r}, not a finite number.")

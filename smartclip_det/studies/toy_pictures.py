@@ -1,4 +1,4 @@
-"""The pictures of the toy report, drawn from the prediction files: tables and pictures tell of one method."""
+"""Pictures of the toy report, drawn from the prediction files, so that tables and pictures show the same results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from smartclip_det.visualization.draw import colour_of, draw_heatmap, draw_mask_
 from smartclip_det.visualization.idea import IdeaText, draw_idea
 from smartclip_det.visualization.lettering import font
 
-#: Width of a tile in pixels; the page shows it at half, for screens with fine pixels.
+#: Width of a tile in pixels; the page shows it at half size, for high-resolution screens.
 TILE = 640
 LETTERS = 30
 RIGHT, WRONG, TARGET = (0, 135, 60), (200, 30, 40), (40, 40, 40)
@@ -41,16 +41,16 @@ MASK_TEXTS = (
     "a blue heart",
     "a red star and a blue heart",
 )
-#: Asked for beside what is there.
+#: Names of absent things, added to the vocabulary.
 ELSEWHERE = ("pink ring", "green bolt")
 Picture = tuple[Image.Image, str]
 Box = Sequence[float]
-#: A box in pixels of the image, what is written at it, and its colour.
+#: (box in image pixels, label, colour).
 Mark = tuple[Box, str, tuple[int, int, int]]
 
 
 class ToyPictures:
-    """Draws validation scenes; what is shown is chosen by outcome, and the captions say so."""
+    """Draw validation scenes; they are selected by outcome, as stated in the captions."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder, self.data, self.facts = folder, Path(facts["data"]), facts
@@ -72,28 +72,28 @@ class ToyPictures:
             self.objects.setdefault(a["image_id"], []).append(a)
 
     def image(self, info: Mapping[str, Any]) -> Image.Image:
-        """A validation image."""
+        """Open a validation image."""
         return open_rgb(self.data / "images/val" / info["file_name"])
 
     def boxes(self, image_id: Any) -> list[tuple[Box, str]]:
-        """Annotated boxes and names of an image."""
+        """Return annotated boxes and names of an image."""
         return [(corners(a["bbox"]), self.truth.categories[a["category_id"]]) for a in self.objects.get(image_id, [])]
 
     @torch.no_grad()
     def idea(self) -> Image.Image:
-        """The first scene with two objects of different colours and shapes, and the texts of both."""
+        """Draw the first scene with two objects of different colour and shape, and both of their texts."""
         for info in self.truth.data["images"]:
-            said = [
+            described = [
                 (a["attributes"]["colour"], self.truth.categories[a["category_id"]])
                 for a in self.objects.get(info["id"], [])
             ]
-            if len(said) == 2 and said[0][0] != said[1][0] and said[0][1] != said[1][1]:
+            if len(described) == 2 and described[0][0] != described[1][0] and described[0][1] != described[1][1]:
                 break
         image = self.image(info)
         square = pixels(fit_square(image, IMAGE_SIDE, "pad"))
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in self.towers.image_statistics())
         vector = self.towers.encode_image(((square.float() / 255 - mean) / std)[None])
-        texts = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {s}" for c, s in said]
+        texts = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {s}" for c, s in described]
         bank = self.towers.encode_text(texts)
         masked, plain = (masked_cosine(vector, bank.embeds, m, text_norm="masked")[0] for m in (bank.masks, None))
         return draw_idea(
@@ -106,7 +106,7 @@ class ToyPictures:
         )
 
     def scenes(self, count: int = 6) -> list[Picture]:
-        """Scenes with their first short caption and, below, the long one."""
+        """Return scenes with their first short caption and the long one."""
         records = read_json(self.data / "annotations/share_captions_val.json", "caption file")[:count]
         return [
             (enlarge(open_rgb(self.data / r["image"])), f"“{r['short'][0]}” — {r['conversations'][1]['value']}")
@@ -114,12 +114,12 @@ class ToyPictures:
         ]
 
     def masks(self) -> Image.Image:
-        """Masks of a few texts."""
+        """Draw the masks of a few texts."""
         bank = self.towers.encode_text(list(MASK_TEXTS))
         return draw_mask_strip(bank.masks.numpy(), list(MASK_TEXTS), cell=6, height=26)
 
     def mask_facts(self) -> MaskFacts:
-        """Of all colour-and-shape phrases."""
+        """Compute mask statistics of all colour-and-shape phrases."""
         pairs = [(c, s) for c in COLOURS for s in (*self.base, *self.novel)]
         phrases = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {s}" for c, s in pairs]
         masks = self.towers.encode_text(phrases).masks
@@ -134,7 +134,7 @@ class ToyPictures:
         return MaskFacts(masks.mean(dim=1).tolist(), *(float(overlap[m].mean()) for m in (*alike, neither)))
 
     def heatmaps(self, count: int = 6) -> list[Picture]:
-        """Scenes of several objects, one of them of a novel shape; where the towers see that shape."""
+        """Draw similarity maps for a novel shape in scenes with several objects."""
         out: list[Picture] = []
         shown: set[str] = set()
         for info in self.truth.data["images"]:
@@ -147,34 +147,34 @@ class ToyPictures:
                 out.append(
                     (
                         draw_heatmap(enlarge(image), self.predictor.explain(text).similarity),
-                        f"Masked cosine of each patch with “{text}”: red is highest",
+                        f"Masked cosine of each patch with “{text}”; red is highest",
                     )
                 )
         return out
 
     def detections(self, each: int = 3) -> list[Picture]:
-        """Scenes with novel shapes: ``each`` where all objects were found, then ``each`` where something went wrong."""
-        found: dict[Any, list[dict[str, Any]]] = {}
+        """Draw scenes with novel shapes: ``each`` with all objects detected, then ``each`` with errors."""
+        predictions: dict[Any, list[dict[str, Any]]] = {}
         for r in read_json(self.folder / "detection_hard.json", "predictions"):
-            found.setdefault(r["image_id"], []).append(r)
+            predictions.setdefault(r["image_id"], []).append(r)
         shown: dict[bool, list[Picture]] = {True: [], False: []}
         for info in self.truth.data["images"]:
             annotated = self.boxes(info["id"])
             if not any(n in self.novel for _, n in annotated):
                 continue
-            best = sorted(found.get(info["id"], []), key=lambda r: -r["score"])[: len(annotated)]
-            marks, missed = judged(
+            best = sorted(predictions.get(info["id"], []), key=lambda r: -r["score"])[: len(annotated)]
+            marks, missed = match_and_mark(
                 [(corners(r["bbox"]), self.truth.categories[r["category_id"]]) for r in best], annotated
             )
             good = not missed and all(colour == RIGHT for _, _, colour in marks)
             if len(shown[good]) < each:
                 wanted = ", ".join(f"{n}{' (novel)' if n in self.novel else ''}" for _, n in annotated)
                 lost = [(box, "", TARGET) for box, _ in missed]
-                shown[good].append((draw_marks(self.image(info), [*lost, *marks]), f"There: {wanted}."))
+                shown[good].append((draw_marks(self.image(info), [*lost, *marks]), f"Objects: {wanted}."))
         return shown[True] + shown[False]
 
     def vocabulary_swap(self, count: int = 3) -> list[Picture]:
-        """Colours instead of shapes, then colours with shapes, on the same scenes of three objects."""
+        """Draw detections of colours, then of colours with shapes, on the same scenes with three objects."""
         several = [i for i in self.truth.data["images"] if len(self.objects.get(i["id"], [])) == 3][:count]
         own = [
             list(
@@ -191,23 +191,23 @@ class ToyPictures:
                 names = list(dict.fromkeys(vocabulary))
                 image = self.image(info)
                 self.predictor.set_image(image)
-                found = self.predictor.detect(names, max_detections=20).nms(0.5, across_names=True).top(3)
+                detections = self.predictor.detect(names, max_detections=20).nms(0.5, across_names=True).top(3)
                 marks = [
                     (b, n, colour_of(names.index(n)))
-                    for b, n in zip(found.boxes.tolist(), found.label_names, strict=True)
+                    for b, n in zip(detections.boxes.tolist(), detections.label_names, strict=True)
                 ]
-                out.append((draw_marks(image, marks), f"Asked for: {', '.join(names)}. The three best."))
+                out.append((draw_marks(image, marks), f"Vocabulary: {', '.join(names)}. Three best detections."))
         return out
 
     def groundings(self, file: str, each: int = 3) -> list[Picture]:
-        """Phrases in scenes of several objects, grounded rightly, then wrongly, as a prediction file has them."""
-        found = load_grounding_predictions(self.folder / file)
+        """Draw phrases in scenes with several objects from a prediction file, correct ones first."""
+        predictions = load_grounding_predictions(self.folder / file)
         shown: dict[bool, list[Picture]] = {True: [], False: []}
         seen: set[Any] = set()
-        for e in self._phrases(found):
+        for e in self._phrases(predictions):
             if e.image_id in seen:
                 continue
-            box = found[e.id].boxes[0] if found[e.id].boxes else None
+            box = predictions[e.id].boxes[0] if predictions[e.id].boxes else None
             hit = box is not None and box_overlap(box, e.boxes[0]) >= 0.5
             if len(shown[hit]) < each:
                 seen.add(e.image_id)
@@ -216,27 +216,27 @@ class ToyPictures:
                 shown[hit].append((draw_marks(open_rgb(self.data / "images" / e.file_name), marks), f"“{e.sentence}”"))
         return shown[True] + shown[False]
 
-    def _phrases(self, found: Mapping[int | str, Any]) -> Iterator[Expression]:
+    def _phrases(self, predictions: Mapping[int | str, Any]) -> Iterator[Expression]:
         everything = single_targets(load_expressions(self.data / "refs/finetune_toy_val.json"))[0]
-        return (e for e in everything if e.id in found and len(self.objects.get(int(e.image_id), [])) > 1)
+        return (e for e in everything if e.id in predictions and len(self.objects.get(int(e.image_id), [])) > 1)
 
 
 def corners(box: Box) -> list[float]:
-    """Xyxy of a COCO box."""
+    """Convert a COCO box (xywh) to xyxy."""
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
-def judged(
-    found: Iterable[tuple[Box, str]], annotated: Sequence[tuple[Box, str]]
+def match_and_mark(
+    predicted: Iterable[tuple[Box, str]], annotated: Sequence[tuple[Box, str]]
 ) -> tuple[list[Mark], list[tuple[Box, str]]]:
-    """Marks of found boxes, green where an annotated box of that name is under them, and what was not found.
+    """Return marks of the predicted boxes, green if they match an annotated box of that name, and the missed boxes.
 
     Args:
-        found: boxes and names, best first; each annotated box counts once.
-        annotated: boxes and names.
+        predicted: predicted boxes and names, best first; each annotated box is matched once.
+        annotated: annotated boxes and names.
     """
     left, marks = list(annotated), []
-    for box, name in found:
+    for box, name in predicted:
         hit = next((a for a in left if a[1] == name and box_overlap(a[0], box) >= 0.5), None)
         if hit:
             left.remove(hit)
@@ -245,12 +245,12 @@ def judged(
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """As wide as a tile, pixels kept."""
+    """Enlarge to the width of a tile, with sharp pixels."""
     return image.resize((TILE, round(image.height * TILE / image.width)), Image.Resampling.NEAREST)
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
-    """Boxes on an enlarged image; each label above its box, or below it where another label is."""
+    """Draw boxes on an enlarged image; each label is above its box, or below it to avoid another label."""
     canvas, scale = enlarge(image), TILE / image.width
     pen = ImageDraw.Draw(canvas)
     for box, _, colour in marks:

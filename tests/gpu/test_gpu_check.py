@@ -34,7 +34,7 @@ def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path
     task.out.write_text(json.dumps(content))
     capsys.readouterr()
     assert check_gpu(task)
-    assert capsys.readouterr().out.count("(done before)") == len(found) - 2
+    assert capsys.readouterr().out.count("(from an earlier run)") == len(found) - 2
     again = json.loads(task.out.read_text())["metrics"]
     assert again.keys() == found.keys()
     assert again["steps"] == found["steps"]

@@ -221,4 +221,4 @@ def test_the_benchmark_tells_what_a_sentence_costs(tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())["metrics"]
     assert set(found["zero_shot"]) == {"4 boxes, expression", "4 boxes, both"}
     assert found["trained_head"]["trained_parameters"] > 1e6
-    assert "each further" in done.stdout
+    assert "per sentence" in done.stdout

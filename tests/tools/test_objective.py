@@ -24,7 +24,7 @@ from smartclip_det.studies.objective import (
     draw_scenes,
     is_true,
     train,
-    unseen_pairs,
+    held_out_pairs,
 )
 
 COUNTS = (0.2, 0.3, 0.5)
@@ -48,7 +48,7 @@ def things(*rows):
 
 
 def test_scenes_have_the_counts_and_never_a_held_out_pair():
-    without = unseen_pairs(36, 0)
+    without = held_out_pairs(36, 0)
     assert len(without.unique()) == 36
     scenes = draw_scenes(4000, COUNTS, generator(), without)
     share = torch.stack([(scenes.there.sum(dim=1) == n).float().mean() for n in (1, 2, 3)])

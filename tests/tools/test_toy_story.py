@@ -21,7 +21,7 @@ from smartclip_det.studies.grid import VARIANTS, GridOptions, Seed
 from smartclip_det.studies.grid_table import difference, markdown, spread
 from smartclip_det.studies.toy import DEFAULT, QUICK, Story, keep_weights
 from smartclip_det.studies.toy_measures import Gap, mean_precision
-from smartclip_det.studies.toy_pictures import RIGHT, WRONG, draw_marks, judged
+from smartclip_det.studies.toy_pictures import RIGHT, WRONG, draw_marks, match_and_mark
 from tests.tools.toy_run import write_run
 
 #: Keys that classes take and configs leave at their default.
@@ -155,34 +155,36 @@ def test_a_gap_is_shown_when_its_interval_is_on_one_side():
     for gap in (behind, level, unsure):
         assert conclusions.NOT_SHOWN in conclusions.own_mask(gap, "shapes")
     assert "difference +0.020, interval -0.010 to +0.040" in conclusions.own_mask(level, "shapes")
-    assert "do worse" in conclusions.masks_pay(ahead, "shapes")
-    assert "masks cost" in conclusions.masks_pay(behind, "shapes")
-    assert "as well on shapes" in conclusions.masks_pay(level, "shapes")
-    assert "was not shown" in conclusions.masks_pay(unsure, "shapes")
-    assert "Too few" in conclusions.own_mask(unsure, "shapes")
-    for gap, word in ((ahead, "ahead"), (behind, "behind"), (level, "level"), (unsure, "Too few")):
+    assert "are worse" in conclusions.masks_pay(ahead, "shapes")
+    assert "masks hurt" in conclusions.masks_pay(behind, "shapes")
+    assert "equally good on shapes" in conclusions.masks_pay(level, "shapes")
+    assert "Inconclusive" in conclusions.masks_pay(unsure, "shapes")
+    assert "too few" in conclusions.own_mask(unsure, "shapes")
+    for gap, word in ((ahead, "better"), (behind, "worse"), (level, "equally good"), (unsure, "too few")):
         assert word in conclusions.against_clip(gap, "shapes")
 
 
 def test_masks_that_pay_within_a_model_are_no_gain_over_clip():
     gaps = {f"colour_shape {m}": Gap(0.1, 0.05, 0.15) for m in ("off", "shuffled")}
     for clip, head in (
-        (Gap(0.0, -0.02, 0.02), "not shown to know more than CLIP"),
-        (Gap(0.1, 0.05, 0.15), "Masks pay"),
+        (Gap(0.0, -0.02, 0.02), "does not show that it is better than CLIP"),
+        (Gap(0.1, 0.05, 0.15), "Masks help"),
     ):
         assert head in conclusions.alignment({**gaps, "colour_shape clip": clip})[0]
     gaps["colour_shape off"] = Gap(0.0, -0.02, 0.02)
-    assert "not shown to help" in conclusions.alignment({**gaps, "colour_shape clip": Gap(0.1, 0.05, 0.15)})[0]
+    assert (
+        "does not show that masks help" in conclusions.alignment({**gaps, "colour_shape clip": Gap(0.1, 0.05, 0.15)})[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("novel", "exchanged", "said"),
     [
-        (0.6, 0.01, "are found:"),
-        (0.4, 0.01, "found in part"),
+        (0.6, 0.01, "are detected:"),
+        (0.4, 0.01, "partly detected"),
         (0.1, 0.001, "mostly missed"),
-        (0.6, 0.1, "comes mostly from"),
-        (0.6, 0.3, "was not shown: with names exchanged"),
+        (0.6, 0.1, "mostly learned from"),
+        (0.6, 0.3, "does not show that it was learned from captions: with permuted names"),
     ],
 )
 def test_novel_shapes_are_found_by_the_rule(novel, exchanged, said):
@@ -197,8 +199,8 @@ def test_novel_shapes_are_found_by_the_rule(novel, exchanged, said):
         (0.6, 0.5, 0.5, "its shape."),
         (0.6, 0.6, 0.5, "its shape and its colour."),
         (0.5, 0.6, 0.5, "its colour."),
-        (0.85, 0.85, 0.84, "nearly alike"),
-        (0.5, 0.5, 0.5, "hardly by shape or colour"),
+        (0.85, 0.85, 0.84, "nearly identical"),
+        (0.5, 0.5, 0.5, "hardly depend on shape or colour"),
     ],
 )
 def test_masks_follow_what_their_overlap_tells(shape, colour, neither, said):
@@ -218,7 +220,7 @@ def test_labels_do_not_hide_each_other():
 
 def test_found_boxes_count_once_and_what_was_missed_is_told():
     one, two = [0, 0, 10, 10], [20, 20, 30, 30]
-    marks, missed = judged([(one, "star"), (one, "star"), (two, "heart")], [(one, "star"), (two, "ring")])
+    marks, missed = match_and_mark([(one, "star"), (one, "star"), (two, "heart")], [(one, "star"), (two, "ring")])
     assert [colour for _, _, colour in marks] == [RIGHT, WRONG, WRONG]
     assert missed == [(two, "ring")]
 

@@ -78,14 +78,14 @@ def kinds_of(given: Sequence[str]) -> dict[str, list[str]]:
 def run(args: argparse.Namespace) -> None:
     """Analyse the masks and print the output paths."""
     from smartclip_det.models.vocabulary import resolve_names
-    from smartclip_det.studies.masks import MaskOptions, look_at_masks
+    from smartclip_det.studies.masks import MaskOptions, analyse_masks
 
     texts, vocabulary = args.texts, args.vocabulary
     if len(texts) == 1 and (texts[0] in VOCABULARIES or texts[0].endswith((".txt", ".json"))):
         print(f"note: --texts {texts[0]} is now --vocabulary {texts[0]}.", file=sys.stderr)
         texts, vocabulary = [], texts[0]
     texts = [*texts, *(resolve_names(vocabulary) if vocabulary else [])]
-    results, page = look_at_masks(
+    results, page = analyse_masks(
         MaskOptions(
             towers=encoder_source(args),
             texts=texts,

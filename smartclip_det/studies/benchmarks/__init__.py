@@ -1,1 +1,1 @@
-"""What tools/analysis/benchmark.py measures, one module for each subject."""
+"""Benchmarks of ``smartclip-det bench``, one module per subject."""

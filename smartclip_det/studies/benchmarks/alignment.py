@@ -1,6 +1,7 @@
-"""Alignment training: the head beside the broadcast form, whole steps beside plain CLIP, real lengths, the loader.
+"""Benchmark alignment training: loss head against the broadcast form, whole steps against CLIP, and the data loader.
 
-torch and MMEngine only; open_clip's ``ClipLoss`` takes part where open_clip is there, else CLIP's loss written out.
+Needs torch and MMEngine only; compares with open_clip's ``ClipLoss`` if installed, else with CLIP's loss in plain
+torch.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from smartclip_det.models.losses import AlignmentLoss
 from smartclip_det.models.towers.tokenizer import END, START
 from smartclip_det.studies.benchmarks.measuring import in_turns, show
 
-#: Mean tokens of a random prefix of ShareGPT4V, of 248 (pretrain reference 5.3).
+#: Mean token count of a random caption prefix of ShareGPT4V, at context length 248.
 PREFIX_TOKENS = 105
-#: Dense bf16 peak of cards that we know, FLOP/s.
+#: Dense bf16 peak of known GPUs, FLOP/s.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12}
 
 
 def run(options: Any) -> dict[str, Any]:
-    """Everything that the command line asks for."""
+    """Run all requested measurements."""
     out: dict[str, Any] = {"head": head(options.head, options.dim, options.rounds, options.device)}
     out["step"] = steps(options)
     if options.images:
@@ -39,7 +40,7 @@ def run(options: Any) -> dict[str, Any]:
 
 
 def broadcast_form(images: Tensor, texts: Tensor, logits: Tensor) -> Tensor:
-    """The released form: every image under every mask as one tensor, both directions."""
+    """The released implementation: every image with every mask as one tensor, in both directions."""
     masks = straight_through(logits.sigmoid())
     texts = functional.normalize(texts, dim=-1)
     target = torch.arange(len(images), device=images.device)
@@ -50,7 +51,7 @@ def broadcast_form(images: Tensor, texts: Tensor, logits: Tensor) -> Tensor:
 
 
 class SavedBytes:
-    """Counts what autograd saves for the backward pass, each storage once."""
+    """Count the bytes that autograd saves for the backward pass, each storage once."""
 
     def __enter__(self) -> SavedBytes:
         """Start counting."""
@@ -64,13 +65,13 @@ class SavedBytes:
         return x
 
     def __exit__(self, *error: Any) -> None:
-        """Stop."""
+        """Stop counting."""
         self._hooks.__exit__(*error)
         self.mib = sum(self._seen.values()) / 2**20
 
 
 def head(batch: int, dim: int, rounds: int, device: str) -> dict[str, Any]:
-    """Loss and its backward pass on given features: ours, ours in tiles, CLIP's, the broadcast form."""
+    """Benchmark loss and backward pass on given features: ours, ours tiled, CLIP's, and the broadcast form."""
     g = torch.Generator().manual_seed(0)
     given = [torch.randn(batch, dim, generator=g).to(device).requires_grad_() for _ in range(3)]
     scale = torch.tensor(4.6052, device=device)
@@ -104,7 +105,7 @@ def head(batch: int, dim: int, rounds: int, device: str) -> dict[str, Any]:
     base, own = rows["broadcast form"], rows["two products"]
     facts = {"time_ratio": base["median"] / own["median"], "saved_ratio": base["saved_mib"] / own["saved_mib"]}
     print(
-        f"saved for backward: {own['saved_mib']:.1f} MiB against {base['saved_mib']:.0f} MiB of the broadcast form; "
+        f"saved for backward: {own['saved_mib']:.1f} MiB, broadcast form {base['saved_mib']:.0f} MiB; "
         f"{facts['saved_ratio']:.0f}x less memory, {facts['time_ratio']:.0f}x less time"
     )
     return {"rows": rows, **facts}
@@ -114,10 +115,10 @@ def head(batch: int, dim: int, rounds: int, device: str) -> dict[str, Any]:
 
 
 def caption_tokens(count: int, context: int, mean: int, seed: int = 0) -> Tensor:
-    """``[count, context]`` random ids of lengths spread around a mean, padded to the context."""
+    """``[count, context]`` random token ids with lengths spread around a mean, padded to the context length."""
     g = torch.Generator().manual_seed(seed)
     out = torch.zeros(count, context, dtype=torch.long)
-    # Prefixes of captions are spread almost evenly from a sentence up to twice their mean.
+    # Caption prefixes are roughly uniform in length, from one sentence to twice the mean.
     lengths = torch.randint(12, min(context, 2 * mean - 12) + 1, (count,), generator=g) if mean < context else None
     for n in range(count):
         length = context if lengths is None else int(lengths[n])
@@ -127,7 +128,7 @@ def caption_tokens(count: int, context: int, mean: int, seed: int = 0) -> Tensor
 
 
 def clip_loss(device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
-    """open_clip's ``ClipLoss``, or the same written out where open_clip is absent."""
+    """Return open_clip's ``ClipLoss``, or an equivalent in plain torch if open_clip is not installed."""
     try:
         from open_clip.loss import ClipLoss
     except ImportError:
@@ -138,7 +139,7 @@ def clip_loss(device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
             target = target_of(len(images), device=device)
             return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.t(), target)) / 2
 
-        return "CLIP's loss (open_clip absent)", plain
+        return "CLIP's loss (open_clip not installed)", plain
     module = ClipLoss()
     scale = torch.tensor(100.0, device=device)
     return "open_clip ClipLoss", lambda images, texts: module(images, texts, scale)
@@ -147,7 +148,7 @@ def clip_loss(device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
 def our_step(
     model: SmartCLIPAlignment, pixels: Tensor, bf16: bool, tokens: Tensor, chunks: int, pad: str
 ) -> Callable[[], None]:
-    """Forward and backward pass of our alignment."""
+    """Return a function that runs forward and backward pass of our alignment."""
 
     def once() -> None:
         model.towers.mask_network.mask_pad = pad
@@ -164,7 +165,7 @@ def our_step(
 def clip_step(
     model: SmartCLIPAlignment, loss: Callable[[Tensor, Tensor], Tensor], pixels: Tensor, bf16: bool, tokens: Tensor
 ) -> Callable[[], None]:
-    """Forward and backward pass of the same towers under CLIP's loss."""
+    """Return a function that runs forward and backward pass of the same towers with CLIP's loss."""
     towers = model.towers
 
     def once() -> None:
@@ -177,11 +178,11 @@ def clip_step(
 
 
 def steps(options: Any) -> dict[str, Any]:
-    """Whole training steps of one batch on the same towers, in turns."""
+    """Benchmark whole training steps of one batch on the same towers, interleaved."""
     device, batch = options.device, options.batch
     models = {
         "ours": SmartCLIPAlignment({"arch": options.arch, "seed": 0}).to(device).train(),
-        # The same towers; the mask network takes no part.
+        # The same towers without the mask network.
         "clip": SmartCLIPAlignment({"arch": options.arch, "seed": 0}, loss={"mask_mode": "off"}).to(device).train(),
     }
     context = models["ours"].towers.config.context_length
@@ -219,17 +220,18 @@ def steps(options: Any) -> dict[str, Any]:
     facts.update(utilisation(models["ours"], rows, batch, context, device))
     show(f"training step without optimizer, {options.arch}, batch {batch}", rows, next(iter(variants)))
     print(
-        f"at equal length {facts['equal_length_ratio']:.3f} of {name}; at {facts['mean_tokens']:.0f} tokens on "
+        f"at full length {facts['equal_length_ratio']:.3f} x the time of {name}; at {facts['mean_tokens']:.0f} "
+        "tokens on "
         f"average {facts['real_length_speedup']:.2f}x as fast as {name} padded to {context}; "
         f"{facts['samples_per_second']:.2f} samples/s; the head is {facts['head_share']:.2%} of a step; "
-        f"{facts['utilisation']:.0%} of the peak in matrix products"
+        f"{facts['utilisation']:.0%} of peak FLOP/s"
     )
     print("saved for backward, MiB: " + ", ".join(f"{n} {r['saved_mib']:.0f}" for n, r in rows.items()))
     return {"rows": rows, **facts}
 
 
 def head_seconds(model: SmartCLIPAlignment, batch: int, rounds: int) -> float:
-    """Loss and its backward pass alone, on features of the step's size."""
+    """Time the loss and its backward pass alone, on features of the step's size."""
     device = model.towers.logit_scale.device
     given = [torch.randn(batch, model.towers.config.embed_dim, device=device, requires_grad=True) for _ in range(3)]
 
@@ -246,7 +248,7 @@ def _ratio(rows: dict[str, dict[str, float]], a: int, b: int) -> float:
 
 
 def step_flops(config: Any, context: int) -> float:
-    """Multiply-adds, twice, of forward and backward (three times forward) for one pair: matrix products alone."""
+    """FLOPs of forward and backward (3 x forward) for one pair, counting matrix products only."""
 
     def tower(width: int, layers: int, length: int) -> float:
         return layers * (24 * length * width**2 + 4 * length**2 * width)
@@ -261,14 +263,14 @@ def step_flops(config: Any, context: int) -> float:
 def utilisation(
     model: SmartCLIPAlignment, rows: dict[str, dict[str, float]], batch: int, context: int, device: str
 ) -> dict[str, float]:
-    """Model FLOP/s of the step at full length, and its share of the card's bf16 peak (or of a measured product's)."""
+    """Model FLOP/s of the full-length step, and its share of the GPU's bf16 peak (or of a measured matrix product)."""
     flops = batch * step_flops(model.towers.config, context)
     seconds = rows[list(rows)[1]]["median"]
     peak = next((v for k, v in PEAK_FLOPS.items() if device != "cpu" and k in torch.cuda.get_device_name()), 0.0)
     if not peak:
         a = torch.randn(2048, 2048, device=device)
-        found = in_turns({"product": lambda: a @ a}, 5)["product"]
-        peak = 2 * 2048**3 / found["min"]
+        timing = in_turns({"product": lambda: a @ a}, 5)["product"]
+        peak = 2 * 2048**3 / timing["min"]
     return {"model_flops_per_second": flops / seconds, "utilisation": flops / seconds / peak, "peak_flops": peak}
 
 
@@ -276,7 +278,7 @@ def utilisation(
 
 
 def loader(options: Any) -> dict[str, Any]:
-    """Images a second from files and from a cache, and whether the loader is the bound."""
+    """Images per second from files and from a cache, to see whether data loading is the bottleneck."""
     import tempfile
     import time
 
@@ -296,15 +298,15 @@ def loader(options: Any) -> dict[str, Any]:
         cache.flush()
         for name in ("files", "cache", "files", "cache"):
             data._cache = cache if name == "cache" else None
-            # Each image several times, or starting the workers would be what is measured.
+            # Repeat the images, or starting the workers would dominate the measurement.
             order = list(range(len(data))) * max(1, 400 // len(data))
             begin = time.perf_counter()
             for _ in DataLoader(data, 16, sampler=order, num_workers=options.workers, collate_fn=list):
                 pass
             rates.setdefault(name, []).append(len(order) / (time.perf_counter() - begin))
-    found = {k: statistics.median(v) for k, v in rates.items()}
+    medians = {k: statistics.median(v) for k, v in rates.items()}
     print(
-        f"\nloader, {options.workers} workers: {found['files']:.0f} images/s from files, "
-        f"{found['cache']:.0f} from a cache ({found['cache'] / found['files']:.1f}x)"
+        f"\nloader, {options.workers} workers: {medians['files']:.0f} images/s from files, "
+        f"{medians['cache']:.0f} from a cache ({medians['cache'] / medians['files']:.1f}x)"
     )
-    return found
+    return medians

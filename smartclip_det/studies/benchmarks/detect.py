@@ -1,4 +1,4 @@
-"""Latency and memory of a detector's stages by vocabulary size, and whole detectors and towers against their peers."""
+"""Benchmark a detector's stages by vocabulary size, and whole detectors and towers against peers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ STAGES = ("tower", "pyramid", "rpn", "head", "scores", "selection")
 
 
 def build(path: str, device: str, seed: int = 0, frozen: bool = True) -> Any:
-    """A detector of a config with random weights; ``frozen=False`` trains its tower."""
+    """Build a detector of a config with random weights; ``frozen=False`` also trains its tower."""
     from mmdet.registry import MODELS
 
-    from smartclip_det import register_detection  # noqa: F401 (registers everything)
+    from smartclip_det import register_detection  # noqa: F401 (registers all modules)
 
     config = load_config(path)
     fit_norm_layers(config, distributed=False)
@@ -39,7 +39,7 @@ def build(path: str, device: str, seed: int = 0, frozen: bool = True) -> Any:
 
 
 def sample_of(size: int) -> DetDataSample:
-    """A square image that is not resized."""
+    """Data sample of a square image without resizing."""
     meta = {
         "img_shape": (size, size),
         "ori_shape": (size, size),
@@ -52,14 +52,14 @@ def sample_of(size: int) -> DetDataSample:
 
 
 class Stages:
-    """The two-stage detector's own parts, called one after the other with a clock between them."""
+    """Time the components of the two-stage detector one after the other."""
 
     def __init__(self, detector: Any, image: torch.Tensor) -> None:
         self.detector, self.image = detector, image
 
     @torch.no_grad()
     def run(self, bank: Any) -> dict[str, dict[str, float]]:
-        """Seconds and peak MiB of each stage, for one image."""
+        """Return seconds and peak MiB of each stage for one image."""
         d, sample = self.detector, sample_of(self.image.shape[-1])
         rows: dict[str, dict[str, float]] = {}
 
@@ -94,7 +94,7 @@ class Stages:
 
 
 def by_vocabulary(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
-    """Median milliseconds of each stage for each vocabulary size, in turns."""
+    """Measure median milliseconds of each stage per vocabulary size, interleaved."""
     detector = build(RCNN, device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     banks = {k: generated_bank(k, 512).to(device) for k in sizes}
@@ -121,7 +121,7 @@ def by_vocabulary(size: int, sizes: list[int], rounds: int, device: str) -> dict
 
 
 def training(size: int, rounds: int, device: str, batch: int = 2) -> dict[str, Any]:
-    """A training step of the two-stage detector with its tower frozen (the recipe), and with the tower trained too."""
+    """Benchmark a training step of the two-stage detector with the tower frozen (the recipe) and trained."""
     from mmengine.structures import InstanceData
 
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -149,18 +149,18 @@ def training(size: int, rounds: int, device: str, batch: int = 2) -> dict[str, A
 
 
 def towers(size: int, rounds: int, device: str) -> dict[str, Any]:
-    """Our dense ViT-B/16 against the same tower of the peers, at one input size."""
+    """Benchmark our dense ViT-B/16 against the same tower of peers, at one input size."""
     from smartclip_det.models.towers import SmartCLIP
 
     ours = SmartCLIP.from_arch("ViT-B-16").image_tower.eval().to(device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     variants: dict[str, Callable[[], Any]] = {"ours, dense": lambda: ours.features(image, dense_mode="value")}
     for name, make in (("open_clip", peers.open_clip_tower), ("transformers", peers.transformers_tower)):
-        found = make(size, device)
-        if found is None:
-            print(f"{name}: not installed, left out")
+        tower = make(size, device)
+        if tower is None:
+            print(f"{name}: not installed, skipped")
             continue
-        variants[name] = lambda tower=found: tower(image)
+        variants[name] = lambda run=tower: run(image)
     with torch.no_grad():
         rows = in_turns(variants, rounds)
     show(f"image tower ViT-B/16, {size} px, {device}", rows, "ours, dense")
@@ -168,7 +168,7 @@ def towers(size: int, rounds: int, device: str) -> dict[str, Any]:
 
 
 def one_stage(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
-    """Our one-stage detector against OWLv2-B/16 with cached classes, at one input size."""
+    """Benchmark our one-stage detector against OWLv2-B/16 with cached classes, at one input size."""
     detector = build(OWL, device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     out: dict[str, Any] = {}
@@ -177,7 +177,7 @@ def one_stage(size: int, sizes: list[int], rounds: int, device: str) -> dict[str
         variants: dict[str, Callable[[], Any]] = {"ours": lambda: detector.predict(image, [sample_of(size)])}
         peer = peers.owlv2(size, k, device)
         if peer is None:
-            print("OWLv2: transformers is not installed, left out")
+            print("OWLv2: transformers is not installed, skipped")
         else:
             variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(image)
         with torch.no_grad():
@@ -187,13 +187,13 @@ def one_stage(size: int, sizes: list[int], rounds: int, device: str) -> dict[str
 
 
 def grounding_dino(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:
-    """Our two-stage detector against MM-Grounding-DINO-T in chunks of 40 names, at one input size."""
+    """Benchmark our two-stage detector against MM-Grounding-DINO-T in chunks of 40 names, at one input size."""
     detector = build(RCNN, device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     out: dict[str, Any] = {}
     peer = peers.grounding_dino(size, device)
     if peer is None:
-        print("MM-Grounding-DINO: transformers is not installed, left out")
+        print("MM-Grounding-DINO: transformers is not installed, skipped")
         return out
     for k in sizes:
         detector.set_text_bank(generated_bank(k, 512).to(device))

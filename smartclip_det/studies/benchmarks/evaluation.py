@@ -1,4 +1,4 @@
-"""Evaluation at full size on generated results: seconds with loading, peak memory, and equal numbers."""
+"""Benchmark full-size evaluation on generated results: seconds including loading, peak memory, equality of metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smartclip_det.core.errors import UserError
 
 
 def generate(folder: Path, kind: str, images: int, detections: int, classes: int, seed: int = 0) -> tuple[Path, Path]:
-    """Annotations with about 7 (COCO) or 12 (LVIS) boxes an image, and detections of which a third are hits."""
+    """Generate annotations with about 7 (COCO) or 12 (LVIS) boxes per image, and detections of which a third match."""
     rng = np.random.default_rng(seed)
     per_image = 7 if kind == "coco" else 12
     names = [{"id": k + 1, "name": f"class {k}"} for k in range(classes)]
@@ -66,7 +66,7 @@ def generate(folder: Path, kind: str, images: int, detections: int, classes: int
 
 
 def score(kind: str, ann: Path, pred: Path, backend: str) -> dict[str, Any]:
-    """Run the tool as users do: seconds and peak memory of the whole process, and its numbers."""
+    """Run the tool in a subprocess: seconds and peak memory of the whole process, and its metrics."""
     out = pred.with_suffix(f".{backend}.metrics.json")
     command = [
         sys.executable,
@@ -92,7 +92,7 @@ def score(kind: str, ann: Path, pred: Path, backend: str) -> dict[str, Any]:
 
 
 def run(full: bool) -> dict[str, Any]:
-    """COCO at full size with both backends; LVIS at 2,000 images with both, and at full size with the fast one."""
+    """Benchmark full-size COCO and LVIS at 2,000 images with both backends; ``full`` adds full-size LVIS (fast)."""
     cases = [
         ("coco", 5000, 100, 80, "fast"),
         ("coco", 5000, 100, 80, "reference"),
@@ -102,19 +102,19 @@ def run(full: bool) -> dict[str, Any]:
     if full:
         cases.append(("lvis", 19809, 300, 1203, "fast"))
     out: dict[str, Any] = {}
-    print("\nevaluation, with loading\n  protocol  images  detections  backend     seconds    peak MiB")
+    print("\nevaluation including loading\n  protocol  images  detections  backend     seconds    peak MiB")
     with tempfile.TemporaryDirectory() as folder:
         files: dict[tuple[str, int], tuple[Path, Path]] = {}
         for kind, images, detections, classes, backend in cases:
             if (kind, images) not in files:
                 files[kind, images] = generate(Path(folder), kind, images, detections, classes)
-            found = score(kind, *files[kind, images], backend)
-            out[f"{kind} {images} x {detections} {backend}"] = found
-            cells = [f"  {kind:8s}", f"{images:6d}", f"{detections:10d}", f"{backend:9s}", f"{found['seconds']:8.1f}"]
-            print("  ".join([*cells, f"{found['peak_mib']:9.0f}"]), flush=True)
+            result = score(kind, *files[kind, images], backend)
+            out[f"{kind} {images} x {detections} {backend}"] = result
+            cells = [f"  {kind:8s}", f"{images:6d}", f"{detections:10d}", f"{backend:9s}", f"{result['seconds']:8.1f}"]
+            print("  ".join([*cells, f"{result['peak_mib']:9.0f}"]), flush=True)
     for kind, images, detections in (("coco", 5000, 100), ("lvis", 2000, 300)):
         fast, slow = (out[f"{kind} {images} x {detections} {b}"] for b in ("fast", "reference"))
         worst = max(abs(fast["metrics"][k] - slow["metrics"][k]) for k in slow["metrics"])
-        print(f"{kind}: fast is {slow['seconds'] / fast['seconds']:.1f} times as fast; largest difference {worst:.1e}")
+        print(f"{kind}: fast is {slow['seconds'] / fast['seconds']:.1f} x as fast; largest difference {worst:.1e}")
         out[f"{kind} ratio"] = {"reference_to_fast": slow["seconds"] / fast["seconds"], "largest_difference": worst}
     return out

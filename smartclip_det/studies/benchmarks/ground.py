@@ -1,4 +1,4 @@
-"""Grounding by sentences per image and proposals: what the image costs once, and what each further sentence costs."""
+"""Benchmark grounding by sentences and proposals per image: the cost of encoding an image, and of each sentence."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from smartclip_det.models.regions import RegionEncoder
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.studies.benchmarks.measuring import in_turns, seconds_of
 
-#: Of a long RefCOCOg sentence.
+#: Token count of a long RefCOCOg sentence.
 TOKENS = 20
-#: Its tokens of more would not fit a laptop in one pass.
+#: More sentences in one pass would not fit a laptop's memory.
 HEAD_SENTENCES = 64
 
 
 def sentences(count: int) -> list[str]:
-    """Expressions with a place and a relation, all different."""
+    """Generate distinct expressions with a location and a relation."""
     return [f"the small thing {n} left of the large thing {n + 1}" for n in range(count)]
 
 
 def random_bank(names: list[str], dim: int) -> TextBank:
-    """A cached bank: vectors and masks drawn at random."""
+    """Build a bank of random vectors and masks."""
     g = torch.Generator().manual_seed(0)
     embeds = torch.nn.functional.normalize(torch.randn(len(names), dim, generator=g), dim=1)
     return TextBank(tuple(names), embeds, (torch.rand(len(names), dim, generator=g) > 0.5).float())
@@ -35,7 +35,7 @@ def random_bank(names: list[str], dim: int) -> TextBank:
 
 @torch.no_grad()
 def zero_shot(arch: str, size: int, counts: list[int], proposals: list[int], rounds: int) -> dict[str, Any]:
-    """Dense views with a cached bank: encoding an image and its regions, then scoring, by reading."""
+    """Benchmark zero-shot grounding with dense views and a cached bank: image and region encoding, then scoring."""
     towers = SmartCLIP.from_arch(arch)
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (480, 640, 3), dtype=np.uint8))
@@ -43,7 +43,7 @@ def zero_shot(arch: str, size: int, counts: list[int], proposals: list[int], rou
     print(
         f"\nzero-shot, {arch} at {size} pixels, dense view, cached bank\nboxes  reading     image s   "
         + "".join(f"{c:>9d} s." for c in counts)
-        + "   each further, share of the image"
+        + "   per sentence, share of image"
     )
     for boxes in proposals:
         corners = rng.random((boxes, 2)) * [500, 380]
@@ -59,11 +59,11 @@ def zero_shot(arch: str, size: int, counts: list[int], proposals: list[int], rou
             vectors, bank = encode(), random_bank(texts, towers.config.embed_dim)
             runs: dict[str, Any] = {"image": encode}
             for count in counts:
-                asked = sentences(count)
-                own = bank.select(list(dict.fromkeys(t for s in asked for t in grounder.texts(s))))
-                runs[str(count)] = lambda g=grounder, v=vectors, b=xyxy, a=asked, o=own: g.score(v, b, a, o)
-            found = in_turns(runs, rounds)
-            seconds = {k: v["median"] for k, v in found.items()}
+                queries = sentences(count)
+                own = bank.select(list(dict.fromkeys(t for s in queries for t in grounder.texts(s))))
+                runs[str(count)] = lambda g=grounder, v=vectors, b=xyxy, a=queries, o=own: g.score(v, b, a, o)
+            timings = in_turns(runs, rounds)
+            seconds = {k: v["median"] for k, v in timings.items()}
             more = (seconds[str(max(counts))] - seconds[str(min(counts))]) / max(1, max(counts) - min(counts))
             share = more / seconds["image"]
             out[f"{boxes} boxes, {reading}"] = {"seconds": seconds, "share_of_image_per_sentence": share}
@@ -74,7 +74,7 @@ def zero_shot(arch: str, size: int, counts: list[int], proposals: list[int], rou
 
 @torch.no_grad()
 def trained_head(arch: str, size: int, counts: list[int], rounds: int) -> dict[str, Any]:
-    """A fusion head of CLIP-VG's size: parameters, the frozen towers' share, and sentences in one pass."""
+    """Benchmark a fusion head of CLIP-VG's size: parameter counts, and sentences in one pass."""
     towers = SmartCLIP.from_arch(arch)
     c = towers.config
     grid = size // c.patch_size
@@ -107,7 +107,7 @@ def trained_head(arch: str, size: int, counts: list[int], rounds: int) -> dict[s
     seconds = {k: v["median"] for k, v in in_turns(runs, rounds).items()}
     out["seconds"] = seconds
     print(
-        f"\ntrained head, {arch} at {size} pixels: {count / 1e6:.1f} M parameters trained beside "
+        f"\ntrained head, {arch} at {size} pixels: {count / 1e6:.1f} M trainable parameters, "
         f"{out['tower_parameters'] / 1e6:.1f} M frozen; image {seconds['image']:.3f} s; sentences "
         + ", ".join(f"{k}: {seconds[str(k)]:.3f} s" for k in counts)
     )
@@ -115,14 +115,14 @@ def trained_head(arch: str, size: int, counts: list[int], rounds: int) -> dict[s
 
 
 def run(args: Any) -> dict[str, Any]:
-    """Zero-shot at the first size, the head at the last; and what reading the sentences costs."""
+    """Benchmark zero-shot grounding at the first size, the head at the last, and the parsing of sentences."""
     arch, size = args.arch or "SmartCLIP-B-16", args.sizes[0]
     grounder = ZeroShotGrounder(RegionEncoder(SmartCLIP.from_arch("SmartCLIP-tiny")), reading="both")
     parsing = seconds_of(lambda: [grounder.texts(s) for s in sentences(1000)])
-    print(f"reading 1,000 sentences by rules: {parsing:.3f} s")
+    print(f"parsing 1,000 sentences by rules: {parsing:.3f} s")
     heads = [c for c in args.sentences if c <= HEAD_SENTENCES] or [min(args.sentences)]
     if len(heads) < len(args.sentences):
-        print(f"the trained head is measured on at most {HEAD_SENTENCES} sentences: {heads}")
+        print(f"the trained head is benchmarked on at most {HEAD_SENTENCES} sentences: {heads}")
     return {
         "zero_shot": zero_shot(arch, size, args.sentences, args.proposals, args.rounds),
         "trained_head": trained_head(arch, args.sizes[-1], heads, args.rounds),

@@ -1,4 +1,4 @@
-"""Times and peak memory of variants, measured in turns so that a noisy machine is noisy for all of them."""
+"""Timing and peak memory of variants. Runs are interleaved, so that noise of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 
 
 def synchronise() -> None:
-    """Wait for the GPU, where there is one."""
+    """Synchronise the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class PeakMemory:
-    """MiB that a block added at its peak: of the GPU where there is one, of the process otherwise (Linux)."""
+    """Peak MiB added by a block: of the GPU if there is one, else of the process (Linux)."""
 
     def __enter__(self) -> PeakMemory:
-        """Start counting."""
+        """Start measuring."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated() / 2**20
@@ -32,23 +32,23 @@ class PeakMemory:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Stop."""
+        """Stop measuring."""
         after = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmHWM")
         self.mib = max(0.0, after - self._before)
 
 
 def resident_mib() -> float:
-    """MiB that the process holds now (Linux)."""
+    """Resident memory of the process in MiB (Linux)."""
     return _status("VmRSS")
 
 
 def _status(key: str) -> float:
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return float(found.group(1)) / 1024 if found else float("nan")
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return float(match.group(1)) / 1024 if match else float("nan")
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Of one call."""
+    """Time one call."""
     synchronise()
     begin = time.perf_counter()
     run()
@@ -57,7 +57,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 
 def in_turns(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """``median`` and ``min`` seconds and ``peak_mib`` of each variant; the first round warms up and measures memory."""
+    """Return ``median`` and ``min`` seconds and ``peak_mib`` per variant; the warm-up round measures memory."""
     out: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for name, run in variants.items():
@@ -73,7 +73,7 @@ def in_turns(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, float]], baseline: str) -> None:
-    """A table with ratios of medians to one row."""
+    """Print a table with the ratio of each median to that of ``baseline``."""
     width = max(len(n) for n in rows)
     print(f"\n{title}\n{'':{width}s}   median ms   min ms   ratio   peak MiB")
     base = rows[baseline]["median"]
@@ -85,7 +85,7 @@ def show(title: str, rows: Mapping[str, Mapping[str, float]], baseline: str) -> 
 
 
 def generated_bank(classes: int, dim: int, seed: int = 0) -> Any:
-    """A bank of random vectors and masks of density 0.7, with a background row."""
+    """Build a bank of random vectors and masks of density 0.7, with a background row."""
     from smartclip_det.core.text_bank import TextBank
 
     g = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Other projects' models with random weights, where their packages are installed; None where they are not."""
+"""Models of other projects with random weights, if their packages are installed; else None."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _transformers() -> bool:
 
 
 def open_clip_tower(size: int, device: str) -> Callable[[Tensor], Any] | None:
-    """open_clip's ViT-B-16 image tower, its position table resized."""
+    """open_clip's ViT-B-16 image tower with resized position embeddings."""
     from smartclip_det.models.towers.tokenizer import open_clip_model
 
     visual = open_clip_model("ViT-B-16", None, size).visual.eval().to(device)
@@ -74,7 +74,7 @@ def grounding_dino(size: int, device: str) -> Callable[[Tensor, int], Any] | Non
     import mmdet
     from mmdet.registry import MODELS
     from mmdet.structures import DetDataSample
-    from mmdet.utils import get_test_pipeline_cfg  # noqa: F401 (registers MMDetection's parts)
+    from mmdet.utils import get_test_pipeline_cfg  # noqa: F401 (registers MMDetection's modules)
     from mmengine.config import Config
     from mmengine.hub import get_config  # noqa: F401
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -89,12 +89,12 @@ def grounding_dino(size: int, device: str) -> Callable[[Tensor, int], Any] | Non
     config = Config.fromfile(Path(mmdet.__file__).parent / ".mim/configs" / name)
     config.model.language_model.name = str(folder)
     config.model.backbone.init_cfg = None
-    config.model.encoder.num_cp = 0  # recomputation in training, which needs fairscale
+    config.model.encoder.num_cp = 0  # no activation checkpointing, which needs fairscale
     config.model.test_cfg.chunked_size = 40
     model = MODELS.build(config.model).eval().to(device)
 
     def run(image: Tensor, classes: int) -> Any:
-        # A tuple: a string would be cut into chunks of characters.
+        # MMDetection splits a string into chunks of characters, so pass a tuple.
         names = tuple(f"thing{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}" for i in range(classes))
         shape = tuple(image.shape[-2:])
         meta = {

@@ -1,4 +1,4 @@
-"""The training-free predictor on one picture: its stages by vocabulary size, batches, memory, and OWLv2 beside it."""
+"""Benchmark the training-free predictor on one image: stages by vocabulary size, batching, memory, and OWLv2."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from smartclip_det.studies.benchmarks.measuring import (
     show,
 )
 
-#: Of torchvision, where its own cost is not what is measured.
+#: A small torchvision detector, for runs where its own cost is not of interest.
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
-#: Stages that no name takes part in, and all of them.
+#: Stages that do not depend on the class names, and all stages.
 SAME = ("read", "boxes", "towers", "regions")
 STAGES = (*SAME, "scoring", "drawing")
-#: Share that the whole may grow by from the smallest to the largest vocabulary.
+#: Allowed growth of the total time from the smallest to the largest vocabulary.
 FREE_OF_NAMES = 0.05
 
 
 def generated_picture(size: int, seed: int = 0) -> Image.Image:
-    """A square picture with edges at several scales, for decoders and detectors to work on."""
+    """Generate a square image with edges at several scales, as realistic input for decoders and detectors."""
     g = np.random.default_rng(seed)
     coarse = Image.fromarray(g.integers(0, 255, (size // 16, size // 16, 3), dtype=np.uint8))
     fine = g.integers(-20, 20, (size, size, 3))
@@ -44,7 +44,7 @@ def generated_picture(size: int, seed: int = 0) -> Image.Image:
 
 
 def build(arch: str, size: int, device: str, source: TorchvisionBoxes) -> Predictor:
-    """Towers with random weights, and a source of boxes."""
+    """Build a predictor of towers with random weights and a box source."""
     return Predictor.from_pretrained(
         SmartCLIP.from_arch(arch),
         boxes=source,
@@ -57,44 +57,44 @@ def build(arch: str, size: int, device: str, source: TorchvisionBoxes) -> Predic
 
 
 class OnePicture:
-    """The stages of one picture from its file to a drawing, each by the predictor's own parts."""
+    """Time the predictor's stages on one image, from file to drawing."""
 
     def __init__(self, predictor: Predictor, path: Path) -> None:
         self.predictor, self.path, self.rows = predictor, path, dict[str, list[dict[str, float]]]()
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
-        kept: list[Any] = []
+        results: list[Any] = []
         with PeakMemory() as memory:
-            seconds = seconds_of(lambda: kept.append(work()))
+            seconds = seconds_of(lambda: results.append(work()))
         self.rows.setdefault(name, []).append({"seconds": seconds, "peak_mib": memory.mib})
-        return kept[0]
+        return results[0]
 
     @torch.no_grad()
     def run(self, banks: dict[int, Any]) -> None:
-        """One round: what does not look at names once, then scoring and drawing for each number of them."""
+        """Run one round: name-independent stages once, then scoring and drawing per vocabulary size."""
         family: Any = self.predictor.family
         picture = self._stage("read", lambda: picture_of(self.path))
         (boxes,) = self._stage("boxes", lambda: family.find_boxes([picture], [None]))
         dense = self._stage("towers", lambda: family.maps([picture.image]))
         encoded = self._stage("regions", lambda: family.pooled(picture, boxes, dense[0]))
         for k, bank in banks.items():
-            found = self._stage(f"scoring {k}", lambda b=bank: family.detect(encoded, b, 0.0, None))
-            self._stage(f"drawing {k}", lambda f=found: f.plot(picture.image, limit=20))
+            detections = self._stage(f"scoring {k}", lambda b=bank: family.detect(encoded, b, 0.0, None))
+            self._stage(f"drawing {k}", lambda f=detections: f.plot(picture.image, limit=20))
 
     def median(self, name: str) -> dict[str, float]:
-        """Of a stage over the rounds."""
+        """Median over the rounds of one stage."""
         rows = self.rows[name]
         return {q: float(np.median([r[q] for r in rows])) for q in ("seconds", "peak_mib")}
 
 
 def by_names(one: OnePicture, names: list[int], rounds: int, dim: int) -> dict[str, Any]:
-    """Median seconds of each stage for each number of names; the growth of the whole."""
+    """Measure median seconds of each stage per vocabulary size, and the growth of the total."""
     banks = {k: generated_bank(k, dim).to(one.predictor.device) for k in names}
     one.run(banks)
     one.rows.clear()
     for _ in range(rounds):
         one.run(banks)
-    print(f"ms (peak MiB added), medians of {rounds}")
+    print(f"median ms of {rounds} rounds (peak MiB added)")
     print("  names  " + "".join(f"{s:>17s}" for s in STAGES) + f"{'whole':>10s}")
     out: dict[str, Any] = {}
     for k in names:
@@ -104,13 +104,13 @@ def by_names(one: OnePicture, names: list[int], rounds: int, dim: int) -> dict[s
         cells = "".join(f"{r['seconds'] * 1e3:9.1f} ({r['peak_mib']:5.0f})" for r in row.values())
         print(f"{k:7d}  {cells}{whole * 1e3:10.1f}")
     growth = out[str(max(names))]["whole"] / out[str(min(names))]["whole"] - 1
-    told = "within" if growth <= FREE_OF_NAMES else "over"
-    print(f"from {min(names)} to {max(names)} names the whole grows by {growth:.1%}: {told} {FREE_OF_NAMES:.0%}")
+    verdict = "within" if growth <= FREE_OF_NAMES else "over"
+    print(f"from {min(names)} to {max(names)} names the total grows by {growth:.1%}: {verdict} {FREE_OF_NAMES:.0%}")
     return {**out, "growth": growth}
 
 
-def beside_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], rounds: int) -> dict[str, Any]:
-    """Encoding and scoring against OWLv2-B/16 with cached classes, both from pixels in memory, in turns."""
+def against_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], rounds: int) -> dict[str, Any]:
+    """Benchmark encoding and scoring against OWLv2-B/16 with cached classes, interleaved, from pixels in memory."""
     picture = picture_of(path)
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     family: Any = predictor.family
@@ -129,17 +129,17 @@ def beside_owlv2(predictor: Predictor, path: Path, size: int, names: list[int], 
         variants: dict[str, Callable[[], Any]] = {"ours": ours, "ours, boxes known": ours_without_boxes}
         peer = peers.owlv2(size, k, str(predictor.device))
         if peer is None:
-            print("OWLv2: transformers is not installed, left out")
+            print("OWLv2: transformers is not installed, skipped")
         else:
             variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(pixels)
         with torch.no_grad():
             out[str(k)] = in_turns(variants, rounds)
-        show(f"training-free ViT-B/16 beside OWLv2, {size} px, {k} names, {predictor.device}", out[str(k)], "ours")
+        show(f"training-free ViT-B/16 and OWLv2, {size} px, {k} names, {predictor.device}", out[str(k)], "ours")
     return out
 
 
 def batches(predictor: Predictor, folder: Path, size: int, count: int = 8) -> dict[str, Any]:
-    """A batch of ``count`` pictures against as many single ones, once each; answers must be the same."""
+    """Compare one batch of ``count`` images with single images, once each; the scores must agree."""
     paths = [folder / f"{n}.jpg" for n in range(count)]
     for n, path in enumerate(paths):
         generated_picture(size, n).save(path)
@@ -153,32 +153,32 @@ def batches(predictor: Predictor, folder: Path, size: int, count: int = 8) -> di
     apart = max(float(np.abs(a.scores - b.scores).max()) for a, b in zip(answers[1], answers[count], strict=True))
     one, many = seconds.values()
     print(
-        f"\n{count} pictures, {size} px: {one:.2f} s one by one, {many:.2f} s as a batch ({many / one:.2f} of it); "
-        f"scores differ by {apart:.1g} at most"
+        f"\n{count} images, {size} px: {one:.2f} s one by one, {many:.2f} s as a batch ({many / one:.2f} of it); "
+        f"scores differ by at most {apart:.1g}"
     )
     return {**seconds, "largest_difference_of_scores": apart}
 
 
 def memory(predictor: Predictor, path: Path, count: int, every: int = 20) -> dict[str, Any]:
-    """Resident MiB of the process along a stream of pictures: it must not grow with their number."""
+    """Track resident MiB of the process over a stream of images; it must not grow with their number."""
     bank = generated_bank(80, predictor.encoder.config.embed_dim).to(predictor.device)
 
     def stream() -> Iterator[Path]:
         for _ in range(count):
             yield path
 
-    held = []
+    resident = []
     for n, _ in enumerate(predictor.detect_images(stream(), bank, batch_size=2)):
         if n % every == every - 1:
-            held.append(resident_mib())
-    # The first pictures fill caches of the allocator.
-    half = held[len(held) // 2 :]
-    growth = max(half) - held[len(held) // 2 - 1] if len(held) > 1 else 0.0
+            resident.append(resident_mib())
+    # The allocator's caches fill up during the first images, so only the second half is compared.
+    half = resident[len(resident) // 2 :]
+    growth = max(half) - resident[len(resident) // 2 - 1] if len(resident) > 1 else 0.0
     print(
-        f"memory over {count} pictures: {held[0]:.0f} MiB after {every}, {held[-1]:.0f} MiB at the end; "
+        f"memory over {count} images: {resident[0]:.0f} MiB after {every}, {resident[-1]:.0f} MiB at the end; "
         f"growth over the second half {growth:.0f} MiB"
     )
-    return {"resident_mib": held, "every": every, "growth_second_half_mib": growth}
+    return {"resident_mib": resident, "every": every, "growth_second_half_mib": growth}
 
 
 def run(
@@ -191,7 +191,7 @@ def run(
     pictures: int,
     parts: Sequence[str] = PREDICT_PARTS,
 ) -> dict[str, Any]:
-    """Some of the parts, or all of them, for one input side."""
+    """Run the selected parts for one input size."""
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.jpg"
@@ -203,11 +203,11 @@ def run(
         if "stages" in parts:
             out["stages"] = by_names(OnePicture(predictor, path), names, rounds, dim)
         if "owlv2" in parts:
-            out["owlv2"] = beside_owlv2(predictor, path, size, sorted({min(names), max(names)}), max(1, rounds // 2))
+            out["owlv2"] = against_owlv2(predictor, path, size, sorted({min(names), max(names)}), max(1, rounds // 2))
         if "batches" in parts:
             out["batches"] = batches(predictor, Path(folder), size)
         if "memory" in parts:
-            # Small models: memory is that of the loop, and thousands of pictures are minutes.
+            # Small models: only the loop's memory matters, and thousands of images would take long.
             proposals = TorchvisionBoxes(SMALL, weights=None, max_boxes=max_boxes, size=64)
             out["memory"] = memory(build("SmartCLIP-tiny", 192, device, proposals), path, pictures)
     return out

@@ -1,4 +1,4 @@
-"""Masked cosine in two products, against the broadcast form, plain cosine and the folded numerator alone."""
+"""Benchmark masked cosine as two matrix products against the broadcast form, plain cosine and the folded numerator."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.studies.benchmarks.measuring import generated_bank, in_turns, show
 
-#: Regions, classes, dimensions.
+#: (regions, classes, dimensions).
 SHAPES = ((1000, 80, 512), (1000, 1203, 512), (3600, 1203, 768))
 
 
 def broadcast(vectors: Tensor, texts: Tensor, masks: Tensor) -> Tensor:
-    """The released form: every region under every mask."""
+    """The released implementation: every region with every mask."""
     return functional.cosine_similarity(vectors[:, None] * masks[None], texts[None], dim=-1)
 
 
 def run(rounds: int, max_gib: float, device: str) -> dict[str, Any]:
-    """Each shape; the broadcast form where its tensor fits ``max_gib``."""
+    """Benchmark each shape; the broadcast form only if its tensor fits ``max_gib``."""
     out: dict[str, Any] = {}
     for regions, classes, dim in SHAPES:
         bank = generated_bank(classes, dim).to(device)
@@ -44,6 +44,6 @@ def run(rounds: int, max_gib: float, device: str) -> dict[str, Any]:
                 rows["two products"]["difference_to_broadcast"] = difference
         show(label, rows, "plain cosine")
         if gib > max_gib:
-            print(f"broadcast left out: its tensor has {gib:.1f} GiB (--max-gib {max_gib:g})")
+            print(f"broadcast skipped: its tensor needs {gib:.1f} GiB (--max-gib {max_gib:g})")
         out[label] = {"rows": rows, "broadcast_gib": gib}
     return out

@@ -1,4 +1,4 @@
-"""One entry for all subjects that are measured."""
+"""Options and entry point of all benchmarks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from smartclip_det.utils.devices import resolve_device
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured, and how much of it.
+    """Options of the benchmarks.
 
     Attributes:
-        subject: what is measured.
+        subject: what to benchmark.
         names: vocabulary sizes.
         sizes: input sides in pixels.
         rounds: measured runs of each variant, in turns.
@@ -31,16 +31,16 @@ class BenchOptions:
         dim: alignment: D of the head alone.
         chunks: alignment: chunks of captions of like length.
         bf16: alignment: autocast to bfloat16.
-        images: alignment: folder of images, to measure the loader.
-        captions: alignment: their captions; None: pairs in the folder.
-        workers: alignment: of the loader.
-        sentences: ground: per image.
-        proposals: ground: boxes per image; predict: boxes of the source, the largest of them.
-        pictures: predict: pictures of the stream that memory is measured along.
-        parts: predict: what is measured.
-        full: evaluation: LVIS at 19,809 images too.
+        images: alignment: folder of images, to benchmark the data loader.
+        captions: alignment: captions of ``images``; None: caption files in that folder.
+        workers: alignment: data loader workers.
+        sentences: ground: sentences per image.
+        proposals: ground: boxes per image; predict: the maximum is the number of boxes per image.
+        pictures: predict: images in the stream used to track memory.
+        parts: predict: parts to benchmark.
+        full: evaluation: also LVIS with 19,809 images.
         device: see :func:`resolve_device`.
-        out: JSON; None: ``work_dirs/benchmark_SUBJECT.json``.
+        out: JSON output; None: ``work_dirs/benchmark_SUBJECT.json``.
     """
 
     subject: str
@@ -68,16 +68,16 @@ class BenchOptions:
 
 
 def measure(task: BenchOptions) -> Path:
-    """Measure one subject.
+    """Run one benchmark.
 
     Returns:
-        The JSON that was written.
+        Path of the written JSON.
     """
     task = replace(task, device=str(resolve_device(task.device)))
     if task.subject == "similarity":
         from smartclip_det.studies.benchmarks import similarity
 
-        found = similarity.run(task.rounds, task.max_gib, task.device)
+        results = similarity.run(task.rounds, task.max_gib, task.device)
     elif task.subject == "vocabulary":
         from smartclip_det.studies.benchmarks import vocabulary
 
@@ -97,11 +97,11 @@ def measure(task: BenchOptions) -> Path:
     elif task.subject == "ground":
         from smartclip_det.studies.benchmarks import ground
 
-        found = ground.run(task)
+        results = ground.run(task)
     elif task.subject == "predict":
         from smartclip_det.studies.benchmarks import predict
 
-        found = {
+        results = {
             str(size): predict.run(
                 task.arch or "SmartCLIP-B-16",
                 size,
@@ -117,7 +117,7 @@ def measure(task: BenchOptions) -> Path:
     elif task.subject == "evaluation":
         from smartclip_det.studies.benchmarks import evaluation
 
-        found = evaluation.run(task.full)
+        results = evaluation.run(task.full)
     else:
         from smartclip_det.studies.benchmarks import detect
 
@@ -128,7 +128,7 @@ def measure(task: BenchOptions) -> Path:
             "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
             "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device),
         }
-        found = {str(size): work[task.subject](size) for size in task.sizes}
+        results = {str(size): work[task.subject](size) for size in task.sizes}
     stamp = protocol_stamp(
         f"benchmark {task.subject}",
         device=task.device,
@@ -137,4 +137,4 @@ def measure(task: BenchOptions) -> Path:
         rounds=task.rounds,
     )
     out = task.out or Path(f"work_dirs/benchmark_{task.subject}.json")
-    return write_results(out, stamp, found)
+    return write_results(out, stamp, results)

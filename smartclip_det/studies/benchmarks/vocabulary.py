@@ -1,4 +1,4 @@
-"""Setting a vocabulary at run time: from the cache of encoded texts, and without it."""
+"""Benchmark setting a vocabulary at run time, with and without the cache of encoded texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from smartclip_det.studies.benchmarks.measuring import seconds_of
 
 
 def run(sizes: list[int], arch: str) -> dict[str, Any]:
-    """Seconds of ``build_bank`` for generated names: encoded anew, from the cache, and put in force."""
-    # The dimension of ViT-B/16, which decides the size of the cache; the depth of the tower only the encoding.
+    """Time ``build_bank`` for generated names, without and with cached encodings."""
+    # Use the embedding dimension of ViT-B/16, which sets the cache size; the tower's depth only affects encoding.
     encoder = SmartCLIP(architecture(arch).with_(embed_dim=512)).eval()
     out: dict[str, Any] = {}
-    print(f"\nvocabulary ({arch}, one prompt a class)\n  names   encode s   cached s")
+    print(f"\nvocabulary ({arch}, one prompt per class)\n  names   encode s   cached s")
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             names = [f"thing {i}" for i in range(size)]
