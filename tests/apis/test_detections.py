@@ -87,7 +87,7 @@ class TestTaking:
         boxes = np.zeros((2, 4))
         for given_, said in (
             ((boxes, [1], [0, 0], NAMES), "2 boxes need 2 scores; got 1"),
-            ((boxes, [1, 1], [0, 3], NAMES), "Labels run from 0 to 3; there are 3"),
+            ((boxes, [1, 1], [0, 3], NAMES), "Labels range from 0 to 3; there are 3"),
             ((np.zeros((2, 5)), [1, 1], [0, 0], NAMES), r"\[N, 4\]"),
             ((boxes, [1, np.nan], [0, 0], NAMES), "finite"),
         ):

@@ -95,12 +95,12 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("path", "said"),
         [
-            ("/none", "the server answers 404"),
+            ("/none", "the server returned 404"),
             ("/page", "is a web page, not an image"),
             ("/empty", "cannot be read"),
             ("/cut", r"closed after \d+ of 5,000 bytes"),
             ("/broken.png", "cannot be read"),
-            ("/huge", "are more than the 64.0 MiB"),
+            ("/huge", "exceeds the limit of 64.0 MiB"),
             ("/to/ftp://127.0.0.1/a.png", "redirects from http to ftp"),
             ("/to/file:///etc/hostname", "redirects from http to file"),
             ("/to/data:image/png;base64,AA", "redirects from http to data"),

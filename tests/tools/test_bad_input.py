@@ -93,7 +93,7 @@ class TestImages:
         )
         assert done.returncode == 2
         assert "b.jpg: skipped" in done.stderr
-        assert "1 of 3 images could not be used" in done.stderr
+        assert "1 of 3 images could not be processed" in done.stderr
         assert sorted(p.name for p in (tmp_path / "out").glob("*.json")) == ["a.json", "c.json"]
 
 

@@ -22,9 +22,9 @@ from smartclip_det.studies.objective import (
     confusions,
     draw_captions,
     draw_scenes,
+    held_out_pairs,
     is_true,
     train,
-    held_out_pairs,
 )
 
 COUNTS = (0.2, 0.3, 0.5)

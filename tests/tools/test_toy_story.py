@@ -246,8 +246,8 @@ def test_the_page_tells_every_section_and_needs_no_other_file(page):
     text = (page / "report.html").read_text(encoding="utf-8")
     assert [int(n) for n in re.findall(r"<h2>(\d+)\. ", text)] == list(range(1, 11))
     assert text.count('class="say"') == 6
-    assert "<th>partial captions</th>" in text
-    assert "<th>full captions</th>" not in text
+    assert "<th>partial captions mAP</th>" in text
+    assert "<th>full captions mAP</th>" not in text
     assert 'src="http' not in text
     # A control is explained before the first table that has it.
     assert text.index("<dt>another text&#x27;s mask") < text.index("<td>SmartCLIP, another text&#x27;s mask")
