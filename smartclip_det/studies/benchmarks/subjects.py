@@ -81,19 +81,19 @@ def measure(task: BenchOptions) -> Path:
     elif task.subject == "vocabulary":
         from smartclip_det.studies.benchmarks import vocabulary
 
-        found = vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
+        results = vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
     elif task.subject == "roofline":
         from smartclip_det.studies.benchmarks import roofline
 
-        found = roofline.run(task.arch or "SmartCLIP-B-16", task.batch or 256, 8)
+        results = roofline.run(task.arch or "SmartCLIP-B-16", task.batch or 256, 8)
     elif task.subject == "alignment" and task.host:
         from smartclip_det.studies.benchmarks import host
 
-        found = host.run(task.batch or 256, max(task.rounds, 20), task.device)
+        results = host.run(task.batch or 256, max(task.rounds, 20), task.device)
     elif task.subject == "alignment":
         from smartclip_det.studies.benchmarks import alignment
 
-        found = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16", batch=task.batch or 16))
+        results = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16", batch=task.batch or 16))
     elif task.subject == "ground":
         from smartclip_det.studies.benchmarks import ground
 
