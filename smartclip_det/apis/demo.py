@@ -43,6 +43,7 @@ class DemoOptions:
         out: output folder.
         device: see :func:`resolve_device`.
         cfg_options: overrides of the config.
+        templates: prompts of class names.
     """
 
     images: Sequence[Path]
@@ -59,6 +60,7 @@ class DemoOptions:
     out: Path = Path("work_dirs/demo")
     device: str = "auto"
     cfg_options: Mapping[str, Any] | None = None
+    templates: str | Sequence[str] = "photo"
 
 
 def demo(options: DemoOptions) -> list[str]:
@@ -83,6 +85,7 @@ def demo(options: DemoOptions) -> list[str]:
             boxes=options.boxes,
             device=options.device,
             cfg_options=options.cfg_options,
+            templates=options.templates,
         )
     )
     summary = ", ".join(f"{k} {v}" for k, v in _summary(predictor.protocol).items())
@@ -139,7 +142,7 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     start = time.perf_counter()
     predictor.set_image(path)
     encoded = time.perf_counter()
-    detections = answer(predictor, texts, options)
+    detections = answer(predictor, texts, ground=options.ground, top_k=options.top_k)
     seconds = {"image": encoded - start, "query": time.perf_counter() - encoded}
     threshold = score_threshold(options)
     kept = detections.above(class_thresholds(options) or threshold)
@@ -189,11 +192,21 @@ def frames_of(path: Path) -> int:
         return getattr(opened, "n_frames", 1)
 
 
-def answer(predictor: Predictor, texts: list[str], options: DemoOptions) -> Detections:
-    """Return all detections, or the boxes of each expression."""
-    if not options.ground:
-        return predictor.detect(texts)
-    parts = predictor.ground(texts, top_k=options.top_k)
+def answer(
+    predictor: Predictor, texts: Sequence[str], *, ground: bool = False, top_k: int = 1, image: Any = None
+) -> Detections:
+    """All detections of phrases, or with ``ground`` the boxes of each expression.
+
+    Args:
+        predictor: what answers.
+        texts: phrases or expressions.
+        ground: texts are referring expressions.
+        top_k: boxes of an expression.
+        image: what :meth:`Predictor.encode_image` returned; default: the image that this thread set.
+    """
+    if not ground:
+        return predictor.detect(texts, image=image)
+    parts = predictor.ground(list(texts), top_k=top_k, image=image)
     return Detections(
         np.concatenate([p.boxes for p in parts]),
         np.concatenate([p.scores for p in parts]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ class PredictorOptions:
         boxes: box source without ``config`` (see :meth:`Predictor.from_pretrained`).
         device: see :func:`resolve_device`.
         cfg_options: overrides of the config.
+        templates: prompts of class names.
     """
 
     config: str | None = None
@@ -29,6 +30,7 @@ class PredictorOptions:
     boxes: str | None = None
     device: str = "auto"
     cfg_options: Mapping[str, Any] | None = None
+    templates: str | Sequence[str] = "photo"
 
 
 def load_predictor(options: PredictorOptions) -> Predictor:
@@ -44,7 +46,13 @@ def load_predictor(options: PredictorOptions) -> Predictor:
                 "--boxes only applies to towers alone; a detector predicts its own boxes. Drop --boxes or --config."
             )
         changes |= {"towers.checkpoint": options.encoder} if options.encoder else {}
-        return Predictor.from_config(options.config, options.checkpoint, device=options.device, cfg_options=changes)
+        return Predictor.from_config(
+            options.config,
+            options.checkpoint,
+            device=options.device,
+            cfg_options=changes,
+            templates=options.templates,
+        )
     if not options.encoder:
         raise UserError(
             "No model given: use --encoder NAME (towers alone, without training), or --config CONFIG with "
@@ -52,4 +60,9 @@ def load_predictor(options: PredictorOptions) -> Predictor:
         )
     if options.checkpoint or changes:
         raise UserError("--checkpoint and --cfg-options require --config; for towers alone use --encoder NAME.")
-    return Predictor.from_pretrained(options.encoder, boxes=options.boxes or "torchvision", device=options.device)
+    return Predictor.from_pretrained(
+        options.encoder,
+        boxes=options.boxes or "torchvision",
+        device=options.device,
+        templates=options.templates,
+    )

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out
+from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out, templates_of
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.words import BOX_SOURCES
 
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files or folders")
-    add("--texts", nargs="+", default=[], help="phrases, one per argument")
+    add("--texts", nargs="+", action="extend", default=[], help="phrases, one per argument")
     add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt (one per line), or .json list")
     add("--config", help="config of an open-vocabulary detector or grounding head: a file or a packaged name")
     add("--checkpoint", help="weights of --config; without it, heads are random")
@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--top-k", type=int, default=1, help="boxes per expression with --ground")
     add("--thresholds", type=Path, help="per-class thresholds file, from smartclip-det calibrate")
+    add("--templates", nargs="+", default=["photo"], help="class-name prompts: a template set or own templates")
     add_out(parser, "work_dirs/demo", "output folder for images and JSON")
     add_device(parser)
     add_cfg_options(parser)
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
             out=args.out,
             device=args.device,
             cfg_options=args.cfg_options,
+            templates=templates_of(args.templates),
             encoder=args.encoder,
             boxes=args.boxes,
             thresholds=args.thresholds,

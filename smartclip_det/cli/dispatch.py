@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "test": ("test", "test a checkpoint with a config; write predictions and metrics"),
     "evaluate": ("evaluate", "score saved predictions, or compare two files"),
     "demo": ("demo", "detect phrases in images; writes images and JSON"),
+    "app": ("app", "try a predictor on a page in the browser"),
     "label": ("label", "label a folder of images; writes a data set and a review page"),
     "calibrate": ("calibrate", "choose per-class thresholds from a few labelled images"),
     "ground": ("ground", "zero-shot grounding of referring expressions"),

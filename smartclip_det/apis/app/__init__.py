@@ -1,0 +1,1 @@
+"""``smartclip-det app``: predictor sources, code snippets and answers (no gradio), and the gradio page."""
