@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.caption_batch import caption_batch
@@ -26,8 +28,9 @@ from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.models.towers.text_batch import texts_to
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 from smartclip_det.studies.benchmarks.alignment import caption_tokens
-from smartclip_det.studies.benchmarks.measuring import PeakMemory, in_turns
+from smartclip_det.studies.benchmarks.measuring import PeakMemory, in_turns, synchronise
 from smartclip_det.studies.gpu_families import build_step, losses_of, waits_of
+from smartclip_det.studies.gpu_runs import torchrun, whole_run
 from smartclip_det.utils.steps import python_path, verb
 
 
@@ -158,23 +161,28 @@ def many_negatives(task: GpuCheckOptions) -> dict[str, Any]:
     return {"pairs": task.big, "peak_mib": peak.mib, "whole_matrix_mib": whole, "passed": finite}
 
 
+def training_step(task: GpuCheckOptions, count: int, **options: Any) -> Callable[[], None]:
+    """A step with its optimizer, in bf16."""
+    model = model_on(task.device, task.arch, **options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    pixels, samples = batch_on(task.device, model, count)
+
+    def step() -> None:
+        with torch.autocast(task.device.split(":")[0], torch.bfloat16):
+            losses = model(pixels, samples, mode="loss")
+        sum(v for k, v in losses.items() if k.startswith("loss")).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
 def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
     """Measure peak memory and pairs per second of a training step with optimizer, by batch size; OOM is reported."""
     rows: dict[str, Any] = {}
     for count in task.batches:
-        model = model_on(task.device, task.arch)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-        pixels, samples = batch_on(task.device, model, count)
-
-        def step(model: Any = model, optimizer: Any = optimizer, pixels: Any = pixels, samples: Any = samples) -> None:
-            with torch.autocast(task.device.split(":")[0], torch.bfloat16):
-                losses = model(pixels, samples, mode="loss")
-            sum(v for k, v in losses.items() if k.startswith("loss")).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
         try:
-            timing = in_turns({"step": step}, 5)["step"]
+            found = in_turns({"step": training_step(task, count)}, 5)["step"]
             rows[str(count)] = {
                 "seconds": timing["median"],
                 "pairs_per_second": count / timing["median"],
@@ -182,7 +190,6 @@ def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
             }
         except torch.OutOfMemoryError as error:
             rows[str(count)] = {"out_of_memory": str(error).splitlines()[0]}
-        del model, optimizer
     return {"steps": rows, "passed": any("seconds" in r for r in rows.values())}
 
 
@@ -190,8 +197,9 @@ def family(name: str) -> Callable[[GpuCheckOptions], dict[str, Any]]:
     """Return the check of a detector family; it is skipped, with a note, if MMDetection is not installed."""
 
     def check(task: GpuCheckOptions) -> dict[str, Any]:
-        if importlib.util.find_spec("mmdet") is None:
-            return {"left_out": "MMDetection is not installed", "passed": True}
+        for package in ("mmdet", *(["transformers"] if name == "grounding-dino" else [])):
+            if importlib.util.find_spec(package) is None:
+                return {"left_out": f"{package} is not installed", "passed": True}
         expected = losses_of(build_step(name, "cpu"))
         step = build_step(name, task.device)
         loss = losses_of(step)
@@ -217,6 +225,49 @@ def waits(task: GpuCheckOptions) -> dict[str, Any]:
     return {"waits": count, "passed": not count}
 
 
+def busy(task: GpuCheckOptions) -> dict[str, Any]:
+    """Share of a training step's time in which the device computes, by torch's profiler."""
+    step = training_step(task, task.batch)
+    step()
+    card = task.device != "cpu"
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if card else [])]
+    synchronise()
+    begun = time.perf_counter()
+    with profile(activities=kinds) as found:
+        for _ in range(3):
+            step()
+        synchronise()
+        seconds = time.perf_counter() - begun
+    kind = DeviceType.CUDA if card else DeviceType.CPU
+    spans = [(e.time_range.start, e.time_range.end) for e in found.events() if e.device_type == kind]
+    share = covered(spans) / 1e6 / seconds
+    return {"busy_share": share, "kernels": len(spans), "step_seconds": seconds / 3, "passed": len(spans) > 0}
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of spans."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def compiled(task: GpuCheckOptions) -> dict[str, Any]:
+    """A training step with blocks compiled beside the same in eager mode; the CPU has no compiler to wait for."""
+    backend = "aot_eager" if task.device == "cpu" else "inductor"
+    losses, seconds = {}, {}
+    for name, chosen in (("eager", ""), ("compiled", backend)):
+        model = model_on(task.device, task.arch, compile=chosen)
+        losses[name], _ = loss_and_gradients(model, task.device, task.batch, task.device != "cpu")
+        step = training_step(task, task.batch, compile=chosen)
+        seconds[name] = in_turns({"step": step}, 3)["step"]["median"]
+        del model, step
+    relative = abs(losses["compiled"] - losses["eager"]) / abs(losses["eager"])
+    limit = 1e-5 if task.device == "cpu" else 0.02
+    return {"backend": backend, "seconds": seconds, "relative_difference": relative, "passed": relative < limit}
+
+
 CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
     "parity": parity,
     "waits": waits,
@@ -227,6 +278,11 @@ CHECKS: dict[str, Callable[[GpuCheckOptions], dict[str, Any]]] = {
     "two-stage": family("two-stage"),
     "one-stage": family("one-stage"),
     "referring": family("referring"),
+    "grounding-dino": family("grounding-dino"),
+    "busy": busy,
+    "compiled": compiled,
+    "run": lambda task: whole_run(task.arch, task.device, task.batch),
+    "torchrun": lambda task: torchrun(task.arch, task.device, task.batch),
 }
 
 

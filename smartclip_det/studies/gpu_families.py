@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import string
+import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,11 +47,44 @@ def waits_of(step: Callable[[], Any]) -> int | None:
 
 
 def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
-    """Return a function that computes the losses of one batch with a new model of a family on a device."""
-    from mmdet.registry import MODELS
+    """Losses of one batch by a fresh model of a family on a device.
+
+    Args:
+        family: ``two-stage``, ``one-stage``, ``referring`` or ``grounding-dino``.
+        device: where it runs.
+    """
     from mmengine.registry import init_default_scope
 
     from smartclip_det import register_detection  # noqa: F401
+
+    init_default_scope("mmdet")
+    if family == "grounding-dino":
+        model, batch = _grounding_dino(), _sentence_batch()
+    elif family == "referring":
+        config = _toy_config(family)
+        model, batch = _built(config), _referring_batch(config.image_size)
+    else:
+        config = _toy_config(family)
+        model, batch = _built(config), _detection_batch()
+        dim = config.bbox_head.embed_dim if family == "one-stage" else config.roi_head.bbox_head.embed_dim
+        g = torch.Generator().manual_seed(0)
+        parts_of = [(torch.randn(n, dim, generator=g), (torch.rand(n, dim, generator=g) > 0.5).float()) for n in (3, 1)]
+        background = TextBank(("background",), *parts_of[1])
+        model.set_text_bank(TextBank(CLASSES, *parts_of[0], background=background))
+    model.to(device).train()
+
+    def step() -> dict[str, Any]:
+        model.zero_grad(set_to_none=True)
+        found = model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
+        total, _ = model.parse_losses(found)
+        total.backward()
+        return found
+
+    return step
+
+
+def _toy_config(family: str) -> Any:
+    """The toy config of a family, with nothing in it that random numbers or precision change by device."""
     from smartclip_det.engine.config import fit_norm_layers, load_config
 
     names = {"two-stage": "open-vocab-rcnn", "one-stage": "open-vocab-owl", "referring": "referring"}
@@ -61,30 +97,59 @@ def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
         config.model.backbone.precision = "fp32"
     if family == "referring":
         config.model.head.dropout = 0.0
-    init_default_scope("mmdet")
+    return config.model
+
+
+def _built(config: Any) -> Any:
+    from mmdet.registry import MODELS
+
     torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config.model))
-    # MMEngine logs the initialisation of every weight.
+    model = MODELS.build(copy.deepcopy(config))
+    # MMEngine tells of every weight how it was made.
     logging.disable(logging.INFO)
     model.init_weights()
     logging.disable(logging.NOTSET)
-    if family != "referring":
-        g = torch.Generator().manual_seed(0)
-        dim = config.model.bbox_head.embed_dim if family == "one-stage" else config.model.roi_head.bbox_head.embed_dim
-        rows = [(torch.randn(n, dim, generator=g), (torch.rand(n, dim, generator=g) > 0.5).float()) for n in (3, 1)]
-        background = TextBank(("background",), *rows[1])
-        model.set_text_bank(TextBank(CLASSES, *rows[0], background=background))
-    model.to(device).train()
-    batch = _referring_batch(config.model.image_size) if family == "referring" else _detection_batch()
+    return model
 
-    def step() -> dict[str, Any]:
-        model.zero_grad(set_to_none=True)
-        losses = model(**model.data_preprocessor(copy.deepcopy(batch), True), mode="loss")
-        total, _ = model.parse_losses(losses)
-        total.backward()
-        return losses
 
-    return step
+def _grounding_dino() -> Any:
+    """The joined Grounding DINO of the published config, at small sizes, with a random BERT whose words are letters."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    from smartclip_det.engine.config import load_config
+
+    towers = {"arch": "SmartCLIP-tiny", "seed": 0}
+    name = "smartclip_refexp/mm-grounding-dino-t_smartclip-b16_c1_refcoco.py"
+    config = load_config(name, {"towers": towers, "model.trained": "all"}).model
+    config.num_queries = 12
+    config.backbone.update(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], init_cfg=None, with_cp=False)
+    config.backbone.drop_path_rate = 0.0
+    config.neck.in_channels = [48, 96, 192]
+    config.encoder.update(num_layers=1, num_cp=1)
+    config.decoder.num_layers = 2
+    # Denoising queries are drawn at random, on the device.
+    config.dn_cfg.group_cfg.num_dn_queries = 0
+    with tempfile.TemporaryDirectory() as folder:
+        letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *letters]
+        vocabulary = Path(folder) / "vocab.txt"
+        vocabulary.write_text("\n".join(words), encoding="utf-8")
+        BertTokenizer(str(vocabulary)).save_pretrained(folder)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        torch.manual_seed(0)
+        bert = BertModel(BertConfig(vocab_size=len(words), **sizes, **dropout), add_pooling_layer=False)
+        bert.save_pretrained(folder)
+        config.language_model.name = folder
+        return _built(config)
+
+
+def _sentence_batch() -> dict[str, Any]:
+    batch = _detection_batch()
+    for sample, (text, end) in zip(batch["data_samples"], (("red cup .", 7), ("dog .", 3)), strict=True):
+        sample.set_metainfo({"text": text, "custom_entities": False, "tokens_positive": {0: [[0, end]]}})
+        sample.gt_instances.labels = torch.zeros_like(sample.gt_instances.labels)
+    return batch
 
 
 def _pixels(side: int) -> list[torch.Tensor]:
