@@ -123,22 +123,24 @@ def environment(device: str) -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": python_path(), **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
 
 
-def run_and_kill(command: list[str], device: str, root: Path, seconds: float = 450.0) -> int:
-    """Start a run and kill it once it has written a checkpoint; the step of the newest one, 0 where there is none."""
-    pointer, log = root / "run" / "last_checkpoint", root / "killed.log"
-    with log.open("w", encoding="utf-8") as out:
+def run_and_kill(command: list[str], device: str, root: Path, seconds: float = 220.0) -> int:
+    """Start a run and kill it once a checkpoint is whole; the step of the newest one, 0 where there is none."""
+    with (root / "killed.log").open("w", encoding="utf-8") as out:
         process = subprocess.Popen([sys.executable, *command], env=environment(device), stdout=out, stderr=out)
         begun = time.monotonic()
-        while process.poll() is None and not pointer.is_file() and time.monotonic() - begun < seconds:
+        while process.poll() is None and not saved_steps(root / "run") and time.monotonic() - begun < seconds:
             time.sleep(0.02)
         process.kill()
         process.wait()
-    if not pointer.is_file():
-        return 0
-    return int(Path(pointer.read_text(encoding="utf-8").strip()).stem.rsplit("_", 1)[1])
+    return max(saved_steps(root / "run"), default=0)
 
 
-def run_to_end(command: list[str], device: str, root: Path, seconds: float = 450.0) -> str:
+def saved_steps(work_dir: Path) -> list[int]:
+    """Steps of the checkpoints of a run; files appear under their name when they are whole."""
+    return [int(p.stem.rsplit("_", 1)[1]) for p in work_dir.glob("iter_*.pth")]
+
+
+def run_to_end(command: list[str], device: str, root: Path, seconds: float = 220.0) -> str:
     """Run to the end, or until the time is over; the log."""
     path = root / "run.log"
     with path.open("w", encoding="utf-8") as out:

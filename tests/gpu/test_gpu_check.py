@@ -10,6 +10,7 @@ import torch
 from smartclip_det.core.errors import UserError
 from smartclip_det.studies import gpu_check
 from smartclip_det.studies.gpu_check import GpuCheckOptions, check_gpu
+from smartclip_det.studies.gpu_runs import STEPS
 from tests.tools.test_runs import run
 
 TOOL = "tools/analysis/gpu_check.py"
@@ -25,9 +26,14 @@ def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path
     assert found["parity"]["relative_difference"] == 0
     assert found["mixed_precision"]["gradient_cosine"] < 1
     assert set(found["steps"]["steps"]) == {"4", "8"}
-    for name in ("two-stage", "one-stage", "referring"):
+    for name in ("two-stage", "one-stage", "referring", "grounding-dino"):
         assert found[name]["relative_difference"] == 0
         assert found[name]["waits"] is None
+    assert 0 < found["busy"]["busy_share"] <= 1
+    assert found["compiled"]["backend"] == "aot_eager"
+    assert 0 < found["run"]["killed_after"] < found["run"]["steps"] == STEPS
+    assert found["run"]["images_per_second"] > 0
+    assert found["torchrun"]["processes"] == 1
     # A call that was cut off goes on with what is missing, and with what failed.
     del content["metrics"]["waits"]
     content["metrics"]["parity"]["passed"] = False
@@ -41,6 +47,11 @@ def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path
     # Another question is another answer.
     assert gpu_check._done(task.out, {"arch": "SmartCLIP-toy"}, content["protocol"]["code"]) == {}
     assert gpu_check._done(task.out, {"arch": "SmartCLIP-tiny"}, "another") == {}
+
+
+def test_busy_time_counts_overlapping_kernels_once():
+    assert gpu_check.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.5)]) == 4
+    assert gpu_check.covered([]) == 0
 
 
 def test_without_a_gpu_the_cpu_has_to_be_named(tmp_path):
