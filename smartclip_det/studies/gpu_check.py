@@ -182,7 +182,7 @@ def steps_in_bf16(task: GpuCheckOptions) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for count in task.batches:
         try:
-            found = in_turns({"step": training_step(task, count)}, 5)["step"]
+            timing = in_turns({"step": training_step(task, count)}, 5)["step"]
             rows[str(count)] = {
                 "seconds": timing["median"],
                 "pairs_per_second": count / timing["median"],

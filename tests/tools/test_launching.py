@@ -124,3 +124,27 @@ def test_strategies_that_cannot_run_here_are_refused(monkeypatch):
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"smartclip_det\[deepspeed\]"):
         asked("DeepSpeedStrategy")
+
+
+@pytest.mark.parametrize(
+    ("path", "constructor"),
+    [
+        ("ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py", "FusedConstructor"),
+        ("smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py", "NamedGroupsConstructor"),
+    ],
+)
+def test_optimizers_of_all_trainings_are_built_by_constructors_that_fuse_on_cards(tmp_path, path, constructor):
+    from mmengine.optim import build_optim_wrapper
+
+    from smartclip_det.engine import alignment_optim  # noqa: F401
+    from tests.pretended import PretendedCard
+
+    config = load_config(path)
+    launch.prepare(config, path, str(tmp_path), "none")
+    assert config.optim_wrapper.constructor.endswith(constructor)
+    model = torch.nn.Module()
+    model.towers = torch.nn.ModuleDict({"mask_network": torch.nn.Linear(2, 2), "other": torch.nn.Linear(2, 2)})
+    with PretendedCard():
+        wrapper = build_optim_wrapper(model.to("cuda"), config.optim_wrapper)
+    assert all(g["fused"] for g in wrapper.param_groups)
+    assert wrapper.param_groups[0]["lr"] in (1e-3, 1e-4)
