@@ -56,7 +56,7 @@ class Predictor(GroundsExpressions):
                 of a spaCy pipeline.
         """
         self.family, self.templates, self.parser = family, templates, parser
-        self._held: CurrentImage[list[Any]] = CurrentImage()
+        self._current: CurrentImage[list[Any]] = CurrentImage()
 
     @classmethod
     def from_pretrained(
