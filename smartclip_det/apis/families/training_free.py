@@ -154,7 +154,7 @@ class TrainingFree(RegionFamily):
             out += [self.pooled(p, b, m) for p, b, m in zip(pictures[part], boxes_found[part], maps, strict=True)]
         return out
 
-    def find(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[ScoredBoxes]:
+    def find_boxes(self, pictures: Sequence[Photograph], boxes: Sequence[Tensor | None]) -> list[ScoredBoxes]:
         """Boxes: those that were given, and the source's best of the other pictures."""
         wanted = [p for p, b in zip(pictures, boxes, strict=True) if b is None]
         if wanted and self.source is None:
