@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "fine-tune": ("fine_tune", "fine-tune a detector on your own boxes, with a report"),
     "encode-texts": ("encode_texts", "encode a vocabulary into a text bank"),
     "models": ("models", "list, inspect and verify public weights"),
+    "export": ("export", "export towers or a detector to ONNX, checked against PyTorch"),
     "convert": ("convert", "convert tower checkpoints between layouts"),
     "print-config": ("print_config", "print a config after inheritance and overrides"),
     "check config": ("check_config", "build a config and report unknown keys"),

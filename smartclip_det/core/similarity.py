@@ -124,14 +124,12 @@ def masked_cosine(
         image = _unit_range(_full_precision(image_embeds))
         texts = _full_precision(text_embeds).to(image.dtype)
         gates = None if masks is None else masks.to(image.dtype)
-        size = chunk_size or max(1, texts.shape[0])
-        parts = [
-            _masked_cosine_block(
-                image, texts[k : k + size], None if gates is None else gates[k : k + size], text_norm, counter
-            )
-            for k in range(0, max(1, texts.shape[0]), size)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if chunk_size is None:
+            return _masked_cosine_block(image, texts, gates, text_norm, counter)
+        pieces = texts.split(chunk_size)
+        masked = [None] * len(pieces) if gates is None else gates.split(chunk_size)
+        parts = [_masked_cosine_block(image, t, m, text_norm, counter) for t, m in zip(pieces, masked, strict=True)]
+        return torch.cat(parts, dim=1)
 
 
 def _masked_cosine_block(

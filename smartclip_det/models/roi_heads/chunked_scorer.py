@@ -108,4 +108,5 @@ class ChunkedScorer:
         self, part: TextBank, det_total: Tensor | None, vlm_total: Tensor | None, total: Tensor | None
     ) -> Tensor:
         """``[R, C]`` fused scores of a chunk, without background; the totals come from :meth:`totals`."""
-        return self._fused(part, det_total, vlm_total, total, self.objectness)[:, : len(part)]
+        fused = self._fused(part, det_total, vlm_total, total, self.objectness)
+        return fused[:, :-1] if self.softmax else fused

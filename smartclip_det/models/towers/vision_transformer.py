@@ -194,7 +194,7 @@ class VisionTransformer(nn.Module):
         cells = self.conv1(images.to(self.conv1.weight.dtype))
         grid = (cells.shape[-2], cells.shape[-1])
         tokens = cells.flatten(2).transpose(1, 2)
-        cls = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        cls = self.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         positions = resize_image_positions(self.positional_embedding, grid).to(tokens.dtype)
         return residual_stream(self.ln_pre(torch.cat([cls, tokens], dim=1) + positions), self.half_residuals), grid
 
@@ -210,7 +210,7 @@ class VisionTransformer(nn.Module):
     def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         # Contiguous: with one image the transpose is a channels-last view, which convolutions preserve, and mmcv's CPU
         # RoIAlign reads it as if it were contiguous.
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, *grid).contiguous()
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *grid).contiguous()
 
 
 def weighted_map(values: Tensor, saliency: Tensor) -> Tensor:

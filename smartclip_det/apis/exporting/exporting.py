@@ -1,0 +1,336 @@
+"""Models as ONNX files: what is exported, its metadata, and the check of the file against PyTorch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from smartclip_det.apis.exporting.checking import (
+    TOLERANCES,
+    Arrays,
+    Comparison,
+    Runner,
+    check_images,
+    compare_detections,
+    compare_values,
+    onnx_runner,
+    openvino_runner,
+)
+from smartclip_det.apis.exporting.graph_bank import bank_rows, check_input_policy, write_bank
+from smartclip_det.apis.exporting.graphs import Graph, OneStageGraph, TowerGraph, TwoStageGraph
+from smartclip_det.apis.exporting.inputs import (
+    Preprocessing,
+    check_size,
+    detector_size,
+    fix_input,
+    tower_input,
+    tower_preprocessing,
+)
+from smartclip_det.apis.exporting.onnx_file import open_session, write_onnx
+from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.models.boxes import Photograph
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how it is checked.
+
+    Attributes:
+        out: file to write.
+        config: of a one-stage or two-stage detector; None: the image tower of ``encoder`` or ``arch`` alone.
+        checkpoint: its weights; None: heads are random.
+        encoder: towers: with ``config`` its ``towers.checkpoint``, without one a name of public weights or a file.
+        arch: a named architecture with random weights, without ``config``.
+        cfg_options: overrides of the config.
+        texts: the vocabulary.
+        templates: prompts of a name.
+        bank_input: the bank is an input of the graph, and ``texts`` go to a ``.npz`` beside it.
+        size: (H, W) of the input; None: of the config, or the tower's own.
+        threshold: lowest score of a detection; None: the config's.
+        dense_mode: last block of a tower's dense map.
+        fp16: tower and neck in fp16.
+        check: pictures, or folders, to compare on; empty: drawn scenes.
+        openvino: compare the same file in OpenVINO, too.
+    """
+
+    out: Path
+    config: str | None = None
+    checkpoint: str | None = None
+    encoder: str | None = None
+    arch: str | None = None
+    cfg_options: dict[str, Any] | None = None
+    texts: Sequence[str] = ()
+    templates: str = "photo"
+    bank_input: bool = False
+    size: tuple[int, int] | None = None
+    threshold: float | None = None
+    dense_mode: str = "value"
+    fp16: bool = False
+    check: Sequence[Path] = ()
+    openvino: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Of tower and neck in the file."""
+        return "fp16" if self.fp16 else "fp32"
+
+
+@dataclass
+class ExportResult:
+    """What was written and measured.
+
+    Attributes:
+        path: the file.
+        bank: ``.npz`` of the rows that feed it, where the bank is an input.
+        metadata: of the file.
+        comparisons: one for each runtime.
+        pictures: what they were made on.
+        runs: PyTorch and each runtime, from a picture to its answer, for timing.
+    """
+
+    path: Path
+    bank: Path | None
+    metadata: dict[str, Any]
+    comparisons: list[Comparison]
+    pictures: str
+    runs: dict[str, Any] = field(repr=False)
+
+
+class Subject(ABC):
+    """A model that is exported: its graph, and the same answers by PyTorch."""
+
+    rule: Preprocessing
+    graph: Graph
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Metadata of the file, beside kind, size and code version."""
+
+    @abstractmethod
+    def inputs(self, image: Image.Image) -> Arrays:
+        """What the graph is fed for a picture."""
+
+    @abstractmethod
+    def expected(self, image: Image.Image) -> Arrays:
+        """PyTorch's answer, by the way that users take."""
+
+    @abstractmethod
+    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
+        """Add one picture's differences."""
+
+
+class Tower(Subject):
+    """An image tower."""
+
+    def __init__(self, options: ExportOptions) -> None:
+        """Open."""
+        from smartclip_det.models.towers.source import load_encoder
+
+        source = {"checkpoint": options.encoder} if options.encoder else {"arch": options.arch}
+        self.towers = load_encoder(source)
+        tower = getattr(self.towers, "image_tower", None)
+        if tower is None:
+            raise UserError(
+                f"{options.encoder} is read by open_clip or timm, which bring exporters of their own; export is for "
+                "image towers of the OpenAI layout (CLIP, Long-CLIP, SmartCLIP) and of the toy world."
+            )
+        self.dense_mode = check_choice("dense_mode", options.dense_mode, self.towers.dense_modes)
+        side = self.towers.config.image_size
+        size = check_size(options.size or (side, side), self.towers.config.patch_size)
+        self.rule = tower_preprocessing(self.towers, size)
+        self.graph = TowerGraph(tower.eval(), self.dense_mode)
+
+    def facts(self) -> dict[str, Any]:
+        """The towers."""
+        hashes = {"towers": self.towers.checkpoint_hash}
+        return {"hashes": hashes, "dense_mode": self.dense_mode, "towers": self.towers.config.to_dict()}
+
+    def inputs(self, image: Image.Image) -> Arrays:
+        """The normalised picture."""
+        return {"images": tower_input(image, self.rule).numpy()}
+
+    @torch.no_grad()
+    def expected(self, image: Image.Image) -> Arrays:
+        """By ``encode_image`` and ``encode_dense``."""
+        batch = tower_input(image, self.rule)
+        found = self.towers.encode_image(batch), self.towers.encode_dense(batch, self.dense_mode)
+        return dict(zip(self.graph.outputs, (v.numpy() for v in found), strict=True))
+
+    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
+        """Value by value."""
+        compare_values(told, self.expected(image), run(self.inputs(image)))
+
+
+class Detector(Subject):
+    """A one-stage or two-stage detector and its vocabulary, as :class:`Predictor` answers."""
+
+    def __init__(self, options: ExportOptions) -> None:
+        """Open, and encode the vocabulary."""
+        from smartclip_det.apis.choosing import PredictorOptions, load_predictor
+
+        self.options = options
+        predictor = load_predictor(
+            PredictorOptions(options.config, options.checkpoint, options.encoder, None, "cpu", options.cfg_options)
+        )
+        detector = getattr(predictor.family, "detector", None)
+        if detector is None:
+            raise UserError(f"{options.config} is of a {predictor.family.kind}, which has no form in ONNX here.")
+        if getattr(getattr(detector, "roi_head", None), "mask_head", None) is not None:
+            print("note: the file answers boxes; the mask head of this detector is not exported.")
+        predictor.templates = options.templates
+        # The graph is of fp32, or of fp16 throughout; a card's mixed precision is none of its business.
+        self.family = predictor.family
+        self.bank = predictor.set_vocabulary(list(options.texts) or ["object"])
+        if options.bank_input:
+            check_input_policy(predictor.policy)
+        size = options.size or detector_size(self._dataset(), detector.data_preprocessor.pad_size_divisor)
+        self.rule = fix_input(self.family, check_size(size, detector.backbone.image_tower.patch_size))
+        head = getattr(detector, "bbox_head", None) or detector.roi_head
+        self.full = head.max_per_img
+        self.threshold = float(head.score_thr if options.threshold is None else options.threshold)
+        shared = {"fold": not options.bank_input, "threshold": self.threshold}
+        if hasattr(detector, "roi_head"):
+            self.graph = TwoStageGraph(detector, predictor.policy, self.bank, size=self.rule.size, **shared)
+        else:
+            self.graph = OneStageGraph(detector, predictor.policy, self.bank, **shared)
+
+    def _dataset(self) -> Any:
+        from smartclip_det.engine.config import load_config
+
+        return load_config(self.options.config, self.options.cfg_options).test_dataloader.dataset
+
+    def facts(self) -> dict[str, Any]:
+        """Names, policy, hashes, thresholds."""
+        from smartclip_det.models.towers.checkpoints import state_hash
+        from smartclip_det.protocols.stamp import file_hash
+
+        hashes = {
+            "towers": self.family.towers.checkpoint_hash,
+            "detector": state_hash(self.family.detector.state_dict()),
+        }
+        if self.options.checkpoint:
+            hashes["checkpoint_sha256"] = file_hash(self.options.checkpoint)
+        found = {
+            "hashes": hashes,
+            "policy": self.family.policy.to_dict(),
+            "threshold": self.threshold,
+            "max_detections": self.full,
+            "config": str(self.options.config),
+            "bank": dict(self.bank.provenance),
+        }
+        return found if self.options.bank_input else {**found, "names": list(self.bank.names)}
+
+    def _batch(self, image: Image.Image) -> Any:
+        data = self.family.pipeline({"img": np.ascontiguousarray(np.asarray(image)[..., ::-1])})
+        return self.family.detector.data_preprocessor({k: [v] for k, v in data.items()}, False)
+
+    @cached_property
+    def _rows(self) -> Arrays:
+        if not self.options.bank_input:
+            return {}
+        embeds, masks = bank_rows(self.bank, self.family.policy)
+        return {"embeds": embeds.numpy(), "masks": masks.numpy()}
+
+    def inputs(self, image: Image.Image) -> Arrays:
+        """The normalised, padded picture, its size in it, and the rows of the bank where they are an input."""
+        batch = self._batch(image)
+        size = np.array([batch["data_samples"][0].img_shape[:2]], dtype=np.float32)
+        return {"images": batch["inputs"].numpy(), "sizes": size, **self._rows}
+
+    @torch.no_grad()
+    def expected(self, image: Image.Image) -> Arrays:
+        """By the predictor's family, boxes in pixels of the picture."""
+        (encoded,) = self.family.encode([Photograph(image)], [None], 1)
+        rows, labels, scores = self.family.select(encoded, self.bank, self.threshold, None)
+        return {"boxes": encoded.boxes[rows].numpy(), "scores": scores.numpy(), "labels": labels.numpy()}
+
+    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
+        """Detection by detection."""
+        inputs = self.inputs(image)
+        found = {k: v[0] for k, v in run(inputs).items()}
+        kept = found["labels"] >= 0
+        shown = inputs["sizes"][0, ::-1] / np.array(image.size, dtype=np.float32)
+        boxes = found["boxes"][kept] / np.tile(shown, 2)
+        answer = {"boxes": boxes, "scores": found["scores"][kept], "labels": found["labels"][kept]}
+        compare_detections(told, self.expected(image), answer, self.full)
+
+
+def export_onnx(options: ExportOptions) -> ExportResult:
+    """Write the file, and the rows that feed it; compare it with PyTorch on pictures.
+
+    Raises:
+        UserError: for options that do not go together, models without a form in ONNX, and packages that are missing.
+    """
+    _check(options)
+    images, pictures = check_images(options.check)
+    subject = Detector(options) if options.config else Tower(options)
+    graph, size = subject.graph.eval().requires_grad_(False), subject.rule.size
+    if options.fp16:
+        graph.halve()
+    metadata = {
+        "kind": graph.kind,
+        "preprocessing": subject.rule.to_dict(),
+        "precision": options.precision,
+        **_code(),
+        **subject.facts(),
+    }
+    path = write_onnx(graph, size, options.out, metadata)
+    bank = None
+    if isinstance(subject, Detector) and options.bank_input and options.texts:
+        bank = write_bank(subject.bank, subject.family.policy, options.out.with_suffix(".npz"))
+    runners = {"onnxruntime": onnx_runner(open_session(path, torch.get_num_threads()))}
+    if options.openvino:
+        runners["openvino"] = openvino_runner(path, torch.get_num_threads())
+    comparisons = []
+    for name, run in runners.items():
+        comparisons.append(Comparison(name, TOLERANCES[options.precision]))
+        for image in images:
+            subject.compare(comparisons[-1], image, run)
+    # Every way starts with the picture, so that all are timed with the same preparation.
+    runs: dict[str, Any] = {"pytorch": lambda: subject.expected(images[0])}
+    for name, run in runners.items():
+        runs[name] = lambda run=run: run(subject.inputs(images[0]))
+    return ExportResult(path, bank, metadata, comparisons, pictures, runs)
+
+
+def _code() -> dict[str, str]:
+    from smartclip_det.protocols.stamp import code_version
+
+    return {"code": code_version(), "torch": torch.__version__}
+
+
+def _check(options: ExportOptions) -> None:
+    if options.config is None:
+        given = [
+            name
+            for name, value in (
+                ("--checkpoint", options.checkpoint),
+                ("--cfg-options", options.cfg_options),
+                ("--texts or --vocabulary", options.texts),
+                ("--bank-input", options.bank_input),
+                ("--threshold", options.threshold),
+            )
+            if value
+        ]
+        if given:
+            raise UserError(f"{', '.join(given)}: of a detector, which --config names. Without, towers are exported.")
+        if bool(options.encoder) == bool(options.arch):
+            raise UserError("Nothing to export: give --config CONFIG of a detector, --encoder NAME, or --arch NAME.")
+        return
+    if options.arch:
+        raise UserError("--arch is for towers alone; with --config give --cfg-options towers.arch=NAME.")
+    if not options.texts and not options.bank_input:
+        raise UserError(
+            "A detector's file needs its names: give --texts PHRASE... or --vocabulary NAMES, or --bank-input for a file "
+            "that is fed with them."
+        )
+    if options.threshold is not None and not 0 <= options.threshold < 1:
+        raise UserError(f"--threshold must be in [0, 1); given {options.threshold}.")
