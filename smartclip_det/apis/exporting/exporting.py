@@ -329,8 +329,8 @@ def _check(options: ExportOptions) -> None:
         raise UserError("--arch is for towers alone; with --config give --cfg-options towers.arch=NAME.")
     if not options.texts and not options.bank_input:
         raise UserError(
-            "A detector's file needs its names: give --texts PHRASE... or --vocabulary NAMES, or --bank-input for a file "
-            "that is fed with them."
+            "A detector's file needs its names: give --texts PHRASE... or --vocabulary NAMES, or --bank-input for a "
+            "file that is fed with them."
         )
     if options.threshold is not None and not 0 <= options.threshold < 1:
         raise UserError(f"--threshold must be in [0, 1); given {options.threshold}.")

@@ -79,7 +79,7 @@ def bank_rows(bank: TextBank, policy: ScoringPolicy) -> tuple[Tensor, Tensor]:
 
 
 def write_bank(bank: TextBank, policy: ScoringPolicy, path: Path) -> Path:
-    """Write the rows of a bank as ``.npz``: ``names [K]``, ``embeds [K, D]``, ``masks [K, D]``, ``provenance`` (JSON)."""
+    """Write the rows of a bank as ``.npz``: ``names [K]``, ``embeds`` and ``masks [K, D]``, ``provenance`` (JSON)."""
     embeds, masks = (t.cpu().numpy() for t in bank_rows(bank, policy))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as handle:

@@ -223,7 +223,7 @@ class TwoStageGraph(DetectorGraph):
         ]
         if told:
             raise UserError(
-                f"The two-stage graph knows DeltaXYWHBBoxCoder, SingleRoIExtractor with average RoIAlign, a sigmoid RPN "
+                "The two-stage graph knows DeltaXYWHBBoxCoder, SingleRoIExtractor with average RoIAlign, a sigmoid RPN "
                 f"and plain NMS; this detector has {', '.join(told)}. Export its image tower alone: --encoder FILE."
             )
 

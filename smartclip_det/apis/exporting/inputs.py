@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
@@ -111,9 +111,8 @@ class FitInside:
         image = data["img"]
         height, width = image.shape[:2]
         factor = min(self.size[0] / height, self.size[1] / width)
-        new = [
-            max(1, min(limit, int(n * factor + 0.5))) for n, limit in zip((width, height), self.size[::-1], strict=True)
-        ]
+        limits = zip((width, height), self.size[::-1], strict=True)
+        new = [max(1, min(limit, int(n * factor + 0.5))) for n, limit in limits]
         resized = mmcv.imresize(image, tuple(new), interpolation=self.interpolation)
         facts = {
             "img_id": data.get("img_id", 0),
@@ -131,17 +130,21 @@ def fix_input(family: Any, size: tuple[int, int]) -> Preprocessing:
     family.pipeline = FitInside(size, interpolation)
     steps = family.detector.data_preprocessor
     steps.pad_size_divisor = 1
-    steps.batch_augments = [_Padded(size)]
+    family.detector.data_preprocessor = _Padded(steps, size)
     mean, std = (tuple(float(v) for v in values.flatten()) for values in (steps.mean, steps.std))
     return Preprocessing(size, mean, std, "fit", interpolation, False)
 
 
-class _Padded:
-    """Normalised images, filled up to H x W with zeros (right, bottom)."""
+class _Padded(nn.Module):
+    """A data preprocessor whose normalised images are filled up to H x W with zeros (right, bottom)."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
+    def __init__(self, steps: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.steps, self.size = steps, size
 
-    def __call__(self, inputs: Tensor, samples: Any) -> tuple[Tensor, Any]:
-        missing = [limit - n for n, limit in zip(inputs.shape[-2:], self.size, strict=True)]
-        return functional.pad(inputs, (0, missing[1], 0, missing[0])), samples
+    def forward(self, data: Any, training: bool = False) -> dict[str, Any]:
+        """As the preprocessor's."""
+        found: dict[str, Any] = self.steps(data, training)
+        height, width = found["inputs"].shape[-2:]
+        found["inputs"] = functional.pad(found["inputs"], (0, self.size[1] - width, 0, self.size[0] - height))
+        return found
