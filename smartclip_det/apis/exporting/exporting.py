@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,6 @@ class Detector(Subject):
         data = self.family.pipeline({"img": np.ascontiguousarray(np.asarray(image)[..., ::-1])})
         return self.family.detector.data_preprocessor({k: [v] for k, v in data.items()}, False)
 
-    @cached_property
     def _rows(self) -> Arrays:
         if not self.options.bank_input:
             return {}
@@ -243,7 +241,7 @@ class Detector(Subject):
         """The normalised, padded picture, its size in it, and the rows of the bank where they are an input."""
         batch = self._batch(image)
         size = np.array([batch["data_samples"][0].img_shape[:2]], dtype=np.float32)
-        return {"images": batch["inputs"].numpy(), "sizes": size, **self._rows}
+        return {"images": batch["inputs"].numpy(), "sizes": size, **self._rows()}
 
     @torch.no_grad()
     def expected(self, image: Image.Image) -> Arrays:
