@@ -1,4 +1,4 @@
-"""Shared parts of label converters: the result, class lists, and image lookup."""
+"""What converters of labels share: the result, class lists, and pictures that labels name."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass
 class Converted:
-    """Labels converted to COCO annotations.
+    """Labels of another layout as COCO annotations.
 
     Attributes:
-        data: images, annotations and categories.
-        root: folder that ``file_name`` is relative to; None if images were not read.
-        notes: counts, by reason, of skipped labels and of labels that were interpreted.
+        data: images, annotations, categories.
+        root: folder that ``file_name`` is relative to; None where no picture was looked at.
+        told: how often something was left out, or read in a way that its maker should know, by reason.
     """
 
     data: dict[str, Any]
     root: Path | None = None
-    notes: Counter[str] = field(default_factory=Counter)
+    told: Counter[str] = field(default_factory=Counter)
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """List the images of a folder recursively, sorted."""
+    """Pictures of a folder, searched in depth, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
 def categories_of(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Build COCO categories, numbered from 1; repeated names are an error."""
+    """COCO categories, numbered from 1; repeated names are refused."""
     twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(f"Class names must differ; given twice: {', '.join(twice[:5])}.")
@@ -42,10 +42,7 @@ def categories_of(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def slashed(name: str) -> str:
-    r"""Normalise an image path in labels to slashes.
-
-    Absolute paths (``C:\data\a.jpg``) are reduced to the file name.
-    """
+    r"""A path as labels hold it, with slashes; of an absolute one (``C:\data\a.jpg``) the file's name alone."""
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if not name.strip():
         return ""
@@ -53,10 +50,10 @@ def slashed(name: str) -> str:
 
 
 class PictureFolder:
-    """Look up images of a folder by the names used in labels."""
+    """The pictures of a folder, to be found by the names that labels give them."""
 
     def __init__(self, folder: Path) -> None:
-        """Index a folder; it must exist and have images."""
+        """Build; a folder that is missing or holds no picture is refused."""
         if not folder.is_dir():
             raise UserError(f"No image folder at {folder}.")
         self.folder = folder
@@ -68,15 +65,15 @@ class PictureFolder:
         for name in names:
             path = PurePosixPath(name)
             whole, bare = name.lower(), path.with_suffix("").as_posix().lower()
-            # Labels may omit the folder, the suffix, or both, and may differ in case.
+            # A label may leave out the folder, the suffix, or both, or write them in another case.
             for key in dict.fromkeys((whole, bare, path.name.lower(), path.stem.lower())):
                 self._alike.setdefault(key, []).append(name)
 
     def find(self, name: str) -> str | None:
-        """Return the image with that name, relative to the folder; None if there is none.
+        """The picture that a label means, relative to the folder; None for none.
 
         Raises:
-            UserError: if several images match the name.
+            UserError: when several pictures answer to the name.
         """
         if name in self._names:
             return name
@@ -84,22 +81,22 @@ class PictureFolder:
         suffixed = path.suffix.lower() in IMAGE_SUFFIXES
         bare = path.with_suffix("").as_posix() if suffixed else name
         for key in (name, bare, path.name, PurePosixPath(bare).name):
-            matches = self._alike.get(key.lower(), [])
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
+            found = self._alike.get(key.lower(), [])
+            if len(found) == 1:
+                return found[0]
+            if found:
                 raise UserError(
-                    f"The labels refer to the image {name!r}, but {self.folder} has several images of that name: "
-                    f"{', '.join(matches[:3])}. Use full relative paths in the labels."
+                    f"The labels name the picture {name!r}; {self.folder} holds several of that name: "
+                    f"{', '.join(found[:3])}. Write the whole name into the labels."
                 )
         return None
 
 
-def refuse_lost(lost: Iterable[str], count: int, folder: Path) -> None:
-    """Raise an error for missing images, before a file that refers to them is written."""
+def refuse_lost(lost: Iterable[str], asked: int, folder: Path) -> None:
+    """Refuse pictures that are not there, before a file is written whose images do not exist."""
     names = list(lost)
     if names:
         raise UserError(
-            f"{len(names)} of {count} images named by the labels are not in {folder}, e.g. "
-            f"{folder / names[0]}. Give their folder with --images, or fix the names."
+            f"{len(names)} of {asked} pictures that the labels name are not in {folder}, e.g. "
+            f"{folder / names[0]}. Give their folder by --images, or mend the names."
         )

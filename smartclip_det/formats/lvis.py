@@ -1,21 +1,19 @@
-"""LVIS-specific fields of annotations."""
+"""What LVIS annotations have beyond COCO's."""
 
 from __future__ import annotations
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.annotations import GroundTruth
 
-#: Rare, common and frequent categories.
+#: Rare, common, frequent.
 FREQUENCIES = ("r", "c", "f")
 
 
 def check_lvis(truth: GroundTruth) -> None:
-    """Raise an error for annotations without LVIS's federated fields."""
+    """Refuse annotations without the federated fields."""
     for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-        missing = sum(field not in i for i in truth.data["images"])
-        if missing:
-            raise UserError(f"{truth.path}: {missing} images lack {field}; this is not an LVIS annotation file.")
+        lacking = sum(field not in i for i in truth.data["images"])
+        if lacking:
+            raise UserError(f"{truth.path}: {lacking} images lack {field}; this is no LVIS annotation file.")
     if any(c.get("frequency") not in FREQUENCIES for c in truth.data["categories"]):
-        raise UserError(
-            f"{truth.path}: categories lack their frequency (r, c or f); this is not an LVIS annotation file."
-        )
+        raise UserError(f"{truth.path}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")

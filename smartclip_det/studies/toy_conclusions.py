@@ -41,10 +41,8 @@ def own_mask(gap: Gap, what: str) -> str:
     if gap.below or level(gap):
         better = "even better" if gap.below else "as well"
         return f"Another text's mask works {better} for {what} ({interval(gap)}): {NOT_SHOWN}."
-    return (
-        f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
-        f"({interval(gap)}): {NOT_SHOWN}."
-    )
+    return f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
+    f"({interval(gap)}): {NOT_SHOWN}."
 
 
 def masks_pay(gap: Gap, what: str) -> str:
@@ -168,7 +166,7 @@ def masks(stats: MaskFacts) -> list[str]:
     """Conclusions of section 3."""
     mean = sum(stats.densities) / len(stats.densities)
     facts = (
-        f"A text keeps {mean:.0%} of the dimensions on average, {min(stats.densities):.0%} to "
+        f"A text keeps {mean:.0%} of the dimensions on average, between {min(stats.densities):.0%} and "
         f"{max(stats.densities):.0%}. The mask overlap (Jaccard index) of two texts is {stats.same_shape:.2f} with the "
         f"same shape, {stats.same_colour:.2f} with the same colour, and {stats.neither:.2f} with neither."
     )

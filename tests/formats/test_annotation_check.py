@@ -75,8 +75,8 @@ def test_a_right_file_is_left_as_it_is(capsys):
     ("part", "n", "change", "message"),
     [
         ("images", 1, {"id": 1}, "entry 1 of images has the id 1, which an entry before it has"),
-        ("images", 1, {"id": True}, "id=True; ids must be integers or strings"),
-        ("images", 1, {"id": 1.5}, "id=1.5; ids must be integers or strings"),
+        ("images", 1, {"id": True}, "id=True; ids are numbers or texts"),
+        ("images", 1, {"id": 1.5}, "id=1.5; ids are numbers or texts"),
         ("images", 1, {"width": "wide"}, "width='wide'; a whole number of pixels"),
         ("images", 1, {"height": -96}, "height=-96"),
         ("images", 1, {"width": 12.5}, "width=12.5"),
@@ -88,9 +88,9 @@ def test_a_right_file_is_left_as_it_is(capsys):
             "annotations",
             3,
             {"category_id": "2"},
-            r"entry 3 of annotations is of category '2'.*lists 2: .*Use the same type",
+            r"entry 3 of annotations is of category '2'.*lists 2: .*Write them alike",
         ),
-        ("annotations", 3, {"image_id": "2"}, "entry 3 of annotations is for image '2'.*Use the same type"),
+        ("annotations", 3, {"image_id": "2"}, "entry 3 of annotations is for image '2'.*Write them alike"),
         ("annotations", 3, {"category_id": 12}, "entry 3 of annotations is of category 12, which the file lacks"),
         ("annotations", 3, {"image_id": 12}, "entry 3 of annotations is for image 12, which the file lacks"),
         ("annotations", 3, {"category_id": None}, "category_id=None"),
@@ -101,14 +101,14 @@ def test_a_right_file_is_left_as_it_is(capsys):
         ("annotations", 3, {"iscrowd": "maybe"}, "iscrowd='maybe'; 0 or 1"),
         ("annotations", 3, {"iscrowd": 2}, "iscrowd=2"),
         ("annotations", 3, {"ignore": "x"}, "ignore='x'"),
-        ("annotations", 3, {"bbox": []}, r"bbox=\[\].*An image without objects has no annotation"),
+        ("annotations", 3, {"bbox": []}, r"bbox=\[\].*A picture without objects has no annotation"),
         ("annotations", 3, {"bbox": None}, "bbox=None"),
-        ("annotations", 3, {"bbox": ["1", 2, 3, 4]}, "four numbers, not strings"),
+        ("annotations", 3, {"bbox": ["1", 2, 3, 4]}, "four numbers are needed, no texts"),
         ("annotations", 3, {"bbox": [50, 50, -10, 4]}, "width or height is negative"),
         ("annotations", 3, {"bbox": [1, 2, float("inf"), 4]}, "not finite"),
         ("annotations", 3, {"bbox": [1, 2, 1e308, 4]}, "not finite"),
         ("annotations", 3, {"bbox": [1, 2, 10**400, 4]}, "not finite"),
-        ("annotations", 3, {"bbox": {"x": 1}}, "expected .x, y, width, height"),
+        ("annotations", 3, {"bbox": {"x": 1}}, "width, height. is needed"),
     ],
 )
 def test_refused_by_entry(part, n, change, message):
@@ -340,7 +340,7 @@ class TestPredictions:
             {**r, "image_id": float(r["image_id"]), "category_id": float(r["category_id"])} for r in perfect(truth.data)
         ]
         assert list(check_predictions(results, truth)[0]) == perfect(truth.data)
-        with pytest.raises(UserError, match="must be an integer or a string"):
+        with pytest.raises(UserError, match="must be a number or a text"):
             check_predictions([{**results[0], "image_id": 1.5}], truth)
 
     @pytest.mark.parametrize(("start", "hint"), [(0, "0..79"), (1, "1..80")])
@@ -353,7 +353,7 @@ class TestPredictions:
         counts = check_predictions(results, truth)[1]
         assert counts["unknown_category"] == len(set(range(start, 80 + start)) - set(ids))
         told = capsys.readouterr().out
-        assert f"all ids are in {hint}, like the labels of a network" in told
+        assert f"all ids lie in {hint}, as the labels of a network do" in told
         assert "80 classes 1..89" in told
 
     def test_own_ids_and_foreign_ones_get_no_hint(self, capsys):
@@ -419,8 +419,8 @@ def test_lines_of_a_run_that_died_are_read_up_to_the_cut(tmp_path):
     path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
     assert len(read_predictions(path, truth)) == 1
     for wrong, said in (
-        ({"scores": []}, "lists of equal length"),
-        ({"scores": ["0.5"]}, "and scores numbers"),
+        ({"scores": []}, "lists of one length"),
+        ({"scores": ["0.5"]}, "scores are numbers"),
         ({"boxes": [[0, 0, 5]]}, "four finite numbers"),
     ):
         path.write_text(json.dumps({**row, **wrong}))

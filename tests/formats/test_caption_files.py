@@ -131,7 +131,7 @@ def test_broken_sources_are_told(folder, tmp_path):
     shards = write_shards(tmp_path / "shards")
     cut = shards / "00000.tar"
     cut.write_bytes(cut.read_bytes()[:1500])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="cut short"):
         read_caption_records(shards)
     with tarfile.open(shards / "00000.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("lone.png"))
@@ -141,7 +141,7 @@ def test_broken_sources_are_told(folder, tmp_path):
     with pytest.raises(UserError, match=r"1 of 6 images .* have no .txt beside them, e.g. 3.png"):
         read_caption_records(folder)
     for name, content, message in (
-        ("text.json", "plain text", "is not a caption file"),
+        ("text.json", "plain text", "is no caption file"),
         ("empty.json", "[]", "JSON list of records"),
         ("cut.json", '[{"image": ', "not valid JSON"),
         ("absent.json", None, "No caption file at"),
@@ -155,7 +155,7 @@ def test_broken_sources_are_told(folder, tmp_path):
     for p in folder.glob("*.txt"):
         p.write_text("   ")
     (folder / "3.txt").write_text("\n")
-    with pytest.raises(UserError, match="no image with a non-blank caption"):
+    with pytest.raises(UserError, match="no image with a caption that is not blank"):
         read_caption_records(folder)
 
 

@@ -209,7 +209,7 @@ def test_conversations_are_counted_by_reason(tmp_path, monkeypatch, stream, enco
 def test_a_name_of_an_image_that_is_none_is_refused(tmp_path):
     for image in (7, {"path": "a.jpg"}, "\udce9.jpg"):
         (tmp_path / "a.json").write_text(json.dumps([{**row(3, "A cat."), "image": image}]))
-        with pytest.raises(UserError, match=r"a.json: record 0 \(id 3\) has no valid image name"):
+        with pytest.raises(UserError, match=r"a.json: record 0 \(id 3\) names no image"):
             read_caption_records(tmp_path / "a.json")
 
 
@@ -228,7 +228,7 @@ def test_coco_captions_that_are_no_text(tmp_path):
     ("images", "annotations", "message"),
     [
         ([{"id": 1}], [], r"lacks 'file_name' in images\[0\]"),
-        ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) has no valid image name"),
+        ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) names no image"),
         ([{"id": [1], "file_name": "a.jpg"}], [], r"images\[0\] has \[1\] for id"),
         (None, [], "lacks 'images'"),
         ([{"id": 1, "file_name": "a.jpg"}], ["x"], r"lacks 'image_id' in annotations\[0\]"),

@@ -81,7 +81,7 @@ def test_an_order_counts_folders_without_pictures(tmp_path):
         ("a.json", '["a", [], "c"]', r"the name of n01443537 is \[\]"),
         ("a.json", '["a", "", "c"]', "the name of n01443537 is ''"),
         ("a.json", '["a", ["b", null], "c"]', "None"),
-        ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "to numbers, not names"),
+        ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "numbers and no names"),
         ("a.json", '{"n01440764": "a", "n01443537": "b"}', "n01484850"),
         ("a.json", '{"0": "a", "1": "b", "7": "c"}', "n01440764"),
         ("a.json", '"tench"', "holds a str"),

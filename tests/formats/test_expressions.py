@@ -80,9 +80,9 @@ def test_transvg_files_are_written_as_they_are_read(name, tmp_path):
     box = [3.5, 4.0, 30.0, 20.0] if name in ("referit", "flickr") else [3.5, 4.0, 26.5, 16.0]
     assert first[1 if name == "flickr" else 2] == box
     for bad in (some(), [replace(rows[0], split="train")], [replace(rows[0], category="x")]):
-        with pytest.raises(UserError, match="transvg stores one box per sentence"):
+        with pytest.raises(UserError, match="transvg holds one box a sentence"):
             write_layout(tmp_path / f"{name}_val.pth", bad, "transvg")
-    with pytest.raises(UserError, match="does not name a TransVG data set"):
+    with pytest.raises(UserError, match="names no TransVG data set"):
         write_layout(tmp_path / "mine_val.pth", rows, "transvg")
 
 
@@ -120,7 +120,7 @@ def test_transvg_files_run_nothing(tmp_path):
     with pytest.raises(UserError, match="entry 0 is no"):
         load_expressions(tmp_path / "gref_val.pth")
     torch.save([], tmp_path / "other_val.pth")
-    with pytest.raises(UserError, match="does not name a TransVG data set"):
+    with pytest.raises(UserError, match="names no TransVG data set"):
         load_expressions(tmp_path / "other_val.pth")
 
 
@@ -144,7 +144,7 @@ def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
     (tmp_path / "bom.jsonl").write_text(row + "\r\n\r\n", encoding="utf-8-sig")
     assert [e.sentence for e in load_expressions(tmp_path / "bom.jsonl")] == ["a\u2028b"]
     (tmp_path / "d.jsonl").write_text('{"filename": "a.jpg", "detection": {"instances": []}}\n')
-    with pytest.raises(UserError, match="classes instead of sentences"):
+    with pytest.raises(UserError, match="classes and no sentences"):
         load_expressions(tmp_path / "d.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="folder .* has no expressions"):

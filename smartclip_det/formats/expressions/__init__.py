@@ -1,1 +1,1 @@
-"""Readers and writers of referring expressions, in all layouts."""
+"""Referring expressions on disk, from every layout and to every layout."""
