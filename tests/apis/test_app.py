@@ -277,7 +277,7 @@ def test_phrases_are_lines():
         ({}, "Run `make toy`"),
         ({"checkpoint": "w.pth"}, "--checkpoint requires --config"),
         ({"boxes": "torchvision"}, "--boxes requires --encoder"),
-        ({"encoder": "w.pt", "samples": ["absent"]}, "No image or folder at absent"),
+        ({"encoder": "w.pt", "samples": ["absent"]}, "absent does not exist"),
     ],
 )
 def test_sources_that_are_refused(tmp_path, options, says):

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,9 @@ def picture(place, name):
 def get(url, path):
     """Status and content."""
     try:
-        with urllib.request.urlopen(f"{url}gradio_api/file={path}", timeout=30) as response:
+        with urllib.request.urlopen(
+            f"{url}gradio_api/file={urllib.parse.quote(str(path), safe='/%')}", timeout=30
+        ) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

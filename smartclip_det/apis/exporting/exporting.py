@@ -173,7 +173,7 @@ class Detector(Subject):
 
     def __init__(self, options: ExportOptions) -> None:
         """Open, and encode the vocabulary."""
-        from smartclip_det.apis.choosing import PredictorOptions, load_predictor
+        from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
 
         self.options = options
         predictor = load_predictor(

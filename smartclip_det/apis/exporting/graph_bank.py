@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.similarity import binary_masks
 from smartclip_det.core.text_bank import TextBank
 
 
@@ -40,7 +41,7 @@ class InputBank(TextBank):
         """``[K, D]`` masks of a mode that needs no texts."""
         if mask_mode == "off":
             return None
-        return (self.masks >= 0.5).to(self.embeds.dtype) if mask_mode == "hard" else self.masks
+        return binary_masks(self.masks) if mask_mode == "hard" else self.masks
 
     def class_mean(self, row_values: Tensor) -> Tensor:
         """Every row is a class."""

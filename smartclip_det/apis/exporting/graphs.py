@@ -323,13 +323,13 @@ def _pool(extractor: Any, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
 
 
 def _exact_scorer(*args: Any) -> Any:
-    """A :class:`PartScorer` whose sigmoid is exact far below 0.
+    """A :class:`ChunkedScorer` whose sigmoid is exact far below 0.
 
     onnxruntime's is 0 from about -17 down; fusions take roots of scores, and a root of 1e-8 is not 0.
     """
-    from smartclip_det.models.roi_heads.part_scores import PartScorer
+    from smartclip_det.models.roi_heads.chunked_scorer import ChunkedScorer
 
-    class ExactScorer(PartScorer):
+    class ExactScorer(ChunkedScorer):
         def _activated(self, logits: Tensor, log_total: Tensor | None) -> Tensor:
             return super()._activated(logits, log_total) if self.softmax else 1 / (1 + (-logits).exp())
 

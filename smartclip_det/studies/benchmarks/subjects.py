@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,34 +75,47 @@ def measure(task: BenchOptions) -> Path:
         Path of the written JSON.
     """
     task = replace(task, device=str(resolve_device(task.device)))
+    results = _results(task)
+    stamp = protocol_stamp(
+        f"benchmark {task.subject}",
+        device=task.device,
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count(),
+        rounds=task.rounds,
+    )
+    out = task.out or Path(f"work_dirs/benchmark_{task.subject}.json")
+    return write_results(out, stamp, results)
+
+
+def _results(task: BenchOptions) -> dict[str, Any]:
     if task.subject == "similarity":
         from smartclip_det.studies.benchmarks import similarity
 
-        results = similarity.run(task.rounds, task.max_gib, task.device)
-    elif task.subject == "vocabulary":
+        return similarity.run(task.rounds, task.max_gib, task.device)
+    if task.subject == "vocabulary":
         from smartclip_det.studies.benchmarks import vocabulary
 
-        results = vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
-    elif task.subject == "roofline":
+        return vocabulary.run(task.names, task.arch or "SmartCLIP-tiny")
+    if task.subject == "roofline":
         from smartclip_det.studies.benchmarks import roofline
 
-        results = roofline.run(task.arch or "SmartCLIP-B-16", task.batch or 256, 8)
-    elif task.subject == "alignment" and task.host:
+        return roofline.run(task.arch or "SmartCLIP-B-16", task.batch or 256, 8)
+    if task.subject == "alignment" and task.host:
         from smartclip_det.studies.benchmarks import host
 
-        results = host.run(task.batch or 256, max(task.rounds, 20), task.device)
-    elif task.subject == "alignment":
+        return host.run(task.batch or 256, max(task.rounds, 20), task.device)
+    if task.subject == "alignment":
         from smartclip_det.studies.benchmarks import alignment
 
-        results = alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16", batch=task.batch or 16))
-    elif task.subject == "ground":
+        return alignment.run(replace(task, arch=task.arch or "SmartCLIP-B-16", batch=task.batch or 16))
+    if task.subject == "ground":
         from smartclip_det.studies.benchmarks import ground
 
-        results = ground.run(task)
-    elif task.subject == "predict":
+        return ground.run(task)
+    if task.subject == "predict":
         from smartclip_det.studies.benchmarks import predict
 
-        results = {
+        return {
             str(size): predict.run(
                 task.arch or "SmartCLIP-B-16",
                 size,
@@ -114,27 +128,17 @@ def measure(task: BenchOptions) -> Path:
             )
             for size in task.sizes
         }
-    elif task.subject == "evaluation":
+    if task.subject == "evaluation":
         from smartclip_det.studies.benchmarks import evaluation
 
-        results = evaluation.run(task.full)
-    else:
-        from smartclip_det.studies.benchmarks import detect
+        return evaluation.run(task.full)
+    from smartclip_det.studies.benchmarks import detect
 
-        work = {
-            "towers": lambda s: detect.towers(s, task.rounds, task.device),
-            "train": lambda s: detect.training(s, task.rounds, task.device),
-            "detect": lambda s: detect.by_vocabulary(s, task.names, task.rounds, task.device),
-            "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
-            "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device),
-        }
-        results = {str(size): work[task.subject](size) for size in task.sizes}
-    stamp = protocol_stamp(
-        f"benchmark {task.subject}",
-        device=task.device,
-        threads=torch.get_num_threads(),
-        cores=os.cpu_count(),
-        rounds=task.rounds,
-    )
-    out = task.out or Path(f"work_dirs/benchmark_{task.subject}.json")
-    return write_results(out, stamp, results)
+    work = {
+        "towers": lambda s: detect.towers(s, task.rounds, task.device),
+        "train": lambda s: detect.training(s, task.rounds, task.device),
+        "detect": lambda s: detect.by_vocabulary(s, task.names, task.rounds, task.device),
+        "one-stage": lambda s: detect.one_stage(s, task.names, task.rounds, task.device),
+        "grounding-dino": lambda s: detect.grounding_dino(s, task.names, task.rounds, task.device),
+    }
+    return {str(size): work[task.subject](size) for size in task.sizes}
