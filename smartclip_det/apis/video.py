@@ -259,7 +259,7 @@ def answer_video(
         threshold: minimum score.
         limit: maximum number of boxes drawn per frame, best first; None: all.
         options: options of :func:`~smartclip_det.apis.tiles.answer_images`: ``batch_size``, ``tile``,
-        ``max_detections``.
+            ``max_detections``.
 
     Raises:
         UserError: as :func:`read_frames` does, and if ``out`` is the input video.
