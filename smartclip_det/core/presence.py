@@ -117,3 +117,11 @@ def fit_sigmoid(cosines: Tensor, present: Tensor, scale: float | None = None) ->
             break
     fitted = float(weights[0] / spread) if scale is None else scale
     return fitted, float(weights[1]) - fitted * float(mean)
+
+
+def rising(fit: tuple[float, float]) -> tuple[float, float]:
+    """Bound the scale of :func:`fit_sigmoid` from below by 1e-3.
+
+    Cosines of towers that have learned nothing may fall where the object is present; a policy's scale is positive.
+    """
+    return max(fit[0], 1e-3), fit[1]

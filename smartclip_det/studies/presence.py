@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from smartclip_det.apis.rescoring import GROUND_TRUTH, saved_boxes
 from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.presence import fit_sigmoid, presence_cosine, weighed_presence
+from smartclip_det.core.presence import fit_sigmoid, presence_cosine, rising, weighed_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.similarity import donor_rows, text_seed
 from smartclip_det.core.text_bank import TextBank
@@ -272,11 +272,11 @@ def calibrated(
         )
         for p in half
     ]
-    regions = fit_sigmoid(torch.cat([p.regions[:, :known] for p in half]), torch.cat(right), scale)
+    regions = rising(fit_sigmoid(torch.cat([p.regions[:, :known] for p in half]), torch.cat(right), scale))
     there = torch.stack([torch.isin(torch.arange(known), p.classes) for p in half])
     out = {}
     for s in o.sources:
-        presence = fit_sigmoid(torch.stack([p.presence[s][:known] for p in half]), there, scale)
+        presence = rising(fit_sigmoid(torch.stack([p.presence[s][:known] for p in half]), there, scale))
         out[s] = policy.with_(
             presence_source=s,
             presence_scale=presence[0],

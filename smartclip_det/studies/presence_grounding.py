@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.presence import fit_sigmoid, presence_cosine, weighed_presence
+from smartclip_det.core.presence import fit_sigmoid, presence_cosine, rising, weighed_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.formats.candidates import candidates_of
 from smartclip_det.formats.expressions.loading import load_expressions
@@ -88,7 +88,9 @@ def measure_grounding(
     target, images = seen.target[rest], [i for i, r in zip(seen.images, rest, strict=True) if r]
     best = {"presence 0": seen.evidence}
     for s in sources:
-        fitted = fit_sigmoid(seen.presence[s][torch.from_numpy(first)], torch.from_numpy(seen.target[first]), scale)
+        fitted = rising(
+            fit_sigmoid(seen.presence[s][torch.from_numpy(first)], torch.from_numpy(seen.target[first]), scale)
+        )
         for power in powers:
             raised = policy.with_(presence=power, presence_scale=fitted[0], presence_bias=fitted[1])
             for control, cosines in (("", seen.presence[s]), (", of another picture", seen.elsewhere[s])):

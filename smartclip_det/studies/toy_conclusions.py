@@ -41,8 +41,10 @@ def own_mask(gap: Gap, what: str) -> str:
     if gap.below or level(gap):
         better = "even better" if gap.below else "as well"
         return f"Another text's mask works {better} for {what} ({interval(gap)}): {NOT_SHOWN}."
-    return f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
-    f"({interval(gap)}): {NOT_SHOWN}."
+    return (
+        f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
+        f"({interval(gap)}): {NOT_SHOWN}."
+    )
 
 
 def masks_pay(gap: Gap, what: str) -> str:

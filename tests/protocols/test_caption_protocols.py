@@ -94,7 +94,7 @@ def test_parts_are_never_called_by_the_name_of_the_whole(tmp_path):
     flickr_file = tmp_path / "flickr"
     flickr_file.mkdir()
     (flickr_file / "dataset_flickr30k.json").write_text(json.dumps({"rows": []}))
-    with pytest.raises(UserError, match="unexpected layout"):
+    with pytest.raises(UserError, match="another layout"):
         load_protocol("flickr30k-1k", flickr_file)
 
 
@@ -181,7 +181,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
         RetrievalVectors.load(tmp_path / "wrong.safetensors")
     wrong |= {"text_embeds": torch.zeros(2, 3), "image_of_text": torch.tensor([0, 5])}
     save_file(wrong, str(tmp_path / "rows.safetensors"))
-    with pytest.raises(UserError, match="outside the 2 images"):
+    with pytest.raises(UserError, match="outside of the 2 images"):
         RetrievalVectors.load(tmp_path / "rows.safetensors")
     with pytest.raises(UserError, match="needs masks"):
         ranks_of(vectors(masks=False), "hard")

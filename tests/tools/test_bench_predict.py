@@ -27,7 +27,7 @@ def test_every_stage_is_measured_for_every_number_of_names(small, tmp_path, caps
     # What no name takes part in is measured once for all.
     assert all(found["1"]["stages"][s] == found["50"]["stages"][s] for s in predict.SAME)
     assert found["growth"] == pytest.approx(found["50"]["whole"] / found["1"]["whole"] - 1)
-    assert "from 1 to 50 names the whole grows by" in capsys.readouterr().out
+    assert "from 1 to 50 names the total grows by" in capsys.readouterr().out
 
 
 def test_batches_answer_as_single_pictures_and_memory_is_watched(small, tmp_path):

@@ -65,8 +65,8 @@ def test_the_whole_way(own, capsys):
     ]
     assert _start(given) == 2
     told = capsys.readouterr().out
-    assert "4 pictures" in told
-    assert "left out, 1: cannot identify image file (first: broken.jpg)" in told
+    assert "4 images" in told
+    assert "skipped 1: cannot identify image file (first: broken.jpg)" in told
     labelled = load_ground_truth(own / "labels/annotations.json")
     assert "review.html" in told
     answers = (own / "labels/answers.jsonl").read_bytes()

@@ -296,7 +296,7 @@ def test_demo_overwrites_nothing(small, tmp_path):
     ]
     done = run("tools/demo.py", tmp_path / "a/x.jpg", tmp_path / "x.png", *call, check=False)
     assert done.returncode == 2
-    assert "2 images are called x" in done.stderr
+    assert "2 images are named x" in done.stderr
     done = run("tools/demo.py", tmp_path / "x.png", *call, check=False)
     assert "would overwrite it" in done.stderr
 
@@ -321,7 +321,7 @@ def test_demo_writes_picture_json_maps_and_masks(small, tmp_path):
         "--threshold",
         "0.99999",
     )
-    assert "nothing reaches --threshold 0.99999; the best:" in done.stdout
+    assert "no detection reaches --threshold 0.99999; best:" in done.stdout
     content = json.loads((tmp_path / "000000037666.json").read_text())
     assert content["texts"] == ["a red mug", "cat", "person"]
     assert content["protocol"]["policy"]["activation"] == "sigmoid"
@@ -421,5 +421,5 @@ class TestPredictor:
             load_image(np.zeros((4, 4)))
         with pytest.raises(UserError, match="No checkpoint at"):
             Predictor.from_config(root / "config.py", "absent.pth")
-        with pytest.raises(UserError, match="A config of OpenVocabRCNN or OpenVocabOWL"):
+        with pytest.raises(UserError, match="must build OpenVocabRCNN or OpenVocabOWL"):
             Predictor.from_config(REPO / "configs/stock_detectors/retinanet_smartclip-b16_fpn_1x_coco.py")

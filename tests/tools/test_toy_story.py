@@ -206,7 +206,7 @@ def test_novel_shapes_are_found_by_the_rule(novel, exchanged, said):
 def test_masks_follow_what_their_overlap_tells(shape, colour, neither, said):
     head, facts = conclusions.masks(conclusions.MaskFacts([0.2, 0.4], shape, colour, neither))
     assert said in head
-    assert "30% of the dimensions on average, 20% to 40%" in facts
+    assert "30% of the dimensions on average, between 20% and 40%" in facts
 
 
 def test_labels_do_not_hide_each_other():
