@@ -263,10 +263,12 @@ class TestPictures:
         with pytest.raises(UserError, match="not known"):
             some().crops()
 
-    def test_a_crowd_is_drawn_in_part_and_told(self, capsys):
+    def test_a_crowd_is_drawn_in_part_and_told(self, monkeypatch):
+        notes = []
+        monkeypatch.setattr("smartclip_det.apis.detections.note", notes.append)
         crowd = some(100, image=picture((400, 300)), size=(400, 300))
         crowd.plot()
-        assert "20 of 100 boxes are drawn" in capsys.readouterr().out
+        assert "20 of 100 boxes are drawn" in notes[0]
         assert np.array_equal(crowd.plot(), crowd[:20].plot())
         assert not np.array_equal(crowd.plot(limit=None), crowd.plot())
 
