@@ -422,7 +422,9 @@ class TestVerify:
     def test_a_file_that_is_not_what_its_name_says(self, hub):
         from smartclip_det.apis.weights import VerifyWeightsOptions, verify_weights
 
-        with pytest.raises(UserError, match="does not match the registry entry of smartclip-b16: image_size 32, but 224"):
+        with pytest.raises(
+            UserError, match="does not match the registry entry of smartclip-b16: image_size 32, but 224"
+        ):
             verify_weights(VerifyWeightsOptions(NAME))
 
     def test_hash_and_sizes(self, hub, towers, monkeypatch):
