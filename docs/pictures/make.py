@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import io
+import shutil
 from pathlib import Path
 
 from PIL import Image
 
 from smartclip_det import Predictor
+from smartclip_det.apis.app.page import PageOptions, build, copy_samples, launch, upload_folder
+from smartclip_det.apis.app.service import AppService
+from smartclip_det.apis.app.sources import AppOptions, source_of
+from smartclip_det.apis.predictor_options import load_predictor
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.studies.toy_pictures import ToyPictures, enlarge
 from smartclip_det.visualization import draw_boxes
@@ -37,6 +43,29 @@ def first_answer(predictor: Predictor, data: Path, count: int = 4) -> Image.Imag
     return row
 
 
+def app_page(run: Path, data: Path, sample: int = 2, width: int = 1100) -> Image.Image:
+    """The page of ``smartclip-det app`` after a click on a sample, in headless Chromium (extra ``dev``)."""
+    from playwright.sync_api import sync_playwright
+
+    source = source_of(AppOptions(toy=run, data=data, device="cpu"))
+    with upload_folder() as folder, sync_playwright() as driver:
+        samples, originals = copy_samples(source.samples, folder)
+        service = AppService(load_predictor(source.predictor), source.predictor, originals)
+        blocks = build(service, samples)
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(launch(blocks, PageOptions(), folder))
+        page.locator("#samples button").nth(sample).click()
+        page.wait_for_function("document.querySelector('#detect-status textarea').value.includes('score')")
+        page.wait_for_function("document.querySelector('#detect-boxes img')?.complete")
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(1000)  # Transitions end.
+        taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        browser.close()
+        blocks.close(verbose=False)
+    return taken
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("work_dirs/toy"), help="folder of smartclip-det toy")
@@ -58,3 +87,4 @@ if __name__ == "__main__":
         "detector": checkpoints["detector"],
     }
     ToyPictures(options.run, facts).idea().quantize(64).save(FOLDER / "masked-cosine.png", optimize=True)
+    app_page(options.run, options.data).quantize(256).save(FOLDER / "app.png", optimize=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from smartclip_det.apis.app.service import AppService, View, content_hash
 from smartclip_det.apis.app.snippets import DETECT, GROUND, MASKS
-from smartclip_det.apis.app.sources import THRESHOLD, AppOptions, Sample, source_of
+from smartclip_det.apis.app.sources import AppOptions, Sample, source_of
 from smartclip_det.apis.predictor_options import load_predictor
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.optional import optional
@@ -61,7 +61,7 @@ def serve(options: AppOptions, page: PageOptions) -> None:
     predictor = load_predictor(source.predictor)
     with upload_folder() as folder:
         samples, known = copy_samples(source.samples, folder)
-        blocks = build(AppService(predictor, source.predictor, known), samples, source.threshold)
+        blocks = build(AppService(predictor, source.predictor, known), samples)
         try:
             url = launch(blocks, page, folder)
             print(f"The page is at {url} (Ctrl+C ends it).", flush=True)
@@ -137,13 +137,12 @@ def launch(blocks: Any, page: PageOptions, folder: Path) -> str:
     return public or local
 
 
-def build(service: AppService, samples: Sequence[Sample] = (), threshold: float = THRESHOLD) -> Any:
+def build(service: AppService, samples: Sequence[Sample] = ()) -> Any:
     """Build the page, as ``gradio.Blocks``.
 
     Args:
         service: answers the queries.
         samples: images of the gallery, inside the upload folder.
-        threshold: initial threshold of the detect tab.
     """
     gr = optional("gradio", "app")
     with gr.Blocks(title="smartclip_det", analytics_enabled=False, delete_cache=CLEAN_UP, fill_width=True) as blocks:
@@ -160,7 +159,7 @@ def build(service: AppService, samples: Sequence[Sample] = (), threshold: float 
                 )
                 gallery = _gallery(gr, samples)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
-                detect = _Tab(gr, DETECT, "Detect", BOX_COLUMNS, threshold=threshold)
+                detect = _Tab(gr, DETECT, "Detect", BOX_COLUMNS, threshold=0.5)
                 ground = _Tab(gr, GROUND, "Ground", BOX_COLUMNS, threshold=0.0, top_k=True)
                 masks = _Tab(gr, MASKS, "Masks", MASK_COLUMNS)
         detect.connect(service.detect, picture, phrases)

@@ -15,8 +15,6 @@ from smartclip_det.formats.json_files import read_json
 #: Detector trained by ``make toy``, and its training template.
 TOY_CONFIG = "toy/open-vocab-rcnn_smartclip-toy_toy"
 TOY_TEMPLATES = ("{article} {}",)
-#: Initial thresholds of the detect tab. Scores of the briefly trained toy detector are low.
-THRESHOLD, TOY_THRESHOLD = 0.5, 0.2
 #: Maximum number of images in the gallery.
 SAMPLES = 12
 
@@ -63,12 +61,10 @@ class Source:
     Attributes:
         predictor: options of the predictor.
         samples: images of the gallery.
-        threshold: initial threshold of the detect tab.
     """
 
     predictor: PredictorOptions
     samples: tuple[Sample, ...] = ()
-    threshold: float = THRESHOLD
 
 
 def source_of(options: AppOptions) -> Source:
@@ -114,7 +110,7 @@ def toy_source(options: AppOptions) -> Source:
         device=options.device,
         templates=options.templates or TOY_TEMPLATES,
     )
-    return Source(predictor, sample_files(options.samples) or toy_scenes(options.data), TOY_THRESHOLD)
+    return Source(predictor, sample_files(options.samples) or toy_scenes(options.data))
 
 
 def sample_files(paths: Sequence[Path]) -> tuple[Sample, ...]:
