@@ -2,6 +2,9 @@
 
 smartclip-det encode-texts --vocabulary ov_coco_65 --templates vild_63 --encoder smartclip_b16.pt --out b.safetensors
 smartclip-det encode-texts --vocabulary names.txt --arch SmartCLIP-tiny --out bank.safetensors
+smartclip-det encode-texts --vocabulary names.txt --encoder smartclip_b16.pt --out names.npz
+
+A .npz holds one row per name and feeds ONNX files exported with --bank-input.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--template-order", default="average_state", choices=TEMPLATE_ORDERS, help="what is averaged over the templates"
     )
     add_encoder(parser)
-    add_out(parser, None, "output bank, .safetensors; facts go to a .json of the same name", required=True)
+    add_out(parser, None, "output bank, .safetensors or .npz; facts go to a .json of the same name", required=True)
     add_device(parser)
     add("--batch-size", type=int, default=256, help="texts per forward pass")
     add("--no-cache", action="store_true", help="do not use the disk cache")
@@ -53,7 +56,13 @@ def run(args: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - start
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    bank.save(args.out)
+    if args.out.suffix == ".npz":
+        from smartclip_det.apis.exporting.graph_bank import write_bank
+        from smartclip_det.core.scoring_policy import ScoringPolicy
+
+        write_bank(bank, ScoringPolicy(), args.out)
+    else:
+        bank.save(args.out)
     facts = {
         "classes": len(bank),
         "rows": len(bank.texts),

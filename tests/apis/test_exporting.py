@@ -85,7 +85,7 @@ def compared(exported, subject, pictures):
     told = Comparison("onnxruntime", 1e-4)
     run = runner_of(open_session(exported.path, 1))
     for picture in pictures:
-        subject.compare(told, picture, run)
+        subject.compare(picture, [(told, run)])
     return told
 
 
@@ -121,11 +121,11 @@ def test_a_wrong_mask_is_seen(two_stage, one_stage, pictures):
         told = Comparison("onnxruntime", 1e-4)
         wrong = {"embeds": own.embeds.numpy(), "masks": shuffled.masks.numpy()}
         if subject.options.bank_input:
-            subject.compare(told, pictures[0], lambda feed, run=run, wrong=wrong: run({**feed, **wrong}))
+            subject.compare(pictures[0], [(told, lambda feed, run=run, wrong=wrong: run({**feed, **wrong}))])
         else:
             subject.bank = shuffled
             try:
-                subject.compare(told, pictures[0], run)
+                subject.compare(pictures[0], [(told, run)])
             finally:
                 subject.bank = own
         assert not told.passed
@@ -147,7 +147,7 @@ def test_openvino_runs_the_same_files(one_stage, two_stage, pictures):
     assert all(c.passed for c in one_stage[0].comparisons), [c.lines() for c in one_stage[0].comparisons]
     exported, subject = two_stage
     told = Comparison("openvino", 1e-4)
-    subject.compare(told, pictures[2], openvino_runner(exported.path, 1))
+    subject.compare(pictures[2], [(told, openvino_runner(exported.path, 1))])
     assert told.passed, told.lines()
 
 
@@ -217,6 +217,21 @@ def test_a_tower_of_another_size_gives_pooled_and_dense_for_any_batch(tmp_path):
     assert found["dense"].shape == (3, 64, 8, 12)
 
 
+def test_encode_texts_writes_rows_for_a_bank_input(two_stage, tmp_path):
+    from smartclip_det.cli.dispatch import main
+
+    exported, _ = two_stage
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    source = ["--arch", "SmartCLIP-toy", "--vocabulary", str(tmp_path / "names.txt"), "--no-cache"]
+    with pytest.raises(SystemExit) as left:
+        main(["encode-texts", *source, "--out", str(tmp_path / "rows.npz")])
+    assert left.value.code == 0
+    mine, theirs = np.load(tmp_path / "rows.npz"), np.load(exported.bank)
+    assert mine["names"].tolist() == list(NAMES)
+    assert np.allclose(mine["embeds"], theirs["embeds"], atol=1e-6)
+    assert np.array_equal(mine["masks"], theirs["masks"])
+
+
 def test_the_verb_writes_half_precision_and_says_how_far_it_is_off(tmp_path, capsys):
     from smartclip_det.cli.dispatch import main
 
@@ -272,6 +287,14 @@ def test_detections_are_compared_by_label_box_and_score():
         told = Comparison("x", 1e-4)
         compare_detections(told, two, found, 100)
         assert told.passed is passed, found
+    # NaN on the other side is no match either, whatever the expected detections are.
+    told = Comparison("x", 1e-4)
+    compare_detections(told, answers([], [], []), answers([box], [float("nan")], [0]), 100)
+    assert not told.passed
+    # Just above the threshold on one side only.
+    told = Comparison("x", 1e-4)
+    compare_detections(told, answers([box], [0.9], [0]), answers([box, other], [0.9, 0.30005], [0, 1]), 100, 0.3)
+    assert (told.passed, told.at_the_cut) == (True, 1)
     # Of a full answer, the last may be another one of the same score.
     told = Comparison("x", 1e-4)
     compare_detections(told, two, answers([box, [7, 7, 9, 9]], [0.9, 0.5], [0, 1]), 2)

@@ -1,4 +1,4 @@
-"""Models as ONNX files: what is exported, its metadata, and the check of the file against PyTorch."""
+"""Export models to ONNX files and check the files against PyTorch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from smartclip_det.apis.exporting.checking import (
     TOLERANCES,
@@ -40,24 +41,24 @@ from smartclip_det.models.boxes import Photograph
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported, and how it is checked.
+    """What to export and how to check it.
 
     Attributes:
-        out: file to write.
-        config: of a one-stage or two-stage detector; None: the image tower of ``encoder`` or ``arch`` alone.
-        checkpoint: its weights; None: heads are random.
-        encoder: towers: with ``config`` its ``towers.checkpoint``, without one a name of public weights or a file.
-        arch: a named architecture with random weights, without ``config``.
-        cfg_options: overrides of the config.
-        texts: the vocabulary.
-        templates: prompts of a name.
-        bank_input: the bank is an input of the graph, and ``texts`` go to a ``.npz`` beside it.
-        size: (H, W) of the input; None: of the config, or the tower's own.
-        threshold: lowest score of a detection; None: the config's.
-        dense_mode: last block of a tower's dense map.
-        fp16: tower and neck in fp16.
-        check: pictures, or folders, to compare on; empty: drawn scenes.
-        openvino: compare the same file in OpenVINO, too.
+        out: output file.
+        config: config of a one-stage or two-stage detector; None for the image tower of ``encoder`` or ``arch``.
+        checkpoint: weights of the detector; None for random heads.
+        encoder: towers, a name of public weights or a file; with ``config`` its ``towers.checkpoint``.
+        arch: architecture with random weights, without ``config``.
+        cfg_options: config overrides.
+        texts: class names.
+        templates: prompt templates.
+        bank_input: make the bank an input of the graph; rows of ``texts`` are written to a ``.npz`` next to it.
+        size: (H, W) of the input; None for the size of the config or tower.
+        threshold: minimum score of a detection; None for the config's.
+        dense_mode: how a tower's last block computes the dense map.
+        fp16: export tower and neck in fp16.
+        check: images or folders to compare on; empty for toy scenes.
+        openvino: also compare the file in OpenVINO.
     """
 
     out: Path
@@ -78,21 +79,21 @@ class ExportOptions:
 
     @property
     def precision(self) -> str:
-        """Of tower and neck in the file."""
+        """Precision of tower and neck."""
         return "fp16" if self.fp16 else "fp32"
 
 
 @dataclass
 class ExportResult:
-    """What was written and measured.
+    """Result of an export.
 
     Attributes:
-        path: the file.
-        bank: ``.npz`` of the rows that feed it, where the bank is an input.
-        metadata: of the file.
-        comparisons: one for each runtime.
-        pictures: what they were made on.
-        runs: PyTorch and each runtime, from a picture to its answer, for timing.
+        path: the ONNX file.
+        bank: ``.npz`` with the rows of the names, for a bank input.
+        metadata: metadata of the file.
+        comparisons: one per runtime.
+        pictures: description of the images compared.
+        runs: callables for timing, of PyTorch and each runtime, from an image to its result.
     """
 
     path: Path
@@ -104,33 +105,33 @@ class ExportResult:
 
 
 class Subject(ABC):
-    """A model that is exported: its graph, and the same answers by PyTorch."""
+    """A model to export: its graph, and reference results by PyTorch."""
 
     rule: Preprocessing
     graph: Graph
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Metadata of the file, beside kind, size and code version."""
+        """Model-specific metadata of the file."""
 
     @abstractmethod
     def inputs(self, image: Image.Image) -> Arrays:
-        """What the graph is fed for a picture."""
+        """Graph inputs of an image."""
 
     @abstractmethod
     def expected(self, image: Image.Image) -> Arrays:
-        """PyTorch's answer, by the way that users take."""
+        """Reference result by PyTorch's public path."""
 
     @abstractmethod
-    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
-        """Add one picture's differences."""
+    def compare(self, image: Image.Image, runs: Sequence[tuple[Comparison, Runner]]) -> None:
+        """Add one image's differences for each runtime; PyTorch runs once."""
 
 
 class Tower(Subject):
     """An image tower."""
 
     def __init__(self, options: ExportOptions) -> None:
-        """Open."""
+        """Load the towers."""
         from smartclip_det.models.towers.source import load_encoder
 
         source = {"checkpoint": options.encoder} if options.encoder else {"arch": options.arch}
@@ -138,8 +139,8 @@ class Tower(Subject):
         tower = getattr(self.towers, "image_tower", None)
         if tower is None:
             raise UserError(
-                f"{options.encoder} is read by open_clip or timm, which bring exporters of their own; export is for "
-                "image towers of the OpenAI layout (CLIP, Long-CLIP, SmartCLIP) and of the toy world."
+                f"{options.encoder} is loaded by open_clip or timm, which have their own exporters. export supports "
+                "image towers in the OpenAI layout (CLIP, Long-CLIP, SmartCLIP) and those of the toy world."
             )
         self.dense_mode = check_choice("dense_mode", options.dense_mode, self.towers.dense_modes)
         side = self.towers.config.image_size
@@ -148,12 +149,12 @@ class Tower(Subject):
         self.graph = TowerGraph(tower.eval(), self.dense_mode)
 
     def facts(self) -> dict[str, Any]:
-        """The towers."""
+        """Hashes and sizes of the towers."""
         hashes = {"towers": self.towers.checkpoint_hash}
         return {"hashes": hashes, "dense_mode": self.dense_mode, "towers": self.towers.config.to_dict()}
 
     def inputs(self, image: Image.Image) -> Arrays:
-        """The normalised picture."""
+        """The normalised image."""
         return {"images": tower_input(image, self.rule).numpy()}
 
     @torch.no_grad()
@@ -163,30 +164,32 @@ class Tower(Subject):
         found = self.towers.encode_image(batch), self.towers.encode_dense(batch, self.dense_mode)
         return dict(zip(self.graph.outputs, (v.numpy() for v in found), strict=True))
 
-    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
-        """Value by value."""
-        compare_values(told, self.expected(image), run(self.inputs(image)))
+    def compare(self, image: Image.Image, runs: Sequence[tuple[Comparison, Runner]]) -> None:
+        """Compare all values."""
+        expected, inputs = self.expected(image), self.inputs(image)
+        for comparison, run in runs:
+            compare_values(comparison, expected, run(inputs))
 
 
 class Detector(Subject):
-    """A one-stage or two-stage detector and its vocabulary, as :class:`Predictor` answers."""
+    """A one-stage or two-stage detector and its vocabulary, scored as by :class:`Predictor`."""
 
     def __init__(self, options: ExportOptions) -> None:
-        """Open, and encode the vocabulary."""
+        """Load the detector and encode the vocabulary."""
         from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
 
-        self.options = options
+        assert options.config is not None
+        self.options, self.config = options, options.config
         predictor = load_predictor(
             PredictorOptions(options.config, options.checkpoint, options.encoder, None, "cpu", options.cfg_options)
         )
         detector = getattr(predictor.family, "detector", None)
         if detector is None:
-            raise UserError(f"{options.config} is of a {predictor.family.kind}, which has no form in ONNX here.")
+            raise UserError(f"{options.config} is of a {predictor.family.kind}, which cannot be exported.")
         if getattr(getattr(detector, "roi_head", None), "mask_head", None) is not None:
-            print("note: the file answers boxes; the mask head of this detector is not exported.")
+            print("note: the mask head of this detector is not exported; the file predicts boxes.")
         predictor.templates = options.templates
-        # The graph is of fp32, or of fp16 throughout; a card's mixed precision is none of its business.
-        self.family = predictor.family
+        self.family: Any = predictor.family
         self.bank = predictor.set_vocabulary(list(options.texts) or ["object"])
         if options.bank_input:
             check_input_policy(predictor.policy)
@@ -195,7 +198,7 @@ class Detector(Subject):
         head = getattr(detector, "bbox_head", None) or detector.roi_head
         self.full = head.max_per_img
         self.threshold = float(head.score_thr if options.threshold is None else options.threshold)
-        shared = {"fold": not options.bank_input, "threshold": self.threshold}
+        shared: dict[str, Any] = {"fold": not options.bank_input, "threshold": self.threshold}
         if hasattr(detector, "roi_head"):
             self.graph = TwoStageGraph(detector, predictor.policy, self.bank, size=self.rule.size, **shared)
         else:
@@ -204,10 +207,10 @@ class Detector(Subject):
     def _dataset(self) -> Any:
         from smartclip_det.engine.config import load_config
 
-        return load_config(self.options.config, self.options.cfg_options).test_dataloader.dataset
+        return load_config(self.config, self.options.cfg_options).test_dataloader.dataset
 
     def facts(self) -> dict[str, Any]:
-        """Names, policy, hashes, thresholds."""
+        """Names, policy, hashes and thresholds."""
         from smartclip_det.models.towers.checkpoints import state_hash
         from smartclip_det.protocols.stamp import file_hash
 
@@ -222,7 +225,7 @@ class Detector(Subject):
             "policy": self.family.policy.to_dict(),
             "threshold": self.threshold,
             "max_detections": self.full,
-            "config": str(self.options.config),
+            "config": self.config,
             "bank": dict(self.bank.provenance),
         }
         return found if self.options.bank_input else {**found, "names": list(self.bank.names)}
@@ -238,34 +241,34 @@ class Detector(Subject):
         return {"embeds": embeds.numpy(), "masks": masks.numpy()}
 
     def inputs(self, image: Image.Image) -> Arrays:
-        """The normalised, padded picture, its size in it, and the rows of the bank where they are an input."""
+        """The normalised, padded image, its size, and the rows of a bank input."""
         batch = self._batch(image)
         size = np.array([batch["data_samples"][0].img_shape[:2]], dtype=np.float32)
         return {"images": batch["inputs"].numpy(), "sizes": size, **self._rows()}
 
     @torch.no_grad()
     def expected(self, image: Image.Image) -> Arrays:
-        """By the predictor's family, boxes in pixels of the picture."""
+        """By the predictor's family, boxes in pixels of the image."""
         (encoded,) = self.family.encode([Photograph(image)], [None], 1)
         rows, labels, scores = self.family.select(encoded, self.bank, self.threshold, None)
         return {"boxes": encoded.boxes[rows].numpy(), "scores": scores.numpy(), "labels": labels.numpy()}
 
-    def compare(self, told: Comparison, image: Image.Image, run: Runner) -> None:
-        """Detection by detection."""
-        inputs = self.inputs(image)
-        found = {k: v[0] for k, v in run(inputs).items()}
-        kept = found["labels"] >= 0
-        shown = inputs["sizes"][0, ::-1] / np.array(image.size, dtype=np.float32)
-        boxes = found["boxes"][kept] / np.tile(shown, 2)
-        answer = {"boxes": boxes, "scores": found["scores"][kept], "labels": found["labels"][kept]}
-        compare_detections(told, self.expected(image), answer, self.full)
+    def compare(self, image: Image.Image, runs: Sequence[tuple[Comparison, Runner]]) -> None:
+        """Match detections."""
+        expected, inputs = self.expected(image), self.inputs(image)
+        scale = np.tile(inputs["sizes"][0, ::-1] / np.array(image.size, dtype=np.float32), 2)
+        for comparison, run in runs:
+            found = {k: v[0] for k, v in run(inputs).items()}
+            kept = found["labels"] >= 0
+            answer = {"boxes": found["boxes"][kept] / scale, **{k: found[k][kept] for k in ("scores", "labels")}}
+            compare_detections(comparison, expected, answer, self.full, self.threshold)
 
 
 def export_onnx(options: ExportOptions) -> ExportResult:
-    """Write the file, and the rows that feed it; compare it with PyTorch on pictures.
+    """Export a model, check the file against PyTorch and, for a bank input, write the rows of the names.
 
     Raises:
-        UserError: for options that do not go together, models without a form in ONNX, and packages that are missing.
+        UserError: options are inconsistent, the model cannot be exported, or a package is missing.
     """
     _check(options)
     images, pictures = check_images(options.check)
@@ -287,12 +290,10 @@ def export_onnx(options: ExportOptions) -> ExportResult:
     runners = {"onnxruntime": onnx_runner(open_session(path, torch.get_num_threads()))}
     if options.openvino:
         runners["openvino"] = openvino_runner(path, torch.get_num_threads())
-    comparisons = []
-    for name, run in runners.items():
-        comparisons.append(Comparison(name, TOLERANCES[options.precision]))
-        for image in images:
-            subject.compare(comparisons[-1], image, run)
-    # Every way starts with the picture, so that all are timed with the same preparation.
+    comparisons = [Comparison(name, TOLERANCES[options.precision]) for name in runners]
+    for image in tqdm(images, desc="check", unit="image", disable=len(images) < 10):
+        subject.compare(image, list(zip(comparisons, runners.values(), strict=True)))
+    # All start from the image, so that preprocessing is timed alike.
     runs: dict[str, Any] = {"pytorch": lambda: subject.expected(images[0])}
     for name, run in runners.items():
         runs[name] = lambda run=run: run(subject.inputs(images[0]))
@@ -319,16 +320,16 @@ def _check(options: ExportOptions) -> None:
             if value
         ]
         if given:
-            raise UserError(f"{', '.join(given)}: of a detector, which --config names. Without, towers are exported.")
+            raise UserError(f"{', '.join(given)} need --config: without it, export writes an image tower.")
         if bool(options.encoder) == bool(options.arch):
             raise UserError("Nothing to export: give --config CONFIG of a detector, --encoder NAME, or --arch NAME.")
         return
     if options.arch:
-        raise UserError("--arch is for towers alone; with --config give --cfg-options towers.arch=NAME.")
+        raise UserError("--arch exports an image tower; with --config use --cfg-options towers.arch=NAME.")
     if not options.texts and not options.bank_input:
         raise UserError(
-            "A detector's file needs its names: give --texts PHRASE... or --vocabulary NAMES, or --bank-input for a "
-            "file that is fed with them."
+            "A detector needs class names: give --texts PHRASE... or --vocabulary NAMES, or --bank-input to make "
+            "them an input."
         )
     if options.threshold is not None and not 0 <= options.threshold < 1:
         raise UserError(f"--threshold must be in [0, 1); given {options.threshold}.")

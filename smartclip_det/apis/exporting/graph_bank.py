@@ -1,4 +1,4 @@
-"""Text banks in graphs: rows that are inputs, and the file that feeds them.
+"""Text banks as graph inputs, and the .npz file that feeds them.
 
 Shape letters: K texts, D joint embedding.
 """
@@ -19,10 +19,9 @@ from smartclip_det.core.text_bank import TextBank
 
 
 class InputBank(TextBank):
-    """A bank whose rows are inputs of a graph: one row a class, none seen in training, no names.
+    """A bank of traced tensors: one row per class, all classes unseen, no names.
 
-    It skips the checks of :class:`TextBank`, which read values that a traced graph does not have, and inherits the
-    scores.
+    It inherits the scoring of :class:`TextBank` but not its validation, which reads values.
     """
 
     def __init__(self, embeds: Tensor, masks: Tensor, background: TextBank | None) -> None:
@@ -31,47 +30,47 @@ class InputBank(TextBank):
         Args:
             embeds: ``[K, D]``.
             masks: ``[K, D]`` in [0, 1].
-            background: of the exported detector; constants of the graph.
+            background: background bank of the detector, stored in the graph.
         """
         seen = torch.zeros_like(embeds[:, 0], dtype=torch.bool)
         for name, value in (("embeds", embeds), ("masks", masks), ("seen", seen), ("background", background)):
             object.__setattr__(self, name, value)
 
     def resolved_masks(self, mask_mode: str) -> Tensor | None:
-        """``[K, D]`` masks of a mode that needs no texts."""
+        """``[K, D]`` masks for ``hard``, ``soft`` or ``off``."""
         if mask_mode == "off":
             return None
         return binary_masks(self.masks) if mask_mode == "hard" else self.masks
 
     def class_mean(self, row_values: Tensor) -> Tensor:
-        """Every row is a class."""
+        """The identity: every row is a class."""
         return row_values
 
 
 def check_input_policy(policy: ScoringPolicy) -> None:
-    """Refuse mask modes whose masks depend on the texts of a bank.
+    """Reject mask modes that depend on the texts of a bank.
 
     Raises:
-        UserError: for the controls ``random`` and ``shuffled``.
+        UserError: the mode is a control, ``random`` or ``shuffled``.
     """
     for mode in (policy.mask_mode, policy.dense_mode):
         if mode in ("random", "shuffled"):
             raise UserError(
-                f"mask_mode={mode!r} is a control that needs the texts: a graph with the bank as input has none. "
-                "Export it with the vocabulary folded in, or choose hard, soft or off."
+                f"mask_mode={mode!r} is a control that needs the texts, which a bank input does not have. "
+                "Export without --bank-input, or use hard, soft or off."
             )
 
 
 def bank_rows(bank: TextBank, policy: ScoringPolicy) -> tuple[Tensor, Tensor]:
-    """``embeds`` and ``masks``, both ``[K, D]`` fp32, that feed a graph with the bank as input.
+    """``embeds`` and ``masks``, both ``[K, D]`` fp32, for a graph with a bank input.
 
     Raises:
-        UserError: for a bank with several rows a class, which such a graph cannot average.
+        UserError: the bank has several rows per class, which the graph cannot average.
     """
     if len(bank.texts) != len(bank):
         raise UserError(
-            f"The bank has {len(bank.texts)} rows for {len(bank)} names; a graph with the bank as input takes one row "
-            "a name. Use template_order=average_state without synonyms, or fold the vocabulary in."
+            f"The bank has {len(bank.texts)} rows for {len(bank)} names; a bank input takes one row per name. Use "
+            "template_order=average_state without synonyms, or export without --bank-input."
         )
     soft = "soft" in (policy.mask_mode, policy.dense_mode) and bank.mask_probs is not None
     masks = bank.mask_probs if soft else bank.masks

@@ -1,7 +1,7 @@
-"""What becomes a graph: the image tower and the detectors as modules of tensors alone.
+"""Image towers and detectors as traceable modules: tensors in, tensors out.
 
-Each answers as the model does behind ``Predictor``. The input size is fixed, so that shapes in the graph are; the batch
-of towers and one-stage detectors, and the names of a bank that is an input, are not.
+Each computes what :class:`Predictor` computes. The input size is fixed; the batch size of towers and one-stage
+detectors and the number of names of a bank input are dynamic.
 
 Shape letters: B images, K texts, N detections, R regions, D joint embedding, h w grid cells, H W pixels.
 """
@@ -26,45 +26,46 @@ from smartclip_det.core.text_bank import TextBank
 
 
 class Graph(nn.Module):
-    """A module with what the exporter must know of it."""
+    """A traceable module, its example inputs and its dynamic axes."""
 
-    #: In the metadata of the file.
+    #: Written to the metadata of the file.
     kind = ""
     outputs: tuple[str, ...] = ()
-    #: Whether a file answers any number of images at once.
+    #: Whether the batch size is dynamic.
     any_batch = True
 
     @abstractmethod
     def examples(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Inputs by name, for an input of H x W pixels; a varying axis has a length of 2 at least."""
+        """Example inputs by name for H x W pixels; dynamic axes have a length of at least 2."""
 
     @property
     def varying(self) -> dict[str, dict[int, str]]:
-        """Axes of inputs whose length is free, by name."""
+        """Dynamic axes of each input: axis -> name."""
         return {"images": {0: "batch"}} if self.any_batch else {}
 
     @abstractmethod
     def halve(self) -> None:
-        """Put what encodes images into fp16; inputs, outputs, boxes and scores stay fp32."""
+        """Convert the image encoder to fp16; inputs, outputs, boxes and scores stay fp32."""
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
-        """What must not be in force while the module is traced is out of force inside."""
+        """Context in which the module can be traced."""
         yield
 
 
 class TowerGraph(Graph):
-    """``images [B, 3, H, W]`` to ``pooled [B, D]`` and ``dense [B, D, h, w]``, neither normalised."""
+    """``images [B, 3, H, W]`` to unnormalised ``pooled [B, D]`` and ``dense [B, D, h, w]``."""
 
     kind = "image_tower"
     outputs = ("pooled", "dense")
+    image_tower: Any
 
     def __init__(self, image_tower: nn.Module, dense_mode: str) -> None:
         """Build.
 
         Args:
             image_tower: a :class:`VisionTransformer` or :class:`LocalTower`.
-            dense_mode: last block of the dense map.
+            dense_mode: how the last block computes the dense map.
         """
         super().__init__()
         self.image_tower, self.dense_mode = image_tower, dense_mode
@@ -74,7 +75,7 @@ class TowerGraph(Graph):
         return {"images": torch.zeros(2, 3, *size)}
 
     def halve(self) -> None:
-        """The whole tower."""
+        """Convert the tower."""
         self.image_tower = copy.deepcopy(self.image_tower).half()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,14 +87,15 @@ class TowerGraph(Graph):
 
 
 class DetectorGraph(Graph):
-    """``images`` and ``sizes [B, 2]`` (height and width of each picture in its input) to detections.
+    """``images`` and ``sizes [B, 2]`` (height, width of each image inside the padded input) to detections.
 
-    ``boxes [B, N, 4]`` xyxy in pixels of the input, ``scores [B, N]``, best first, and ``labels [B, N]``: positions in
-    the vocabulary; -1, with score 0, where an image has fewer than N. With the bank as input also ``embeds [K, D]`` and
-    ``masks [K, D]``.
+    Outputs ``boxes [B, N, 4]`` (xyxy, input pixels), ``scores [B, N]`` in descending order and ``labels [B, N]``
+    (indices into the vocabulary). Images with fewer than N detections are padded with label -1 and score 0. With a bank
+    input, ``embeds [K, D]`` and ``masks [K, D]`` are inputs too.
     """
 
     outputs = ("boxes", "scores", "labels")
+    detector: Any
 
     def __init__(
         self, detector: nn.Module, policy: ScoringPolicy, bank: TextBank, *, fold: bool, threshold: float
@@ -103,21 +105,21 @@ class DetectorGraph(Graph):
         Args:
             detector: in eval mode.
             policy: scoring policy.
-            bank: the vocabulary; where the bank is an input, its background and the D of examples.
-            fold: whether the vocabulary is part of the graph.
-            threshold: lowest score of a detection.
+            bank: the vocabulary; with a bank input only its background and D are used.
+            fold: whether the vocabulary is stored in the graph; otherwise it is an input.
+            threshold: minimum score of a detection.
         """
         super().__init__()
         self.detector, self.policy, self.bank, self.fold = detector, policy, bank, fold
         self.threshold = threshold
-        # What a bank looks up once is looked up now: in a trace there are no values to look at.
+        # Fills the bank's caches: they depend on values, which do not exist during tracing.
         for each in (bank, bank.background):
             if each is not None:
                 for mode in (policy.mask_mode, policy.dense_mode):
                     each.cosine(torch.ones(1, each.dim), policy, mask_mode=mode)
 
     def halve(self) -> None:
-        """Tower and neck."""
+        """Convert tower and neck."""
         self.detector = copy.deepcopy(self.detector)
         self.detector.backbone.image_tower.half()
         if hasattr(self.detector, "neck"):
@@ -133,12 +135,12 @@ class DetectorGraph(Graph):
 
     @property
     def head(self) -> Any:
-        """What scores regions."""
+        """The module that scores regions."""
         return self.detector.bbox_head
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
-        """Without the count of scores set to 0, which would keep tensors of the trace."""
+        """Without the degenerate-score counter, which would keep traced tensors."""
         head = self.head
         counter, head.counter = head.counter, None
         try:
@@ -147,7 +149,7 @@ class DetectorGraph(Graph):
             head.counter = counter
 
     def examples(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Images of full size, and two texts where the bank is an input."""
+        """Full-size images, and two texts for a bank input."""
         count = 2 if self.any_batch else 1
         found = {"images": torch.zeros(count, 3, *size), "sizes": torch.tensor([size] * count, dtype=torch.float32)}
         rows = {} if self.fold else {k: torch.ones(2, self.bank.dim) for k in ("embeds", "masks")}
@@ -155,13 +157,13 @@ class DetectorGraph(Graph):
 
     @property
     def varying(self) -> dict[str, dict[int, str]]:
-        """The batch where it is free, and the names of a bank that is an input."""
+        """The batch, where dynamic, and the names of a bank input."""
         axes = {n: {0: "batch"} for n in ("images", "sizes")} if self.any_batch else {}
         return axes if self.fold else {**axes, "embeds": {0: "names"}, "masks": {0: "names"}}
 
 
 class OneStageGraph(DetectorGraph):
-    """An :class:`OpenVocabOWL`: every patch token is a box, and none is suppressed."""
+    """An :class:`OpenVocabOWL`: one box per patch token, no NMS."""
 
     kind = "one_stage_detector"
 
@@ -176,7 +178,7 @@ class OneStageGraph(DetectorGraph):
         scores = self.head.logits(found, self._bank(embeds, masks), self.policy).sigmoid()
         corners = box_convert(found.boxes, "cxcywh", "xyxy") * scores.new_tensor([width, height, width, height])
         corners = _inside(corners, sizes)
-        # Filled up, so that the best N exist whatever the number of texts.
+        # Padded, so that topk finds N scores for any number of texts.
         classes, fill = scores.shape[2], self.head.max_per_img
         flat = scores.flatten(1)
         values, pairs = torch.cat([flat, flat.new_zeros(flat.shape[0], fill)], dim=1).topk(fill)
@@ -188,7 +190,7 @@ class OneStageGraph(DetectorGraph):
 
 
 class TwoStageGraph(DetectorGraph):
-    """An :class:`OpenVocabRCNN`, image by image: RPN, NMS, RoIAlign, box head, scores, NMS per class."""
+    """An :class:`OpenVocabRCNN` with batch size 1: RPN, NMS, RoIAlign, box head, scores, NMS per class."""
 
     kind = "two_stage_detector"
     any_batch = False
@@ -198,11 +200,11 @@ class TwoStageGraph(DetectorGraph):
 
         Args:
             args: see there.
-            size: H and W of the input, which anchors are made for.
+            size: H and W of the input, for the anchors.
             options: see there.
 
         Raises:
-            UserError: for parts that have no form in ONNX.
+            UserError: the detector has parts that the graph does not support.
         """
         super().__init__(*args, **options)
         self._check_parts()
@@ -223,13 +225,13 @@ class TwoStageGraph(DetectorGraph):
         ]
         if told:
             raise UserError(
-                "The two-stage graph knows DeltaXYWHBBoxCoder, SingleRoIExtractor with average RoIAlign, a sigmoid RPN "
-                f"and plain NMS; this detector has {', '.join(told)}. Export its image tower alone: --encoder FILE."
+                "The two-stage graph supports DeltaXYWHBBoxCoder, SingleRoIExtractor with average RoIAlign, a sigmoid "
+                f"RPN and plain NMS; this detector has {', '.join(told)}. Export only its image tower: --encoder FILE."
             )
 
     @property
     def head(self) -> Any:
-        """What scores regions."""
+        """The module that scores regions."""
         return self.detector.roi_head.bbox_head
 
     def forward(
@@ -252,7 +254,7 @@ class TwoStageGraph(DetectorGraph):
         decoded = _inside(_decode(self.head.bbox_coder, proposals, deltas)[None], sizes)[0]
         scorer = _exact_scorer(self.head, vectors, pooled, objectness, self.policy)
         scores = scorer.scores(bank, None, None, None)
-        # Rows that only fill up the proposals have no objectness.
+        # Padding rows of the proposals have objectness 0.
         scores = scores * (objectness > 0).unsqueeze(1)
         count = roi_head.max_per_img
         rows, labels, values = select_fixed(decoded, scores, self.threshold, roi_head.nms_iou, count)
@@ -260,7 +262,7 @@ class TwoStageGraph(DetectorGraph):
         return boxes[None], values[None], labels[None]
 
     def _proposals(self, pyramid: Sequence[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """``[R, 4]`` boxes and ``[R]`` objectness, as MMDetection's ``RPNHead.predict`` chooses them."""
+        """``[R, 4]`` boxes and ``[R]`` objectness, selected as by MMDetection's ``RPNHead.predict``."""
         rpn, cfg = self.detector.rpn_head, self.detector.rpn_head.test_cfg
         found: list[tuple[Tensor, Tensor]] = []
         for n, (logits, deltas) in enumerate(zip(*rpn(tuple(pyramid)), strict=True)):
@@ -276,9 +278,9 @@ class TwoStageGraph(DetectorGraph):
         least = cfg.get("min_bbox_size", -1)
         if least >= 0:
             scores = scores * ((boxes[:, 2:] - boxes[:, :2]).amin(dim=1) > least)
-        # A class for each level: boxes suppress those of their own level alone.
+        # Levels as classes: NMS runs within each level.
         own = levels.unsqueeze(1) == torch.arange(len(found))
-        # Moved as mmcv.ops.batched_nms moves them, so that overlaps are rounded alike.
+        # The same offsets as mmcv.ops.batched_nms, so that IoUs are rounded alike.
         moved = boxes
         if len(levels) < cfg.nms.get("split_thr", 10000):
             moved = boxes + (levels.to(boxes) * (boxes.max() + 1)).unsqueeze(1)
@@ -291,13 +293,13 @@ def _dtype(module: Any) -> torch.dtype:
 
 
 def _inside(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes ``[B, N, 4]`` xyxy, cut at the border of pictures of ``sizes [B, 2]`` (height, width)."""
+    """Boxes ``[B, N, 4]`` xyxy, clipped to images of ``sizes [B, 2]`` (height, width)."""
     far = sizes.flip(1).repeat(1, 2).unsqueeze(1)
     return torch.minimum(boxes.clamp(min=0), far)
 
 
 def _decode(coder: Any, boxes: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes moved by deltas, as ``DeltaXYWHBBoxCoder`` does, not cut."""
+    """Apply deltas to boxes as ``DeltaXYWHBBoxCoder``, without clipping."""
     from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import delta2bbox
 
     return delta2bbox(
@@ -306,7 +308,7 @@ def _decode(coder: Any, boxes: Tensor, deltas: Tensor) -> Tensor:
 
 
 def _pool(extractor: Any, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
-    """Regions ``[R, C, s, s]`` of ``rois [R, 5]``, each from its own level, as MMDetection's ``SingleRoIExtractor``."""
+    """Regions ``[R, C, s, s]`` of ``rois [R, 5]``, as MMDetection's ``SingleRoIExtractor``."""
     layers = extractor.roi_layers[: extractor.num_inputs]
 
     def align(layer: Any, level: Tensor, mine: Tensor) -> Tensor:
@@ -323,9 +325,10 @@ def _pool(extractor: Any, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
 
 
 def _exact_scorer(*args: Any) -> Any:
-    """A :class:`ChunkedScorer` whose sigmoid is exact far below 0.
+    """A :class:`ChunkedScorer` with a sigmoid that is accurate for large negative logits.
 
-    onnxruntime's is 0 from about -17 down; fusions take roots of scores, and a root of 1e-8 is not 0.
+    onnxruntime's Sigmoid returns 0 below about -17. Fusions raise scores to small powers, which
+    makes that error visible.
     """
     from smartclip_det.models.roi_heads.chunked_scorer import ChunkedScorer
 

@@ -1,4 +1,4 @@
-"""How a picture becomes the fixed input of a graph: one rule for the file's metadata, the check and PyTorch.
+"""Preprocessing for the fixed input of a graph, shared by the metadata, the check and PyTorch.
 
 Shape letters: H W pixels of the input.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.images import fit_square, pixels
 
-#: The longer side of an input at most, in pixels.
+#: Maximum side of an input in pixels.
 LARGEST = 4096
 
 
@@ -28,13 +28,13 @@ class Preprocessing:
 
     Attributes:
         size: (H, W).
-        mean: of RGB in 0..255, subtracted.
-        std: of RGB in 0..255, divided by.
-        resize: ``fit``: one factor for both sides, so that the picture fits inside; what is left (right, bottom) is 0
-            after normalisation. ``crop``: the shorter side to H, then the square in the middle. ``squash``: both sides.
+        mean: RGB mean in 0..255.
+        std: RGB standard deviation in 0..255.
+        resize: ``fit``: keep the aspect ratio, then pad right and bottom with 0 after normalisation. ``crop``: shorter
+            side to H, then centre crop. ``squash``: ignore the aspect ratio.
         interpolation: ``bilinear`` or ``bicubic``.
-        antialias: whether shrinking averages over all pixels (Pillow) or looks at the nearest alone (OpenCV).
-        channels: order of colours.
+        antialias: True for Pillow's resize, False for OpenCV's.
+        channels: colour order.
     """
 
     size: tuple[int, int]
@@ -51,10 +51,10 @@ class Preprocessing:
 
 
 def check_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """H and W of an input.
+    """Check H and W of an input.
 
     Raises:
-        UserError: for sides that are not whole patches, or out of range.
+        UserError: a side is no multiple of the patch size, or out of range.
     """
     if any(n % patch or not 0 < n <= LARGEST for n in size):
         near = [min(max(patch, round(n / patch) * patch), LARGEST // patch * patch) for n in size]
@@ -66,7 +66,7 @@ def check_size(size: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 def tower_preprocessing(towers: Any, size: tuple[int, int]) -> Preprocessing:
-    """CLIP's own for a square, and both sides resized for another rectangle."""
+    """CLIP's preprocessing for a square input; ``squash`` for other rectangles."""
     mean, std = (tuple(float(v) * 255 for v in values) for values in towers.image_statistics())
     return Preprocessing(size, mean, std, "crop" if size[0] == size[1] else "squash", "bicubic", True)
 
@@ -83,28 +83,34 @@ def tower_input(image: Image.Image, rule: Preprocessing) -> Tensor:
 
 
 def detector_size(dataset: Mapping[str, Any], divisor: int) -> tuple[int, int]:
-    """H and W for pictures that lie, from the size in the test pipeline of a config."""
+    """H and W for landscape images, from the test pipeline of a config.
+
+    Raises:
+        UserError: the pipeline resizes to no fixed size.
+    """
     while "pipeline" not in dataset:
         dataset = dataset["dataset"]
-    scale = next(s["scale"] for s in dataset["pipeline"] if s["type"].endswith("Resize"))
+    scale = next((s["scale"] for s in dataset["pipeline"] if s["type"].endswith("Resize") and "scale" in s), None)
+    if scale is None:
+        raise UserError("The test pipeline of the config resizes to no fixed size: give --size H W.")
     longer, shorter = max(scale), min(scale)
     return -(-shorter // divisor) * divisor, -(-longer // divisor) * divisor
 
 
 class FitInside:
-    """Stands in for a detector's test pipeline: pictures fit inside of H x W, and nothing else changes."""
+    """Replacement for a detector's test pipeline that resizes images to fit into H x W."""
 
     def __init__(self, size: tuple[int, int], interpolation: str) -> None:
         """Build.
 
         Args:
             size: H and W.
-            interpolation: of OpenCV, as in the config's ``Resize``.
+            interpolation: OpenCV interpolation of the config's ``Resize``.
         """
         self.size, self.interpolation = size, interpolation
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """``img [h, w, 3]`` (BGR) to ``inputs`` and ``data_samples`` as of MMDetection's pipelines."""
+        """``img [h, w, 3]`` (BGR) to ``inputs`` and ``data_samples``, as ``PackDetInputs``."""
         import mmcv
         from mmdet.structures import DetDataSample
 
@@ -125,7 +131,7 @@ class FitInside:
 
 
 def fix_input(family: Any, size: tuple[int, int]) -> Preprocessing:
-    """Give a detector's family inputs of H x W from now on, as its graph has them; returns the rule."""
+    """Switch a predictor's detector to inputs of H x W, like its graph; returns the preprocessing."""
     interpolation = next((t.interpolation for t in family.pipeline.transforms if hasattr(t, "scale")), "bilinear")
     family.pipeline = FitInside(size, interpolation)
     steps = family.detector.data_preprocessor
@@ -136,14 +142,14 @@ def fix_input(family: Any, size: tuple[int, int]) -> Preprocessing:
 
 
 class _Padded(nn.Module):
-    """A data preprocessor whose normalised images are filled up to H x W with zeros (right, bottom)."""
+    """A data preprocessor that pads normalised images with zeros to H x W (right, bottom)."""
 
     def __init__(self, steps: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
         self.steps, self.size = steps, size
 
     def forward(self, data: Any, training: bool = False) -> dict[str, Any]:
-        """As the preprocessor's."""
+        """Preprocess and pad."""
         found: dict[str, Any] = self.steps(data, training)
         height, width = found["inputs"].shape[-2:]
         found["inputs"] = functional.pad(found["inputs"], (0, self.size[1] - width, 0, self.size[0] - height))

@@ -1,4 +1,4 @@
-"""From a graph module to an ONNX file with metadata, by ``torch.export`` and PyTorch's own exporter."""
+"""Write a graph as an ONNX file with metadata, using ``torch.export`` and ``torch.onnx``."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from smartclip_det.apis.exporting.selection import onnx_translations
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.optional import optional
 
-#: Value of the key ``format`` in the metadata.
+#: Metadata key ``format``.
 FORMAT = "smartclip_det.onnx/1"
-#: A protobuf message ends here; larger files keep their weights in a file of their own beside.
+#: Limit of a protobuf message; weights of larger graphs go to a second file.
 _LARGEST = 2**31 - 2**20
 _EXPORT_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 @torch.no_grad()
 def write_onnx(graph: Graph, size: tuple[int, int], path: Path, metadata: Mapping[str, Any]) -> Path:
-    """Trace a graph and write it, whole or not at all where it fits into one file.
+    """Trace a graph and write it; a single file is written atomically.
 
     Args:
         graph: in eval mode, on the CPU.
         size: H and W of the input.
         path: file to write.
-        metadata: values by key of ``metadata_props``; what is no text is written as JSON.
+        metadata: entries of ``metadata_props``; values other than strings are written as JSON.
 
     Raises:
-        UserError: where onnx or onnxscript are not installed.
+        UserError: onnx or onnxscript is not installed.
     """
     optional("onnx", "export")
     optional("onnxscript", "export")
     inputs = graph.examples(size)
-    # The file holds for one image or name as well; a trace with 1 would be of 1 alone.
+    # torch.export specialises a length of 1, so examples have 2; the file accepts 1 as well.
     free = {axis: Dim(axis, min=2) for axes in graph.varying.values() for axis in axes.values()}
     shapes = {n: {d: free[a] for d, a in graph.varying.get(n, {}).items()} for n in inputs}
     with _quiet(), graph.traceable():
@@ -72,7 +72,7 @@ def write_onnx(graph: Graph, size: tuple[int, int], path: Path, metadata: Mappin
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about its own libraries."""
+    """Silence the exporter's warnings about its own libraries."""
     loggers = [logging.getLogger(n) for n in _EXPORT_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -87,14 +87,14 @@ def _quiet() -> Iterator[None]:
 
 
 def open_session(path: Path, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU.
+    """Open an onnxruntime session on the CPU.
 
     Args:
         path: ONNX file.
-        threads: of an operator; 0: as many as cores.
+        threads: threads per operator; 0 for one per core.
 
     Raises:
-        UserError: where onnxruntime is not installed, or cannot open the file.
+        UserError: onnxruntime is not installed or cannot open the file.
     """
     runtime = optional("onnxruntime", "export")
     options = runtime.SessionOptions()

@@ -1,7 +1,6 @@
-"""The choice of detections as one operator: our own in PyTorch, ``NonMaxSuppression`` and ``TopK`` in ONNX.
+"""Selection of detections as one operator: ``select_detections`` in PyTorch, NonMaxSuppression and TopK in ONNX.
 
-Greedy NMS gives as many boxes as it likes; the operator always gives ``count``, the rest with class -1 and score 0, so
-that shapes in the graph are fixed.
+The operator always returns ``count`` rows, padded with class -1 and score 0, so that the graph has static shapes.
 
 Shape letters: R regions, C classes, N detections (``count``).
 """
@@ -21,17 +20,17 @@ from smartclip_det.models.selection import select_detections
 def select_fixed(
     boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best (box, class) pairs after NMS per class.
+    """Select the best (box, class) pairs after NMS per class.
 
     Args:
         boxes: ``[R, 4]`` xyxy.
         scores: ``[R, C]`` from 0.
-        score_threshold: pairs must score more than this, at least 0.
-        iou_threshold: overlap above which the lower-scored pair of a class goes.
+        score_threshold: minimum score, exclusive; at least 0.
+        iou_threshold: IoU above which NMS suppresses.
         count: N.
 
     Returns:
-        ``[N]`` box indices, classes and scores, best first; class -1 and score 0 where there are no more.
+        ``[N]`` box indices, classes and scores in descending order, padded with class -1 and score 0.
     """
     rows, classes, values = select_detections(
         boxes, scores, score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=count
@@ -47,20 +46,21 @@ def _(boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: floa
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """What ``torch.onnx.export(custom_translation_table=...)`` needs for the operator."""
+    """The operator's entry for ``torch.onnx.export(custom_translation_table=...)``."""
     return {torch.ops.smartclip_det.select_detections.default: _in_onnx}
 
 
 def _in_onnx(boxes: Any, scores: Any, score_threshold: float, iou_threshold: float, count: int) -> Any:
     """:func:`select_fixed` in operators of ONNX (opset 18)."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # Its stubs omit the lists and numbers that it accepts.
     by_class = op.Transpose(scores, perm=[1, 0])
     found = op.NonMaxSuppression(
         op.Unsqueeze(boxes, [0]), op.Unsqueeze(by_class, [0]), [count], [iou_threshold], [score_threshold]
     )
     pairs = op.Slice(found, [1], [3], [1])  # Columns: image, class, box.
-    # Filled up with ``count`` pairs of score 0, of which TopK takes what it needs.
+    # Padded with ``count`` pairs of score 0 for TopK.
     empty = op.Constant(value_floats=[0.0] * count)
     values, order = op.TopK(op.Concat(op.GatherND(by_class, pairs), empty, axis=0), [count])
     fill = op.Constant(value_ints=[-1, 0] * count)
