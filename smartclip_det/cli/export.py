@@ -83,6 +83,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"written: {write_results(args.out.with_suffix('.json'), stamp, metrics, seconds=times)}")
     failed = [c.runtime for c in found.comparisons if not c.passed]
     if failed:
-        names, limit = ", ".join(failed), found.comparisons[0].tolerance
-        print(f"FAILED: {names}: a difference above {limit:g}, or detections without a counterpart.")
+        runtimes, limit = ", ".join(failed), found.comparisons[0].tolerance
+        print(f"FAILED: {runtimes}: a difference above {limit:g}, or detections without a counterpart.")
     return int(bool(failed))
