@@ -11,7 +11,7 @@ next to the file), for any number of names. Without --config the image tower is 
 Names, preprocessing, policy and hashes are in the file's metadata.
 
 onnxruntime runs the file on images (--check, or toy scenes) and the results are compared with PyTorch. The exit code is
-1 if a difference is above 1e-4 (2e-2 with --fp16) or a detection has no counterpart.
+1 if a difference is above 1e-4 or a detection has no counterpart (with --fp16: 2e-2, or 2 % of the detections).
 """
 
 from __future__ import annotations

@@ -230,6 +230,25 @@ def test_a_tower_of_another_size_gives_pooled_and_dense_for_any_batch(tmp_path):
     assert found["dense"].shape == (3, 64, 8, 12)
 
 
+def test_detectors_in_half_precision_leave_the_predictor_as_it_is(two_stage, pictures, tmp_path):
+    options = ExportOptions(out=tmp_path / "half.onnx", config=str(REPO / OWL), texts=NAMES, fp16=True)
+    exported = export_onnx(options)
+    assert exported.comparisons[0].passed, exported.comparisons[0].lines()
+    assert exported.comparisons[0].largest["scores"] > 0
+    subject, picture = two_stage[1], pictures[2]
+    before, graph, whole = subject.expected(picture), subject.graph, subject.graph.detector
+    feed = {k: torch.from_numpy(v) for k, v in subject.inputs(picture).items()}
+    graph.halve()
+    try:
+        assert next(graph.detector.neck.parameters()).dtype == torch.float16
+        with torch.no_grad():
+            scores = graph.eval()(**feed)[1][0].numpy()
+    finally:
+        graph.detector = whole
+    assert np.array_equal(subject.expected(picture)["scores"], before["scores"])
+    assert 0 < np.abs(scores[:5] - before["scores"][:5]).max() < 0.05
+
+
 def test_encode_texts_writes_rows_for_a_bank_input(two_stage, tmp_path):
     from smartclip_det.cli.dispatch import main
 
@@ -314,6 +333,11 @@ def test_detections_are_compared_by_label_box_and_score():
     assert told.passed
     assert told.at_the_cut == 2
     assert not Comparison("x", 1e-4).passed
+    # One of two detections is another: within the limit of a file that may lose half of them, not of a quarter.
+    for share, passed in ((0.5, True), (0.25, False)):
+        told = Comparison("x", 1e-4, share)
+        compare_detections(told, two, answers([box, [7, 7, 9, 9]], [0.9, 0.5], [0, 1]), 100)
+        assert told.passed is passed
 
 
 def test_options_that_do_not_go_together_are_told(tmp_path):

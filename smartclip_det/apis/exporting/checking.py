@@ -19,6 +19,8 @@ from smartclip_det.utils.optional import optional
 #: Allowed difference by precision of the file. Differences are relative to the largest value of an output where that is
 #: above 1 (boxes in pixels, unnormalised vectors).
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+#: Allowed share of detections without a counterpart: rounding to fp16 changes which of two similar boxes NMS keeps.
+UNMATCHED_SHARES = {"fp32": 0.0, "fp16": 0.02}
 
 Arrays = dict[str, np.ndarray]
 #: Maps inputs to outputs, both by name.
@@ -32,6 +34,7 @@ class Comparison:
     Attributes:
         runtime: name of the runtime.
         tolerance: largest allowed difference.
+        unmatched_share: allowed share of detections without a counterpart.
         largest: largest difference by output.
         images: number of images compared.
         detections: number of PyTorch detections.
@@ -42,6 +45,7 @@ class Comparison:
 
     runtime: str
     tolerance: float
+    unmatched_share: float = 0.0
     largest: dict[str, float] = field(default_factory=dict)
     images: int = 0
     detections: int = 0
@@ -50,8 +54,10 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether all differences are within the tolerance and every detection has a counterpart."""
-        return self.images > 0 and not self.unmatched and all(v <= self.tolerance for v in self.largest.values())
+        """Whether all differences are within the tolerance and enough detections have a counterpart."""
+        # Each missing counterpart may leave a detection alone on both sides.
+        enough = self.unmatched <= 2 * self.unmatched_share * self.detections
+        return self.images > 0 and enough and all(v <= self.tolerance for v in self.largest.values())
 
     def seen(self, name: str, value: float) -> None:
         """Record a difference; NaN counts as infinite."""
@@ -130,7 +136,7 @@ def compare_detections(
         rows = np.flatnonzero(free & (found["labels"] == label))
         far = np.abs(found["boxes"][rows] - box).max(axis=1, initial=0) / largest
         apart = np.maximum(far, np.abs(found["scores"][rows] - score))
-        if not len(rows) or not apart.min() <= max(10 * comparison.tolerance, 1e-3):
+        if not len(rows) or not apart.min() <= max(comparison.tolerance, 1e-3):
             unmatched.append(float(score))
             continue
         best = int(apart.argmin())

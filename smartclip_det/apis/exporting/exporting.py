@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from smartclip_det.apis.exporting.checking import (
     TOLERANCES,
+    UNMATCHED_SHARES,
     Arrays,
     Comparison,
     Runner,
@@ -290,7 +291,8 @@ def export_onnx(options: ExportOptions) -> ExportResult:
     runners = {"onnxruntime": onnx_runner(open_session(path, torch.get_num_threads()))}
     if options.openvino:
         runners["openvino"] = openvino_runner(path, torch.get_num_threads())
-    comparisons = [Comparison(name, TOLERANCES[options.precision]) for name in runners]
+    limits = TOLERANCES[options.precision], UNMATCHED_SHARES[options.precision]
+    comparisons = [Comparison(name, *limits) for name in runners]
     for image in tqdm(images, desc="check", unit="image", disable=len(images) < 10):
         subject.compare(image, list(zip(comparisons, runners.values(), strict=True)))
     # All start from the image, so that preprocessing is timed alike.

@@ -120,7 +120,11 @@ class DetectorGraph(Graph):
 
     def halve(self) -> None:
         """Convert tower and neck."""
-        self.detector = copy.deepcopy(self.detector)
+        # Without its bank, whose encoder of query images leads to the predictor, which cannot be copied.
+        bank = self.detector.set_text_bank(None)
+        half = copy.deepcopy(self.detector)
+        self.detector.set_text_bank(bank)
+        self.detector = half
         self.detector.backbone.image_tower.half()
         if hasattr(self.detector, "neck"):
             self.detector.neck.half()
