@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.presence import fit_sigmoid, log_presence, presence_cosine, with_presence
+from smartclip_det.core.presence import fit_sigmoid, log_presence, presence_cosine, rising, with_presence
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.words import PRESENCE_SOURCES
@@ -101,6 +101,15 @@ def test_calibration_of_what_is_told_apart_wholly_is_finite():
     assert chances[0] < 0.3 < 0.7 < chances[1]
     # Platt's targets: 3/4 and 1/4 for two of each.
     assert sum(chances) == pytest.approx(1, abs=0.05)
+
+
+def test_a_scale_that_a_policy_refuses_is_bounded():
+    """Labels that fall with the cosine, as random towers may give them."""
+    falling = fit_sigmoid(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([True, False, True, False]))
+    assert falling[0] < 0
+    scale, bias = rising(falling)
+    assert ScoringPolicy(presence_scale=scale, presence_bias=bias).presence_scale > 0
+    assert rising((3.0, bias)) == (3.0, bias)
 
 
 def test_bad_input():

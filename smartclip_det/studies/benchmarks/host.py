@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from smartclip_det.datasets.caption_batch import caption_batch
 from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.studies.benchmarks.alignment import PREFIX_TOKENS, caption_tokens
+from smartclip_det.studies.benchmarks.measuring import in_turns
 
 #: Milliseconds before the first kernel that a step of 256 may take.
 AIM = 5.0
@@ -121,14 +120,5 @@ def until_towers(model: SmartCLIPAlignment, batch: dict[str, Any]) -> None:
 
 
 def milliseconds(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median of each, after a first call that is not counted."""
-    out = {}
-    for name, call in variants.items():
-        call()
-        times = []
-        for _ in range(rounds):
-            begun = time.perf_counter()
-            call()
-            times.append(1e3 * (time.perf_counter() - begun))
-        out[name] = statistics.median(times)
-    return out
+    """Median of each."""
+    return {name: 1e3 * row["median"] for name, row in in_turns(variants, rounds).items()}
