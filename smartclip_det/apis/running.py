@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
@@ -125,6 +126,8 @@ def train(options: TrainOptions) -> None:
         raise
     finally:
         finish_writes()
+    # One process writes; the others must not look for its files before they are whole.
+    barrier()
     log_closing(runner, options.config, options.cfg_options)
 
 

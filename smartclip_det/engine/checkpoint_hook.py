@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from smartclip_det.engine.atomic_files import save_whole
 from smartclip_det.engine.launch import frozen_towers, unwrapped
 
 
@@ -48,7 +49,7 @@ class TrainableCheckpointHook(Hook):
         if is_main_process():
             path = Path(runner.work_dir) / f"epoch_{runner.epoch + 1}.trainable.pth"
             meta = {"epoch": runner.epoch + 1, "iter": runner.iter, "trainable_only": True}
-            torch.save({"meta": meta, "state_dict": {k: v.cpu() for k, v in state.items()}}, path)
+            save_whole({"meta": meta, "state_dict": {k: v.cpu() for k, v in state.items()}}, path)
             if self._last is not None:
                 self._last.unlink(missing_ok=True)
             self._last = path
