@@ -87,6 +87,7 @@ def _tool(command: list[str], cwd: str, environment: dict[str, str], folder: str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    torch.set_num_threads(1)  # the library was imported before OMP_NUM_THREADS was set
     script = str(Path(cwd) / command[0])
     sys.argv = [script, *command[1:]]
     sys.path[0:0] = [str(Path(script).parent)]

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 #: Flags in /proc/cpuinfo that indicate bfloat16 matrix products: x86, then Arm.
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}
 _CPU_FLAGS = Path("/proc/cpuinfo")
+#: Time of a bfloat16 product, as a multiple of float32's, above which it must be emulated.
+EMULATED = 5.0
 
 
 def resolve_device(device: str) -> torch.device:
@@ -40,10 +42,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def bf16_pays(device: str) -> bool:
-    """Whether bfloat16 autocast is faster than float32 on a device type.
+    """Whether a device type multiplies in bfloat16 natively.
 
     On a CPU without bfloat16 instructions a product is tens of times slower than in float32, and torch offers no query
-    for it. There we check the processor flags (where the system exposes them) and time a small product.
+    for it. There we check the processor flags (where the system exposes them) and time a small product. The limit is
+    far from both cases: a busy machine must not change the precision of a training.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -63,8 +66,8 @@ def _cpu_has_flag() -> bool | None:
 
 @cache
 def _cpu_product_pays(size: int = 256, times: int = 5) -> bool:
-    """Whether a matrix product is no slower in bfloat16 than in float32; best of several runs, about 30 ms."""
-    return _product_seconds(torch.bfloat16, size, times) <= 1.1 * _product_seconds(torch.float32, size, times)
+    """Whether bfloat16 products are not emulated; best of several runs, about 30 ms."""
+    return _product_seconds(torch.bfloat16, size, times) <= EMULATED * _product_seconds(torch.float32, size, times)
 
 
 def _product_seconds(dtype: torch.dtype, size: int, times: int) -> float:
