@@ -20,7 +20,7 @@ from smartclip_det.datasets.training_boxes import boxes_to_learn, refuse_nothing
 from smartclip_det.formats.annotations import GroundTruth, annotated_only, id_order, load_ground_truth
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.lvis import check_lvis
-from smartclip_det.formats.pictures import mend_sizes, picture_fault, picture_path
+from smartclip_det.formats.pictures import fix_sizes, picture_fault, picture_path
 from smartclip_det.formats.segmentations import segmentation_problem
 from smartclip_det.models.vocabulary import resolve_names
 
@@ -91,7 +91,7 @@ class OpenVocabCocoDataset(BaseDetDataset):
     def load_data_list(self) -> list[dict[str, Any]]:
         """One record per image; boxes are xyxy pixels, labels index the vocabulary."""
         truth = load_ground_truth(self.ann_file, need_annotations=not self.test_mode)
-        mend_sizes(truth, self.image_path)
+        fix_sizes(truth, self.image_path)
         self._name_classes(truth)
         names = self.metainfo["classes"]
         ids = truth.category_ids(names)

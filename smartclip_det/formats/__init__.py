@@ -1,1 +1,1 @@
-"""Readers and writers of every file format; the one place where a file is checked."""
+"""Readers and writers of all file formats; each file is validated here and nowhere else."""

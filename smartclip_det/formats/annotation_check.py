@@ -1,14 +1,14 @@
-"""The one check of COCO and LVIS annotations: every reader of such a file goes through it.
+"""Validation of COCO and LVIS annotations; every reader of such files uses it.
 
-* Refused, with the entry and what to do: repeated ids of images and categories, references to what the file does not
-  list, text where a number belongs, boxes that are none, numbers that are not finite.
-* Mended and told: annotation ids that are 0, repeated or no numbers (every evaluator of the field reads a match with
-  such an id as none); missing or empty ``area`` and ``iscrowd``; numbers and flags written as texts where they have one
-  meaning; ids written as decimals; image sizes that are none; Roboflow's category for the project itself.
-* Only told: most boxes leave their image, so they may be corners.
+* Errors, with the entry and what to do: repeated ids of images and categories, references to unlisted ids, strings in
+  place of numbers, invalid boxes, non-finite numbers.
+* Fixed and reported: annotation ids that are 0, repeated or not integers (COCO evaluators treat a match with id 0 as no
+  match); missing or empty ``area`` and ``iscrowd``; unambiguous numbers and flags written as strings; ids written as
+  decimals; invalid image sizes; Roboflow's category for the project itself.
+* Reported only: most boxes leave their image, so they may be corners.
 
-Files have millions of annotations: they are looked at column by column, and only a piece that is not plainly right is
-read entry by entry.
+Files have millions of annotations, so they are checked column by column; only a chunk that fails this check is read
+entry by entry.
 """
 
 from __future__ import annotations
@@ -33,34 +33,35 @@ from smartclip_det.formats.boxes import (
     outside,
 )
 
-#: Reason to what is told of it; ``n`` entries, the first of them ``first``.
+#: Reason -> message; ``n`` entries, the first of which is ``first``.
 REASONS = {
-    "renumbered_annotation_ids": "{n} annotation ids are 0, repeated or no numbers and were given new numbers (first: "
-    "{first}); evaluators take a match with such an id for none",
-    "filled_annotation_ids": "{n} annotations have no id; they were numbered",
-    "decimal_ids": "{n} ids are written as decimals like 1.0 (first: {first}); they are read as whole numbers",
+    "renumbered_annotation_ids": "{n} annotation ids are 0, repeated or not integers and were renumbered (first: "
+    "{first}); evaluators ignore matches with such ids",
+    "filled_annotation_ids": "{n} annotations have no id; ids were assigned",
+    "decimal_ids": "{n} ids are written as decimals like 1.0 (first: {first}); they are read as integers",
     "filled_area": "{n} annotations have no area; width x height of the box is used",
-    "filled_iscrowd": "{n} annotations have no iscrowd; they are no crowds",
-    "numbers_as_texts": "{n} numbers are written as texts (first: {first}); they are read as what they say",
-    "unusable_sizes": "{n} images have an empty width or height or one of 0 (first: {first}); they count as not told",
-    "root_category": "the category {first} has no box and is what the others belong to (Roboflow's name of the "
-    "project); it is left out",
+    "filled_iscrowd": "{n} annotations have no iscrowd; 0 is used",
+    "numbers_as_texts": "{n} numbers are written as strings (first: {first}); they are read as numbers",
+    "unusable_sizes": "{n} images have a width or height of 0 or null (first: {first}); their size is treated "
+    "as unknown",
+    "root_category": "the category {first} has no boxes and is the supercategory of all others (Roboflow's name of the "
+    "project); it is dropped",
     "boxes_outside": "{n} annotated boxes leave their image: are they x1, y1, x2, y2? COCO boxes are x, y, width, "
     "height",
 }
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-#: Fields of an annotation that say yes or no, which readers of any kind take as they are.
+#: Optional boolean fields of an annotation.
 _MARKS = ("ignore", "difficult")
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass
 class CheckReport:
-    """What a check mended or noticed, by the reasons of :data:`REASONS`.
+    """What a check fixed or noticed, by the reasons of :data:`REASONS`.
 
     Attributes:
-        counts: entries by reason.
-        first: the first of them.
+        counts: number of entries, by reason.
+        first: the first entry, by reason.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -72,15 +73,15 @@ class CheckReport:
         self.first.setdefault(reason, first)
 
     def lines(self) -> list[str]:
-        """A sentence for each reason that occurs."""
+        """Format a sentence per reason that occurred."""
         return [t.format(n=self.counts[r], first=self.first[r]) for r, t in REASONS.items() if self.counts[r]]
 
 
 class AnnotationCheck:
-    """The check of one file; parts may come in pieces: categories first, then images, then annotations."""
+    """Check one file. Parts may come in chunks: categories first, then images, then annotations."""
 
     def __init__(self, where: str) -> None:
-        """Build; ``where`` the file is stands in every message."""
+        """Initialise; ``where`` is the file named in messages."""
         self.where, self.report = where, CheckReport()
         self.sizes: dict[Any, tuple[float, float]] = {}
         self._categories: dict[Any, str] = {}
@@ -89,11 +90,11 @@ class AnnotationCheck:
         self._unnumbered: list[dict[str, Any]] = []
         self._seen = {"images": 0, "annotations": 0}
         self._leaving, self._corners, self._lvis = 0, True, False
-        #: Image ids that annotations name, where the images come after them.
+        #: Image ids referred to by annotations that precede the images.
         self.referred: dict[Any, str] = {}
 
     def refuse(self, part: str, n: int, problem: str) -> UserError:
-        """The error for an entry."""
+        """Build the error for an entry."""
         return UserError(f"{self.where}: entry {n} of {part} {problem}")
 
     def categories(self, entries: Sequence[Any]) -> list[dict[str, Any]]:
@@ -106,20 +107,22 @@ class AnnotationCheck:
             if number in first:
                 names = f"({entries[first[number]]['name']!r} and {entry['name']!r})"
                 raise self.refuse(
-                    "categories", n, f"has the id {number!r} of entry {first[number]} {names}: give each class its own."
+                    "categories",
+                    n,
+                    f"has the id {number!r} of entry {first[number]} {names}: give each class its own id.",
                 )
             first[number] = n
             if not isinstance(entry["name"], str) or not entry["name"].strip():
-                raise self.refuse("categories", n, f"has name={entry['name']!r}; a name is a text.")
+                raise self.refuse("categories", n, f"has name={entry['name']!r}; a name must be a string.")
             self._categories[number] = entry["name"]
             self._lvis = self._lvis or "frequency" in entry
             out.append(entry if number is entry["id"] else {**entry, "id": number})
         return out
 
     def without_root(self, categories: list[dict[str, Any]], annotations: Sequence[Any]) -> list[dict[str, Any]]:
-        """Categories without the one that Roboflow adds for the project, and no two of one name.
+        """Drop the category that Roboflow adds for the project, and reject repeated names.
 
-        It has no box, its supercategory is "none", and it is the supercategory of all others.
+        The Roboflow category has no boxes and supercategory "none", and is the supercategory of all others.
         """
         roots = [c for c in categories if str(c.get("supercategory") or "none").lower() == "none"]
         if len(roots) == 1 and len(categories) > 1:
@@ -135,12 +138,12 @@ class AnnotationCheck:
         if twice:
             raise UserError(
                 f"{self.where} repeats category names: {sorted(twice)[:5]}. Classes are matched by name: rename one of "
-                "them, or give their boxes one id."
+                "them, or merge them into one id."
             )
         return categories
 
     def images(self, entries: Sequence[Any]) -> list[dict[str, Any]]:
-        """Check images, or a piece of them."""
+        """Check images, or a chunk of them."""
         known = self._images = self._images if self._images is not None else set()
         out = []
         start = self._seen["images"]
@@ -148,7 +151,9 @@ class AnnotationCheck:
             self._has(entry, "images", n, ("id",))
             number = self._id(entry["id"], "images", n, "id")
             if number in known:
-                raise self.refuse("images", n, f"has the id {number!r}, which an entry before it has. Ids must differ.")
+                raise self.refuse(
+                    "images", n, f"has the id {number!r}, which an earlier entry has. Ids must be unique."
+                )
             known.add(number)
             changes = {} if number is entry["id"] else {"id": number}
             out.append(self._sized(entry, changes, number, n))
@@ -170,36 +175,43 @@ class AnnotationCheck:
         for key in _LISTS:
             values = entry.get(key, [])
             if not isinstance(values, list):
-                raise self.refuse("images", n, f"has {key}={values!r}; a list of category ids is needed, [] for none.")
+                raise self.refuse("images", n, f"has {key}={values!r}; expected a list of category ids, [] for none.")
             if not set(map(type, values)) <= {int, str}:
                 changes[key] = [self._id(v, "images", n, key) for v in values]
         return {**entry, **changes} if changes else entry
 
     def _size(self, value: Any, key: str, n: int) -> int:
-        """Pixels of a side; 0 for one that is not told."""
-        found = self._number(value, key, "images", n) if value is not None else 0
-        if found is None or found < 0 or found != int(found):
-            raise self.refuse("images", n, f"has {key}={value!r}; a whole number of pixels is needed.")
-        return int(found)
+        """Parse an image side in pixels; 0 if unknown."""
+        side = self._number(value, key, "images", n) if value is not None else 0
+        if side is None or side < 0 or side != int(side):
+            raise self.refuse("images", n, f"has {key}={value!r}; expected an integer number of pixels.")
+        return int(side)
 
     def annotations(self, entries: Sequence[Any]) -> list[dict[str, Any]]:
-        """Check annotations, or a piece of them."""
+        """Check annotations, or a chunk of them."""
         start = self._seen["annotations"]
         self._seen["annotations"] += len(entries)
-        bare = self._plain(entries)
-        if bare is None:
+        without_crowd = self._check_columns(entries)
+        if without_crowd is None:
             out = [self._annotation(a, n) for n, a in enumerate(entries, start)]
             self._measure([a["image_id"] for a in out], np.array([a["bbox"] for a in out], float).reshape(-1, 4))
             return out
-        if bare:
-            self.report.add("filled_iscrowd", f"entry {start + bare[0]}", len(bare))
-        if len(bare) == len(entries):
+        if without_crowd:
+            self.report.add("filled_iscrowd", f"entry {start + without_crowd[0]}", len(without_crowd))
+        if len(without_crowd) == len(entries):
             return [{**a, "iscrowd": 0} for a in entries]
-        missing = set(bare)
-        return [{**a, "iscrowd": 0} if n in missing else a for n, a in enumerate(entries)] if bare else list(entries)
+        missing = set(without_crowd)
+        return (
+            [{**a, "iscrowd": 0} if n in missing else a for n, a in enumerate(entries)]
+            if without_crowd
+            else list(entries)
+        )
 
-    def _plain(self, entries: Sequence[Any]) -> list[int] | None:
-        """Positions without ``iscrowd`` of entries that are else plainly right; None where a closer look is needed."""
+    def _check_columns(self, entries: Sequence[Any]) -> list[int] | None:
+        """Return positions of entries without ``iscrowd`` if all are otherwise valid.
+
+        None if entries must be read one by one.
+        """
         try:
             ids, images, categories, boxes, areas = (
                 [a[k] for a in entries] for k in ("id", "image_id", "category_id", "bbox", "area")
@@ -262,7 +274,7 @@ class AnnotationCheck:
             "category_id": self._reference(entry, "category_id", n, self._categories, "of category"),
         }
         if problem := box_problem(entry["bbox"]):
-            hint = " A picture without objects has no annotation at all." if entry["bbox"] in ([], None) else ""
+            hint = " An image without objects has no annotation entry." if entry["bbox"] in ([], None) else ""
             raise self.refuse("annotations", n, f"has bbox={entry['bbox']!r}: {problem}.{hint}")
         out["area"] = self._area(entry, n)
         out["iscrowd"] = self._flag(entry, "iscrowd", n)
@@ -288,19 +300,23 @@ class AnnotationCheck:
         self._unnumbered.append(out)
 
     def finish(self) -> CheckReport:
-        """Number what has no usable id, and tell of corners; after the last piece."""
+        """Assign missing ids and check for corners; call after the last chunk."""
         start = max(self._ids, default=0) + 1
         if start + len(self._unnumbered) >= 2**63:
-            raise UserError(f"{self.where}: annotation ids reach {start - 1}, so none are left. Number them from 1.")
+            raise UserError(
+                f"{self.where}: annotation ids go up to {start - 1}, so no new ids can be assigned. Number them from 1."
+            )
         if self._lvis:
-            # LVIS has no crowds, so its files have no iscrowd.
+            # LVIS has no crowd annotations, so its files have no iscrowd.
             del self.report.counts["filled_iscrowd"]
         for number, entry in enumerate(self._unnumbered, start):
             entry["id"] = number
         if look_like_corners(self._seen["annotations"], self._leaving, self._corners):
             self.report.add("boxes_outside", "", self._leaving)
         if self._images is not None and (lost := self.referred.keys() - self._images):
-            raise UserError(f"{self.where}: annotations are for image {min(map(str, lost))}, which the file lacks.")
+            raise UserError(
+                f"{self.where}: annotations are for image {min(map(str, lost))}, which is not listed in the file."
+            )
         return self.report
 
     def _has(self, entry: Any, part: str, n: int, keys: Sequence[str]) -> None:
@@ -314,14 +330,16 @@ class AnnotationCheck:
         if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
             self.report.add("decimal_ids", f"entry {n} of {part}")
             return int(value)
-        raise self.refuse(part, n, f"has {key}={value!r}; ids are numbers or texts.")
+        raise self.refuse(part, n, f"has {key}={value!r}; ids must be integers or strings.")
 
     def _reference(self, entry: Any, key: str, n: int, known: Any, what: str) -> Any:
         value = self._id(entry[key], "annotations", n, key)
         if known is None:
             self.referred.setdefault(value, "an annotation")
         elif value not in known:
-            raise self.refuse("annotations", n, f"is {what} {value!r}, which the file lacks.{twin_hint(value, known)}")
+            raise self.refuse(
+                "annotations", n, f"is {what} {value!r}, which is not listed in the file.{twin_hint(value, known)}"
+            )
         return value
 
     def _area(self, entry: Any, n: int) -> float:
@@ -329,18 +347,17 @@ class AnnotationCheck:
         if value is None:
             self.report.add("filled_area", f"entry {n}")
             return float(entry["bbox"][2] * entry["bbox"][3])
-        found = self._number(value, "area", "annotations", n)
-        if found is None or found < 0:
+        area = self._number(value, "area", "annotations", n)
+        if area is None or area < 0:
             raise self.refuse(
                 "annotations",
                 n,
-                f"has area={value!r}; a number of square pixels is needed. Where area is left out, "
-                "width x height is used.",
+                f"has area={value!r}; expected a number of square pixels. If area is omitted, width x height is used.",
             )
-        return found
+        return area
 
     def _number(self, value: Any, key: str, part: str, n: int) -> Any:
-        """A number, also where it is written as a text; None for anything else."""
+        """Parse a number, also if written as a string; None for anything else."""
         if isinstance(value, str):
             try:
                 value = float(value) if "_" not in value else None
@@ -359,13 +376,16 @@ class AnnotationCheck:
             return _FLAGS[value.strip().lower()]
         if isinstance(value, int | float) and value in (0, 1):
             return int(value)
-        raise self.refuse("annotations", n, f"has {key}={value!r}; 0 or 1 is needed.")
+        raise self.refuse("annotations", n, f"has {key}={value!r}; expected 0 or 1.")
 
 
 def twin_hint(value: Any, known: Any) -> str:
-    """What to do about an id that is not listed: a word on the same id as text or number, where that one is."""
+    """Suggest a fix for an unlisted id.
+
+    Mentions the same id of the other type (string or number) if that one is listed.
+    """
     text = isinstance(value, str)
     twin = str(value) if not text else int(value) if value.strip().lstrip("-").isdecimal() else None
     if twin in known:
-        return f" It lists {twin!r}: one is a text, the other a number. Write them alike."
-    return " List it, or leave the entry out."
+        return f" It lists {twin!r}: one is a string, the other a number. Use the same type."
+    return " List it, or remove the entry."

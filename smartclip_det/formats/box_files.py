@@ -1,4 +1,4 @@
-"""Boxes of pictures in a file, by the pictures' names. Boxes are xyxy pixels."""
+"""Box files: boxes of images, by image name. Boxes are xyxy pixels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from smartclip_det.formats.predictions import check_predictions, read_prediction
 from smartclip_det.utils.boxes import to_xyxy
 
 FORMS = (
-    'COCO annotations, a COCO result list (beside the annotations that name its pictures), or {"street.jpg": '
-    '[[x1, y1, x2, y2], ...]} (or {"boxes": ..., "scores": ...} for a picture)'
+    'COCO annotations, a COCO result list (with the annotations that name its images), or {"street.jpg": '
+    '[[x1, y1, x2, y2], ...]} (or {"boxes": ..., "scores": ...} per image)'
 )
 
 
 @dataclass
 class PictureBoxes:
-    """Boxes of one picture.
+    """Boxes of one image.
 
     Attributes:
         boxes: R xyxy boxes.
-        scores: R scores in [0, 1]; 1 where the file has none.
-        size: width and height of the picture, where the file tells them.
+        scores: R scores in [0, 1]; 1 if the file has none.
+        size: (width, height) of the image, if the file has it.
     """
 
     boxes: list[list[float]] = field(default_factory=list)
@@ -38,11 +38,11 @@ class PictureBoxes:
 
 @dataclass
 class BoxFile:
-    """Boxes by the names of pictures.
+    """Boxes by image name.
 
     Attributes:
-        path: where they came from.
-        pictures: by the name that the file gives.
+        path: path of the file.
+        pictures: boxes by the image name in the file.
     """
 
     path: str
@@ -54,40 +54,40 @@ class BoxFile:
             self._by_last.setdefault(Path(name).name, []).append(name)
 
     def of(self, name: str) -> PictureBoxes:
-        """Boxes of a picture: the file's longest name that its path ends with.
+        """Return the boxes of an image: those of the longest name in the file that its path ends with.
 
         Raises:
-            UserError: for a picture without a name, one that the file does not have, or two that it may be.
+            UserError: for an image without a name, a name that is not in the file, or an ambiguous one.
         """
         if not name:
             raise UserError(
-                f"{self.path} finds boxes by the picture's file name, and this picture has none. Give a path, or the "
-                "boxes themselves: set_image(image, boxes=[[x1, y1, x2, y2], ...])."
+                f"{self.path} looks boxes up by file name, but this image has none. Pass a path, or the boxes "
+                "themselves: set_image(image, boxes=[[x1, y1, x2, y2], ...])."
             )
         parts = Path(name).parts
-        found = [n for n in self._by_last.get(Path(name).name, []) if parts[-len(Path(n).parts) :] == Path(n).parts]
-        if not found:
-            # A file of another folder is still the picture of that name, where there is one.
-            found = self._by_last.get(Path(name).name, [])
-        if not found:
+        matches = [n for n in self._by_last.get(Path(name).name, []) if parts[-len(Path(n).parts) :] == Path(n).parts]
+        if not matches:
+            # The image may be in another folder: fall back to its bare file name.
+            matches = self._by_last.get(Path(name).name, [])
+        if not matches:
             near = ", ".join(nearest(Path(name).name, self._by_last)) or "none"
             raise UserError(
-                f"{self.path} has no boxes of {Path(name).name}, but of {len(self.pictures)} other pictures (nearest: "
-                f"{near}). A picture without boxes stands in such a file with an empty list."
+                f"{self.path} has no boxes of {Path(name).name}, only of {len(self.pictures)} other images (nearest: "
+                f"{near}). List images without boxes with an empty list."
             )
-        longest = max(len(Path(n).parts) for n in found)
-        best = [n for n in found if len(Path(n).parts) == longest]
+        longest = max(len(Path(n).parts) for n in matches)
+        best = [n for n in matches if len(Path(n).parts) == longest]
         if len(best) > 1:
-            raise UserError(f"{self.path} has several pictures that {name} may be: {', '.join(best[:3])}.")
+            raise UserError(f"{self.path} has several images that match {name}: {', '.join(best[:3])}.")
         return self.pictures[best[0]]
 
 
 def read_boxes(path: str | Path, instances: str | Path | None = None) -> BoxFile:
-    """Read a file of boxes.
+    """Read a box file.
 
     Args:
         path: one of :data:`FORMS`.
-        instances: for a result list: the COCO annotations that name its pictures.
+        instances: COCO annotations that name the images of a result list.
 
     Raises:
         UserError: for a missing or broken file, another form, and a result list without ``instances``.
@@ -97,21 +97,21 @@ def read_boxes(path: str | Path, instances: str | Path | None = None) -> BoxFile
     data = read_json(path, "file of boxes")
     if isinstance(data, list):
         raise UserError(
-            f"{path} is a list of results: it names pictures by ids alone. Give the annotations that name them, "
-            "FileBoxes(path, instances=annotations), or a file of another form: " + FORMS + "."
+            f"{path} is a result list, which refers to images by id only. Pass the annotations that name them, "
+            "FileBoxes(path, instances=annotations), or use another format: " + FORMS + "."
         )
     if isinstance(data, dict) and "images" in data and "annotations" in data:
         return _of_annotations(data, str(path))
     if not isinstance(data, dict) or not data:
-        raise UserError(f"{path} holds no boxes by picture. It may be: {FORMS}.")
+        raise UserError(f"{path} does not have boxes by image. Accepted: {FORMS}.")
     return BoxFile(str(path), {str(k): _of_entry(v, f"{path}: {k}") for k, v in data.items()})
 
 
 def _of_entry(value: Any, where: str) -> PictureBoxes:
-    """Boxes, or boxes and scores."""
+    """Parse boxes, or boxes and scores."""
     boxes = value.get("boxes") if isinstance(value, Mapping) else value
     if not isinstance(boxes, list):
-        raise UserError(f"{where} holds no list of boxes. A file of boxes may be: {FORMS}.")
+        raise UserError(f"{where} does not have a list of boxes. Accepted: {FORMS}.")
     for n, box in enumerate(boxes):
         if not is_box(box):
             raise UserError(f"{where}: box {n} must be four numbers [x1, y1, x2, y2]; given {box!r:.80}.")
@@ -125,20 +125,20 @@ def _of_entry(value: Any, where: str) -> PictureBoxes:
 
 def _of_annotations(data: dict[str, Any], where: str) -> BoxFile:
     truth = load_ground_truth({"categories": [], **data}, where=where)
-    found = {i["id"]: PictureBoxes(size=truth.image_sizes.get(i["id"])) for i in truth.data["images"]}
+    boxes = {i["id"]: PictureBoxes(size=truth.image_sizes.get(i["id"])) for i in truth.data["images"]}
     for a in truth.data["annotations"]:
         if not a.get("iscrowd"):
-            found[a["image_id"]].boxes.append(list(to_xyxy(a["bbox"])))
-            found[a["image_id"]].scores.append(1.0)
-    return BoxFile(where, {picture_name(i, where): found[i["id"]] for i in truth.data["images"]})
+            boxes[a["image_id"]].boxes.append(list(to_xyxy(a["bbox"])))
+            boxes[a["image_id"]].scores.append(1.0)
+    return BoxFile(where, {picture_name(i, where): boxes[i["id"]] for i in truth.data["images"]})
 
 
 def _of_results(path: str | Path, instances: str | Path) -> BoxFile:
     truth = load_ground_truth(instances, need_annotations=False)
     results, _ = check_predictions(read_predictions(path, truth), truth)
-    found = {i["id"]: PictureBoxes(size=truth.image_sizes.get(i["id"])) for i in truth.data["images"]}
+    boxes = {i["id"]: PictureBoxes(size=truth.image_sizes.get(i["id"])) for i in truth.data["images"]}
     for row in sorted(results, key=lambda r: -r["score"]):
-        mine = found[row["image_id"]]
-        mine.boxes.append(list(to_xyxy(row["bbox"])))
-        mine.scores.append(min(1.0, max(0.0, float(row["score"]))))
-    return BoxFile(str(path), {picture_name(i, str(instances)): found[i["id"]] for i in truth.data["images"]})
+        entry = boxes[row["image_id"]]
+        entry.boxes.append(list(to_xyxy(row["bbox"])))
+        entry.scores.append(min(1.0, max(0.0, float(row["score"]))))
+    return BoxFile(str(path), {picture_name(i, str(instances)): boxes[i["id"]] for i in truth.data["images"]})

@@ -19,10 +19,10 @@ GROUND_TRUTH = "ground-truth"
 
 @dataclass
 class Candidates:
-    """Candidate boxes of a sentence; sentences of an image may share one object.
+    """Candidate boxes of a sentence; sentences of an image may share one instance.
 
     Attributes:
-        boxes: R xyxy boxes, best-scored first where there are scores.
+        boxes: R xyxy boxes, sorted by descending score if there are scores.
         scores: R scores of the detector, or None.
         masks: COCO segmentation of each box, or None.
     """
@@ -39,15 +39,15 @@ def candidates_of(
     limit: int = 100,
     known: Sequence[Expression] | None = None,
 ) -> dict[int | str, Candidates]:
-    """Candidate boxes of each sentence.
+    """Return candidate boxes of each sentence.
 
     Args:
-        kind: ``ground-truth``, a COCO result list (``.json``; best-scored first, whatever the class), or JSON lines of
-            grounding predictions (``.jsonl``), which have boxes and scores for each sentence.
+        kind: ``ground-truth``, a COCO result list (``.json``; best-scored first, regardless of class), or JSON lines of
+            grounding predictions (``.jsonl``) with boxes and scores per sentence.
         expressions: the sentences.
-        instances: COCO annotations; with ``ground-truth`` all their boxes, without them all targets that the
-            sentences of an image name, those that are left out included.
-        limit: boxes at most, for files.
+        instances: COCO annotations. With ``ground-truth``, all their boxes are candidates; without annotations, all
+            targets of the image's sentences, including sentences that are skipped.
+        limit: maximum number of boxes, for files.
         known: all sentences of the file, of which ``expressions`` may be a part.
 
     Raises:
@@ -63,11 +63,11 @@ def candidates_of(
     if kind != GROUND_TRUTH and not Path(kind).is_file():
         raise UserError(f"No proposals at {kind}. Give ground-truth, rpn, detector, a COCO result list or JSON lines.")
     if kind.endswith(".jsonl"):
-        found = load_grounding_predictions(kind)
-        check_known(known or expressions, found)
+        predictions = load_grounding_predictions(kind)
+        check_known(known or expressions, predictions)
         empty = GroundedBoxes((), ())
-        mine = {e.id: found.get(e.id, empty) for e in expressions}
-        return {k: Candidates([list(b) for b in f.boxes[:limit]], list(f.scores[:limit])) for k, f in mine.items()}
+        selected = {e.id: predictions.get(e.id, empty) for e in expressions}
+        return {k: Candidates([list(b) for b in f.boxes[:limit]], list(f.scores[:limit])) for k, f in selected.items()}
     if not instances:
         raise UserError("Saved proposals need --instances, the COCO annotations of their images.")
     return _of_instances(kind, expressions, instances, limit)
@@ -80,19 +80,21 @@ def _of_instances(
     if kind == GROUND_TRUTH:
         rows: Any = [a for a in truth.data["annotations"] if not a.get("iscrowd")]
     else:
-        found = read_predictions(kind, truth)
-        check_predictions(found, truth)
-        rows = sorted(found, key=lambda r: -r["score"])
+        results = read_predictions(kind, truth)
+        check_predictions(results, truth)
+        rows = sorted(results, key=lambda r: -r["score"])
     out = {e.image_id: Candidates([], None if kind == GROUND_TRUTH else [], []) for e in expressions}
     for row in rows:
-        mine = out.get(row["image_id"])
-        if mine is None or (kind != GROUND_TRUTH and len(mine.boxes) >= limit):
+        candidates = out.get(row["image_id"])
+        if candidates is None or (kind != GROUND_TRUTH and len(candidates.boxes) >= limit):
             continue
-        mine.boxes.append(list(to_xyxy(row["bbox"])))
-        if mine.scores is not None:
-            mine.scores.append(row["score"])
-        if mine.masks is not None and row.get("segmentation"):
-            mine.masks.append(row["segmentation"])
-    for mine in out.values():
-        mine.masks = mine.masks if mine.masks and len(mine.masks) == len(mine.boxes) else None
+        candidates.boxes.append(list(to_xyxy(row["bbox"])))
+        if candidates.scores is not None:
+            candidates.scores.append(row["score"])
+        if candidates.masks is not None and row.get("segmentation"):
+            candidates.masks.append(row["segmentation"])
+    for candidates in out.values():
+        candidates.masks = (
+            candidates.masks if candidates.masks and len(candidates.masks) == len(candidates.boxes) else None
+        )
     return {e.id: out[e.image_id] for e in expressions}

@@ -1,4 +1,4 @@
-"""What becomes of captions that are no plain text: one rule for every layout, counted by reason."""
+"""Handling of captions that are not plain text: one rule for all layouts, counted by reason."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 from smartclip_det.formats.reasons import ReasonCounts
 from smartclip_det.formats.texts import is_text
 
-#: Reason to what it means and what is done.
+#: Reason -> what it means and what is done.
 REASONS = {
-    "without_caption": "no text that is not blank: the image is left out",
-    "null_texts": "null or NaN for a caption: left out",
-    "null_words": "the word nan, null or none alone, as tables write an absent text: left out",
-    "number_texts": "a number or truth value for a caption: left out",
-    "object_texts": "an object (its keys are no caption) for a caption: left out",
-    "not_utf8": "a text that is not UTF-8 and has no byte order mark: left out",
-    "blank_texts": "a blank text beside others: left out",
-    "no_answer": "a conversation without an answer: left out",
-    "no_caption_key": "a JSON member without caption, long or short: left out",
-    "no_image": "a record without an image: left out",
-    "several_images": "a record of several images: left out",
-    "hidden_files": "hidden files and folders of systems and editors: not read",
-    "other_endings": "a .txt beside a file whose ending is not read",
+    "without_caption": "no non-blank text: the image is skipped",
+    "null_texts": "null or NaN as caption: skipped",
+    "null_words": "only the word nan, null or none, a missing value in tables: skipped",
+    "number_texts": "a number or boolean as caption: skipped",
+    "object_texts": "a JSON object as caption: skipped",
+    "not_utf8": "a text that is not UTF-8 and has no byte order mark: skipped",
+    "blank_texts": "a blank text among others: skipped",
+    "no_answer": "a conversation without an answer: skipped",
+    "no_caption_key": "a JSON member without caption, long or short: skipped",
+    "no_image": "a record without an image: skipped",
+    "several_images": "a record with several images: skipped",
+    "hidden_files": "hidden files and folders: not read",
+    "other_endings": "a .txt whose image has an unsupported suffix",
     "texts_without_image": "a .txt without an image",
-    "lines_as_captions": "a text of several lines: each line is a caption (blank lines part paragraphs of one)",
+    "lines_as_captions": "a text of several lines: each line is a caption (with blank lines, it is one caption)",
     "later_answers": "a conversation with several answers: the first is the caption",
-    "shared_texts": "images that share one .txt: each has its text",
-    "repeated_keys": "a sample whose name an earlier one of the shard has: kept",
-    "repeated_ids": "an id that an earlier record of another image has: kept",
-    "repeated_images": "an image that an earlier record has, with other texts: kept",
-    "repeated_records": "an earlier record again, image and texts: kept",
+    "shared_texts": "images that share one .txt: each gets its text",
+    "repeated_keys": "a sample with the name of an earlier one in the shard: kept",
+    "repeated_ids": "an id of an earlier record with another image: kept",
+    "repeated_images": "an image of an earlier record, with other texts: kept",
+    "repeated_records": "an exact repeat of an earlier record: kept",
 }
 _NULL_WORDS = {"nan", "null", "none", "<na>"}
 
@@ -43,12 +43,15 @@ class CaptionCounts(ReasonCounts):
         super().__init__(records=0, without_caption=0)
 
     def summary(self, name: str, images: int) -> str:
-        """What a run says at its start: ``images`` records taken of the source ``name``, and the table."""
+        """Format a summary: ``images`` records used from the source ``name``, and the table of reasons."""
         return f"{name}: {images:,} images with captions, of {self['records']:,} records.\n{self.table()}".rstrip()
 
 
 def take_texts(value: Any, counts: CaptionCounts, where: str) -> list[str]:
-    """The texts of a caption's value: itself, or each text of a list; whatever else is counted, never spelled out."""
+    """Return the texts of a caption value, a string or nested lists of strings.
+
+    Other values are counted, not converted.
+    """
     if isinstance(value, list | tuple):
         return [text for part in value for text in take_texts(part, counts, where)]
     if isinstance(value, str):
@@ -64,5 +67,5 @@ def take_texts(value: Any, counts: CaptionCounts, where: str) -> list[str]:
 
 
 def long_and_short(texts: list[str]) -> tuple[str, list[str]]:
-    """One text is an image's long caption; of several, each is a short one, as COCO's are."""
+    """Treat a single text as the long caption, and several as short captions, as in COCO."""
     return (texts[0], []) if len(texts) == 1 else ("", texts)

@@ -1,7 +1,10 @@
-"""Named retrieval protocols with their sizes (pretrain reference 2.1, 3). "Flickr30k" alone means three different sets.
+"""Named retrieval protocols and their sizes.
 
-A protocol reads its data set from a folder and checks that it is whole: numbers of a part are never called by the name
-of the whole.
+"Flickr30k" alone can mean three different sets: all 31,783 images (Long-CLIP, arXiv 2403.15378), the 31,014 of
+Karpathy's file, or its test split of 1,000 images.
+
+A protocol reads its data set from a folder and checks that it is complete, so results on a part are never reported
+under the name of the full set.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from smartclip_det.utils.files import is_debris
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image, in a file or a shard, and the texts that it is to be found by."""
+    """An image, in a file or a shard, and its texts."""
 
     id: str
     path: Path | Member
@@ -32,14 +35,14 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class CaptionProtocol:
-    """One retrieval test.
+    """A retrieval protocol.
 
     Attributes:
-        images: number of images of the whole set.
-        texts: number of texts.
-        files: what its folder holds, for messages.
-        read: the images of a folder.
-        source: who measures by it.
+        images: number of images in the full set.
+        texts: number of texts in the full set.
+        files: contents of its folder, for messages.
+        read: reads the images of a folder.
+        source: origin of the protocol.
     """
 
     images: int
@@ -52,15 +55,15 @@ class CaptionProtocol:
 def load_protocol(
     name: str, folder: str | Path, *, partial: bool = False
 ) -> tuple[list[CaptionedImage], dict[str, Any]]:
-    """The images of a protocol, and the facts for its stamp.
+    """Load the images of a protocol, and the facts for its stamp.
 
     Args:
-        name: in :data:`PROTOCOLS`.
-        folder: of the data set.
-        partial: take what is there; the stamp then says ``partial``.
+        name: protocol in :data:`PROTOCOLS`.
+        folder: folder of the data set.
+        partial: accept an incomplete set; recorded in the stamp as ``partial``.
 
     Raises:
-        UserError: for missing files, or other sizes than the protocol's.
+        UserError: for missing files, or sizes that differ from the protocol's.
     """
     protocol = PROTOCOLS[check_choice("retrieval protocol", name, PROTOCOLS)]
     root = Path(folder)
@@ -73,21 +76,21 @@ def load_protocol(
     except (KeyError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{root}: the caption file of {name} has another layout ({error!r}).") from error
+        raise UserError(f"{root}: the caption file of {name} has an unexpected layout ({error!r}).") from error
     broken = next((i for i in images if not all(isinstance(t, str) for t in i.texts)), None)
     if broken:
-        raise UserError(f"{root}: image {broken.id} of {name} has texts that are none: {broken.texts!r}.")
+        raise UserError(f"{root}: image {broken.id} of {name} has texts that are not strings: {broken.texts!r}.")
     texts = sum(len(i.texts) for i in images)
-    whole = (len(images), texts) == (protocol.images, protocol.texts)
-    if not whole and not partial:
+    complete = (len(images), texts) == (protocol.images, protocol.texts)
+    if not complete and not partial:
         raise UserError(
             f"{name} is {protocol.images:,} images with {protocol.texts:,} texts; {root} has {len(images):,} with "
-            f"{texts:,}. To measure on what is there, under the name of a part: --partial."
+            f"{texts:,}. Use --partial to measure on an incomplete set."
         )
     if not images:
         raise UserError(f"{root} has no image of {name}.")
     return images, {
-        "set": name if whole else f"{name}, partial",
+        "set": name if complete else f"{name}, partial",
         "images": len(images),
         "texts": texts,
         "read_as": protocol.source,
@@ -97,32 +100,32 @@ def load_protocol(
 def load_captions(
     source: Path, folder: Path | None = None, which: str = "all", tell: Callable[[str], None] = lambda _: None
 ) -> tuple[list[CaptionedImage], dict[str, Any]]:
-    """The different images of any caption file, and the facts for a stamp.
+    """Load the distinct images of any caption file, and the facts for a stamp.
 
-    An image of several records, under one name or byte by byte, is one image with the texts of all of them.
+    Records with the same image, by name or byte for byte, are merged into one image with all their texts.
 
     Args:
         source: caption file, folder of pairs, or shards.
-        folder: that image names are in; default: the source, or the folder that it is in.
-        which: texts to take, a name of ``caption_groups.TEXTS``.
-        tell: is given what the source holds, and what was left out or joined.
+        folder: root folder of image names; default: the source, or its folder.
+        which: texts to use, a kind in ``caption_groups.TEXTS``.
+        tell: called with a summary of the source, and of skipped and merged records.
 
     Raises:
-        UserError: as ``read_caption_records``; images that are not there; no text of the kind asked for.
+        UserError: as ``read_caption_records``; missing images; no text of the requested kind.
     """
     records, counts = read_caption_records(source)
     tell(counts.summary(str(source), len(records)))
     root = folder or (source if source.is_dir() else source.parent)
     named = by_image(records)
-    found = same_pictures(named, root)
-    kept, facts = choose_texts(found, which, str(source))
-    images = [CaptionedImage(i.id, source_of(i.image, root), i.texts(which)) for i in kept]
+    merged = same_pictures(named, root)
+    selected, facts = choose_texts(merged, which, str(source))
+    images = [CaptionedImage(i.id, source_of(i.image, root), i.texts(which)) for i in selected]
     texts = sum(len(i.texts) for i in images)
     tell(
         f"{len(images):,} different images of {len(records):,} records; {which} texts: {texts:,} "
         f"({facts['long_texts']:,} long, {facts['short_texts']:,} short)"
     )
-    joined = sorted({i.id for i in named} - {i.id for i in found})
+    joined = sorted({i.id for i in named} - {i.id for i in merged})
     if joined:
         facts["joined_ids"] = joined
     return images, {"set": str(source), "images": len(images), "texts": texts, **facts, **counts}
@@ -147,25 +150,25 @@ def _flickr(split: str | None) -> Callable[[Path], Iterator[CaptionedImage]]:
 
 
 def _flickr_full(root: Path) -> Iterator[CaptionedImage]:
-    """``results_20130124.token``: NAME.jpg#N, a tab, the caption; five rows an image (as Long-CLIP reads it)."""
+    """``results_20130124.token``: NAME.jpg#N, a tab, the caption; five rows per image (as read by Long-CLIP)."""
     texts: dict[str, list[str]] = {}
     for number, line in enumerate((root / "results_20130124.token").read_text(encoding="utf-8").splitlines(), 1):
         name, tab, text = line.partition("\t")
         if not tab or "#" not in name:
             raise UserError(f"{root}/results_20130124.token, line {number}, is not NAME.jpg#N, a tab and a caption.")
         texts.setdefault(name.rpartition("#")[0], []).append(text)
-    for name, found in texts.items():
-        yield CaptionedImage(name, root / "flickr30k-images" / name, tuple(found))
+    for name, captions in texts.items():
+        yield CaptionedImage(name, root / "flickr30k-images" / name, tuple(captions))
 
 
 def _urban1k(root: Path) -> Iterator[CaptionedImage]:
     """``image/NAME.jpg`` and the first line of ``caption/NAME.txt``."""
     for path in sorted((root / "image").iterdir()):
         if path.suffix.lower() in IMAGE_ENDINGS and not is_debris(path.name):
-            found = root / "caption" / f"{path.stem}.txt"
-            if not found.is_file():
-                raise FileNotFoundError(2, "", str(found))
-            text = read_text(found, "caption").split("\n")[0]
+            caption = root / "caption" / f"{path.stem}.txt"
+            if not caption.is_file():
+                raise FileNotFoundError(2, "", str(caption))
+            text = read_text(caption, "caption").split("\n")[0]
             yield CaptionedImage(path.stem, path, (text,))
 
 
@@ -173,10 +176,10 @@ def _sharegpt4v(first_sentence: bool) -> Callable[[Path], Iterator[CaptionedImag
     """The first 1,000 records of the share-captioner file: whole captions, or their first sentences."""
 
     def read(root: Path) -> Iterator[CaptionedImage]:
-        found = sorted(root.glob("share-captioner_coco_lcs_sam_1246k_1107*.json"))
-        if not found:
+        files = sorted(root.glob("share-captioner_coco_lcs_sam_1246k_1107*.json"))
+        if not files:
             raise FileNotFoundError(2, "", str(root / "share-captioner_coco_lcs_sam_1246k_1107.json"))
-        records, _ = read_caption_records(found[0], "share-captioner")
+        records, _ = read_caption_records(files[0], "share-captioner")
         for n, r in enumerate(records[:1000]):
             text = r.long.replace("\n", " ")
             yield CaptionedImage(f"{n}:{r.id}", root / r.image, (text.split(". ")[0] if first_sentence else text,))
@@ -192,7 +195,7 @@ def _docci(root: Path) -> Iterator[CaptionedImage]:
 
 
 def _dci(root: Path) -> Iterator[CaptionedImage]:
-    """``annotations/*.json`` of Densely Captioned Images: short caption and extra text as one (Long-CLIP's peers)."""
+    """``annotations/*.json`` of Densely Captioned Images: short caption and extra text, joined."""
     folder = root / "annotations"
     if not folder.is_dir():
         raise FileNotFoundError(2, "", str(folder))
@@ -202,7 +205,7 @@ def _dci(root: Path) -> Iterator[CaptionedImage]:
 
 
 def _listed(name: str, *keys: str) -> Callable[[Path], Iterator[CaptionedImage]]:
-    """JSON lines of a path under ``image`` (or ``image/key``) and a text under one of the keys."""
+    """Read JSON lines with an image path in ``image`` (or ``image/key``) and a text in one of the keys."""
 
     def read(root: Path) -> Iterator[CaptionedImage]:
         for number, r in enumerate(_json_lines(root / name)):

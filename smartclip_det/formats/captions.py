@@ -1,4 +1,4 @@
-"""Images with captions in the layouts of the field, read into one form. Needs neither mmdet nor mmcv."""
+"""Readers of image-caption files in common layouts. Needs neither mmdet nor mmcv."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from smartclip_det.formats.texts import HOW_TO_CONVERT, decode_text, is_text
 from smartclip_det.utils.files import is_debris
 
 #: ``share-captioner``: a JSON list with ``image`` and ``conversations`` (ShareGPT4V). ``coco``: COCO captions.
-#: ``pairs``: a folder of NAME.jpg beside NAME.txt. ``webdataset``: tar shards of KEY.jpg with KEY.txt or KEY.json.
-#: A .txt of several lines has a caption on each; where blank lines part paragraphs it is one long caption.
+#: ``pairs``: a folder of NAME.jpg with NAME.txt. ``webdataset``: tar shards of KEY.jpg with KEY.txt or KEY.json.
+#: Each line of a .txt is a caption; a .txt with blank lines (paragraphs) is one long caption.
 LAYOUTS = ("share-captioner", "coco", "pairs", "webdataset")
 IMAGE_ENDINGS = (
     ".jpg",
@@ -37,7 +37,7 @@ IMAGE_ENDINGS = (
     ".pgm",
     ".avif",
 )
-#: Files above this size are read record by record: a million long captions are some gigabytes as Python objects.
+#: Files above this size are streamed: a million long captions take gigabytes as Python objects.
 _STREAM_BYTES = 64 << 20
 
 
@@ -46,14 +46,14 @@ class CaptionRecord:
     """One image and its texts.
 
     Attributes:
-        id: of the image, as the file has it.
+        id: image id in the file.
         image: path relative to the data root; for shards ``SHARD#OFFSET+BYTES``.
-        long: the long caption; empty where the file has short ones only.
+        long: the long caption; empty if the file only has short ones.
         short: short captions; may be empty.
-        present: names by vocabulary, for zero-shot tests.
+        present: names of present objects by vocabulary, for zero-shot tests.
         regions: ``(x1, y1, x2, y2)`` in pixels of the file, and the region's text.
-        size: width and height of the file, where the annotations tell.
-        objects: what is in it by words, where a scene file tells.
+        size: (width, height) of the file, if the annotations have it.
+        objects: objects described in words, from a scene file.
     """
 
     id: Any
@@ -67,28 +67,28 @@ class CaptionRecord:
 
 
 def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list[CaptionRecord], CaptionCounts]:
-    """All records of a file, folder or pattern of shards.
+    """Read all records of a file, folder or pattern of shards.
 
     Args:
         source: see :data:`LAYOUTS`; shards as a folder of .tar files or a pattern (``shards/*.tar``).
-        layout: ``auto`` recognises it by content.
+        layout: ``auto`` detects it from the content.
 
     Returns:
-        Records with at least one text that is not blank, and counts: ``records``, ``without_caption`` (left out), and
-        each reason of ``caption_counts.REASONS`` that occurred.
+        Records with at least one non-blank text, and counts: ``records``, ``without_caption`` (skipped), and each
+        reason of ``caption_counts.REASONS`` that occurred.
 
     Raises:
-        UserError: nothing there, another layout (naming those that are known), a broken record (telling which).
+        UserError: for a missing source, an unknown layout (lists the known ones), or an invalid record (names it).
     """
-    found = detect_layout(source) if layout == "auto" else check_choice("layout", layout, LAYOUTS)
+    detected = detect_layout(source) if layout == "auto" else check_choice("layout", layout, LAYOUTS)
     readers: dict[str, Callable[[Path, CaptionCounts], Iterator[CaptionRecord]]] = {
         "share-captioner": _share_captioner,
         "coco": _coco,
         "pairs": _pairs,
         "webdataset": _webdataset,
     }
-    counts, kept = CaptionCounts(), []
-    for record in readers[found](Path(source), counts):
+    counts, records = CaptionCounts(), []
+    for record in readers[detected](Path(source), counts):
         counts["records"] += 1
         texts = [s for s in record.short if s.strip()]
         if not texts and not record.long.strip():
@@ -97,14 +97,14 @@ def read_caption_records(source: str | Path, layout: str = "auto") -> tuple[list
         for _ in range(len(record.short) - len(texts)):
             counts.add("blank_texts", f"{record.image} (id {record.id!r})")
         record.short = texts
-        kept.append(record)
-    if not kept:
+        records.append(record)
+    if not records:
         raise UserError(
-            f"{source} has no image with a caption that is not blank ({counts['without_caption']} without): "
+            f"{source} has no image with a non-blank caption ({counts['without_caption']} without): "
             f"{counts.reasons('without_caption')}."
         )
-    _count_repeats(kept, counts)
-    return kept, counts
+    _count_repeats(records, counts)
+    return records, counts
 
 
 def _count_repeats(records: list[CaptionRecord], counts: CaptionCounts) -> None:
@@ -123,7 +123,7 @@ def _count_repeats(records: list[CaptionRecord], counts: CaptionCounts) -> None:
 
 
 def detect_layout(source: str | Path) -> str:
-    """The layout of a source, by content."""
+    """Detect the layout of a source from its content."""
     path = Path(source)
     if is_shards(path):
         return "webdataset"
@@ -136,7 +136,7 @@ def detect_layout(source: str | Path) -> str:
     opening = head.decode(json.detect_encoding(head), "ignore").lstrip()
     if opening[:1] not in ("[", "{"):
         raise UserError(
-            f"{path} is no caption file: layouts are {', '.join(LAYOUTS)}; it starts with {opening[:20]!r}."
+            f"{path} is not a caption file: layouts are {', '.join(LAYOUTS)}; it starts with {opening[:20]!r}."
         )
     return "share-captioner" if opening[0] == "[" else "coco"
 
@@ -158,7 +158,7 @@ def _share_captioner(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecor
         if isinstance(image, list) and len(image) == 1:
             image = image[0]
         if isinstance(image, list) or not image:
-            # Mixtures for chat models have records of text alone, and of several images.
+            # Mixtures for chat models also have records without an image, or with several.
             counts["records"] += 1
             counts.add("several_images" if image else "no_image", where)
             continue
@@ -169,12 +169,12 @@ def _share_captioner(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecor
 
 def _image_name(name: Any, path: Path, where: str) -> str:
     if not isinstance(name, str) or not name.strip() or not is_text(name):
-        raise UserError(f"{path}: {where} names no image: {name!r} in place of a file's name.")
+        raise UserError(f"{path}: {where} has no valid image name: {name!r}.")
     return name
 
 
 def _list_items(path: Path) -> Iterator[Any]:
-    """The items of a JSON list; one by one where the file is large."""
+    """Yield the items of a JSON list; large files are streamed."""
     if path.is_file() and path.stat().st_size > _STREAM_BYTES:
         import ijson
         from tqdm import tqdm
@@ -192,7 +192,7 @@ def _list_items(path: Path) -> Iterator[Any]:
                     yield item
             except (ijson.JSONError, UnicodeDecodeError) as error:
                 raise UserError(
-                    f"{path} is not valid JSON in UTF-8 ({error}); it may be cut short, hold NaN, or be of another "
+                    f"{path} is not valid JSON in UTF-8 ({error}); it may be truncated, contain NaN, or use another "
                     f"encoding ({HOW_TO_CONVERT})."
                 ) from error
         return
@@ -203,17 +203,17 @@ def _list_items(path: Path) -> Iterator[Any]:
 
 
 def _read_json(path: Path) -> Any:
-    """Parse a caption file; texts that are not UTF-8 are found, and told, record by record."""
+    """Parse a caption file; texts that are not UTF-8 are reported record by record."""
     if not path.is_file():
         raise UserError(f"No caption file at {path}. Check the path.")
     try:
         return _parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
+        raise UserError(f"{path} is not valid JSON ({error}); it may be truncated.") from error
 
 
 def _parse_json(content: bytes) -> Any:
-    """JSON of any Unicode encoding; bytes that are not UTF-8 stay as lone surrogates in the texts that have them."""
+    """Parse JSON in any Unicode encoding; bytes that are not UTF-8 become lone surrogates."""
     return json.loads(content.decode(json.detect_encoding(content), "surrogateescape"))
 
 
@@ -223,15 +223,15 @@ def _coco(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
     for n, a in enumerate(annotations):
         where = f"annotation {n} (id {a.get('id')!r}, image_id {a['image_id']!r})"
         texts.setdefault(a["image_id"], []).extend(take_texts(a["caption"], counts, where))
-    foreign = [i for i in texts if i not in images]
-    if foreign:
-        raise UserError(f"{path}: {len(foreign)} images have captions and no entry, e.g. {foreign[0]!r}.")
+    unlisted = [i for i in texts if i not in images]
+    if unlisted:
+        raise UserError(f"{path}: {len(unlisted)} images have captions and no entry, e.g. {unlisted[0]!r}.")
     for image_id, info in images.items():
         yield CaptionRecord(image_id, info["file_name"], "", texts.get(image_id, []), size=_size(info))
 
 
 def _coco_parts(content: Any, path: Path) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
-    """Images by id, and annotations; each entry has what is needed."""
+    """Return images by id, and annotations; checks the required keys."""
     needed = {"images": ("id", "file_name"), "annotations": ("image_id", "caption")}
     for part, keys in needed.items():
         entries = content.get(part) if isinstance(content, dict) else None
@@ -247,36 +247,38 @@ def _coco_parts(content: Any, path: Path) -> tuple[dict[Any, dict[str, Any]], li
                 )
             if not isinstance(entry[keys[0]], str | int | float):
                 raise UserError(
-                    f"{path}: {part}[{n}] has {entry[keys[0]]!r} for {keys[0]}; a number or text is needed."
+                    f"{path}: {part}[{n}] has {entry[keys[0]]!r} for {keys[0]}; expected a number or string."
                 )
     images: dict[Any, dict[str, Any]] = {}
     for n, i in enumerate(content["images"]):
         _image_name(i["file_name"], path, f"images[{n}] (id {i['id']!r})")
         if images.setdefault(i["id"], i)["file_name"] != i["file_name"]:
             raise UserError(
-                f"{path}: images {images[i['id']]['file_name']} and {i['file_name']} have one id, {i['id']!r}; "
-                "captions cannot be told apart."
+                f"{path}: images {images[i['id']]['file_name']} and {i['file_name']} share the id {i['id']!r}, so "
+                "their captions cannot be separated."
             )
     return images, content["annotations"]
 
 
 def _size(info: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = info.get("width"), info.get("height")
-    told = all(isinstance(n, int | float) and math.isfinite(n) and n >= 1 for n in (width, height))
-    return (width, height) if told else None  # type: ignore[return-value]
+    known = all(isinstance(n, int | float) and math.isfinite(n) and n >= 1 for n in (width, height))
+    return (width, height) if known else None  # type: ignore[return-value]
 
 
 def _pairs(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
     if not path.is_dir():
-        raise UserError(f"No folder at {path}; layout pairs is a folder of NAME.jpg beside NAME.txt.")
+        raise UserError(f"No folder at {path}; layout pairs is a folder of NAME.jpg with NAME.txt.")
     images, texts, others = _files_of_pairs(path, counts)
     lone = [p for p in images if p.with_suffix("") not in texts]
     if not images or len(lone) == len(images):
         raise UserError(
-            f"{path} has {len(images)} images and none with a .txt of its name beside it.\n{counts.table()}".rstrip()
+            f"{path} has {len(images)} images, none of which has a .txt of the same name.\n{counts.table()}".rstrip()
         )
     if lone:
-        raise UserError(f"{len(lone)} of {len(images)} images in {path} have no .txt beside them, e.g. {lone[0].name}.")
+        raise UserError(
+            f"{len(lone)} of {len(images)} images in {path} have no .txt of the same name, e.g. {lone[0].name}."
+        )
     stems: set[Path] = set()
     for p in images:
         name, stem = str(p.relative_to(path)), p.with_suffix("")
@@ -287,12 +289,12 @@ def _pairs(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
         yield CaptionRecord(name, name, long, several)
     for stem, text in texts.items():
         if stem not in stems:
-            told = f"{stem.name}{others[stem]}" if stem in others else str(text.relative_to(path))
-            counts.add("other_endings" if stem in others else "texts_without_image", told)
+            name = f"{stem.name}{others[stem]}" if stem in others else str(text.relative_to(path))
+            counts.add("other_endings" if stem in others else "texts_without_image", name)
 
 
 def _files_of_pairs(path: Path, counts: CaptionCounts) -> tuple[list[Path], dict[Path, Path], dict[Path, str]]:
-    """Images in order; texts, and endings of files that are neither, by path without ending."""
+    """Return images in order; texts, and suffixes of other files, by path without suffix."""
     images, texts, others = [], {}, {}
     for p in sorted(path.rglob("*")):
         ending = p.suffix.lower()
@@ -308,7 +310,7 @@ def _files_of_pairs(path: Path, counts: CaptionCounts) -> tuple[list[Path], dict
 
 
 def _of_text(content: bytes, counts: CaptionCounts, where: str) -> list[str]:
-    """The captions of a .txt: one a line, or one of paragraphs that blank lines part."""
+    """Return the captions of a .txt: one per line, or a single one if blank lines separate paragraphs."""
     texts = take_texts(decode_text(content).strip(), counts, where)
     lines = [line.strip() for text in texts for line in text.split("\n")]
     if len(lines) < 2 or not all(lines):
@@ -333,7 +335,10 @@ def _webdataset(path: Path, counts: CaptionCounts) -> Iterator[CaptionRecord]:
 
 
 def _of_json(content: bytes, counts: CaptionCounts, where: str, path: Path) -> tuple[str, list[str]]:
-    """A shard's JSON: ``long`` or ``caption``, and ``short``, each one text or several; or the texts themselves."""
+    """Parse a shard's JSON: ``long`` or ``caption``, and ``short``, each one or several texts.
+
+    Or the texts themselves.
+    """
     try:
         facts = _parse_json(content)
     except (ValueError, RecursionError) as error:

@@ -1,13 +1,13 @@
-"""Names of class folders, from every common form of a file of names.
+"""Names of class folders, from all common formats of name files.
 
-* text: a name on each line, in the sorted order of the folders; or ``FOLDER NAME`` (blank, tab, comma or colon), as
+* text: one name per line, in the sorted order of the folders; or ``FOLDER NAME`` (blank, tab, comma or colon), as
   ImageNet's ``synset_words.txt``; or ``INDEX NAME`` and ``NAME INDEX``;
-* JSON, or Python's spelling of it: a list; folder, or index, to name; index to ``[folder, name]``
+* JSON or a Python literal: a list; folder, or index, to name; index to ``[folder, name]``
   (``imagenet_class_index.json``); name to index; each name a text or a list of synonyms;
 * csv and tsv: one column, or a folder or index and a name, with or without a header.
 
-An index counts the sorted folders, from 0 or from 1. A list of the folders themselves names each by itself. Where all
-folders are WordNet's (``n01440764``), commas part synonyms, as in WordNet's own lists.
+Indices refer to the sorted folders, from 0 or from 1. A list of the folder names names each folder by itself. If all
+folders are WordNet ids (``n01440764``), commas separate synonyms, as in WordNet's own lists.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _NAMES = ("name", "names", "class_name", "classname", "label", "labels", "words"
 
 
 def read_class_names(source: str | Path, folders: Sequence[str], filled: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The names of each class: the one that stands for it, then its synonyms.
+    """Read the names of each class, the main name first, then synonyms.
 
     Args:
-        source: see the module's text.
-        folders: all class folders, sorted; what an order counts.
-        filled: those that have pictures; each needs a name.
+        source: see the module docstring.
+        folders: all class folders, sorted; indices refer to these.
+        filled: class folders with images; each needs a name.
 
     Returns:
-        Folder of ``filled`` to its names.
+        Folder in ``filled`` -> its names.
 
     Raises:
-        UserError: a folder without a name, another number of names than folders, or a name that is no text.
+        UserError: for a folder without a name, a wrong number of names, or a name that is not a string.
     """
     path = Path(source)
     listing = _listing(read_text(path, "file of class names"), path, set(filled))
     if isinstance(listing, Mapping):
         missing = [f for f in filled if f not in listing]
         if missing:
-            raise unknown_names("class folders", missing, listing, f"Their names are looked up in {path}.")
-        found = {f: listing[f] for f in filled}
+            raise unknown_names("class folders", missing, listing, f"Names are looked up in {path}.")
+        names = {f: listing[f] for f in filled}
     else:
-        found = _by_order(listing, path, folders, filled)
+        names = _by_order(listing, path, folders, filled)
     wordnet = all(_WORDNET.fullmatch(f) for f in filled)
-    return {f: _texts(value, f, path, wordnet) for f, value in found.items()}
+    return {f: _texts(value, f, path, wordnet) for f, value in names.items()}
 
 
 def _by_order(names: list[Any], path: Path, folders: Sequence[str], filled: Sequence[str]) -> dict[str, Any]:
@@ -62,10 +62,11 @@ def _by_order(names: list[Any], path: Path, folders: Sequence[str], filled: Sequ
         return {f: themselves[f.replace(" ", "_")].replace("_", " ") for f in filled}
     for order in (folders, filled):
         if len(names) == len(order):
-            found = dict(zip(order, names, strict=True))
-            return {f: found[f] for f in filled}
+            by_folder = dict(zip(order, names, strict=True))
+            return {f: by_folder[f] for f in filled}
     raise UserError(
-        f"{path} has {len(names)} names for {len(folders)} class folders. Give one for each, or name the folders: "
+        f"{path} has {len(names)} names for {len(folders)} class folders. Give one name per folder, or name the "
+        "folders: "
         "FOLDER NAME on each line, or JSON of folder to name."
     )
 
@@ -73,13 +74,15 @@ def _by_order(names: list[Any], path: Path, folders: Sequence[str], filled: Sequ
 def _texts(value: Any, folder: str, path: Path, wordnet: bool) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else [value]
     if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise UserError(f"{path}: the name of {folder} is {value!r}; give a text, or a list of texts (synonyms).")
+        raise UserError(
+            f"{path}: the name of {folder} is {value!r}; expected a string, or a list of strings (synonyms)."
+        )
     parts = [p.strip() for t in texts for p in (t.split(",") if wordnet else [t])]
     return tuple(dict.fromkeys(p for p in parts if p))
 
 
 def _listing(text: str, path: Path, filled: set[str]) -> Mapping[str, Any] | list[Any]:
-    """Names by folder, or in the order of the folders."""
+    """Parse names by folder, or in the order of the folders."""
     if path.suffix.lower() in (".csv", ".tsv"):
         return _of_table(text, path, filled)
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
@@ -106,10 +109,10 @@ def _keyed(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def _in_order(by_index: Mapping[int, Any], count: int) -> list[Any] | None:
-    """The values in the order of their indices, where these are 0 to count - 1, or 1 to count."""
+    """Return values in index order if the indices are 0 to count - 1, or 1 to count; else None."""
     indices = sorted(by_index)
-    whole = len(indices) == count > 0 and indices[0] in (0, 1) and indices[-1] - indices[0] == count - 1
-    return [by_index[i] for i in indices] if whole else None
+    complete = len(indices) == count > 0 and indices[0] in (0, 1) and indices[-1] - indices[0] == count - 1
+    return [by_index[i] for i in indices] if complete else None
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -119,7 +122,7 @@ def _parsed(text: str, path: Path) -> Any:
         try:
             return ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise UserError(f"{path} is not valid JSON ({error}); it may be cut short.") from error
+            raise UserError(f"{path} is not valid JSON ({error}); it may be truncated.") from error
 
 
 def _of_structure(content: Any, path: Path, filled: set[str]) -> Mapping[str, Any] | list[Any]:
@@ -128,11 +131,13 @@ def _of_structure(content: Any, path: Path, filled: set[str]) -> Mapping[str, An
     if isinstance(content, list):
         return content
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}; class names are a list, or folder to name.")
+        raise UserError(f"{path} holds a {type(content).__name__}; class names must be a list, or map folder to name.")
     named = {str(k): v for k, v in content.items()}
     if filled <= set(named):
         if all(isinstance(v, int) for v in named.values()):
-            raise UserError(f"{path} gives the folders numbers and no names; without it each is named by its folder.")
+            raise UserError(
+                f"{path} maps folders to numbers, not names. Without this file, classes are named by their folders."
+            )
         return named
     pairs = [v for v in named.values() if isinstance(v, list) and len(v) == 2 and all(isinstance(t, str) for t in v)]
     if len(pairs) == len(named) and filled <= {v[0] for v in pairs}:
@@ -173,10 +178,10 @@ def _of_table(text: str, path: Path, filled: set[str]) -> Mapping[str, Any] | li
 
 
 def distinct_names(classes: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The different classes of several, each first by a name that no other one is called by.
+    """Return the distinct classes, each with a main name that no other class uses as its main name.
 
     Raises:
-        UserError: a class all of whose names stand for other ones.
+        UserError: for a class all of whose names are main names of others.
     """
     taken: set[str] = set()
     out = []
@@ -185,7 +190,7 @@ def distinct_names(classes: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         head = next((n for n in names if n not in taken), None)
         if head is None:
             raise UserError(
-                f"The names {', '.join(names)} of one class are names of others too; give it one of its own."
+                f"The names {', '.join(names)} of one class are also names of other classes; give it a unique name."
             )
         taken.add(head)
         out.append((names, (head, *(n for n in names if n != head))))

@@ -1,4 +1,4 @@
-"""Base and novel classes of OV-COCO: the published split, or an own one."""
+"""Base and novel classes of OV-COCO: the published split, or a custom one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from smartclip_det.formats.json_files import read_json
 
 
 def ov_coco_split(split_file: str | Path | None) -> tuple[list[str], list[str], str]:
-    """Base and novel names and the name of the split: the published 48/17, or that of a file.
+    """Return base and novel names and the name of the split: the published 48/17, or that of a file.
 
     Raises:
-        UserError: for a file that does not hold two lists of different names.
+        UserError: for a file without two disjoint lists of names.
     """
     if split_file is None:
         return list(OV_COCO_BASE), list(OV_COCO_NOVEL), "ov_coco_48_17"

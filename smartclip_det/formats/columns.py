@@ -1,4 +1,4 @@
-"""Detections as columns: six million of them fit in a few hundred MB, where a list of dicts takes several GB.
+"""Detections as columns: six million fit in a few hundred MB, where a list of dicts takes several GB.
 
 Shape letters: N detections.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def id_array(ids: Sequence[Any]) -> np.ndarray:
-    """Ids as an array that keeps them apart: a number is never the text that looks like it."""
+    """Convert ids to an array without mixing types: the integer 1 and the string "1" stay different."""
     kinds = set(map(type, ids))
     if kinds <= {int}:
         return np.array(ids, dtype=np.int64 if not ids or (min(ids) >= -(2**63) and max(ids) < 2**63) else object)
@@ -22,12 +22,12 @@ def id_array(ids: Sequence[Any]) -> np.ndarray:
 
 @dataclass
 class DetectionColumns(Sequence[dict[str, Any]]):
-    """A sequence of COCO results ``{image_id, category_id, bbox, score}`` that is held as arrays.
+    """A sequence of COCO results ``{image_id, category_id, bbox, score}`` stored as arrays.
 
     Attributes:
-        image_ids: different image ids, in the order of ``images``.
+        image_ids: distinct image ids, indexed by ``images``.
         images: ``[N]`` positions in ``image_ids``.
-        categories: ``[N]`` category ids: numbers, texts, or (dtype object) both.
+        categories: ``[N]`` category ids: integers, strings, or both (dtype object).
         boxes: ``[N, 4]`` x, y, width, height in pixels, float64.
         scores: ``[N]`` float64.
     """
@@ -40,7 +40,7 @@ class DetectionColumns(Sequence[dict[str, Any]]):
 
     @staticmethod
     def from_results(results: Sequence[Mapping[str, Any]]) -> DetectionColumns:
-        """Columns of checked COCO results; fields other than the four are left behind."""
+        """Convert checked COCO results; fields other than the four are dropped."""
         if isinstance(results, DetectionColumns):
             return results
         categories = [r["category_id"] for r in results]
@@ -55,20 +55,20 @@ class DetectionColumns(Sequence[dict[str, Any]]):
     def from_arrays(
         image_ids: Sequence[Any], categories: np.ndarray, boxes: np.ndarray, scores: np.ndarray
     ) -> DetectionColumns:
-        """Columns with one image id for each detection."""
+        """Build columns from arrays, with one image id per detection."""
         place: dict[Any, int] = {}
         images = np.fromiter((place.setdefault(i, len(place)) for i in image_ids), np.int32, len(image_ids))
         return DetectionColumns(list(place), images, categories, boxes, scores)
 
     @staticmethod
     def cat(parts: Sequence[DetectionColumns]) -> DetectionColumns:
-        """Join columns, in order."""
+        """Concatenate columns."""
         place: dict[Any, int] = {}
         images = []
         for part in parts:
             where = np.array([place.setdefault(i, len(place)) for i in part.image_ids], dtype=np.int32)
             images.append(where[part.images])
-        # Numbers beside texts would all become texts.
+        # NumPy would convert integers to strings in a mixed concatenation.
         mixed = len({p.categories.dtype.kind for p in parts}) > 1
         return DetectionColumns(
             list(place),
@@ -82,13 +82,13 @@ class DetectionColumns(Sequence[dict[str, Any]]):
         return len(self.scores)
 
     def __getitem__(self, index: Any) -> Any:
-        """One result as a dict, or a slice as columns."""
+        """Return one result as a dict, or a slice as columns."""
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         return next(iter(self.take(np.array([index]))))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Fresh dicts, which evaluators may write into."""
+        """Yield new dicts, which evaluators may modify."""
         rows = zip(
             self.images.tolist(), self.categories.tolist(), self.boxes.tolist(), self.scores.tolist(), strict=True
         )
@@ -96,13 +96,13 @@ class DetectionColumns(Sequence[dict[str, Any]]):
             yield {"image_id": self.image_ids[image], "category_id": category, "bbox": box, "score": score}
 
     def take(self, rows: np.ndarray) -> DetectionColumns:
-        """The detections at these positions, or where a mask is True, in that order."""
+        """Select detections by position or boolean mask."""
         return DetectionColumns(
             self.image_ids, self.images[rows], self.categories[rows], self.boxes[rows], self.scores[rows]
         )
 
     def best_of_each(self, keys: np.ndarray, limit: int) -> DetectionColumns:
-        """The ``limit`` best of each key, in file order of keys' first rows; ties keep file order."""
+        """Select the ``limit`` best of each key; ties keep file order."""
         order = np.lexsort((np.arange(len(self)), -self.scores, keys))
         sorted_keys = keys[order]
         first = np.r_[True, sorted_keys[1:] != sorted_keys[:-1]] if len(order) else np.zeros(0, dtype=bool)

@@ -1,4 +1,4 @@
-"""What converters of labels share: the result, class lists, and pictures that labels name."""
+"""Shared parts of label converters: the result, class lists, and image lookup."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass
 class Converted:
-    """Labels of another layout as COCO annotations.
+    """Labels converted to COCO annotations.
 
     Attributes:
-        data: images, annotations, categories.
-        root: folder that ``file_name`` is relative to; None where no picture was looked at.
-        told: how often something was left out, or read in a way that its maker should know, by reason.
+        data: images, annotations and categories.
+        root: folder that ``file_name`` is relative to; None if images were not read.
+        notes: counts, by reason, of skipped labels and of labels that were interpreted.
     """
 
     data: dict[str, Any]
     root: Path | None = None
-    told: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Pictures of a folder, searched in depth, sorted."""
+    """List the images of a folder recursively, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
 def categories_of(names: Sequence[str]) -> list[dict[str, Any]]:
-    """COCO categories, numbered from 1; repeated names are refused."""
+    """Build COCO categories, numbered from 1; repeated names are an error."""
     twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(f"Class names must differ; given twice: {', '.join(twice[:5])}.")
@@ -42,7 +42,10 @@ def categories_of(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def slashed(name: str) -> str:
-    r"""A path as labels hold it, with slashes; of an absolute one (``C:\data\a.jpg``) the file's name alone."""
+    r"""Normalise an image path in labels to slashes.
+
+    Absolute paths (``C:\data\a.jpg``) are reduced to the file name.
+    """
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if not name.strip():
         return ""
@@ -50,10 +53,10 @@ def slashed(name: str) -> str:
 
 
 class PictureFolder:
-    """The pictures of a folder, to be found by the names that labels give them."""
+    """Look up images of a folder by the names used in labels."""
 
     def __init__(self, folder: Path) -> None:
-        """Build; a folder that is missing or holds no picture is refused."""
+        """Index a folder; it must exist and have images."""
         if not folder.is_dir():
             raise UserError(f"No image folder at {folder}.")
         self.folder = folder
@@ -65,15 +68,15 @@ class PictureFolder:
         for name in names:
             path = PurePosixPath(name)
             whole, bare = name.lower(), path.with_suffix("").as_posix().lower()
-            # A label may leave out the folder, the suffix, or both, or write them in another case.
+            # Labels may omit the folder, the suffix, or both, and may differ in case.
             for key in dict.fromkeys((whole, bare, path.name.lower(), path.stem.lower())):
                 self._alike.setdefault(key, []).append(name)
 
     def find(self, name: str) -> str | None:
-        """The picture that a label means, relative to the folder; None for none.
+        """Return the image with that name, relative to the folder; None if there is none.
 
         Raises:
-            UserError: when several pictures answer to the name.
+            UserError: if several images match the name.
         """
         if name in self._names:
             return name
@@ -81,22 +84,22 @@ class PictureFolder:
         suffixed = path.suffix.lower() in IMAGE_SUFFIXES
         bare = path.with_suffix("").as_posix() if suffixed else name
         for key in (name, bare, path.name, PurePosixPath(bare).name):
-            found = self._alike.get(key.lower(), [])
-            if len(found) == 1:
-                return found[0]
-            if found:
+            matches = self._alike.get(key.lower(), [])
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
                 raise UserError(
-                    f"The labels name the picture {name!r}; {self.folder} holds several of that name: "
-                    f"{', '.join(found[:3])}. Write the whole name into the labels."
+                    f"The labels refer to the image {name!r}, but {self.folder} has several images of that name: "
+                    f"{', '.join(matches[:3])}. Use full relative paths in the labels."
                 )
         return None
 
 
-def refuse_lost(lost: Iterable[str], asked: int, folder: Path) -> None:
-    """Refuse pictures that are not there, before a file is written whose images do not exist."""
+def refuse_lost(lost: Iterable[str], count: int, folder: Path) -> None:
+    """Raise an error for missing images, before a file that refers to them is written."""
     names = list(lost)
     if names:
         raise UserError(
-            f"{len(names)} of {asked} pictures that the labels name are not in {folder}, e.g. "
-            f"{folder / names[0]}. Give their folder by --images, or mend the names."
+            f"{len(names)} of {count} images named by the labels are not in {folder}, e.g. "
+            f"{folder / names[0]}. Give their folder with --images, or fix the names."
         )

@@ -1,4 +1,4 @@
-"""Boxes that ``smartclip-det demo`` wrote: a JSON for each image, ``{"image", "detections": [{"box", ...}]}``."""
+"""Boxes written by ``smartclip-det demo``: one JSON per image, ``{"image", "detections": [{"box", ...}]}``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smartclip_det.formats.json_files import read_json
 
 
 def is_demo_answer(path: str | Path) -> bool:
-    """Whether a file is the demo's answer for an image, or a folder holds such files."""
+    """Whether a path is a JSON file written by the demo, or a folder with such files."""
     path = Path(path)
     if path.is_dir():
         return any(is_demo_answer(p) for p in path.glob("*.json"))
@@ -29,14 +29,14 @@ def _is_answer(data: Any) -> bool:
 
 
 def read_demo_answers(path: str | Path, truth: GroundTruth) -> list[dict[str, Any]]:
-    """COCO results (``bbox`` xywh pixels) of the demo's answers for images of an annotation file.
+    """Convert detections of the demo to COCO results (``bbox`` xywh pixels) for an annotation file.
 
     Args:
-        path: one answer, or a folder of them.
-        truth: the annotations; images are found by file name, classes by name (-1 for names that it does not have).
+        path: one JSON file, or a folder.
+        truth: annotations; images are matched by file name, classes by name (-1 for unknown names).
 
     Raises:
-        UserError: for an image that the annotations do not have or have twice, or a detection without box and score.
+        UserError: for an image that is missing or ambiguous in the annotations, or a detection without box and score.
     """
     path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -53,20 +53,22 @@ def read_demo_answers(path: str | Path, truth: GroundTruth) -> list[dict[str, An
         name = Path(str(data["image"])).name
         ids = by_name.get(name, [])
         if len(ids) != 1:
-            told = f"{len(ids)} images of that name" if ids else "no such image"
+            problem = f"{len(ids)} images of that name" if ids else "no such image"
             near = "" if ids else f" Nearest: {', '.join(nearest(name, by_name)) or 'none'}."
-            raise UserError(f"{file} is of {name}; {truth.path} has {told}.{near}")
-        for n, found in enumerate(data["detections"]):
-            box = found.get("box") if isinstance(found, Mapping) else None
-            if not isinstance(box, list) or len(box) != 4 or "score" not in found:
-                raise UserError(f"Detection {n} of {file} needs a box [x1, y1, x2, y2] and a score; it is {found!r}.")
+            raise UserError(f"{file} is of {name}; {truth.path} has {problem}.{near}")
+        for n, detection in enumerate(data["detections"]):
+            box = detection.get("box") if isinstance(detection, Mapping) else None
+            if not isinstance(box, list) or len(box) != 4 or "score" not in detection:
+                raise UserError(
+                    f"Detection {n} of {file} needs a box [x1, y1, x2, y2] and a score; it is {detection!r}."
+                )
             x1, y1, x2, y2 = box
             out.append(
                 {
                     "image_id": ids[0],
-                    "category_id": category.get(str(found.get("name")), -1),
+                    "category_id": category.get(str(detection.get("name")), -1),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": found["score"],
+                    "score": detection["score"],
                 }
             )
     return out

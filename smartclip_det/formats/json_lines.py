@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, told by number where one is wrong."""
+"""JSON lines: one object per line; errors name the line."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from smartclip_det.core.errors import UserError
 
 
 def read_json_lines(path: str | Path, what: str) -> Iterator[tuple[str, Any]]:
-    """``("FILE line N", content)`` of every line that is not blank.
+    """Yield ``("FILE line N", content)`` of every non-blank line.
 
     Args:
         path: UTF-8 text, with or without a byte order mark.
         what: what the file should be, for messages.
 
     Raises:
-        UserError: for a missing file, other text than UTF-8, and lines that are no JSON.
+        UserError: for a missing file, text that is not UTF-8, and invalid JSON.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No {what} at {path}. Check the path.")
     number = 0
-    # Lines of a file object end at line feeds; those of splitlines also at characters that a sentence may hold.
+    # Iterate the file object: str.splitlines would also split at characters that may occur in a sentence.
     with path.open(encoding="utf-8-sig") as handle:
         try:
             for number, line in enumerate(handle, 1):
@@ -33,11 +33,11 @@ def read_json_lines(path: str | Path, what: str) -> Iterator[tuple[str, Any]]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text ({error}).") from error
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path} line {number} is not valid JSON ({error}); the file may be cut short.") from error
+            raise UserError(f"{path} line {number} is not valid JSON ({error}); the file may be truncated.") from error
 
 
 def first_json_line(path: Path) -> Any:
-    """The content of the first line that is not blank; None where it is no JSON."""
+    """Return the content of the first non-blank line; None if it is not JSON."""
     try:
         return next((row for _, row in read_json_lines(path, "file")), None)
     except UserError:

@@ -1,8 +1,8 @@
-"""The log of a folder that is being labelled: a line for each picture, so that a run that dies loses none.
+"""Log of a labelling run: one line per image, so that an interrupted run loses nothing.
 
-The first line tells what makes the answers (names, predictor, settings): a log of other answers is not continued. A
-line holds what was found above the lowest score that is kept, whatever threshold and layout are asked for later; or why
-a picture was left out.
+The first line records what determines the results (names, predictor, settings); a log with other settings is not
+continued. A line has the detections above the lowest logged score, independent of the threshold and format chosen
+later, or why an image was skipped.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import numpy as np
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.files import write_whole
 
-#: Digits after the point of what is logged: pixels and scores.
+#: Logged decimals of pixels and scores.
 PIXELS, SCORES = 2, 4
 KIND = "smartclip_det.labels/1"
 
 
 @dataclass(frozen=True)
 class PictureLabels:
-    """What was found in one picture, or why it was left out.
+    """Detections of one image, or why it was skipped.
 
     Attributes:
-        file: its path in the folder, with slashes.
-        bytes: of the file, by which a changed one is known.
-        size: width and height as shown.
+        file: path in the folder, with slashes.
+        bytes: file size in bytes, to detect changed files.
+        size: (width, height) after EXIF rotation.
         boxes: N xyxy boxes in pixels.
         scores: N scores.
         labels: N indices into the names.
-        fault: why it was left out; empty otherwise.
+        fault: why it was skipped; otherwise empty.
     """
 
     file: str
@@ -48,47 +48,52 @@ class PictureLabels:
     fault: str = ""
 
     @staticmethod
-    def of(file: str, count: int, size: tuple[int, int], found: Any) -> PictureLabels:
-        """From detections, rounded."""
-        boxes = [[round(float(v), PIXELS) for v in box] for box in found.boxes]
+    def of(file: str, count: int, size: tuple[int, int], detections: Any) -> PictureLabels:
+        """Build from detections, rounded."""
+        boxes = [[round(float(v), PIXELS) for v in box] for box in detections.boxes]
         return PictureLabels(
-            file, count, size, boxes, [round(float(s), SCORES) for s in found.scores], [int(k) for k in found.labels]
+            file,
+            count,
+            size,
+            boxes,
+            [round(float(s), SCORES) for s in detections.scores],
+            [int(k) for k in detections.labels],
         )
 
     def above(self, thresholds: np.ndarray) -> PictureLabels:
-        """Those that reach the threshold of their label.
+        """Keep the detections that reach the threshold of their label.
 
         Args:
             thresholds: ``[C]``.
         """
-        kept = [n for n, (s, k) in enumerate(zip(self.scores, self.labels, strict=True)) if s >= thresholds[k] - 1e-9]
+        keep = [n for n, (s, k) in enumerate(zip(self.scores, self.labels, strict=True)) if s >= thresholds[k] - 1e-9]
         return replace(
             self,
-            boxes=[self.boxes[n] for n in kept],
-            scores=[self.scores[n] for n in kept],
-            labels=[self.labels[n] for n in kept],
+            boxes=[self.boxes[n] for n in keep],
+            scores=[self.scores[n] for n in keep],
+            labels=[self.labels[n] for n in keep],
         )
 
 
 class LabelLog:
-    """One process at a time writes; a line that was cut by a kill is cut off."""
+    """Append-only log with a single writer; an incomplete last line is truncated."""
 
     def __init__(self, path: str | Path, facts: Mapping[str, Any]) -> None:
-        """Build.
+        """Initialise the log.
 
         Args:
-            path: of the log.
-            facts: what makes the answers; JSON values.
+            path: path of the log.
+            facts: what determines the results; JSON values.
         """
         self.path, self.facts = Path(path), json.loads(json.dumps({"kind": KIND, **facts}, default=str))
         self.done: dict[str, PictureLabels] = {}
         self._handle: IO[bytes] | None = None
 
     def __enter__(self) -> LabelLog:
-        """Open and read.
+        """Lock, open and read the log.
 
         Raises:
-            UserError: where another process writes it, or it is of other answers.
+            UserError: if another process is writing to it, or it was made with other settings.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self.path.open("a+b")
@@ -97,7 +102,7 @@ class LabelLog:
         except OSError as error:
             self._handle.close()
             raise UserError(
-                f"Another run labels into {self.path.parent}. Wait for it, or give another --out."
+                f"Another run is writing to {self.path.parent}. Wait for it, or choose another --out."
             ) from error
         try:
             self._read(self._handle)
@@ -109,10 +114,10 @@ class LabelLog:
     def _read(self, handle: IO[bytes]) -> None:
         handle.seek(0)
         content = handle.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            handle.truncate(len(whole))
-        lines = whole.splitlines()
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            handle.truncate(len(complete))
+        lines = complete.splitlines()
         if not lines:
             self._put([self.facts])
             return
@@ -120,36 +125,36 @@ class LabelLog:
             first = json.loads(lines[0])
             rows = [json.loads(line) for line in lines[1:]]
             self._check(first)
-            # What was kept down to a lower score serves for a higher one.
+            # A log down to a lower score can also serve a higher one.
             self.facts = first
             self.done = {r["file"]: PictureLabels(**{**r, "size": tuple(r["size"])}) for r in rows}
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             raise UserError(
-                f"{self.path} is no log of labels ({error}). Move it away, or give another --out."
+                f"{self.path} is not a label log ({error}). Move it away, or choose another --out."
             ) from error
 
     def _check(self, first: Mapping[str, Any]) -> None:
         if not isinstance(first, Mapping) or first.get("kind") != KIND:
-            raise UserError(f"{self.path} is no log of labels of this version. Give another --out.")
+            raise UserError(f"{self.path} is not a label log of this version. Choose another --out.")
         keys = dict.fromkeys([*self.facts, *first])
         other = [k for k in keys if k != "floor" and self.facts.get(k) != first.get(k)]
         if first.get("floor", 0) > self.facts.get("floor", 0):
             other.append("floor")
         if other:
-            told = "; ".join(f"{k}: {_short(first.get(k))}, now {_short(self.facts.get(k))}" for k in other)
+            changes = "; ".join(f"{k}: {_short(first.get(k))}, now {_short(self.facts.get(k))}" for k in other)
             raise UserError(
-                f"{self.path.parent} holds labels that were made otherwise ({told}). Give another --out, or move it "
+                f"{self.path.parent} has labels made with other settings ({changes}). Choose another --out, or move it "
                 "away."
             )
 
     def add(self, rows: Iterable[PictureLabels]) -> None:
-        """Append lines; they are with the system when this returns."""
+        """Append lines; they are flushed to the system on return."""
         new = list(rows)
         self._put([asdict(r) for r in new])
         self.done.update({r.file: r for r in new})
 
     def keep(self, files: Sequence[str]) -> None:
-        """Leave the lines of these files alone, in their order, each once: a group that was cut was logged again."""
+        """Keep only the lines of these files, in order and without repeats (an interrupted group is logged again)."""
         self.done = {f: self.done[f] for f in files}
         text = "".join(f"{json.dumps(v)}\n" for v in (self.facts, *map(asdict, self.done.values())))
         if self.path.read_text(encoding="utf-8") != text:

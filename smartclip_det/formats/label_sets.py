@@ -1,4 +1,4 @@
-"""Whole data sets of labelled pictures, in the layouts that others read; corrected labels are never written over."""
+"""Write labelled images as data sets in common layouts; edited labels are never overwritten."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.label_log import PictureLabels
 from smartclip_det.utils.files import write_whole
 
-#: Where Label Studio serves files of the folder that LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT names.
+#: URL prefix of Label Studio's local files, relative to LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
 STUDIO_FILES = "/data/local-files/?d="
-#: What was written, so that what somebody corrected since is known.
+#: Hashes of the written files, to detect later edits.
 MANIFEST = ".written.json"
 YOLO_LIST = "images.txt"
 Files = dict[str, str]
 
 
 def files_of(layout: str, pictures: Sequence[PictureLabels], names: Sequence[str], prefix: str = STUDIO_FILES) -> Files:
-    """Text of each file of a data set, by its path in the data set's folder.
+    """Generate the files of a data set: path in its folder -> text.
 
     Args:
-        layout: ``coco``: ``annotations.json``; ``yolo``: ``data.yaml``, ``images.txt`` and ``labels/``, beside which
-            the pictures lie as ``images/``; ``voc``: ``Annotations/``; ``label-studio``: ``tasks.json`` and
-            ``label_config.xml``.
-        pictures: those that could be read.
-        names: of the labels.
-        prefix: Label Studio's address of a picture, before its path.
+        layout: ``coco``: ``annotations.json``; ``yolo``: ``data.yaml``, ``images.txt`` and ``labels/``, for images in
+            ``images/``; ``voc``: ``Annotations/``; ``label-studio``: ``tasks.json`` and ``label_config.xml``.
+        pictures: images that could be read.
+        names: class names.
+        prefix: URL prefix of images in Label Studio.
 
     Raises:
-        UserError: for an unknown layout; two pictures whose labels would be one file.
+        UserError: for an unknown layout; two images that would share a label file.
     """
     writers: dict[str, Callable[[], Files]] = {
         "coco": lambda: {"annotations.json": _coco(pictures, names)},
@@ -55,10 +54,10 @@ def files_of(layout: str, pictures: Sequence[PictureLabels], names: Sequence[str
 
 
 def check_stems(layout: str, files: Sequence[str]) -> None:
-    """Refuse pictures that differ by their endings alone, where labels are named after them.
+    """Raise an error for images that differ only in suffix, if label files are named after them.
 
     Raises:
-        UserError: naming the first.
+        UserError: names the first one.
     """
     if layout not in ("yolo", "voc"):
         return
@@ -67,8 +66,7 @@ def check_stems(layout: str, files: Sequence[str]) -> None:
         stem = _stem(file)
         if stem in seen:
             raise UserError(
-                f"{seen[stem]} and {file} would have their {layout} labels in one file. Rename one, or use --format "
-                "coco."
+                f"{seen[stem]} and {file} would share one {layout} label file. Rename one, or use --format coco."
             )
         seen[stem] = file
 
@@ -100,8 +98,8 @@ def _yolo(pictures: Sequence[PictureLabels], names: Sequence[str]) -> Files:
     for picture in pictures:
         boxes, _, labels = _arrays(picture)
         files[f"labels/{_stem(picture.file)}.txt"] = written.yolo_text(boxes, labels, picture.size)
-    # Without `path`, which would be of this machine, readers take the folder of the file; a list, since the folder of
-    # pictures may hold broken ones.
+    # `path` is omitted, as it would be absolute: readers then use the folder of the file. Images are listed, since the
+    # image folder may have unreadable ones.
     facts = {"train": YOLO_LIST, "val": YOLO_LIST, "names": dict(enumerate(names))}
     listed = "".join(f"./images/{p.file}\n" for p in pictures)
     return {"data.yaml": yaml.safe_dump(facts, sort_keys=False, allow_unicode=True), YOLO_LIST: listed, **files}
@@ -122,15 +120,15 @@ def _studio(pictures: Sequence[PictureLabels], names: Sequence[str], prefix: str
 
 
 def write_files(folder: Path, files: Mapping[str, str], *, overwrite: bool = False) -> None:
-    """Write a data set, each file whole or not at all.
+    """Write a data set; each file is written atomically.
 
     Args:
-        folder: of the data set.
-        files: text of each.
-        overwrite: also over files that were changed since they were written here.
+        folder: folder of the data set.
+        files: path -> text.
+        overwrite: overwrite files even if they were edited.
 
     Raises:
-        UserError: for files in the place that were not written here, or were changed since.
+        UserError: for existing files that were not written by this function, or were edited since.
     """
     manifest = folder / MANIFEST
     known: dict[str, list[str]] = read_json(manifest, "list of written files") if manifest.is_file() else {}
@@ -139,12 +137,12 @@ def write_files(folder: Path, files: Mapping[str, str], *, overwrite: bool = Fal
         changed = [n for n in files if _changed(folder / n, [new[n], *known.get(n, [])])]
         if changed:
             raise UserError(
-                f"{len(changed)} files in {folder} were changed since they were written, or are somebody's own (first: "
-                f"{changed[0]}). Give another --out, or --overwrite to lose the changes."
+                f"{len(changed)} files in {folder} were edited after they were written, or were not written by this "
+                f"tool (first: {changed[0]}). Choose another --out, or use --overwrite to discard the edits."
             )
-    # A run that dies while it writes has left files of before and of now.
-    both = {n: list(dict.fromkeys([*known.get(n, []), new[n]])) for n in files}
-    write_whole(manifest, json.dumps({**known, **both}))
+    # If the run dies while writing, old and new versions are both known as ours.
+    hashes = {n: list(dict.fromkeys([*known.get(n, []), new[n]])) for n in files}
+    write_whole(manifest, json.dumps({**known, **hashes}))
     for name, text in files.items():
         write_whole(folder / name, text)
     write_whole(manifest, json.dumps({**known, **{n: [h] for n, h in new.items()}}))
@@ -159,15 +157,15 @@ def _hash(content: bytes) -> str:
 
 
 def link_pictures(folder: Path, photos: Path) -> None:
-    """``images`` beside ``labels``, as YOLO's trainers look for pictures: a link to the photographs.
+    """Link ``images`` next to ``labels``, where YOLO trainers look for images.
 
     Raises:
-        UserError: where something else is in the place.
+        UserError: if the path exists and is something else.
     """
     place = folder / "images"
     target = os.path.relpath(photos.resolve(), folder.resolve())
     if place.is_symlink() and os.readlink(place) == target:
         return
     if place.exists() or place.is_symlink():
-        raise UserError(f"{place} is in the way: YOLO's trainers look for the pictures there. Give another --out.")
+        raise UserError(f"{place} exists, but YOLO trainers need a link to the images there. Choose another --out.")
     place.symlink_to(target, target_is_directory=True)

@@ -1,4 +1,4 @@
-"""Labelled images of a folder or of CIFAR's files, for zero-shot classification.
+"""Labelled images from class folders or CIFAR files, for zero-shot classification.
 
 Shape letters: N images, C classes.
 """
@@ -24,14 +24,14 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing",
 
 
 class FolderCounts(ReasonCounts):
-    """What of a folder of class folders was left out, or taken from further down."""
+    """What was skipped in class folders, or read from subfolders."""
 
     meanings: ClassVar[dict[str, str]] = {
-        "hidden": "hidden files and folders of systems and editors: not read",
-        "empty_folders": "folders without a picture: no classes",
-        "outside": "pictures beside the class folders: not read",
-        "other_endings": f"files that do not end in {', '.join(IMAGE_ENDINGS)}: not read",
-        "in_sub_folders": "pictures in folders of a class folder: of its class",
+        "hidden": "hidden files and folders: not read",
+        "empty_folders": "folders without images: not a class",
+        "outside": "images next to the class folders: not read",
+        "other_endings": f"files without one of the suffixes {', '.join(IMAGE_ENDINGS)}: not read",
+        "in_sub_folders": "images in subfolders of a class folder: belong to that class",
     }
 
 
@@ -40,12 +40,12 @@ class LabelledImages:
     """Images with one class each.
 
     Attributes:
-        names: C class names, as they are put into templates.
+        names: C class names, as used in templates.
         labels: ``[N]`` class of each image.
-        paths: N files; empty where ``pixels`` holds the images.
+        paths: N files; empty if images are in ``pixels``.
         pixels: ``[N, H, W, 3]`` uint8, or None.
-        synonyms: further names of each class, whose texts join its own; empty where there are none.
-        counts: of what was left out, by reason.
+        synonyms: further names of each class, whose texts are averaged with its own; may be empty.
+        counts: skipped files, by reason.
     """
 
     names: list[str]
@@ -61,31 +61,31 @@ class LabelledImages:
         return [(n, *more) for n, more in zip(self.names, self.synonyms or [()] * len(self.names), strict=True)]
 
     def summary(self, name: str) -> str:
-        """What a run says at its start of the folder ``name``."""
-        told = f"{name}: {len(self.labels):,} pictures of {len(self.names):,} classes"
+        """Format a summary of the folder ``name``."""
+        text = f"{name}: {len(self.labels):,} images of {len(self.names):,} classes"
         several = sum(len(n) > 1 for n in self.all_names)
-        told += f", {several:,} of them with synonyms, whose texts are averaged." if several else "."
-        return f"{told}\n{self.counts.table()}".rstrip()
+        text += f", {several:,} of them with synonyms, whose texts are averaged." if several else "."
+        return f"{text}\n{self.counts.table()}".rstrip()
 
     def open(self, n: int) -> Image.Image:
-        """The RGB image n."""
+        """Open image n as RGB."""
         return open_rgb(self.paths[n]) if self.pixels is None else Image.fromarray(self.pixels[n])
 
 
 def read_labelled(folder: str | Path, names: str | Path | None = None) -> LabelledImages:
-    """A folder with one folder for each class (ImageNet's layout), or CIFAR's binary or Python version.
+    """Read a folder of class folders (ImageNet layout), or CIFAR's binary or Python version.
 
     Args:
         folder: ``CLASS/IMAGE`` files; or ``cifar-10-batches-bin``, ``cifar-100-binary``, ``cifar-10-batches-py``,
             ``cifar-100-python`` (the test images; of pickles only plain data and arrays are read).
-        names: a file of names in one of the forms of ``class_names``; default: the folders' names.
+        names: name file in a format of ``class_names``; default: the folder names.
 
     Returns:
-        The pictures of each class folder and of the folders in it. Hidden folders, those of systems and editors, and
-        those without a picture are no classes; they are counted, and so are files that are not read.
+        Images of each class folder and its subfolders. Hidden folders and folders without images are not classes; they
+        are counted, as are files that are not read.
 
     Raises:
-        UserError: nothing to read, a folder without a name, or a folder of splits in place of classes.
+        UserError: if there are no images, for a folder without a name, or split folders instead of class folders.
     """
     root = Path(folder)
     for meta, test, skip in (("batches.meta.txt", "test_batch.bin", 0), ("fine_label_names.txt", "test.bin", 1)):
@@ -101,10 +101,10 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
         raise UserError(f"No folder at {root}.")
     counts = FolderCounts()
     files = _files_of_classes(root, counts)
-    filled = [f for f, found in files.items() if found]
+    filled = [f for f, images in files.items() if images]
     if not filled:
-        told = f" ({counts.reasons()})" if counts else ""
-        raise UserError(f"{root} has no CLASS/IMAGE files, and no CIFAR files{told}.")
+        skipped = f" ({counts.reasons()})" if counts else ""
+        raise UserError(f"{root} has no CLASS/IMAGE files, and no CIFAR files{skipped}.")
     _refuse_splits(root, filled, files)
     for f in files:
         if f not in filled:
@@ -123,7 +123,7 @@ def read_labelled(folder: str | Path, names: str | Path | None = None) -> Labell
 
 
 def _files_of_classes(root: Path, counts: FolderCounts) -> dict[str, list[Path]]:
-    """Pictures of each folder that may be a class, in order."""
+    """List the images of each candidate class folder, in order."""
     files: dict[str, list[Path]] = {}
     for folder in sorted(root.iterdir()):
         if is_debris(folder.name):
@@ -137,22 +137,22 @@ def _files_of_classes(root: Path, counts: FolderCounts) -> dict[str, list[Path]]
 
 
 def _pictures(folder: Path, root: Path, counts: FolderCounts) -> list[Path]:
-    found = []
+    images = []
     for p in sorted(folder.rglob("*")):
         name = str(p.relative_to(root))
         if is_debris(p.relative_to(root)):
             counts.add("hidden", name)
         elif p.suffix.lower() in IMAGE_ENDINGS and not p.is_dir():
-            found.append(p)
+            images.append(p)
             if p.parent != folder:
                 counts.add("in_sub_folders", name)
         elif not p.is_dir():
             counts.add("other_endings", name)
-    return found
+    return images
 
 
 def _refuse_splits(root: Path, filled: list[str], files: dict[str, list[Path]]) -> None:
-    """Raise where the classes are one folder further down, as in a data set of ``train`` and ``val``."""
+    """Raise an error if class folders are one level deeper, as in a data set with ``train`` and ``val``."""
     below = {p.relative_to(root).parts[1] for f in filled for p in files[f] if p.parent != root / f}
     direct = any(p.parent == root / f for f in filled for p in files[f])
     splits = all(f.lower() in _SPLITS for f in filled)
@@ -160,18 +160,18 @@ def _refuse_splits(root: Path, filled: list[str], files: dict[str, list[Path]]) 
     if further_down or (splits and len(filled) > 1):
         raise UserError(
             f"The folders of {root} ({', '.join(filled[:3])}) look like splits or groups, not classes: the class "
-            f"folders are further down, or there are none. Give the folder that holds them, e.g. {root / filled[0]}."
+            f"folders are one level deeper, or missing. Give the folder that contains them, e.g. {root / filled[0]}."
         )
 
 
 def _cifar(path: Path, names: list[str], skip: int) -> LabelledImages:
-    """CIFAR's rows: (a coarse label,) the label, 3 x 32 x 32 bytes."""
+    """Read CIFAR's binary rows: (coarse label,) label, 3 x 32 x 32 bytes."""
     if not path.is_file():
         raise UserError(f"No test images at {path}.")
     row = skip + 1 + 3072
     data = np.fromfile(path, np.uint8)
     if not len(data) or len(data) % row:
-        raise UserError(f"{path} has {len(data)} bytes, which is not whole rows of {row}: it is cut short.")
+        raise UserError(f"{path} has {len(data)} bytes, which is not a multiple of {row}: it is truncated.")
     rows = data.reshape(-1, row)
     return _cifar_images(names, rows[:, skip].astype(int), rows[:, skip + 1 :])
 
@@ -183,12 +183,12 @@ def _cifar_images(names: list[str], labels: np.ndarray, rows: np.ndarray) -> Lab
 
 
 def _cifar_pickles(meta: Path, test: Path, names_key: str, labels_key: str) -> LabelledImages:
-    """CIFAR's Python version: a dict with ``data`` [N, 3072] uint8 and a list of labels."""
-    told, found = load_plain_pickle(meta), load_plain_pickle(test, arrays=True)
+    """Read CIFAR's Python version: a dict with ``data`` [N, 3072] uint8 and a list of labels."""
+    info, batch = load_plain_pickle(meta), load_plain_pickle(test, arrays=True)
     try:
-        names, labels, rows = list(told[names_key]), np.asarray(found[labels_key]), np.asarray(found["data"])
+        names, labels, rows = list(info[names_key]), np.asarray(batch[labels_key]), np.asarray(batch["data"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{test} and {meta.name} are no CIFAR files: {error} is missing.") from error
+        raise UserError(f"{test} and {meta.name} are not CIFAR files: {error} is missing.") from error
     if (
         rows.dtype != np.uint8
         or rows.shape != (len(labels), 3072)

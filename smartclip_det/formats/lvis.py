@@ -1,19 +1,21 @@
-"""What LVIS annotations have beyond COCO's."""
+"""LVIS-specific fields of annotations."""
 
 from __future__ import annotations
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.annotations import GroundTruth
 
-#: Rare, common, frequent.
+#: Rare, common and frequent categories.
 FREQUENCIES = ("r", "c", "f")
 
 
 def check_lvis(truth: GroundTruth) -> None:
-    """Refuse annotations without the federated fields."""
+    """Raise an error for annotations without LVIS's federated fields."""
     for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lacking = sum(field not in i for i in truth.data["images"])
-        if lacking:
-            raise UserError(f"{truth.path}: {lacking} images lack {field}; this is no LVIS annotation file.")
+        missing = sum(field not in i for i in truth.data["images"])
+        if missing:
+            raise UserError(f"{truth.path}: {missing} images lack {field}; this is not an LVIS annotation file.")
     if any(c.get("frequency") not in FREQUENCIES for c in truth.data["categories"]):
-        raise UserError(f"{truth.path}: categories lack their frequency (r, c or f); this is no LVIS annotation file.")
+        raise UserError(
+            f"{truth.path}: categories lack their frequency (r, c or f); this is not an LVIS annotation file."
+        )

@@ -1,4 +1,4 @@
-"""Pictures of annotation files: where they lie, how large they are, whether they can be read."""
+"""Images of annotation files: paths, sizes, and whether they can be read."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from smartclip_det.utils.notes import note
 from smartclip_det.utils.parallel import map_in_processes
 
 _ORIENTATION = 0x0112
-#: Formats that OpenCV, with which MMDetection reads, decodes whenever Pillow does.
+#: Formats that OpenCV (used by MMDetection) decodes whenever Pillow does.
 _COMMON = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
-_NO_SIZE = "have no size in the file; that of the picture is used"
-_SWAPPED = "have width and height swapped in the file (they were turned by EXIF); those of the picture are used"
-_OTHER_SIZE = "are not of the size that the file tells, so their boxes may not fit"
+_NO_SIZE = "have no size in the file; the size of the image is used"
+_SWAPPED = "have width and height swapped in the file (EXIF rotation); the size of the image is used"
+_OTHER_SIZE = "differ in size from the file, so their boxes may be wrong"
 
 
 def picture_name(image: Mapping[str, Any], where: str = "The annotations") -> str:
-    """The name of an image entry, with slashes; LVIS v1 names it by the last two parts of its ``coco_url``.
+    """Return the file name of an image entry; for LVIS v1, the last two parts of its ``coco_url``.
 
     Raises:
         UserError: for an entry with neither.
     """
     name = image.get("file_name") or "/".join(str(image.get("coco_url") or "").split("/")[-2:])
     if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: image {image.get('id')!r} has no file_name and no coco_url, so no picture.")
+        raise UserError(f"{where}: image {image.get('id')!r} has neither file_name nor coco_url.")
     return name
 
 
 def picture_path(folder: str | Path, image: Mapping[str, Any], where: str = "The annotations") -> Path:
-    r"""Where the picture of an image entry lies in a folder.
+    r"""Return the path of an image entry in a folder.
 
-    A file made on Windows writes ``images\1.jpg``; the folder of LVIS v1 may be COCO's, or that of one split.
+    Handles ``images\1.jpg`` from files made on Windows; for LVIS v1, the folder may be COCO's, or that of one split.
     """
     name = picture_name(image, where)
     path = Path(folder, name)
@@ -50,7 +50,7 @@ def picture_path(folder: str | Path, image: Mapping[str, Any], where: str = "The
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """Width and height as shown (turned by the EXIF orientation, as MMDetection loads it), from the file's head."""
+    """Return (width, height) with the EXIF orientation applied (as MMDetection loads it), from the file header."""
     from PIL import Image
 
     try:
@@ -61,16 +61,16 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         raise UserError(f"The image {path} cannot be read ({error}).") from error
 
 
-def mend_sizes(truth: GroundTruth, path_of: Callable[[Mapping[str, Any]], str | Path]) -> None:
-    """Take sizes from pictures at hand, where the file tells none, or a box says that it tells the wrong one.
+def fix_sizes(truth: GroundTruth, path_of: Callable[[Mapping[str, Any]], str | Path]) -> None:
+    """Take sizes from the images if the file has none, or if boxes outside the image suggest that they are wrong.
 
-    Boxes are measured in the picture as shown; some exports write the size as stored, width and height swapped for
-    photographs that were taken upright. Changes ``truth``; what was mended, or does not fit, is told.
+    Boxes refer to the image after EXIF rotation; some exports write the stored size, with width and height swapped for
+    rotated photos. Modifies ``truth``; fixes and mismatches are reported.
     """
     doubtful = {i["id"] for i in truth.data["images"]} - truth.image_sizes.keys() | _with_boxes_outside(truth)
     if not doubtful:
         return
-    told: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     images = []
     for image in truth.data["images"]:
         path = Path(path_of(image)) if image["id"] in doubtful else None
@@ -79,14 +79,14 @@ def mend_sizes(truth: GroundTruth, path_of: Callable[[Mapping[str, Any]], str | 
             continue
         size, given = picture_size(path), truth.image_sizes.get(image["id"])
         if given is not None and size not in (given, given[::-1]):
-            told.setdefault(_OTHER_SIZE, []).append(str(path))
+            notes.setdefault(_OTHER_SIZE, []).append(str(path))
         elif size != given:
-            told.setdefault(_NO_SIZE if given is None else _SWAPPED, []).append(str(path))
+            notes.setdefault(_NO_SIZE if given is None else _SWAPPED, []).append(str(path))
             image = {**image, "width": size[0], "height": size[1]}
             truth.image_sizes[image["id"]] = size
         images.append(image)
     truth.data = {**truth.data, "images": images}
-    for reason, paths in told.items():
+    for reason, paths in notes.items():
         note(f"{truth.path}: {len(paths)} images {reason} (first: {paths[0]}).")
 
 
@@ -100,10 +100,10 @@ def _with_boxes_outside(truth: GroundTruth) -> set[Any]:
 
 
 def check_pictures(truth: GroundTruth, folder: str | Path) -> None:
-    """Read every picture of the annotations once, and mend their sizes.
+    """Read every image of the annotations once, and fix wrong sizes.
 
     Raises:
-        UserError: for missing and broken pictures, naming the first of them and why.
+        UserError: for missing and unreadable images; names the first ones and the reason.
     """
     images = truth.data["images"]
     paths = [picture_path(folder, i, truth.path) for i in images]
@@ -114,9 +114,9 @@ def check_pictures(truth: GroundTruth, folder: str | Path) -> None:
     if faults:
         raise UserError(
             f"{len(faults)} of {len(images)} images of {truth.path} cannot be read: {_some(faults)} Replace them, or "
-            "leave them out of the file."
+            "remove them from the file."
         )
-    mend_sizes(truth, lambda image: picture_path(folder, image, truth.path))
+    fix_sizes(truth, lambda image: picture_path(folder, image, truth.path))
 
 
 def _some(faults: Sequence[str]) -> str:
@@ -124,7 +124,7 @@ def _some(faults: Sequence[str]) -> str:
 
 
 def picture_fault(path: str) -> str:
-    """Why training could not read a picture; empty where it can."""
+    """Explain why training could not read an image; empty if it can."""
     from PIL import Image
 
     from smartclip_det.utils.images import open_rgb

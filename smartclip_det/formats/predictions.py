@@ -1,13 +1,13 @@
-"""Detections on disk and in memory, and the rule for each kind of bad prediction.
+"""Reading and checking of predicted detections, with one rule for each kind of invalid prediction.
 
-* prediction for an image that the annotations do not have: refused (another split, most often);
-* prediction for an image that the file lists and that is not asked for (``--images annotated``): left out, counted;
-* prediction of a category that they do not have: ignored by every evaluator of the field; counted, reported;
-* NaN or infinite numbers, a box that is not four numbers, negative width or height, corners out of order: refused;
-* ids written as decimals (1.0): the whole numbers; texts where the annotations have numbers: refused;
-* boxes that leave their image: kept, as the field's evaluators keep them; counted, reported.
+* unknown image: error (usually another split);
+* image that the file lists but that is excluded (``--images annotated``): dropped, counted;
+* unknown category: ignored by COCO and LVIS evaluators; counted, reported;
+* non-finite numbers, a box that is not four numbers, negative width or height, swapped corners: error;
+* ids written as decimals (1.0): read as integers; strings where the annotations have numbers: error;
+* boxes that leave their image: kept, as evaluators do; counted, reported.
 
-Boxes are xywh pixels in COCO files and xyxy pixels in the columnar file and in the lines of a run.
+Boxes are xywh pixels in COCO files, and xyxy pixels in the columnar file and in the JSON lines of a run.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from smartclip_det.utils.safe_load import safe_safetensors_load
 
 _RESULT_FIELDS = ("image_id", "category_id", "bbox", "score", "segmentation")
 COLUMNAR = "smartclip_det.detections/1"
-#: Result lists above this size in bytes are read in pieces of that many characters.
+#: Result lists above this size in bytes are streamed in chunks of ``PIECE`` characters.
 STREAMED_FROM = 64 << 20
 PIECE = 16 << 20
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
 
 
 def read_predictions(path: str | Path, truth: GroundTruth) -> Sequence[Mapping[str, Any]]:
-    """Predictions as a sequence of COCO results, from a result list, a columnar file, or JSON lines of a run.
+    """Read predictions as a sequence of COCO results, from a result list, a columnar file, or JSON lines of a run.
 
-    Columnar predictions and lines carry class names, which are matched to the annotations by name.
+    Columnar files and JSON lines have class names, which are matched to the annotations.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -65,17 +65,17 @@ def read_predictions(path: str | Path, truth: GroundTruth) -> Sequence[Mapping[s
     data = read_json(path, "prediction file")
     if not isinstance(data, list):
         raise UserError(
-            f"{path} must hold a JSON list of results {{image_id, category_id, bbox, score}}; it holds a "
+            f"{path} must hold a JSON list of results {{image_id, category_id, bbox, score}}; it is a "
             f"{type(data).__name__}. tools/test.py --out writes such lists."
         )
     return data
 
 
 def _stream_results(path: Path) -> DetectionColumns | None:
-    """Columns of a large result list read piece by piece; None for what is no plain list of boxes.
+    """Read a large result list in chunks; None if it is not a plain list of boxes.
 
-    As dicts, six million detections would take several GB. A piece ends between two results, where a brace closes and,
-    after a comma, another one opens; a piece that is no list of clean boxes sends the file to the careful reader.
+    As dicts, six million detections would take several GB. Chunks are split between two results, at ``}, {``. If a
+    chunk is not a list of valid boxes, the caller falls back to the reader that checks entry by entry.
     """
     parts: list[DetectionColumns] = []
     with open_text(path) as handle:
@@ -91,18 +91,18 @@ def _stream_results(path: Path) -> DetectionColumns | None:
             end, after = (cuts[-1].start() + 1, cuts[-1].end() - 1) if more else (len(text), len(text))
             piece = text[:end] if more else text.rstrip().removesuffix("]")
             try:
-                found = _plain_columns(json.loads(f"[{piece}]"))
+                columns = _plain_columns(json.loads(f"[{piece}]"))
             except json.JSONDecodeError:
                 return None
-            if found is None:
+            if columns is None:
                 return None
-            parts.append(found)
+            parts.append(columns)
             text = text[after:] + more
     return DetectionColumns.cat(parts)
 
 
 def _plain_columns(results: Sequence[Mapping[str, Any]]) -> DetectionColumns | None:
-    """Columns of results whose fields have the right types and no mask; None otherwise."""
+    """Convert results to columns if all fields have the right types and there are no masks; else None."""
     try:
         numbers = {type(v) for r in results for v in (*r["bbox"], r["score"])}
         ids = {type(v) for r in results for v in (r["image_id"], r["category_id"])}
@@ -117,29 +117,29 @@ def _plain_columns(results: Sequence[Mapping[str, Any]]) -> DetectionColumns | N
 def check_predictions(
     results: Sequence[Mapping[str, Any]], truth: GroundTruth, iou_type: str = "bbox"
 ) -> tuple[Sequence[Mapping[str, Any]], dict[str, int]]:
-    """Apply the rules of the module text.
+    """Apply the rules of the module docstring.
 
     Returns:
-        The results in order, as columns for boxes and as plain dicts for masks, and counts: ``predictions``,
-        ``unknown_category`` (ignored by the evaluators), ``outside_image`` (kept), ``left_out_images`` (predictions for
-        images that are not asked for), and what was mended in the annotations.
+        Results in order, as columns for boxes and as plain dicts for masks, and counts: ``predictions``,
+        ``unknown_category`` (ignored by evaluators), ``outside_image`` (kept), ``left_out_images`` (predictions for
+        excluded images), and the fixes in the annotations.
 
     Raises:
-        UserError: at the first refused result, telling its position and content.
+        UserError: at the first invalid result, with its position and content.
     """
     counts = {"predictions": len(results), "unknown_category": 0, "outside_image": 0, **truth.report.counts}
     images = {i["id"] for i in truth.data["images"]}
     allowed = images | truth.left_out
     checked: DetectionColumns | list[dict[str, Any]] | None
-    checked = None if iou_type == "segm" else _clean_columns(results, allowed)
+    checked = None if iou_type == "segm" else _valid_columns(results, allowed)
     if checked is None:
         rows = [_read_result(n, r, allowed, iou_type) for n, r in enumerate(results)]
         if iou_type == "segm":
             rows = [_with_mask(n, r, truth) for n, r in enumerate(rows) if r["image_id"] in images]
         checked = DetectionColumns.from_results(rows) if iou_type == "bbox" else rows
     if truth.left_out:
-        # For masks they are left out before they are drawn.
-        checked = _asked_for(checked, images)
+        # For masks, excluded images were dropped before decoding.
+        checked = _of_images(checked, images)
         counts["left_out_images"] = len(results) - len(checked)
     boxed = checked if isinstance(checked, DetectionColumns) else [r for r in checked if "bbox" in r]
     counts["outside_image"] = _outside(DetectionColumns.from_results(boxed), truth)
@@ -148,7 +148,7 @@ def check_predictions(
 
 
 def _with_mask(n: int, result: dict[str, Any], truth: GroundTruth) -> dict[str, Any]:
-    """The result with its segmentation as compressed run lengths."""
+    """Convert the segmentation of a result to compressed RLE."""
     width, height = truth.image_sizes.get(result["image_id"], (None, None))
     try:
         return {**result, "segmentation": run_lengths(result["segmentation"], height, width)}
@@ -157,7 +157,7 @@ def _with_mask(n: int, result: dict[str, Any], truth: GroundTruth) -> dict[str, 
         raise UserError(f"Prediction {n} {shown}: {error}") from error
 
 
-def _asked_for(
+def _of_images(
     results: DetectionColumns | list[dict[str, Any]], images: set[Any]
 ) -> DetectionColumns | list[dict[str, Any]]:
     if isinstance(results, DetectionColumns):
@@ -167,62 +167,62 @@ def _asked_for(
 
 
 def _unknown(results: DetectionColumns | list[dict[str, Any]], truth: GroundTruth) -> int:
-    """How many predictions are of categories that the annotations lack; their likely cause is told or refused."""
+    """Count predictions with unknown categories; a likely cause is reported, or an error if it is certain."""
     known = truth.categories
-    different: Mapping[Any, int]
+    counts: Mapping[Any, int]
     if isinstance(results, DetectionColumns) and results.categories.dtype != object:
-        different = dict(zip(*(v.tolist() for v in np.unique(results.categories, return_counts=True)), strict=True))
+        counts = dict(zip(*(v.tolist() for v in np.unique(results.categories, return_counts=True)), strict=True))
     else:
-        different = Counter(r["category_id"] for r in results)
-    foreign = {c: count for c, count in different.items() if c not in known}
-    for category in foreign:
+        counts = Counter(r["category_id"] for r in results)
+    unknown = {c: count for c, count in counts.items() if c not in known}
+    for category in unknown:
         if "It lists" in (hint := twin_hint(category, known)):
             raise UserError(
-                f"{foreign[category]} predictions are of category {category!r}, which {truth.path} lacks.{hint}"
+                f"{unknown[category]} predictions have category {category!r}, which is not in {truth.path}.{hint}"
             )
-    numbers = [c for c in different if isinstance(c, int)]
-    if foreign and len(numbers) == len(different):
+    numbers = [c for c in counts if isinstance(c, int)]
+    if unknown and len(numbers) == len(counts):
         low, high = min(numbers), max(numbers)
         for start in (0, 1):
             if low >= start and high < start + len(known):
                 note(
-                    f"{sum(foreign.values())} predictions are of categories that the annotations lack, and all ids lie "
-                    f"in {start}..{start + len(known) - 1}, as the labels of a network do; {truth.path} numbers its "
-                    f"{len(known)} classes {_span(known)}. Predictions must carry the category ids of the annotations."
+                    f"{sum(unknown.values())} predictions have categories that are not in the annotations, and all ids "
+                    f"are in {start}..{start + len(known) - 1}, like the labels of a network; {truth.path} numbers its "
+                    f"{len(known)} classes {_span(known)}. Predictions must use the category ids of the annotations."
                 )
                 break
-    return sum(foreign.values())
+    return sum(unknown.values())
 
 
 def _span(ids: Sequence[Any] | Mapping[Any, str]) -> str:
-    return f"{min(ids)}..{max(ids)}" if all(isinstance(i, int) for i in ids) else "by texts"
+    return f"{min(ids)}..{max(ids)}" if all(isinstance(i, int) for i in ids) else "with strings"
 
 
-def _clean_columns(results: Sequence[Mapping[str, Any]], images: set[Any]) -> DetectionColumns | None:
-    """Columns of results that are plainly right; None where an entry needs a closer look, one by one."""
+def _valid_columns(results: Sequence[Mapping[str, Any]], images: set[Any]) -> DetectionColumns | None:
+    """Return columns if all results are valid; None if entries must be checked one by one."""
     columns = results if isinstance(results, DetectionColumns) else _plain_columns(results)
     if columns is None or len(columns.boxes) != len(columns.scores) or not set(columns.image_ids) <= images:
         return None
     return columns if are_boxes(columns.boxes) and (np.abs(columns.scores) <= LARGEST).all() else None
 
 
-def _outside(found: DetectionColumns, truth: GroundTruth) -> int:
-    """How many boxes leave their image by more than a pixel; told where they look like corners."""
+def _outside(columns: DetectionColumns, truth: GroundTruth) -> int:
+    """Count boxes that leave their image by more than a pixel; reported if they look like corners."""
     none = (np.inf, np.inf)
-    sizes = np.array([truth.image_sizes.get(i, none) for i in found.image_ids], dtype=np.float64).reshape(-1, 2)
-    leaving = int(outside(found.boxes, sizes[found.images]).sum())
-    if look_like_corners(len(found), leaving, leaving > 0 and fit_as_corners(found.boxes, sizes[found.images])):
+    sizes = np.array([truth.image_sizes.get(i, none) for i in columns.image_ids], dtype=np.float64).reshape(-1, 2)
+    leaving = int(outside(columns.boxes, sizes[columns.images]).sum())
+    if look_like_corners(len(columns), leaving, leaving > 0 and fit_as_corners(columns.boxes, sizes[columns.images])):
         note(
-            f"{leaving} of {len(found)} predicted boxes leave their image: are they x1, y1, x2, y2? COCO results are "
+            f"{leaving} of {len(columns)} predicted boxes leave their image: are they x1, y1, x2, y2? COCO results are "
             "x, y, width, height."
         )
     return leaving
 
 
 def _read_result(n: int, result: Any, images: set[Any], iou_type: str) -> dict[str, Any]:
-    """One result without further fields; ids written as decimals are mended."""
+    """Check one result and drop extra fields; ids written as decimals become integers."""
     if not isinstance(result, Mapping):
-        raise UserError(f"Prediction {n} {result!r:.80}: a result is a JSON object.")
+        raise UserError(f"Prediction {n} {result!r:.80}: a result must be a JSON object.")
     out = {k: v for k, v in result.items() if k in _RESULT_FIELDS}
     for key in ("image_id", "category_id"):
         if isinstance(out.get(key), float) and out[key].is_integer():
@@ -240,7 +240,7 @@ def _problem(result: Mapping[str, Any], images: set[Any], iou_type: str) -> str:
         return f"it lacks {', '.join(missing)}."
     for key in ("image_id", "category_id"):
         if isinstance(result[key], bool) or not isinstance(result[key], int | str):
-            return f"{key} must be a number or a text."
+            return f"{key} must be an integer or a string."
     if result["image_id"] not in images:
         hint = twin_hint(result["image_id"], images)
         hint = hint if "It lists" in hint else "; they may be of another split."
@@ -261,14 +261,14 @@ def write_columnar(
     names: Sequence[str],
     stamp: Mapping[str, Any],
 ) -> None:
-    """Write predictions as columns, exact, with names and protocol stamp inside.
+    """Write predictions as columns, at full precision, with names and protocol stamp.
 
     Args:
-        path: ends in ``.safetensors``.
+        path: output path with the suffix ``.safetensors``.
         image_ids: N image ids.
         xyxy: ``[N, 4]`` boxes in pixels.
         scores: ``[N]``.
-        name_index: ``[N]`` positions in ``names``.
+        name_index: ``[N]`` indices into ``names``.
         names: class names.
         stamp: protocol stamp.
     """
@@ -295,7 +295,7 @@ def write_columnar(
 def _refuse_bad_corners(xyxy: np.ndarray, where: str) -> None:
     if (bad := first_bad_corners(xyxy)) is not None:
         raise UserError(
-            f"{where}: box {bad} is {xyxy[bad].tolist()}; finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2 are needed."
+            f"{where}: box {bad} is {xyxy[bad].tolist()}; expected finite x1, y1, x2, y2 with x1 <= x2 and y1 <= y2."
         )
 
 
@@ -304,14 +304,14 @@ def _read_columnar(path: Path, truth: GroundTruth) -> DetectionColumns:
         raise UserError(f"No prediction file at {path}. Check the path.")
     tensors, meta = safe_safetensors_load(path)
     if meta.get("format") != COLUMNAR:
-        raise UserError(f"{path} is no columnar prediction file (its format is {meta.get('format')!r}).")
+        raise UserError(f"{path} is not a columnar prediction file (its format is {meta.get('format')!r}).")
     names = json.loads(meta["names"])
     boxes = tensors["xyxy"].double().numpy().copy()
     _refuse_bad_corners(boxes, str(path))
     boxes[:, 2:] -= boxes[:, :2]
     images = tensors["image_id"].tolist()
     if "image_ids" in meta:
-        # Ids that are texts stand beside the columns, which hold their places.
+        # String ids are stored in the metadata; the column has indices into them.
         listed = json.loads(meta["image_ids"])
         images = [listed[n] for n in images]
     return DetectionColumns.from_arrays(
@@ -320,7 +320,7 @@ def _read_columnar(path: Path, truth: GroundTruth) -> DetectionColumns:
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """One record per image of a ``.partial.jsonl`` file; a last line that was cut short is left out."""
+    """Read one record per image of a ``.partial.jsonl`` file; a truncated last line is skipped."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No prediction file at {path}. Check the path.")
@@ -334,12 +334,12 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
                 break
             raise
         if not isinstance(row, dict) or not {"image_id", "boxes", "scores", "names"} <= set(row):
-            raise UserError(f"{path}, line {n} lacks image_id, boxes, scores or names: no detections of a run.")
+            raise UserError(f"{path}, line {n} lacks image_id, boxes, scores or names: not a record of a run.")
         fields = [row[k] for k in ("boxes", "scores", "names", "masks") if k in row]
         if not all(isinstance(v, list) and len(v) == len(row["scores"]) for v in fields):
-            raise UserError(f"{path}, line {n}: boxes, scores and names must be lists of one length.")
+            raise UserError(f"{path}, line {n}: boxes, scores and names must be lists of equal length.")
         if not all(map(is_box, row["boxes"])) or not all(map(is_number, row["scores"])):
-            raise UserError(f"{path}, line {n}: boxes are four finite numbers x1, y1, x2, y2, scores are numbers.")
+            raise UserError(f"{path}, line {n}: boxes must be four finite numbers x1, y1, x2, y2, and scores numbers.")
         rows.append(row)
     return rows
 

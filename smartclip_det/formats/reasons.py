@@ -1,4 +1,4 @@
-"""Counts of what was left out or taken otherwise than one might think, by reason, each with its first occurrence."""
+"""Counts, by reason, of entries that were skipped or interpreted, each with its first occurrence."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import ClassVar
 
 
 class ReasonCounts(dict[str, int]):
-    """Counts by reason; a subclass says what its reasons mean.
+    """Counts by reason; subclasses define what the reasons mean.
 
     Attributes:
-        first: reason to what it occurred at first.
+        first: reason -> first occurrence.
     """
 
     meanings: ClassVar[dict[str, str]] = {}
@@ -19,18 +19,21 @@ class ReasonCounts(dict[str, int]):
         self.first: dict[str, str] = {}
 
     def add(self, reason: str, where: str) -> None:
-        """Count one; ``where`` names the record or file."""
+        """Count one occurrence; ``where`` names the record or file."""
         self[reason] = self.get(reason, 0) + 1
         self.first.setdefault(reason, where)
 
     def table(self) -> str:
-        """A line for each reason that occurred: count, what it means, where first; empty where none did."""
-        told = [(f"{self[r]:,}", meaning, self.first.get(r, "")) for r, meaning in self.meanings.items() if self.get(r)]
-        wide = max((len(count) for count, _, _ in told), default=0)
-        return "\n".join(f"  {count:>{wide}s}  {meaning}; first: {first}" for count, meaning, first in told)
+        """Format one line per reason that occurred: count, meaning, first occurrence; empty if none did."""
+        rows = [(f"{self[r]:,}", meaning, self.first.get(r, "")) for r, meaning in self.meanings.items() if self.get(r)]
+        wide = max((len(count) for count, _, _ in rows), default=0)
+        return "\n".join(f"  {count:>{wide}s}  {meaning}; first: {first}" for count, meaning, first in rows)
 
     def reasons(self, total: str = "") -> str:
-        """The reasons that occurred on one line, each by its first record; ``total`` only where it says all."""
-        told = [r for r in self.meanings if self.get(r)]
-        own = [r for r in told if r != total] or told
+        """Format the reasons that occurred on one line, each with its first record.
+
+        ``total`` only if it is the only one.
+        """
+        occurred = [r for r in self.meanings if self.get(r)]
+        own = [r for r in occurred if r != total] or occurred
         return "; ".join(f"{self.first.get(r, '')}: {self.meanings[r].split(':')[0]} ({self[r]:,})" for r in own)

@@ -1,4 +1,4 @@
-"""Saved vectors of a retrieval test: one safetensors file that scoring needs nothing else for.
+"""Saved embeddings of a retrieval test: one safetensors file with everything that scoring needs.
 
 Shape letters: I images, K texts, D joint embedding.
 """
@@ -24,15 +24,15 @@ _FORMAT = "smartclip_det.retrieval/1"
 
 @dataclass
 class RetrievalVectors:
-    """What a model says of a set of images and texts.
+    """Embeddings of a set of images and texts.
 
     Attributes:
         images: ``[I, D]``, not normalised.
         texts: ``[K, D]``.
-        owner: ``[K]`` row of each text's image.
+        owner: ``[K]`` index of each text's image.
         masks: ``[K, D]`` hard masks, or None.
         image_ids: I ids.
-        sentences: K texts; controls of masks are drawn by them.
+        sentences: K texts; mask controls are seeded by them.
         stamp: facts of the protocol and the model.
     """
 
@@ -45,7 +45,7 @@ class RetrievalVectors:
     stamp: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write; ``image_embeds``, ``text_embeds``, ``image_of_text`` and, with a mask network, ``text_masks``."""
+        """Write ``image_embeds``, ``text_embeds``, ``image_of_text`` and, with a mask network, ``text_masks``."""
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -66,20 +66,20 @@ class RetrievalVectors:
 
     @staticmethod
     def load(path: str | Path) -> RetrievalVectors:
-        """Read; a file of another kind or with shapes that do not fit is a :class:`UserError`."""
+        """Read a file; another format or mismatched shapes are a :class:`UserError`."""
         tensors, header = safe_safetensors_load(path)
         missing = {"image_embeds", "text_embeds", "image_of_text"} - set(tensors)
         if missing:
-            raise UserError(f"{path} holds no retrieval vectors: it lacks {', '.join(sorted(missing))}.")
+            raise UserError(f"{path} is not a retrieval vectors file: it lacks {', '.join(sorted(missing))}.")
         images, texts, owner = tensors["image_embeds"], tensors["text_embeds"], tensors["image_of_text"].long()
         masks = tensors.get("text_masks")
         if images.dim() != 2 or texts.dim() != 2 or images.shape[1] != texts.shape[1] or len(owner) != len(texts):
             shapes = ", ".join(
                 f"{k} {list(tensors[k].shape)}" for k in ("image_embeds", "text_embeds", "image_of_text")
             )
-            raise UserError(f"{path}: the shapes do not fit: {shapes}.")
+            raise UserError(f"{path}: shapes do not match: {shapes}.")
         if len(owner) and (int(owner.min()) < 0 or int(owner.max()) >= len(images)):
-            raise UserError(f"{path}: image_of_text names rows outside of the {len(images)} images.")
+            raise UserError(f"{path}: image_of_text has indices outside the {len(images)} images.")
         ids = json.loads(header.get("image_ids", "null")) or [str(n) for n in range(len(images))]
         sentences = json.loads(header.get("texts", "null")) or [str(n) for n in range(len(texts))]
         return RetrievalVectors(
@@ -93,15 +93,15 @@ class RetrievalVectors:
         )
 
     def check_against(self, ann: str | Path) -> None:
-        """Raise where a caption file has other images, or fewer texts of one, than the vectors (COCO's first 5 fit)."""
+        """Raise an error if a caption file lacks images or texts of the vectors (extra texts per image are fine)."""
         images = by_image(read_caption_records(ann)[0])
         which = str(self.stamp.get("texts_taken", "all"))
         joined = set(self.stamp.get("joined_ids", ()))
         named = {i.id: len(i.texts(which)) for i in images if i.texts(which)}
-        foreign = [i for i in self.image_ids if i not in named]
-        if foreign:
+        unknown = [i for i in self.image_ids if i not in named]
+        if unknown:
             raise UserError(
-                f"{len(foreign)} of {len(self.image_ids)} images of the vectors are not in {ann}, e.g. {foreign[0]}."
+                f"{len(unknown)} of {len(self.image_ids)} images of the vectors are not in {ann}, e.g. {unknown[0]}."
             )
         missing = set(named) - set(self.image_ids) - joined
         if missing:

@@ -1,11 +1,11 @@
-"""COCO segmentations, checked before they reach C code.
+"""COCO segmentations, validated before they reach C code.
 
-The C code of pycocotools trusts what it is given: a NaN or a coordinate of 1e308 ends the process or never comes back,
-run lengths past the image's end are written past the buffer's, four numbers in a polygon's place are read as a box.
-So every segmentation of a file comes through here: annotations, predictions, expressions, training masks.
+The C code of pycocotools trusts its input: a NaN or a coordinate of 1e308 crashes or hangs the process, run lengths
+beyond the image overflow a buffer, and four numbers instead of a polygon are read as a box. So every segmentation in a
+file goes through this module: annotations, predictions, expressions, training masks.
 
-Read: polygons, uncompressed run lengths (a list of counts) and compressed ones (a text). Everything is refused that
-has not one meaning. Coordinates are pixels, x before y; sizes are (height, width), as in COCO files.
+Accepted: polygons, uncompressed RLE (a list of counts) and compressed RLE (a string). Anything ambiguous is an error.
+Coordinates are pixels, x before y; sizes are (height, width), as in COCO files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from smartclip_det.core.errors import UserError
 
-#: Coordinates may leave the image by this many of its longer sides. Annotators overshoot by some pixels; what is
-#: further away is another unit, or garbage that the C code would draw for minutes.
+#: Coordinates may leave the image by this many times its longer side. Annotators overshoot by a few pixels; anything
+#: further out is in another unit, or garbage that the C code would take minutes to draw.
 FAR = 10
 #: The C code counts pixels in 32 bits.
 MOST_PIXELS = 2**31 - 1
@@ -27,33 +27,33 @@ FORMS = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...] or run lengths {size: [he
 
 
 def _masks() -> Any:
-    # Not with the module: readers of box files and captions need no pycocotools.
+    # Imported lazily: readers of box files and captions do not need pycocotools.
     from pycocotools import mask
 
     return mask
 
 
 class RunLengths(dict[str, Any]):
-    """Compressed COCO run lengths ``{size, counts}`` that were checked; they are not looked at twice."""
+    """Validated compressed COCO RLE ``{size, counts}``; not validated again."""
 
 
 def segmentation_problem(segmentation: Any, height: Any, width: Any) -> str:
-    """What is wrong with a segmentation; empty for nothing.
+    """Describe what is wrong with a segmentation; empty if valid.
 
     Args:
-        segmentation: of any form, as a file holds it.
-        height: of its image in pixels.
-        width: likewise.
+        segmentation: segmentation in any format, as read from a file.
+        height: image height in pixels.
+        width: image width in pixels.
     """
     if not (_is_side(height) and _is_side(width) and height * width <= MOST_PIXELS):
-        return f"Its image has no usable size (height {height!r}, width {width!r}), and masks need one."
+        return f"Its image has no valid size (height {height!r}, width {width!r}), which masks require."
     if isinstance(segmentation, Mapping) and segmentation:
         return _run_length_problem(segmentation, int(height), int(width))
     if isinstance(segmentation, list | tuple) and len(segmentation):
         return _polygon_problem(segmentation, int(height), int(width))
     if segmentation is None or (isinstance(segmentation, list | tuple | Mapping | str) and not segmentation):
-        return f"It has no segmentation (given: {segmentation!r}). Give {FORMS}."
-    return f"segmentation is {reprlib.repr(segmentation)}; give {FORMS}."
+        return f"It has no segmentation (got {segmentation!r}). Expected {FORMS}."
+    return f"segmentation is {reprlib.repr(segmentation)}; expected {FORMS}."
 
 
 def _is_side(value: Any) -> bool:
@@ -67,48 +67,47 @@ def _is_whole(value: Any, least: int = 0) -> bool:
 def _polygon_problem(polygons: Sequence[Any], height: int, width: int) -> str:
     if not isinstance(polygons[0], list | tuple | Mapping):
         return (
-            "segmentation is one flat list; polygons are a list of lists: write [[x1, y1, x2, y2, x3, y3, ...]] "
-            f"(given: {reprlib.repr(polygons)})."
+            "segmentation is a flat list; polygons must be a list of lists: write [[x1, y1, x2, y2, x3, y3, ...]] "
+            f"(got {reprlib.repr(polygons)})."
         )
     far = FAR * max(height, width)
     for n, polygon in enumerate(polygons):
         if not isinstance(polygon, list | tuple):
-            return f"part {n} of the segmentation is {reprlib.repr(polygon)}; give {FORMS}."
+            return f"part {n} of the segmentation is {reprlib.repr(polygon)}; expected {FORMS}."
         if not set(map(type, polygon)) <= {int, float}:
             odd = next(v for v in polygon if type(v) not in (int, float))
-            return f"polygon {n} holds {reprlib.repr(odd)}, which is no number."
-        # Two points after a whole polygon are a line, which the references draw; in its place they are taken for a box.
+            return f"polygon {n} has {reprlib.repr(odd)}, which is not a number."
+        # Two points after a complete polygon are a line, which pycocotools draws; in first place they are read as a
+        # box.
         if len(polygon) % 2 or len(polygon) < (6 if n == 0 else 4):
             return (
-                f"polygon {n} has {len(polygon)} numbers; x and y of three points at least are needed. A box is "
+                f"polygon {n} has {len(polygon)} numbers; expected x and y of at least three points. A box is "
                 "[[x, y, x + w, y, x + w, y + h, x, y + h]]."
             )
-        # A NaN is in no range.
+        # The comparison is also false for NaN.
         if not all(-far <= v <= far for v in polygon):
             odd = next(v for v in polygon if not -far <= v <= far)
             return (
-                f"polygon {n} has the coordinate {reprlib.repr(odd)}, which is not finite or far outside of its "
+                f"polygon {n} has the coordinate {reprlib.repr(odd)}, which is not finite, or far outside the "
                 f"image of {width} x {height} pixels."
             )
     return ""
 
 
-def _run_length_problem(found: Mapping[str, Any], height: int, width: int) -> str:
-    missing = [k for k in ("size", "counts") if found.get(k) is None]
+def _run_length_problem(rle: Mapping[str, Any], height: int, width: int) -> str:
+    missing = [k for k in ("size", "counts") if rle.get(k) is None]
     if missing:
-        return f"Run lengths lack {' and '.join(missing)}; give {FORMS}."
-    size, counts = found["size"], found["counts"]
+        return f"Run lengths lack {' and '.join(missing)}; expected {FORMS}."
+    size, counts = rle["size"], rle["counts"]
     if not (isinstance(size, list | tuple) and len(size) == 2 and all(_is_side(v) for v in size)):
-        return f"Run lengths have size={reprlib.repr(size)}; [height, width] is needed."
+        return f"Run lengths have size={reprlib.repr(size)}; expected [height, width]."
     if list(size) != [height, width]:
-        turned = (
-            " Height and width may have changed places." if list(size) == [width, height] != [height, width] else ""
-        )
+        turned = " Height and width may be swapped." if list(size) == [width, height] != [height, width] else ""
         return (
-            f"Run lengths are of {size[1]:g} x {size[0]:g} pixels (width x height), their image has {width} x "
-            f"{height}.{turned} Make masks at the size of the image."
+            f"Run lengths are for {size[1]:g} x {size[0]:g} pixels (width x height), but the image has {width} x "
+            f"{height}.{turned} Masks must have the size of the image."
         )
-    if isinstance(found, RunLengths):
+    if isinstance(rle, RunLengths):
         return ""
     if isinstance(counts, list | tuple):
         numbers = not any(isinstance(c, bool) or not isinstance(c, int | float) for c in counts)
@@ -116,17 +115,17 @@ def _run_length_problem(found: Mapping[str, Any], height: int, width: int) -> st
     else:
         runs = counts_of(counts)
     if runs is None:
-        return f"Run lengths hold counts that are none: {reprlib.repr(counts)}."
+        return f"Run lengths have invalid counts: {reprlib.repr(counts)}."
     if (len(runs) and int(runs.min()) < 0) or int(runs.sum()) != height * width:
-        return f"Run lengths cover {int(runs.sum())} pixels, their image has {height * width}: they are cut or garbled."
+        return f"Run lengths cover {int(runs.sum())} pixels, but the image has {height * width}: truncated or corrupt."
     return ""
 
 
 def counts_of(counts: str | bytes | Any) -> np.ndarray | None:
-    """``[N]`` lengths of the runs in a compressed text, zeros first; None for a text that is no such thing.
+    """``[N]`` run lengths of a compressed RLE string, zeros first; None if it is not valid.
 
-    Five bits a character, the sixth says that the number goes on; from the fourth on a number is the difference to
-    the last but one (``rleFrString`` of pycocotools).
+    Each character has five bits, and a sixth that says whether the number continues; from the fourth number on, values
+    are differences to the last but one (``rleFrString`` of pycocotools).
     """
     if not isinstance(counts, str | bytes) or not counts:
         return None
@@ -150,10 +149,10 @@ def counts_of(counts: str | bytes | Any) -> np.ndarray | None:
 
 
 def run_lengths(segmentation: Any, height: Any, width: Any) -> RunLengths:
-    """A segmentation of any form as compressed run lengths; parts of a polygon that overlap count once.
+    """Convert a segmentation in any format to compressed RLE; overlapping polygon parts count once.
 
     Raises:
-        UserError: telling what is wrong with it; the caller knows which entry it is.
+        UserError: with the problem; the caller adds which entry it is.
     """
     problem = segmentation_problem(segmentation, height, width)
     if problem:
@@ -164,22 +163,22 @@ def run_lengths(segmentation: Any, height: Any, width: Any) -> RunLengths:
     if isinstance(segmentation, Mapping):
         counts = segmentation["counts"]
         if isinstance(counts, list | tuple):
-            whole = {"size": list(size), "counts": [int(c) for c in counts]}
-            counts = _masks().frPyObjects(whole, *size)["counts"]
+            rle = {"size": list(size), "counts": [int(c) for c in counts]}
+            counts = _masks().frPyObjects(rle, *size)["counts"]
     else:
         counts = _masks().merge(_masks().frPyObjects([list(p) for p in segmentation], *size))["counts"]
     return RunLengths(size=list(size), counts=counts if isinstance(counts, str) else counts.decode("ascii"))
 
 
 def with_run_lengths(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """COCO annotations with all segmentations as compressed run lengths, each a plain dict, as evaluators want them.
+    """Convert all segmentations of COCO annotations to compressed RLE, as plain dicts for evaluators.
 
     Args:
         data: checked COCO or LVIS annotations.
-        where: their file, for messages.
+        where: file of the annotations, for messages.
 
     Raises:
-        UserError: naming the first annotation without a usable segmentation.
+        UserError: names the first annotation without a valid segmentation.
     """
     sizes = {i["id"]: (i.get("height"), i.get("width")) for i in data["images"]}
     annotations = []
@@ -189,16 +188,16 @@ def with_run_lengths(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         except UserError as error:
             raise UserError(
                 f"{where}: entry {n} of annotations (id {a.get('id')!r}, image {a['image_id']!r}): {error} "
-                "Mend the file, or work on boxes alone (--iou-type bbox)."
+                "Fix the file, or evaluate boxes only (--iou-type bbox)."
             ) from error
     return {**data, "annotations": annotations}
 
 
 def whole_mask(segmentations: Sequence[Any], size: tuple[Any, Any], where: str = "") -> np.ndarray:
-    """``[H, W]`` bool: the union of segmentations; nothing for none of them.
+    """``[H, W]`` bool: the union of segmentations; all False for an empty list.
 
     Raises:
-        UserError: telling what is wrong with one of them, after ``where``.
+        UserError: with the problem, prefixed by ``where``.
     """
     try:
         rows = [dict(run_lengths(s, *size)) for s in segmentations]
@@ -210,11 +209,11 @@ def whole_mask(segmentations: Sequence[Any], size: tuple[Any, Any], where: str =
 
 
 def mask_areas(masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """``[N]`` pixels of compressed run lengths."""
+    """``[N]`` areas in pixels of compressed RLE masks."""
     return np.array(_masks().area([dict(m) for m in masks]) if masks else [], dtype=np.int64)
 
 
 def encode_mask(mask: np.ndarray) -> RunLengths:
-    """Compressed run lengths of a mask ``[H, W]``."""
-    found = _masks().encode(np.asfortranarray(mask.astype(np.uint8)))
-    return RunLengths(size=[int(v) for v in found["size"]], counts=found["counts"].decode("ascii"))
+    """Encode a mask ``[H, W]`` as compressed RLE."""
+    rle = _masks().encode(np.asfortranarray(mask.astype(np.uint8)))
+    return RunLengths(size=[int(v) for v in rle["size"]], counts=rle["counts"].decode("ascii"))

@@ -1,7 +1,7 @@
-"""Webdataset shards read by place: plain tar files whose members are found once and then read in any order.
+"""Random access to webdataset shards: plain tar files whose members are indexed once and then read in any order.
 
-A stream would tie a run to the order on disk and to its workers; with an index of members the shards shuffle, resume
-and repeat exactly like a folder of files.
+A stream would tie a run to the order on disk and to its workers; with an index, shards can be shuffled, resumed and
+repeated exactly like a folder of files.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Member:
         return f"{self.shard}#{self.offset}+{self.size}"
 
     def read(self) -> bytes:
-        """Its content."""
+        """Read the content."""
         with self.shard.open("rb") as handle:
             handle.seek(self.offset)
             return handle.read(self.size)
 
 
 def member_at(address: str) -> Member:
-    """The member of an :attr:`Member.address`."""
+    """Parse an :attr:`Member.address`."""
     shard, _, place = address.rpartition("#")
     offset, _, size = place.partition("+")
     return Member(Path(shard), int(offset), int(size))
@@ -54,28 +54,28 @@ def _shards(source: Path) -> list[Path]:
 
 
 def is_shards(source: Path) -> bool:
-    """Whether a path is a shard, a folder of shards or a pattern that finds some."""
+    """Whether a path is a shard, a folder of shards or a pattern that matches some."""
     return bool(_shards(source))
 
 
 def index_shards(source: Path, counts: CaptionCounts | None = None) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Samples of all shards in order: key, and members by lower-case ending.
+    """Yield the samples of all shards in order: key, and members by lower-case suffix.
 
-    A name that comes again in a shard begins another sample of that key, kept and counted, where both are whole.
-    The places of a shard's members are kept in ``SHARD.index.json`` where that can be written.
+    A repeated name in a shard starts another sample with that key, kept and counted, if both are complete. The index
+    of a shard is cached in ``SHARD.index.json`` if that is writable.
 
     Args:
         source: a shard, a folder of shards or a pattern.
-        counts: of hidden members and repeated keys.
+        counts: counters of hidden members and repeated keys.
 
     Raises:
-        UserError: no shards, a damaged one, or repeated names that cannot be told apart.
+        UserError: for no shards, a damaged shard, or ambiguous repeated names.
     """
     counts = CaptionCounts() if counts is None else counts
-    found = _shards(source)
-    if not found:
-        raise UserError(f"No .tar shards at {source}: give a folder of them or a pattern such as shards/*.tar.")
-    for shard in found:
+    shards = _shards(source)
+    if not shards:
+        raise UserError(f"No .tar shards at {source}. Give a folder of shards or a pattern such as shards/*.tar.")
+    for shard in shards:
         samples: dict[str, list[dict[str, Member]]] = {}
         for name, offset, size in _members(shard):
             if is_debris(name):
@@ -92,8 +92,8 @@ def index_shards(source: Path, counts: CaptionCounts | None = None) -> Iterator[
             if any(set(s) != set(of_key[0]) for s in of_key):
                 parts = "; ".join(", ".join(s) for s in of_key)
                 raise UserError(
-                    f"{shard}: sample {key!r} has members of one name twice, and it cannot be told which belong "
-                    f"together ({parts}). Write the shard anew with a name for each sample."
+                    f"{shard}: sample {key!r} has repeated member names, and it is ambiguous which belong together "
+                    f"({parts}). Write the shard again with a unique name per sample."
                 )
             for again, sample in enumerate(of_key):
                 if again:
@@ -102,13 +102,13 @@ def index_shards(source: Path, counts: CaptionCounts | None = None) -> Iterator[
 
 
 def _members(shard: Path) -> list[tuple[str, int, int]]:
-    """Name, offset and bytes of each file of a shard."""
+    """Return (name, offset, size) of each file in a shard."""
     facts = shard.stat()
     state = {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
-    kept = shard.with_name(shard.name + ".index.json")
-    if kept.is_file():
+    index = shard.with_name(shard.name + ".index.json")
+    if index.is_file():
         try:
-            content = json.loads(kept.read_text(encoding="utf-8"))
+            content = json.loads(index.read_text(encoding="utf-8"))
         except ValueError:
             content = {}
         if isinstance(content, dict) and content.get("state") == state:
@@ -118,10 +118,10 @@ def _members(shard: Path) -> list[tuple[str, int, int]]:
             members = [(m.name, m.offset_data, m.size) for m in archive if m.isfile()]
     except tarfile.TarError as error:
         raise UserError(
-            f"{shard} is no plain tar file, or cut short ({error}); compressed shards are not read."
+            f"{shard} is not a plain tar file, or is truncated ({error}); compressed shards are not supported."
         ) from error
     if any(offset + size > facts.st_size for _, offset, size in members):
-        raise UserError(f"{shard} is cut short: its last member ends behind the file.")
+        raise UserError(f"{shard} is truncated: a member ends beyond the file.")
     if os.access(shard.parent, os.W_OK):
-        write_whole(kept, json.dumps({"state": state, "members": members}))
+        write_whole(index, json.dumps({"state": state, "members": members}))
     return members

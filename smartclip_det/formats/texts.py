@@ -1,4 +1,4 @@
-"""Text of files in the encodings that people have: UTF-8 with or without its mark, UTF-16 and UTF-32 by theirs."""
+"""Decoding of text files: UTF-8 with or without byte order mark, UTF-16 and UTF-32 with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smartclip_det.core.errors import UserError
 
-#: UTF-32's mark begins with UTF-16's, so it is looked for first.
+#: UTF-32's byte order mark starts with UTF-16's, so it comes first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -15,13 +15,13 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-HOW_TO_CONVERT = "iconv -f LATIN1 -t UTF-8 (or the encoding that it was written in) converts it"
+HOW_TO_CONVERT = "iconv -f LATIN1 -t UTF-8 (with the file's actual encoding) converts it"
 
 
 def decode_text(content: bytes) -> str:
-    """The text of a file's bytes, line ends as newlines; what is no UTF-8 stays as lone surrogates (:func:`is_text`).
+    """Decode bytes, with newlines normalised; invalid UTF-8 becomes lone surrogates (see :func:`is_text`).
 
-    Other encodings cannot be told from the bytes alone, and a wrong guess is a wrong caption that nobody sees.
+    Other encodings cannot be detected reliably, and a wrong guess would be a wrong caption that nobody notices.
     """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
@@ -37,7 +37,7 @@ def _lines(text: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether a string is whole text: no bytes that did not decode, no halves of characters, no NUL."""
+    """Whether a string is valid text: no undecodable bytes, no lone surrogates, no NUL."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -46,16 +46,16 @@ def is_text(text: str) -> bool:
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """The text of a file.
+    """Read a text file.
 
     Raises:
-        UserError: no file there, or an encoding that is neither UTF-8 nor told by a byte order mark.
+        UserError: for a missing file, or an encoding that is neither UTF-8 nor given by a byte order mark.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No {what} at {path}. Check the path.")
     text = decode_text(path.read_bytes())
     if not is_text(text):
-        line = next(n for n, found in enumerate(text.split("\n"), 1) if not is_text(found))
-        raise UserError(f"{path}, line {line}, is no UTF-8 text; {HOW_TO_CONVERT}.")
+        line = next(n for n, content in enumerate(text.split("\n"), 1) if not is_text(content))
+        raise UserError(f"{path}, line {line}, is not UTF-8 text; {HOW_TO_CONVERT}.")
     return text

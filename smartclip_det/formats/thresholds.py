@@ -1,4 +1,4 @@
-"""Lowest scores by class, chosen on a few labelled pictures: one small file that ``demo`` and ``label`` take."""
+"""Per-class score thresholds, chosen on a few labelled images: a small file used by ``demo`` and ``label``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KIND = "smartclip_det.thresholds/1"
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Lowest scores.
+    """Score thresholds per class.
 
     Attributes:
-        by_name: of each class, in [0, 1].
-        default: of classes that have none.
-        facts: how they were chosen.
+        by_name: threshold of each class, in [0, 1].
+        default: threshold of other classes.
+        facts: how the thresholds were chosen.
     """
 
     by_name: Mapping[str, float]
@@ -31,11 +31,11 @@ class Thresholds:
     facts: Mapping[str, Any]
 
     def of(self, names: Sequence[str], where: str = "The thresholds") -> dict[str, float]:
-        """One for each of the names; those that take the default are told."""
+        """Return the threshold of each name; names that use the default are reported."""
         without = [n for n in names if n not in self.by_name]
         if without:
             note(
-                f"{where}: {len(without)} of {len(names)} names have no threshold of their own and take "
+                f"{where}: {len(without)} of {len(names)} names have no threshold of their own and use "
                 f"{self.default:g} (first: {without[0]})."
             )
         return {n: float(self.by_name.get(n, self.default)) for n in names}
@@ -47,16 +47,16 @@ class Thresholds:
 
 
 def read_thresholds(path: str | Path) -> Thresholds:
-    """What ``smartclip-det calibrate`` wrote.
+    """Read a file written by ``smartclip-det calibrate``.
 
     Raises:
-        UserError: for another file, and for numbers that are no scores.
+        UserError: for another file, and for values outside [0, 1].
     """
     data = read_json(path, "file of thresholds")
     if not isinstance(data, Mapping) or data.get("kind") != KIND:
-        raise UserError(f"{path} is no file of thresholds. smartclip-det calibrate writes them.")
-    found = data.get("thresholds")
-    values = [data.get("default"), *(found.values() if isinstance(found, Mapping) else [None])]
+        raise UserError(f"{path} is not a thresholds file. Use smartclip-det calibrate to make one.")
+    thresholds = data.get("thresholds")
+    values = [data.get("default"), *(thresholds.values() if isinstance(thresholds, Mapping) else [None])]
     if any(isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1 for v in values):
         raise UserError(f"{path}: thresholds must be numbers in [0, 1].")
     facts = {k: v for k, v in data.items() if k not in ("kind", "default", "thresholds")}

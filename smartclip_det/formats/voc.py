@@ -1,6 +1,6 @@
-"""PASCAL VOC xml files: read, and turned into COCO annotations.
+"""PASCAL VOC XML files: reading, and conversion to COCO annotations.
 
-VOC counts pixels from 1 and both corners are inside of the box: pixels xmin to xmax cover xmin - 1 to xmax.
+VOC counts pixels from 1, with both corners inside the box: pixels xmin to xmax cover coordinates xmin - 1 to xmax.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-#: What becomes of difficult objects in a conversion.
+#: Encoding declared in the first line of an XML file.
 _DECLARED = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)[\"']")
-#: Chinese files name the oldest of three encodings that contain each other.
+#: GB2312 and GBK are subsets of GB18030, and files often declare a subset of what they use.
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030"}
 _YES, _NO = ("1", "true", "yes", "y", "t"), ("0", "false", "no", "n", "f", "", "unspecified", "none")
 
 
 @dataclass
 class VocFile:
-    """One xml file.
+    """One VOC XML file.
 
     Attributes:
-        path: the file.
-        file_name: picture, with slashes; empty where the file names none.
-        size: width and height; None where the file has none that can be.
-        objects: name, (xmin, ymin, xmax, ymax) and whether it is marked difficult.
+        path: path of the file.
+        file_name: image name, with slashes; empty if missing.
+        size: (width, height); None if missing or invalid.
+        objects: name, (xmin, ymin, xmax, ymax) and whether it is difficult.
     """
 
     path: Path
@@ -68,24 +68,24 @@ class VocFile:
 
 
 def read_voc_xml(path: str | Path) -> VocFile:
-    """Read one xml file in any encoding that it declares.
+    """Read one XML file, in the encoding that it declares.
 
     Raises:
-        UserError: naming the file, for other encodings, broken xml, and objects without a name or a box.
+        UserError: naming the file, for wrong encodings, invalid XML, and objects without a name or a box.
     """
     path = Path(path)
     root = _root(path)
-    found = VocFile(path, slashed(_text(root, "filename")), _size(root), [])
+    voc = VocFile(path, slashed(_text(root, "filename")), _size(root), [])
     for n, node in enumerate(root.iter("object"), 1):
         where = f"{path}, object {n}"
         name = _text(node, "name")
         if not name:
-            raise UserError(f"{where} has no <name>. Name it, or take it out.")
+            raise UserError(f"{where} has no <name>. Add a name, or remove it.")
         corners = [_number(node, f"bndbox/{k}", where) for k in ("xmin", "ymin", "xmax", "ymax")]
         if corners[2] < corners[0] or corners[3] < corners[1]:
-            raise UserError(f"{where} ({name}): the box ends before it begins: xmin, ymin, xmax, ymax = {corners}.")
-        found.objects.append((name, corners, _is_difficult(node, where)))
-    return found
+            raise UserError(f"{where} ({name}): the corners are swapped: xmin, ymin, xmax, ymax = {corners}.")
+        voc.objects.append((name, corners, _is_difficult(node, where)))
+    return voc
 
 
 def _root(path: Path) -> ElementTree.Element:
@@ -98,23 +98,22 @@ def _root(path: Path) -> ElementTree.Element:
         plain = encoding in ("utf-8", "utf8", "utf-16") or content[:2] in (b"\xff\xfe", b"\xfe\xff")
         text = decode_text(content) if plain else content.decode(_WIDER.get(encoding, encoding))
         if not is_text(text):
-            raise UnicodeError("some bytes are no text in it")
-        # A text, so that the parser, which knows few encodings, goes by none.
+            raise UnicodeError("some bytes cannot be decoded")
+        # ElementTree supports few encodings, so it gets decoded text.
         root = ElementTree.fromstring(text.strip("\ufeff \t\r\n"))
     except (UnicodeError, LookupError) as error:
         raise UserError(
-            f"{path} cannot be read in the encoding {encoding!r} ({error}). Save it as UTF-8, and let its "
-            "first line say so."
+            f"{path} cannot be decoded as {encoding!r} ({error}). Save it as UTF-8, and declare that in the first line."
         ) from error
     except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is not valid xml ({error}).") from error
+        raise UserError(f"{path} is not valid XML ({error}).") from error
     if root.tag != "annotation":
-        raise UserError(f"{path} is no VOC file: it holds <{root.tag}>, where <annotation> is needed.")
+        raise UserError(f"{path} is not a VOC file: expected <annotation>, found <{root.tag}>.")
     return root
 
 
 def _text(node: ElementTree.Element, key: str) -> str:
-    """The words under a tag; pretty-printed files put them on lines of their own."""
+    """Return the text of a tag, without the whitespace of pretty-printed files."""
     return " ".join((node.findtext(key) or "").split())
 
 
@@ -124,12 +123,12 @@ def _number(node: ElementTree.Element, key: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: <{key.rsplit('/', 1)[-1]}> is missing or no number.")
+        raise UserError(f"{where}: <{key.rsplit('/', 1)[-1]}> is missing or not a number.")
     return value
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    """Labelling tools write 0 x 0, or nothing, where they could not open the picture."""
+    """Parse the image size; None if labelling tools could not open the image and wrote 0 x 0 or nothing."""
     try:
         width, height = (round(float(_text(root, f"size/{k}"))) for k in ("width", "height"))
     except (ValueError, OverflowError):
@@ -140,39 +139,39 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _is_difficult(node: ElementTree.Element, where: str) -> bool:
     value = _text(node, "difficult").lower()
     if value not in (*_YES, *_NO):
-        raise UserError(f"{where}: <difficult> is {value!r}; 0 or 1 is needed.")
+        raise UserError(f"{where}: <difficult> is {value!r}; expected 0 or 1.")
     return value in _YES
 
 
 def read_voc_folder(folder: str | Path) -> list[VocFile]:
-    """All xml files of a folder and of those in it, by name.
+    """Read all XML files of a folder recursively, by name.
 
     Raises:
-        UserError: for a folder without any, and for two files about one picture.
+        UserError: for a folder without any, and for two files about one image.
     """
     files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() == ".xml")
     if not files:
-        raise UserError(f"No VOC xml files in {folder}.")
-    found = [read_voc_xml(p) for p in files]
-    twice = [n for n, count in Counter(f.file_name for f in found if f.file_name).items() if count > 1]
+        raise UserError(f"No VOC XML files in {folder}.")
+    parsed = [read_voc_xml(p) for p in files]
+    twice = [n for n, count in Counter(f.file_name for f in parsed if f.file_name).items() if count > 1]
     if twice:
-        both = [f.path.name for f in found if f.file_name == twice[0]]
+        names = [f.path.name for f in parsed if f.file_name == twice[0]]
         raise UserError(
-            f"{folder}: {len(twice)} pictures are named by several xml files, e.g. {twice[0]} by "
-            f"{' and '.join(both[:3])}. Mend <filename>."
+            f"{folder}: {len(twice)} images are named by several XML files, e.g. {twice[0]} by "
+            f"{' and '.join(names[:3])}. Fix <filename>."
         )
-    return found
+    return parsed
 
 
 def load_voc_folder(folder: str | Path) -> GroundTruth:
-    """Read a folder of VOC xml files as ground truth of the VOC protocol.
+    """Read a folder of VOC XML files as ground truth of the VOC protocol.
 
-    Images are numbered from 1 in file-name order, categories by the 20 VOC names (1 to 20), or by the sorted
-    names found when others occur. Boxes become x, y, xmax - xmin, ymax - ymin.
+    Images are numbered from 1 in file-name order. Categories are the 20 VOC names (1 to 20), or the sorted names in the
+    files if others occur. Boxes become x, y, xmax - xmin, ymax - ymin.
     """
     files = read_voc_folder(folder)
-    found = sorted({name for f in files for name, _, _ in f.objects})
-    names = list(VOC_CLASSES) if set(found) <= set(VOC_CLASSES) else found
+    used = sorted({name for f in files for name, _, _ in f.objects})
+    names = list(VOC_CLASSES) if set(used) <= set(VOC_CLASSES) else used
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, f in enumerate(files, 1):
@@ -195,7 +194,7 @@ def load_voc_folder(folder: str | Path) -> GroundTruth:
 
 
 def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:
-    """Results that name images by file stem (``2007_000027``) get the numbers of :func:`load_voc_folder`."""
+    """Replace image file stems (``2007_000027``) in results by the numbers of :func:`load_voc_folder`."""
     numbers = {Path(i["file_name"]).stem: i["id"] for i in truth.data["images"]}
     return [
         {**r, "image_id": numbers[Path(r["image_id"]).stem]}
@@ -208,35 +207,35 @@ def number_voc_images(results: Sequence[Any], truth: GroundTruth) -> list[Any]:
 def voc_to_coco(
     xml_folder: Path, images: Path | None = None, difficult: str = "ignore", names: Sequence[str] | None = None
 ) -> Converted:
-    """COCO annotations of VOC xml files.
+    """Convert VOC XML files to COCO annotations.
 
     Args:
-        xml_folder: folder of xml files.
-        images: folder of pictures: every one must be there, one named without suffix is looked for, and sizes are
-            theirs.
-        difficult: what becomes of difficult objects: ``ignore`` (crowd regions: neither wanted nor punished),
-            ``keep`` or ``drop``.
-        names: classes in the order of their ids, the same for all splits; None: the sorted names of this folder.
+        xml_folder: folder of XML files.
+        images: image folder: all images must exist, names without suffix are looked up, and sizes are taken from the
+            images.
+        difficult: rule for difficult objects: ``ignore`` (crowd regions, neither required nor penalised), ``keep`` or
+            ``drop``.
+        names: class names in the order of their ids, the same for all splits; None: sorted names of this folder.
 
     Raises:
-        UserError: for names that are not in ``names``, missing pictures, and sizes that nothing tells.
+        UserError: for names that are not in ``names``, missing images, and unknown sizes.
     """
     check_choice("difficult", difficult, DIFFICULT_RULES)
     files = read_voc_folder(xml_folder)
-    found = sorted({name for f in files for name, _, _ in f.objects})
-    classes = found if names is None else list(names)
-    foreign = [n for n in found if n not in set(classes)]
-    if foreign:
-        raise unknown_names("class names", foreign, classes, f"They stand in {xml_folder}; list them, too.")
-    told: Counter[str] = Counter()
+    used = sorted({name for f in files for name, _, _ in f.objects})
+    classes = used if names is None else list(names)
+    unknown = [n for n in used if n not in set(classes)]
+    if unknown:
+        raise unknown_names("class names", unknown, classes, f"They occur in {xml_folder}; add them to the list.")
+    notes: Counter[str] = Counter()
     data: dict[str, Any] = {"images": [], "annotations": [], "categories": categories_of(classes)}
-    places = _pictures(files, images, told)
+    places = _pictures(files, images, notes)
     for number, (f, name) in enumerate(zip(files, places, strict=True), 1):
-        width, height = _size_of(f, None if images is None else images / name, told)
+        width, height = _size_of(f, None if images is None else images / name, notes)
         data["images"].append({"id": number, "file_name": name, "width": width, "height": height})
         for category, (x1, y1, x2, y2), hard in f.objects:
             if hard and difficult == "drop":
-                told["difficult objects left out"] += 1
+                notes["difficult objects dropped"] += 1
                 continue
             box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
             data["annotations"].append(
@@ -249,40 +248,40 @@ def voc_to_coco(
                     "iscrowd": int(hard and difficult == "ignore"),
                 }
             )
-    return Converted(data, images, told)
+    return Converted(data, images, notes)
 
 
-def _pictures(files: Sequence[VocFile], images: Path | None, told: Counter[str]) -> list[str]:
-    """The picture of each file, relative to the folder of pictures."""
+def _pictures(files: Sequence[VocFile], images: Path | None, notes: Counter[str]) -> list[str]:
+    """Return the image of each file, relative to the image folder."""
     if images is None:
-        told["pictures named without a suffix: --images DIR looks for them"] += sum(
+        notes["images named without a suffix: --images DIR looks them up"] += sum(
             bool(f.file_name) and not Path(f.file_name).suffix for f in files
         )
         return [f.file_name or f"{f.path.stem}.jpg" for f in files]
     folder = PictureFolder(images)
-    asked = [f.file_name or f.path.stem for f in files]
-    found = [folder.find(name) for name in asked]
-    refuse_lost((name for name, place in zip(asked, found, strict=True) if place is None), len(asked), images)
-    told["pictures found under a fuller name than the xml file gives"] += sum(
-        a != b for a, b in zip(asked, found, strict=True)
+    names = [f.file_name or f.path.stem for f in files]
+    paths = [folder.find(name) for name in names]
+    refuse_lost((name for name, place in zip(names, paths, strict=True) if place is None), len(names), images)
+    notes["images matched by a longer name than in the XML file"] += sum(
+        a != b for a, b in zip(names, paths, strict=True)
     )
-    places = [place for place in found if place is not None]
+    places = [place for place in paths if place is not None]
     twice = [n for n, count in Counter(places).items() if count > 1]
     if twice:
-        raise UserError(f"{len(twice)} pictures belong to several xml files, e.g. {twice[0]}. Mend <filename>.")
+        raise UserError(f"{len(twice)} images belong to several XML files, e.g. {twice[0]}. Fix <filename>.")
     return places
 
 
-def _size_of(f: VocFile, picture: Path | None, told: Counter[str]) -> tuple[int, int]:
+def _size_of(f: VocFile, picture: Path | None, notes: Counter[str]) -> tuple[int, int]:
     if picture is None:
         if f.size is None:
-            raise UserError(f"{f.path}: the xml file has no size (or 0). Give the image folder by --images.")
+            raise UserError(f"{f.path}: the XML file has no size (or 0). Give the image folder with --images.")
         return f.size
     size = picture_size(picture)
     if f.size is None:
-        told["sizes taken from the picture: the xml file has none"] += 1
+        notes["sizes taken from the image: the XML file has none"] += 1
     elif f.size == size[::-1] != size:
-        told["sizes taken from the picture: width and height are swapped in the xml file"] += 1
+        notes["sizes taken from the image: width and height are swapped in the XML file"] += 1
     elif f.size != size:
-        told["sizes taken from the picture: the xml file has others, its boxes may not fit"] += 1
+        notes["sizes taken from the image: the XML file has others, so boxes may be wrong"] += 1
     return size

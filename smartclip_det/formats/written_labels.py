@@ -1,7 +1,7 @@
-"""Labels of one picture in the layouts that others read: COCO, YOLO, VOC, Label Studio.
+"""Writers of labels of one image: COCO, YOLO, VOC, Label Studio.
 
-Boxes are ``[N, 4]`` xyxy pixels of the picture as shown; every writer cuts them at its border. ``size`` is (width,
-height). Labels are indices into the names; COCO numbers its categories from 1 (see ``converted.categories_of``).
+Boxes are ``[N, 4]`` xyxy pixels of the image after EXIF rotation; writers clip them to the image. ``size`` is (width,
+height). Labels are indices into the names; COCO categories are numbered from 1 (see ``converted.categories_of``).
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import numpy as np
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.boxes import sides_of
 
-#: Digits after the point: of pixels, of shares of a side, and of scores.
+#: Decimals of pixels, of relative coordinates, and of scores.
 PIXELS, SHARES, SCORES = 2, 6, 4
-#: Label Studio's names of the parts of a labelling set-up.
+#: Names of the controls in a Label Studio labelling config.
 BOXES_NAME, IMAGE_NAME = "label", "image"
 
 
 def check_size(size: Any) -> tuple[int, int]:
-    """Width and height of a picture.
+    """Check an image size (width, height).
 
     Raises:
-        UserError: for what is not two whole numbers above 0.
+        UserError: unless it is two positive integers.
     """
     try:
         width, height = (int(v) for v in size)
     except (TypeError, ValueError) as error:
-        raise UserError(f"The size of a picture is (width, height); given {size!r}.") from error
+        raise UserError(f"An image size must be (width, height); got {size!r}.") from error
     if width < 1 or height < 1:
-        raise UserError(f"The size of a picture is (width, height) of at least 1 pixel; given {size!r}.")
+        raise UserError(f"An image size must be (width, height) of at least 1 pixel; got {size!r}.")
     return width, height
 
 
 def inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``[N, 4]`` float64 boxes cut at the border of their picture.
+    """``[N, 4]`` float64 boxes, clipped to the image.
 
     Raises:
-        UserError: for a box that lies outside of it altogether: it is of another picture.
+        UserError: for a box entirely outside the image, which probably belongs to another one.
     """
     width, height = check_size(size)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     far = (boxes[:, 0] > width) | (boxes[:, 1] > height) | (boxes[:, 2] < 0) | (boxes[:, 3] < 0)
     if far.any():
         box = [round(float(v), 1) for v in boxes[int(np.argmax(far))]]
-        raise UserError(f"The box {box} lies outside of a picture of {width} x {height} pixels. Is it of another one?")
+        raise UserError(f"The box {box} lies outside an image of {width} x {height} pixels. Is it of another one?")
     return boxes.clip(0, [width, height, width, height])
 
 
@@ -59,15 +59,15 @@ def coco_results(
     categories: Sequence[int],
     masks: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO results: ``bbox`` xywh pixels, as they are, without a cut; ``segmentation`` (RLE) with masks.
+    """Return COCO results: ``bbox`` xywh pixels, not clipped, and ``segmentation`` (RLE) if there are masks.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         scores: ``[N]``.
         labels: ``[N]``.
-        image_id: of the picture.
+        image_id: id of the image.
         categories: id of each label.
-        masks: ``[N, H, W]``; None without.
+        masks: ``[N, H, W]``, or None.
     """
     rows = [
         {"image_id": image_id, "category_id": categories[int(label)], "bbox": box, "score": float(score)}
@@ -84,13 +84,13 @@ def coco_results(
 def coco_annotations(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
-    """COCO annotations of one picture, without ids; ``score`` is one key more than COCO has, and is left alone by it.
+    """Return COCO annotations of one image, without ids; the extra key ``score`` is ignored by COCO tools.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         scores: ``[N]``.
         labels: ``[N]``; the category is the label plus 1.
-        size: of the picture.
+        size: (width, height) of the image.
     """
     rows = []
     for (x1, y1, x2, y2), score, label in zip(inside(boxes, size).tolist(), scores, labels, strict=True):
@@ -108,13 +108,13 @@ def coco_annotations(
 
 
 def yolo_text(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int], scores: np.ndarray | None = None) -> str:
-    """A label file: class, centre x, centre y, width, height as shares of the picture's sides, a line for each box.
+    """Return a label file: class, centre x, centre y, width, height relative to the image size, one line per box.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         labels: ``[N]``.
-        size: of the picture.
-        scores: appended to the lines where given, as predictors write them; training labels have none.
+        size: (width, height) of the image.
+        scores: appended to the lines if given, as in predictions; training labels have none.
     """
     width, height = check_size(size)
     lines = []
@@ -133,15 +133,15 @@ def voc_text(
     file_name: str,
     scores: np.ndarray | None = None,
 ) -> str:
-    """A VOC xml; its corners count from 1, and are whole pixels that hold the box.
+    """Return a VOC XML; corners count from 1 and are integer pixels that enclose the box.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         labels: ``[N]``.
-        names: of the labels.
-        size: of the picture.
-        file_name: of the picture.
-        scores: written as ``confidence`` where given.
+        names: class names.
+        size: (width, height) of the image.
+        file_name: file name of the image.
+        scores: written as ``confidence`` if given.
     """
     width, height = check_size(size)
     root = ElementTree.Element("annotation")
@@ -153,7 +153,7 @@ def voc_text(
         _leaves(entry, {"name": names[int(label)], "pose": "Unspecified", "truncated": 0, "difficult": 0})
         if scores is not None:
             _leaves(entry, {"confidence": f"{float(scores[n]):.{SCORES}f}"})
-        # Pixel n of VOC reaches from n - 1 to n.
+        # Pixel n of VOC spans coordinates n - 1 to n.
         left, top = min(int(x1), width - 1) + 1, min(int(y1), height - 1) + 1
         right, bottom = max(left, int(np.ceil(x2))), max(top, int(np.ceil(y2)))
         _leaves(ElementTree.SubElement(entry, "bndbox"), {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom})
@@ -175,16 +175,16 @@ def studio_task(
     image: str,
     model: str = "smartclip_det",
 ) -> dict[str, Any]:
-    """A task of Label Studio with the boxes as a prediction, to be accepted or corrected.
+    """Return a Label Studio task with the boxes as a prediction, to be accepted or corrected.
 
     Args:
         boxes: ``[N, 4]`` xyxy.
         scores: ``[N]``.
         labels: ``[N]``.
-        names: of the labels.
-        size: of the picture.
-        image: address under which Label Studio finds the picture.
-        model: what made the boxes.
+        names: class names.
+        size: (width, height) of the image.
+        image: URL of the image in Label Studio.
+        model: name of the model version.
     """
     width, height = check_size(size)
     results = []
@@ -209,7 +209,7 @@ def studio_task(
 
 
 def studio_setup(names: Sequence[str]) -> str:
-    """The labelling set-up (xml) that goes with the tasks."""
+    """Return the labelling config (XML) for the tasks."""
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name=IMAGE_NAME, value=f"${IMAGE_NAME}")
     labels = ElementTree.SubElement(view, "RectangleLabels", name=BOXES_NAME, toName=IMAGE_NAME)

@@ -165,9 +165,9 @@ def test_answers_of_another_kind_are_not_gone_on_with(photos, tmp_path):
         label_folder(options(photos, tmp_path / "out", tile=(50, 10)), Rectangles())
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/answers.jsonl").write_text("what\n")
-    with pytest.raises(UserError, match="no log of labels"):
+    with pytest.raises(UserError, match="not a label log"):
         label_folder(options(photos, tmp_path / "odd"), Rectangles())
-    with LabelLog(tmp_path / "busy/answers.jsonl", {}), pytest.raises(UserError, match="Another run labels into"):
+    with LabelLog(tmp_path / "busy/answers.jsonl", {}), pytest.raises(UserError, match="Another run is writing to"):
         label_folder(options(photos, tmp_path / "busy"), Rectangles())
 
 
@@ -190,7 +190,7 @@ def test_corrected_labels_are_not_written_over(photos, tmp_path):
     label_folder(options(photos, out, layout="yolo", threshold=0.99), Rectangles())
     assert (out / "labels/p1.txt").read_text() != before
     (out / "labels/p1.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(UserError, match=r"1 files in .* changed since .*labels/p1.txt"):
+    with pytest.raises(UserError, match=r"1 files in .* edited after .*labels/p1.txt"):
         label_folder(options(photos, out, layout="yolo"), Rectangles())
     assert (out / "labels/p1.txt").read_text() == "0 0.5 0.5 0.1 0.1\n"
     label_folder(options(photos, out, layout="yolo", overwrite=True), Rectangles())
@@ -205,7 +205,7 @@ def test_thresholds_by_class(photos, tmp_path):
     assert "green" not in result.boxes
     assert 0 < result.boxes["blue"] < plain.boxes["blue"]
     for wrong, said in (
-        ("{}", "no file of thresholds"),
+        ("{}", "not a thresholds file"),
         (json.dumps({"kind": "smartclip_det.thresholds/1", "default": 2, "thresholds": {}}), "numbers in"),
     ):
         (tmp_path / "t.json").write_text(wrong)

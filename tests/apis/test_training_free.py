@@ -333,7 +333,7 @@ def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):
     assert encoded.objectness.tolist() == pytest.approx([0.9, 0.3])
     assert [len(f) for f in p.detect_images(folder, ["a cup"])] == [2, 0]
     assert len(p.detect(["a cup"], image=p.encode_image(Image.open(folder / "one.png")))) == 2
-    with pytest.raises(UserError, match="this picture has none"):
+    with pytest.raises(UserError, match="this image has none"):
         p.set_image(np.zeros((96, 96, 3), dtype=np.uint8))
     picture(4).save(folder / "onne.png")
     with pytest.raises(UserError, match="no boxes of onne.png.*nearest: one.png"):
@@ -343,9 +343,9 @@ def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ([{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}], "list of results"),
-        ({}, "no boxes by picture"),
-        ({"a.png": 3}, "no list of boxes"),
+        ([{"image_id": 1, "bbox": [0, 0, 1, 1], "score": 1, "category_id": 1}], "is a result list"),
+        ({}, "does not have boxes by image"),
+        ({"a.png": 3}, "not have a list of boxes"),
         ({"a.png": [[0, 0, 1]]}, "box 0 must be four numbers"),
         ({"a.png": {"boxes": [[0, 0, 1, 1]], "scores": [2]}}, r"number in \[0, 1\] for each of the 1 boxes"),
         (

@@ -114,7 +114,7 @@ def test_bad_options_and_files_say_what_is_wrong(world, tmp_path):
     with pytest.raises(UserError, match="must be a number of images"):
         SceneCaptions("x", ramp=-1)
     for content, match in (
-        ([{"objects": []}], "is no scene"),
+        ([{"objects": []}], "is not a scene"),
         ([{"id": 1, "objects": [{"shape": "x"}]}], "needs colour"),
         ([{"id": -1, "objects": OBJECTS}], "matched by image id"),
     ):

@@ -159,8 +159,8 @@ def test_scene_files_that_lack_facts_are_named(tmp_path):
         ([{"id": 1, "background": "pale", "objects": []}], "lacks grey"),
         ([{"id": 1, "background": "pale", "grey": False, "objects": [bare]}], "lacks hidden, place.*make-toy"),
         ([{"id": 1, **SCENES[TWO]}, {"id": 1, **SCENES[GREY]}], "comes twice"),
-        ({"id": 1}, "no list of scenes"),
-        ([3], "entry 0 is no scene"),
+        ({"id": 1}, "a list of scenes"),
+        ([3], "entry 0 is not a scene"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=match):

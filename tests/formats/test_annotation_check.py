@@ -74,41 +74,41 @@ def test_a_right_file_is_left_as_it_is(capsys):
 @pytest.mark.parametrize(
     ("part", "n", "change", "message"),
     [
-        ("images", 1, {"id": 1}, "entry 1 of images has the id 1, which an entry before it has"),
-        ("images", 1, {"id": True}, "id=True; ids are numbers or texts"),
-        ("images", 1, {"id": 1.5}, "id=1.5; ids are numbers or texts"),
-        ("images", 1, {"width": "wide"}, "width='wide'; a whole number of pixels"),
+        ("images", 1, {"id": 1}, "entry 1 of images has the id 1, which an earlier entry has"),
+        ("images", 1, {"id": True}, "id=True; ids must be integers or strings"),
+        ("images", 1, {"id": 1.5}, "id=1.5; ids must be integers or strings"),
+        ("images", 1, {"width": "wide"}, "width='wide'; expected an integer number of pixels"),
         ("images", 1, {"height": -96}, "height=-96"),
         ("images", 1, {"width": 12.5}, "width=12.5"),
-        ("images", 1, {"neg_category_ids": None}, "neg_category_ids=None; a list of category ids"),
+        ("images", 1, {"neg_category_ids": None}, "neg_category_ids=None; expected a list of category ids"),
         ("categories", 1, {"id": 1}, r"entry 1 of categories has the id 1 of entry 0 \('cat' and 'dog'\)"),
         ("categories", 1, {"name": "cat"}, r"repeats category names: \['cat'\]"),
-        ("categories", 1, {"name": 7}, "name=7; a name is a text"),
+        ("categories", 1, {"name": 7}, "name=7; a name must be a string"),
         (
             "annotations",
             3,
             {"category_id": "2"},
-            r"entry 3 of annotations is of category '2'.*lists 2: .*Write them alike",
+            r"entry 3 of annotations is of category '2'.*lists 2: .*Use the same type",
         ),
-        ("annotations", 3, {"image_id": "2"}, "entry 3 of annotations is for image '2'.*Write them alike"),
-        ("annotations", 3, {"category_id": 12}, "entry 3 of annotations is of category 12, which the file lacks"),
-        ("annotations", 3, {"image_id": 12}, "entry 3 of annotations is for image 12, which the file lacks"),
+        ("annotations", 3, {"image_id": "2"}, "entry 3 of annotations is for image '2'.*Use the same type"),
+        ("annotations", 3, {"category_id": 12}, "entry 3 of annotations is of category 12, which is not listed"),
+        ("annotations", 3, {"image_id": 12}, "entry 3 of annotations is for image 12, which is not listed"),
         ("annotations", 3, {"category_id": None}, "category_id=None"),
         ("annotations", 3, {"area": "large"}, "entry 3 of annotations has area='large'.*width x height"),
         ("annotations", 3, {"area": float("nan")}, "area=nan"),
         ("annotations", 3, {"area": -1}, "area=-1"),
         ("annotations", 3, {"area": True}, "area=True"),
-        ("annotations", 3, {"iscrowd": "maybe"}, "iscrowd='maybe'; 0 or 1"),
+        ("annotations", 3, {"iscrowd": "maybe"}, "iscrowd='maybe'; expected 0 or 1"),
         ("annotations", 3, {"iscrowd": 2}, "iscrowd=2"),
         ("annotations", 3, {"ignore": "x"}, "ignore='x'"),
-        ("annotations", 3, {"bbox": []}, r"bbox=\[\].*A picture without objects has no annotation"),
+        ("annotations", 3, {"bbox": []}, r"bbox=\[\].*An image without objects has no annotation"),
         ("annotations", 3, {"bbox": None}, "bbox=None"),
-        ("annotations", 3, {"bbox": ["1", 2, 3, 4]}, "four numbers are needed, no texts"),
+        ("annotations", 3, {"bbox": ["1", 2, 3, 4]}, "four numbers, not strings"),
         ("annotations", 3, {"bbox": [50, 50, -10, 4]}, "width or height is negative"),
-        ("annotations", 3, {"bbox": [1, 2, float("inf"), 4]}, "not finite"),
-        ("annotations", 3, {"bbox": [1, 2, 1e308, 4]}, "not finite"),
-        ("annotations", 3, {"bbox": [1, 2, 10**400, 4]}, "not finite"),
-        ("annotations", 3, {"bbox": {"x": 1}}, "width, height. is needed"),
+        ("annotations", 3, {"bbox": [1, 2, float("inf"), 4]}, "non-finite number"),
+        ("annotations", 3, {"bbox": [1, 2, 1e308, 4]}, "non-finite number"),
+        ("annotations", 3, {"bbox": [1, 2, 10**400, 4]}, "non-finite number"),
+        ("annotations", 3, {"bbox": {"x": 1}}, "expected .x, y, width, height"),
     ],
 )
 def test_refused_by_entry(part, n, change, message):
@@ -340,7 +340,7 @@ class TestPredictions:
             {**r, "image_id": float(r["image_id"]), "category_id": float(r["category_id"])} for r in perfect(truth.data)
         ]
         assert list(check_predictions(results, truth)[0]) == perfect(truth.data)
-        with pytest.raises(UserError, match="must be a number or a text"):
+        with pytest.raises(UserError, match="must be an integer or a string"):
             check_predictions([{**results[0], "image_id": 1.5}], truth)
 
     @pytest.mark.parametrize(("start", "hint"), [(0, "0..79"), (1, "1..80")])
@@ -353,7 +353,7 @@ class TestPredictions:
         counts = check_predictions(results, truth)[1]
         assert counts["unknown_category"] == len(set(range(start, 80 + start)) - set(ids))
         told = capsys.readouterr().out
-        assert f"all ids lie in {hint}, as the labels of a network do" in told
+        assert f"all ids are in {hint}, like the labels of a network" in told
         assert "80 classes 1..89" in told
 
     def test_own_ids_and_foreign_ones_get_no_hint(self, capsys):
@@ -419,8 +419,8 @@ def test_lines_of_a_run_that_died_are_read_up_to_the_cut(tmp_path):
     path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
     assert len(read_predictions(path, truth)) == 1
     for wrong, said in (
-        ({"scores": []}, "lists of one length"),
-        ({"scores": ["0.5"]}, "scores are numbers"),
+        ({"scores": []}, "lists of equal length"),
+        ({"scores": ["0.5"]}, "and scores numbers"),
         ({"boxes": [[0, 0, 5]]}, "four finite numbers"),
     ):
         path.write_text(json.dumps({**row, **wrong}))

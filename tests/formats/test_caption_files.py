@@ -131,17 +131,17 @@ def test_broken_sources_are_told(folder, tmp_path):
     shards = write_shards(tmp_path / "shards")
     cut = shards / "00000.tar"
     cut.write_bytes(cut.read_bytes()[:1500])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         read_caption_records(shards)
     with tarfile.open(shards / "00000.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("lone.png"))
     with pytest.raises(UserError, match="no .txt and no .json"):
         read_caption_records(shards)
     (folder / "3.txt").unlink()
-    with pytest.raises(UserError, match=r"1 of 6 images .* have no .txt beside them, e.g. 3.png"):
+    with pytest.raises(UserError, match=r"1 of 6 images .* have no .txt of the same name, e.g. 3.png"):
         read_caption_records(folder)
     for name, content, message in (
-        ("text.json", "plain text", "is no caption file"),
+        ("text.json", "plain text", "is not a caption file"),
         ("empty.json", "[]", "JSON list of records"),
         ("cut.json", '[{"image": ', "not valid JSON"),
         ("absent.json", None, "No caption file at"),
@@ -155,7 +155,7 @@ def test_broken_sources_are_told(folder, tmp_path):
     for p in folder.glob("*.txt"):
         p.write_text("   ")
     (folder / "3.txt").write_text("\n")
-    with pytest.raises(UserError, match="no image with a caption that is not blank"):
+    with pytest.raises(UserError, match="no image with a non-blank caption"):
         read_caption_records(folder)
 
 

@@ -54,7 +54,7 @@ def test_rows_of_one_image_are_what_grouped_captions_are(folder):
     theirs, _ = load_captions(folder / "coco.json")
     assert [(i.path, i.texts) for i in ours] == [(i.path, i.texts) for i in theirs]
     assert (facts["images"], facts["texts"], facts["repeated_images"]) == (3, 9, 6)
-    assert "an image that an earlier record has" in told[0]
+    assert "an image of an earlier record" in told[0]
     assert told[1] == "3 different images of 9 records; all texts: 9 (9 long, 0 short)"
 
 
@@ -128,7 +128,7 @@ def test_images_of_shards_and_those_that_are_absent(folder):
     (image,), _ = load_captions(folder / "s.tar")
     assert image.texts == ("red", "ruby")
     assert np.array_equal(np.array(open_source(image.path)), np.array(Image.open(folder / "red.png")))
-    with pytest.raises(UserError, match="1 of 2 images are not there, e.g. .*nowhere.png"):
+    with pytest.raises(UserError, match="1 of 2 images do not exist, e.g. .*nowhere.png"):
         load_captions(write_rows(folder / "r.json", [("nowhere.png", "x", {}), ("red.png", "y", {})]))
 
 

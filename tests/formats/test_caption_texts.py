@@ -71,7 +71,7 @@ def test_latin_1_is_never_taken_for_text(accent, rest):
 
 def test_a_list_in_another_encoding_is_told_by_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ncaf\xe9\n")
-    with pytest.raises(UserError, match=r"a.txt, line 2, is no UTF-8 text; iconv"):
+    with pytest.raises(UserError, match=r"a.txt, line 2, is not UTF-8 text; iconv"):
         read_text(tmp_path / "a.txt", "list")
     (tmp_path / "a.txt").write_bytes("one\r\ncafé".encode("utf-16"))
     assert read_text(tmp_path / "a.txt", "list") == "one\ncafé"
@@ -209,7 +209,7 @@ def test_conversations_are_counted_by_reason(tmp_path, monkeypatch, stream, enco
 def test_a_name_of_an_image_that_is_none_is_refused(tmp_path):
     for image in (7, {"path": "a.jpg"}, "\udce9.jpg"):
         (tmp_path / "a.json").write_text(json.dumps([{**row(3, "A cat."), "image": image}]))
-        with pytest.raises(UserError, match=r"a.json: record 0 \(id 3\) names no image"):
+        with pytest.raises(UserError, match=r"a.json: record 0 \(id 3\) has no valid image name"):
             read_caption_records(tmp_path / "a.json")
 
 
@@ -220,7 +220,9 @@ def test_coco_captions_that_are_no_text(tmp_path):
     assert counts == {"records": 7, "without_caption": 4, "null_texts": 1, "number_texts": 1, "object_texts": 1}
     assert counts.first["null_texts"] == "annotation 1 (id 11, image_id 1)"
     write_json(path, coco(None))
-    with pytest.raises(UserError, match=r"c.json has no image with a caption(.|\n)*annotation 0 \(id 10, image_id 0\)"):
+    with pytest.raises(
+        UserError, match=r"c.json has no image with a non-blank caption(.|\n)*annotation 0 \(id 10, image_id 0\)"
+    ):
         read_caption_records(path)
 
 
@@ -228,11 +230,11 @@ def test_coco_captions_that_are_no_text(tmp_path):
     ("images", "annotations", "message"),
     [
         ([{"id": 1}], [], r"lacks 'file_name' in images\[0\]"),
-        ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) names no image"),
+        ([{"id": 1, "file_name": None}], [], r"images\[0\] \(id 1\) has no valid image name"),
         ([{"id": [1], "file_name": "a.jpg"}], [], r"images\[0\] has \[1\] for id"),
         (None, [], "lacks 'images'"),
         ([{"id": 1, "file_name": "a.jpg"}], ["x"], r"lacks 'image_id' in annotations\[0\]"),
-        ([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}], [], "a.jpg and b.jpg have one id, 1"),
+        ([{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}], [], "a.jpg and b.jpg share the id 1"),
     ],
 )
 def test_coco_entries_that_lack_what_is_needed(tmp_path, images, annotations, message):
@@ -323,7 +325,7 @@ def test_members_of_one_name_are_kept_apart_or_refused(tmp_path):
     assert [data.image(n)[:, 0, 0].tolist() for n in (0, 1)] == [[200, 30, 30], [0, 0, 250]]
     for order in (("1.png", "1.png", "1.txt", "1.txt"), ("1.png", "1.txt", "2.png", "2.txt", "1.txt")):
         mixed = write_tar(tmp_path / "mixed.tar", *((n, red) for n in order))
-        with pytest.raises(UserError, match="sample '1' has members of one name twice"):
+        with pytest.raises(UserError, match="sample '1' has repeated member names"):
             read_caption_records(mixed)
 
 

@@ -81,13 +81,13 @@ def test_an_order_counts_folders_without_pictures(tmp_path):
         ("a.json", '["a", [], "c"]', r"the name of n01443537 is \[\]"),
         ("a.json", '["a", "", "c"]', "the name of n01443537 is ''"),
         ("a.json", '["a", ["b", null], "c"]', "None"),
-        ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "numbers and no names"),
+        ("a.json", '{"n01440764": 0, "n01443537": 1, "n01484850": 2}', "to numbers, not names"),
         ("a.json", '{"n01440764": "a", "n01443537": "b"}', "n01484850"),
         ("a.json", '{"0": "a", "1": "b", "7": "c"}', "n01440764"),
         ("a.json", '"tench"', "holds a str"),
         ("a.json", '["a", "b"', "not valid JSON"),
         ("a.txt", "a\nb", "2 names for 3 class folders"),
-        ("a.txt", b"caf\xe9\nb\nc", "line 1, is no UTF-8"),
+        ("a.txt", b"caf\xe9\nb\nc", "line 1, is not UTF-8"),
         ("a.csv", "a,b,c\nd,e,f\n", "rows of 3 columns"),
         ("a.csv", "n01440764,a\nn01440764,b\nn01443537,c\nn01484850,d", "gives n01440764 two names"),
         ("a.csv", "", "3 class folders not found"),
@@ -137,7 +137,7 @@ def test_folders_that_are_no_classes_are_counted(tmp_path):
     assert [p.name for p in found.paths] == ["1.jpg", "2.tif", "3.png"]
     assert found.counts == {"hidden": 5, "outside": 1, "other_endings": 2, "in_sub_folders": 1, "empty_folders": 1}
     told = found.summary("val")
-    assert "3 pictures of 2 classes." in told
+    assert "3 images of 2 classes." in told
     assert "first: cat/9.heic" in told and "first: dog/more/3.png" in told  # noqa: PT018
 
 
@@ -166,5 +166,7 @@ def test_a_folder_of_splits_is_refused(tmp_path, files):
 def test_pictures_in_one_folder_of_each_class_are_read(tmp_path):
     root = folder_of(tmp_path / "tiny", "n1/images/1.jpg", "n2/images/1.jpg")
     assert read_labelled(root).names == ["n1", "n2"]
-    with pytest.raises(UserError, match=r"no CLASS/IMAGE files, and no CIFAR files \(a/1.heic: files that do not end"):
+    with pytest.raises(
+        UserError, match=r"no CLASS/IMAGE files, and no CIFAR files \(a/1.heic: files without one of the suffixes"
+    ):
         read_labelled(folder_of(tmp_path / "none", "a/1.heic"))

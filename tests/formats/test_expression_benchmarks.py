@@ -44,7 +44,7 @@ def test_phrases_of_flickr_entities(flickr, tmp_path):
     (flickr / "Annotations/7.xml").unlink()
     with pytest.raises(UserError, match="No annotations at"):
         load_expressions(flickr)
-    with pytest.raises(UserError, match="no expressions in a layout that is known"):
+    with pytest.raises(UserError, match="no expressions in a known layout"):
         load_expressions(flickr / "Annotations")
 
 

@@ -51,9 +51,9 @@ def mdetr(tmp_path, *boxes, image_id=1, caption="a cup"):
         ({"boxes": [[10, 10, float("nan"), 50]]}, "not finite"),
         ({"boxes": [[10, 10, 60, 50], [0, 0, float("inf"), 5]]}, "box 1 is not finite"),
         ({"boxes": [[60, 10, 20, 40]]}, "x1 < x2"),
-        ({"boxes": [[10, 10, 60, 10]]}, "no extent"),
-        ({"sentence": None}, "no text; given None"),
-        ({"sentence": ["a cup", "a mug"]}, "one record a sentence"),
+        ({"boxes": [[10, 10, 60, 10]]}, "no area"),
+        ({"sentence": None}, "the sentence must be a string; got None"),
+        ({"sentence": ["a cup", "a mug"]}, "one record per sentence"),
         ({"sentence": "  "}, "empty"),
         ({"id": None}, "an id must be"),
         ({"id": 1.5}, "an id must be"),
@@ -70,7 +70,7 @@ def test_a_wrong_line_is_refused_with_line_and_id(tmp_path, change, says):
 
 def test_a_sentence_under_another_key_is_told(tmp_path):
     row = {("caption" if k == "sentence" else k): v for k, v in GOOD.items()}
-    with pytest.raises(UserError, match=r"line 1 \(id 7\): the text is called 'caption'"):
+    with pytest.raises(UserError, match=r"line 1 \(id 7\): the text has the key 'caption'"):
         load_expressions(lines(tmp_path, row), needs_sentences=False)
 
 
@@ -107,9 +107,9 @@ def test_corners_in_an_mdetr_file_leave_the_image(tmp_path):
 
 
 def test_null_captions_and_annotations_without_an_image_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"id 1\): the sentence is no text"):
+    with pytest.raises(UserError, match=r"id 1\): the sentence must be a string"):
         load_expressions(mdetr(tmp_path, [40, 30, 50, 40], caption=None))
-    with pytest.raises(UserError, match="belong to no image, e.g. image_id '1'"):
+    with pytest.raises(UserError, match="refer to no image, e.g. image_id '1'"):
         load_expressions(mdetr(tmp_path, [40, 30, 50, 40], image_id="1"))
 
 

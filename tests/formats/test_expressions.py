@@ -80,9 +80,9 @@ def test_transvg_files_are_written_as_they_are_read(name, tmp_path):
     box = [3.5, 4.0, 30.0, 20.0] if name in ("referit", "flickr") else [3.5, 4.0, 26.5, 16.0]
     assert first[1 if name == "flickr" else 2] == box
     for bad in (some(), [replace(rows[0], split="train")], [replace(rows[0], category="x")]):
-        with pytest.raises(UserError, match="transvg holds one box a sentence"):
+        with pytest.raises(UserError, match="transvg stores one box per sentence"):
             write_layout(tmp_path / f"{name}_val.pth", bad, "transvg")
-    with pytest.raises(UserError, match="names no TransVG data set"):
+    with pytest.raises(UserError, match="does not name a TransVG data set"):
         write_layout(tmp_path / "mine_val.pth", rows, "transvg")
 
 
@@ -93,15 +93,15 @@ def test_odvg_lines_keep_sentences_without_a_target(tmp_path):
     assert rows[2]["grounding"]["regions"] == []
     assert [e.boxes for e in load_expressions(tmp_path / "e.odvg.jsonl")] == [BOXES[:1], BOXES, ()]
     masked = [Expression(1, 1, "a.jpg", "a", BOXES[:1], 9, 9, masks=([[0, 0, 1, 0, 1, 1]],))]
-    with pytest.raises(UserError, match="cannot hold masks"):
+    with pytest.raises(UserError, match="cannot store masks"):
         write_layout(tmp_path / "m.odvg.jsonl", masked, "odvg")
-    with pytest.raises(UserError, match="cannot hold categories"):
+    with pytest.raises(UserError, match="cannot store categories"):
         write_layout(tmp_path / "m.odvg.jsonl", [replace(e, category="x") for e in some()], "odvg")
     two = [*some(), Expression(9, 1, "a.jpg", "a", (), 9, 9, split="train")]
     with pytest.raises(UserError, match="the splits train, val"):
         write_layout(tmp_path / "m.odvg.jsonl", two, "odvg")
     (tmp_path / "bad.odvg.jsonl").write_text('{"filename": "a.jpg"}')
-    with pytest.raises(UserError, match="line 1: no ODVG"):
+    with pytest.raises(UserError, match="line 1: not an ODVG"):
         odvg.read_odvg(tmp_path / "bad.odvg.jsonl")
     with pytest.raises(UserError, match="needs image sizes"):
         write_layout(tmp_path / "x.json", [Expression(1, 1, "a.jpg", "a", ())], "mdetr")
@@ -120,7 +120,7 @@ def test_transvg_files_run_nothing(tmp_path):
     with pytest.raises(UserError, match="entry 0 is no"):
         load_expressions(tmp_path / "gref_val.pth")
     torch.save([], tmp_path / "other_val.pth")
-    with pytest.raises(UserError, match="names no TransVG data set"):
+    with pytest.raises(UserError, match="does not name a TransVG data set"):
         load_expressions(tmp_path / "other_val.pth")
 
 
@@ -144,7 +144,7 @@ def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
     (tmp_path / "bom.jsonl").write_text(row + "\r\n\r\n", encoding="utf-8-sig")
     assert [e.sentence for e in load_expressions(tmp_path / "bom.jsonl")] == ["a\u2028b"]
     (tmp_path / "d.jsonl").write_text('{"filename": "a.jpg", "detection": {"instances": []}}\n')
-    with pytest.raises(UserError, match="classes and no sentences"):
+    with pytest.raises(UserError, match="classes instead of sentences"):
         load_expressions(tmp_path / "d.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="folder .* has no expressions"):
@@ -152,7 +152,7 @@ def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
     (tmp_path / "folder/refs.json").unlink()
     assert len(load_expressions(tmp_path / "folder")) == 3
     (tmp_path / "folder/refs(other).p").write_bytes(b"")
-    with pytest.raises(UserError, match=r"refs\(other\).p, refs\(own\).p: name one"):
+    with pytest.raises(UserError, match=r"refs\(other\).p, refs\(own\).p: choose one"):
         load_expressions(tmp_path / "folder")
     with pytest.raises(UserError, match="No expression file"):
         load_expressions(tmp_path / "absent.pth")

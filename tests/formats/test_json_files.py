@@ -40,11 +40,11 @@ def test_what_is_broken_is_named(tmp_path):
         with pytest.raises(UserError, match=message):
             read_json(tmp_path / "a.json", "file")
 
-    refuse(b'[{"a": 1}', "not valid JSON.*cut short")
+    refuse(b'[{"a": 1}', "not valid JSON.*truncated")
     refuse(b"{oops}" + b" " * 1000, r"not valid JSON \(.*\)\.$")
     refuse(b"", "is empty")
-    refuse(gzip.compress(b"[1, 2, 3]" * 100)[:-20], "packed by gzip.*cut short")
-    refuse(b'"\xff\xfe\xfa"', "no text in Unicode")
+    refuse(gzip.compress(b"[1, 2, 3]" * 100)[:-20], "gzipped.*truncated")
+    refuse(b'"\xff\xfe\xfa"', "not Unicode text")
     refuse(b"[" * 200_000 + b"]" * 200_000, "nested too deep")
     refuse(b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "nested too deep")
     refuse(b"9" * 5000, "not valid JSON")

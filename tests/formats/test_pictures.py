@@ -11,7 +11,7 @@ from PIL import Image
 from smartclip_det.core.errors import UserError
 from smartclip_det.datasets.training_boxes import REASONS, boxes_to_learn, check_before_training, refuse_nothing
 from smartclip_det.formats.annotations import load_ground_truth
-from smartclip_det.formats.pictures import check_pictures, mend_sizes, picture_name, picture_path
+from smartclip_det.formats.pictures import check_pictures, fix_sizes, picture_name, picture_path
 from tests.formats.test_annotation_check import content, fresh_notes  # noqa: F401
 
 
@@ -43,7 +43,7 @@ def test_names_of_windows_and_of_lvis_are_found(tmp_path):
         assert picture_path(root, image) == tmp_path / "val2017/1.jpg"
     assert picture_name(url) == "val2017/1.jpg"
     for nothing in ({"id": 9}, {"id": 9, "file_name": ""}, {"id": 9, "file_name": 5}):
-        with pytest.raises(UserError, match="image 9 has no file_name and no coco_url"):
+        with pytest.raises(UserError, match="image 9 has neither file_name nor coco_url"):
             picture_name(nothing)
 
 
@@ -54,7 +54,7 @@ def test_sizes_are_those_of_the_picture_as_shown(folder, orientation, capsys):
     data["annotations"][0].update(bbox=[30, 100, 26, 26], area=676)
     truth = load_ground_truth(data)
     assert boxes_to_learn(truth, {1, 2}).left_out == {"outside": 1}
-    mend_sizes(truth, lambda i: picture_path(folder, i))
+    fix_sizes(truth, lambda i: picture_path(folder, i))
     assert truth.image_sizes == {1: (96, 128), 2: (128, 96)}
     assert truth.data["images"][0]["width"] == 96
     assert not boxes_to_learn(truth, {1, 2}).left_out
@@ -67,7 +67,7 @@ def test_missing_sizes_come_from_pictures_and_without_one_a_box_has_no_place(fol
     truth = load_ground_truth(data)
     with pytest.raises(UserError, match="image 1 has no width and height"):
         boxes_to_learn(truth, {1, 2})
-    mend_sizes(truth, lambda i: picture_path(folder, i))
+    fix_sizes(truth, lambda i: picture_path(folder, i))
     assert truth.image_sizes == {1: (128, 96), 2: (128, 96)}
     assert [i["height"] for i in truth.data["images"]] == [96, 96]
 
@@ -77,9 +77,9 @@ def test_another_size_is_told_and_kept(folder, capsys):
     data = content()
     data["annotations"][0]["bbox"] = [120, 0, 40, 40]
     truth = load_ground_truth(data)
-    mend_sizes(truth, lambda i: picture_path(folder, i))
+    fix_sizes(truth, lambda i: picture_path(folder, i))
     assert truth.image_sizes[1] == (128, 96)
-    assert "1 images are not of the size" in capsys.readouterr().out
+    assert "1 images differ in size" in capsys.readouterr().out
 
 
 def test_every_picture_is_read_before_anything_starts(folder):

@@ -91,21 +91,21 @@ def test_polygons_are_those_of_pycocotools(parts):
 
 
 BAD = [
-    ([[2, 2, NAN, 2, 10, 8]], "not finite or far outside"),
-    ([[2, 2, 1e308, 2, 10, 8]], "not finite or far outside"),
-    ([[2, 2, -INF, 2, 10, 8]], "not finite or far outside"),
-    ([[2, 2, 10**400, 2, 10, 8]], "not finite or far outside"),
-    ([[2, 2, 1e6, 2, 10, 8]], "far outside of its image of 20 x 12"),
-    ([2, 2, 10, 2, 10, 8], "one flat list"),
+    ([[2, 2, NAN, 2, 10, 8]], "not finite, or far outside"),
+    ([[2, 2, 1e308, 2, 10, 8]], "not finite, or far outside"),
+    ([[2, 2, -INF, 2, 10, 8]], "not finite, or far outside"),
+    ([[2, 2, 10**400, 2, 10, 8]], "not finite, or far outside"),
+    ([[2, 2, 1e6, 2, 10, 8]], "far outside the image of 20 x 12"),
+    ([2, 2, 10, 2, 10, 8], "a flat list"),
     ([[2, 2, 10, 8]], "polygon 0 has 4 numbers"),
     ([SQUARE[0], [1, 2]], "polygon 1 has 2 numbers"),
     ([[2, 2, 10, 2, 10, 8, 3]], "polygon 0 has 7 numbers"),
     ([SQUARE[0], []], "polygon 1 has 0 numbers"),
     ([[]], "polygon 0 has 0 numbers"),
-    ([["2", "2", "10", "2", "10", "8"]], "'2', which is no number"),
-    ([[2, 2, None, 2, 10, 8]], "None, which is no number"),
-    ([[2, 2, True, 2, 10, 8]], "True, which is no number"),
-    ([[[2, 2], [10, 2], [10, 8], [2, 8]]], "which is no number"),
+    ([["2", "2", "10", "2", "10", "8"]], "'2', which is not a number"),
+    ([[2, 2, None, 2, 10, 8]], "None, which is not a number"),
+    ([[2, 2, True, 2, 10, 8]], "True, which is not a number"),
+    ([[[2, 2], [10, 2], [10, 8], [2, 8]]], "which is not a number"),
     ([{"size": [H, W], "counts": [H * W]}], "part 0 of the segmentation"),
     ([], "no segmentation"),
     ({}, "no segmentation"),
@@ -115,25 +115,25 @@ BAD = [
     (5, "segmentation is 5"),
     ({"size": [H, W]}, "lack counts"),
     ({"counts": [H * W]}, "lack size"),
-    ({"size": [W, H], "counts": [H * W]}, "changed places"),
-    ({"size": [6, 5], "counts": [30]}, "are of 5 x 6 pixels .*, their image has 20 x 12"),
-    ({"size": [H, W, 1], "counts": [H * W]}, r"\[height, width\] is needed"),
-    ({"size": "12x20", "counts": [H * W]}, r"\[height, width\] is needed"),
-    ({"size": [H, NAN], "counts": [H * W]}, r"\[height, width\] is needed"),
+    ({"size": [W, H], "counts": [H * W]}, "be swapped"),
+    ({"size": [6, 5], "counts": [30]}, "are for 5 x 6 pixels .*, but the image has 20 x 12"),
+    ({"size": [H, W, 1], "counts": [H * W]}, r"expected \[height, width\]"),
+    ({"size": "12x20", "counts": [H * W]}, r"expected \[height, width\]"),
+    ({"size": [H, NAN], "counts": [H * W]}, r"expected \[height, width\]"),
     ({"size": [H, W], "counts": []}, "cover 0 pixels"),
-    ({"size": [H, W], "counts": [10, 20]}, "cover 30 pixels, their image has 240"),
-    ({"size": [H, W], "counts": [-10, 250]}, "counts that are none"),
-    ({"size": [H, W], "counts": [10.5, 229.5]}, "counts that are none"),
-    ({"size": [H, W], "counts": [NAN]}, "counts that are none"),
-    ({"size": [H, W], "counts": [10**30]}, "counts that are none"),
-    ({"size": [H, W], "counts": ["240"]}, "counts that are none"),
-    ({"size": [H, W], "counts": ""}, "counts that are none"),
-    ({"size": [H, W], "counts": "not run lengths"}, "counts that are none"),
-    ({"size": [H, W], "counts": "Größe"}, "counts that are none"),
-    ({"size": [H, W], "counts": "o"}, "counts that are none"),
-    ({"size": [H, W], "counts": "oooooooooooooo0"}, "counts that are none"),
+    ({"size": [H, W], "counts": [10, 20]}, "cover 30 pixels, but the image has 240"),
+    ({"size": [H, W], "counts": [-10, 250]}, "invalid counts"),
+    ({"size": [H, W], "counts": [10.5, 229.5]}, "invalid counts"),
+    ({"size": [H, W], "counts": [NAN]}, "invalid counts"),
+    ({"size": [H, W], "counts": [10**30]}, "invalid counts"),
+    ({"size": [H, W], "counts": ["240"]}, "invalid counts"),
+    ({"size": [H, W], "counts": ""}, "invalid counts"),
+    ({"size": [H, W], "counts": "not run lengths"}, "invalid counts"),
+    ({"size": [H, W], "counts": "Größe"}, "invalid counts"),
+    ({"size": [H, W], "counts": "o"}, "invalid counts"),
+    ({"size": [H, W], "counts": "oooooooooooooo0"}, "invalid counts"),
     ({"size": [H, W], "counts": "oooo0"}, "cover 1048575 pixels"),
-    ({"size": [H, W], "counts": {}}, "counts that are none"),
+    ({"size": [H, W], "counts": {}}, "invalid counts"),
 ]
 
 
@@ -145,12 +145,12 @@ def test_what_has_no_meaning_is_refused(given, said):
 
 @pytest.mark.parametrize("size", [(None, 20), (0, 20), (NAN, 20), ("12", 20), (12.5, 20), (True, 20), (10**6, 10**6)])
 def test_masks_need_the_size_of_their_image(size):
-    with pytest.raises(UserError, match="no usable size"):
+    with pytest.raises(UserError, match="no valid size"):
         run_lengths(SQUARE, *size)
 
 
 def test_checked_masks_are_still_compared_with_their_image():
-    with pytest.raises(UserError, match="their image has 5 x 5"):
+    with pytest.raises(UserError, match="the image has 5 x 5"):
         run_lengths(RunLengths(size=[H, W], counts="anything"), 5, 5)
 
 

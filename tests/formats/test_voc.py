@@ -70,19 +70,19 @@ def test_encodings_that_files_declare_are_read(folder, declared, written, name):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (xml(thing("猫"), head=head("klingon")).encode(), r"a\.xml cannot be read in the encoding 'klingon'"),
-        (xml(thing("猫"), head=head("hex")).encode(), "cannot be read in the encoding 'hex'"),
-        (xml(thing("汽车"), head=head("utf-8")).encode("gbk"), "cannot be read in the encoding 'utf-8'"),
+        (xml(thing("猫"), head=head("klingon")).encode(), r"a\.xml cannot be decoded as 'klingon'"),
+        (xml(thing("猫"), head=head("hex")).encode(), "cannot be decoded as 'hex'"),
+        (xml(thing("汽车"), head=head("utf-8")).encode("gbk"), "cannot be decoded as 'utf-8'"),
         (xml(thing("汽车")).encode("gbk"), "Save it as UTF-8"),
-        ("<annotation><object>", "not valid xml"),
-        ("", "not valid xml"),
-        ("<svg/>", "it holds <svg>"),
+        ("<annotation><object>", "not valid XML"),
+        ("", "not valid XML"),
+        ("<svg/>", "found <svg>"),
         (xml(thing(" ")), "object 1 has no <name>"),
-        (xml(thing(), thing(corners=(1, 1, "x", 9))), "object 2: <xmax> is missing or no number"),
-        (xml(thing(corners=(1, 1, "nan", 9))), "<xmax> is missing or no number"),
-        (xml(thing(corners=(1, 1, "1e400", 9))), "<xmax> is missing or no number"),
+        (xml(thing(), thing(corners=(1, 1, "x", 9))), "object 2: <xmax> is missing or not a number"),
+        (xml(thing(corners=(1, 1, "nan", 9))), "<xmax> is missing or not a number"),
+        (xml(thing(corners=(1, 1, "1e400", 9))), "<xmax> is missing or not a number"),
         (xml("<object><name>dog</name></object>"), "<xmin> is missing"),
-        (xml(thing(corners=(50, 1, 11, 9))), "ends before it begins"),
+        (xml(thing(corners=(50, 1, 11, 9))), "corners are swapped"),
         (xml(thing(difficult="maybe")), "<difficult> is 'maybe'"),
     ],
 )
@@ -113,14 +113,14 @@ def test_difficult_in_all_spellings(folder, written, hard):
     assert voc_to_coco(source).data["annotations"][0]["iscrowd"] == hard
     dropped = voc_to_coco(source, difficult="drop")
     assert len(dropped.data["annotations"]) == 1 - hard
-    assert dropped.told["difficult objects left out"] == hard
+    assert dropped.notes["difficult objects dropped"] == hard
 
 
 def test_names_are_trimmed_and_all_splits_get_one_list(folder, tmp_path):
     source, _ = folder({"a.xml": xml(thing("\n    dog \n  "), thing("fire\n hydrant"), thing("cat"))})
     options = ToCocoOptions("voc", tmp_path / "train.json", xml=source)
     lines = summary(options, convert(options))
-    assert lines[-1].endswith(f"--names {tmp_path / 'train.json'}.")
+    assert lines[-1].endswith(f"--vocabulary {tmp_path / 'train.json'} to reuse them.")
     names = categories_in(tmp_path / "train.json")
     assert names == ["cat", "dog", "fire hydrant"]
     (source / "a.xml").write_text(xml(thing("dog")))
@@ -140,7 +140,7 @@ def test_class_lists_of_other_files(tmp_path):
     assert categories_in(tmp_path / "n.json") is None
     assert categories_in(tmp_path / "n.txt") is None
     (tmp_path / "n.json").write_text(json.dumps({"categories": [{"id": 0, "name": "a"}]}))
-    with pytest.raises(UserError, match="must run from 1 to 1"):
+    with pytest.raises(UserError, match="must be 1 to 1"):
         categories_in(tmp_path / "n.json")
     (tmp_path / "n.json").write_text("{}")
     with pytest.raises(UserError, match="no COCO categories"):
@@ -165,16 +165,16 @@ def test_sizes_that_are_none_come_from_the_picture(folder, size):
     found = voc_to_coco(source, images)
     assert (found.data["images"][0]["width"], found.data["images"][0]["height"]) == (128, 96)
     assert found.data["annotations"][0]["bbox"] == [10, 10, 40, 40]
-    assert "the xml file has none" in str(found.told)
+    assert "the XML file has none" in str(found.notes)
 
 
-@pytest.mark.parametrize(("width", "height", "said"), [(96, 128, "swapped"), (64, 48, "its boxes may not fit")])
+@pytest.mark.parametrize(("width", "height", "said"), [(96, 128, "swapped"), (64, 48, "so boxes may be wrong")])
 def test_sizes_that_differ_from_the_picture_are_told(folder, width, height, said):
     size = f"<size><width>{width}</width><height>{height}</height></size>"
     source, images = folder({"a.xml": xml(thing(), size=size)}, ["a.jpg"])
     found = voc_to_coco(source, images)
     assert found.data["images"][0]["width"] == 128
-    assert said in str(found.told)
+    assert said in str(found.notes)
 
 
 @pytest.mark.parametrize(
@@ -199,17 +199,17 @@ def test_pictures_are_looked_for(folder, given, there):
 
 def test_pictures_that_are_not_there_or_not_one_are_refused(folder):
     source, images = folder({"a.xml": xml(thing(), name="back")}, ["x/front.jpg", "y/front.jpg"])
-    with pytest.raises(UserError, match="1 of 1 pictures that the labels name are not in .*images/back"):
+    with pytest.raises(UserError, match="1 of 1 images named by the labels are not in .*images/back"):
         voc_to_coco(source, images)
-    assert voc_to_coco(source).told["pictures named without a suffix: --images DIR looks for them"] == 1
+    assert voc_to_coco(source).notes["images named without a suffix: --images DIR looks them up"] == 1
     folder({"a.xml": xml(thing(), name="front")})
-    with pytest.raises(UserError, match="holds several of that name: x/front.jpg, y/front.jpg"):
+    with pytest.raises(UserError, match="has several images of that name: x/front.jpg, y/front.jpg"):
         voc_to_coco(source, images)
     folder({"a.xml": xml(name="x/front"), "b.xml": xml(name="x/front.jpg")})
-    with pytest.raises(UserError, match="belong to several xml files"):
+    with pytest.raises(UserError, match="belong to several XML files"):
         voc_to_coco(source, images)
     folder({"b.xml": xml(name="x/front")})
-    with pytest.raises(UserError, match="named by several xml files, e.g. x/front by a.xml and b.xml"):
+    with pytest.raises(UserError, match="named by several XML files, e.g. x/front by a.xml and b.xml"):
         voc_to_coco(source)
     folder({"b.xml": xml(name="b")})
     with pytest.raises(UserError, match="No image folder"):

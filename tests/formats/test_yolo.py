@@ -49,7 +49,7 @@ def one(tmp_path):
         (tmp_path / "data.yaml").write_text(f"train: images\nnames: [person]\n{yaml}")
         source = read_yolo_yaml(tmp_path / "data.yaml", "train")
         found = yolo_to_coco(source.images, source.names, key_points=source.key_points, **options)
-        return found.data["annotations"], {k: n for k, n in found.told.items() if n}
+        return found.data["annotations"], {k: n for k, n in found.notes.items() if n}
 
     return read
 
@@ -67,7 +67,7 @@ def test_boxes_outlines_and_turned_images(yolo):
     assert outline["bbox"] == pytest.approx([10, 20, 40, 100])
     assert outline["area"] == pytest.approx(40 * 100 / 2)
     assert outline["segmentation"] == [pytest.approx([10, 20, 50, 20, 50, 120])]
-    assert {k: n for k, n in found.told.items() if n} == {"pictures without a label file, taken as empty": 1}
+    assert {k: n for k, n in found.notes.items() if n} == {"images without a label file, read as empty": 1}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_further_columns_never_become_outlines(one, line, yaml, reason):
 
 def test_lines_that_leave_it_open_are_refused_unless_told(one):
     line = f"{BOX} 0.9 0.8"
-    with pytest.raises(UserError, match="line 1 has 6 numbers .* Say --rows outlines or --rows boxes"):
+    with pytest.raises(UserError, match="line 1 has 6 numbers .* Use --rows outlines or --rows boxes"):
         one(line)
     assert one(line, rows="boxes")[0][0]["bbox"] == pytest.approx(PIXELS)
     assert len(one(line, rows="outlines")[0][0]["segmentation"][0]) == 6
@@ -141,7 +141,7 @@ def test_a_set_of_outlines_stays_one(triangles, square):
 def test_boxes_without_area_are_counted(one):
     found, told = one(f"{BOX}\n0 0.5 0.5 0 0.5\n0 0.1 0.1 0.2 0.2 0.3 0.3 0.4 0.4")
     assert [a["id"] for a in found] == [1]
-    assert told == {"boxes without area left out": 2}
+    assert told == {"boxes without area skipped": 2}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_encodings_of_windows_are_read(one, encode):
 
 
 def test_text_of_no_known_encoding_is_named(one):
-    with pytest.raises(UserError, match=r"a\.txt, line 2, is no UTF-8 text"):
+    with pytest.raises(UserError, match=r"a\.txt, line 2, is not UTF-8 text"):
         one(f"{BOX}\n# größe".encode("latin-1"))
 
 
@@ -167,11 +167,11 @@ def test_text_of_no_known_encoding_is_named(one):
         ("2 0.5 0.5 0.1 0.1", "line 1: class 2 of 2"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5"),
         ("nan 0.5 0.5 0.1 0.1", "class nan"),
-        ("0 50 50 10 10", "shares of the image"),
-        ("0 0.5 nan 0.1 0.1", "shares of the image"),
+        ("0 50 50 10 10", "relative to the image"),
+        ("0 0.5 nan 0.1 0.1", "relative to the image"),
         ("0 0.5 0.5", "2 coordinates"),
-        ("cat 0.5 0.5 0.1 0.1", "something else than numbers"),
-        ("0,0.5,0.5,0.1,0.1", "something else than numbers"),
+        ("cat 0.5 0.5 0.1 0.1", "not numbers"),
+        ("0,0.5,0.5,0.1,0.1", "not numbers"),
     ],
 )
 def test_bad_lines_are_named(yolo, line, said):
@@ -194,7 +194,7 @@ def test_missing_things_are_told(yolo):
     with pytest.raises(UserError, match="No images in"):
         yolo_to_coco(yolo / "pictures", ["cat"])
     shutil.copy(yolo / "images/train/a.jpg", yolo / "pictures")
-    with pytest.raises(UserError, match='no part named "images"'):
+    with pytest.raises(UserError, match='no component named "images"'):
         yolo_to_coco(yolo / "pictures", ["cat"])
     (yolo / "images/train/a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be read"):
@@ -223,8 +223,8 @@ def test_words_of_yaml_stay_texts(tmp_path, names, read):
         ("{0: a, 0: b}", "'0' is given twice"),
         ("{0: a, 2: b}", "without gaps"),
         ("{a: b}", "without gaps"),
-        ("[cat: 1]", "put it in quotes"),
-        ("['']", "put it in quotes"),
+        ("[cat: 1]", "quote it"),
+        ("['']", "quote it"),
         ("5", "has no names"),
         ("[a", "not valid YAML"),
     ],
@@ -264,18 +264,18 @@ def test_places_of_splits(tmp_path, yaml, split, named, root):
     assert [i["file_name"] for i in found.data["images"]] == named
     assert found.root.resolve() == (rf / root).resolve()
     assert [a["bbox"] for a in found.data["annotations"]] == [pytest.approx(PIXELS)] * len(named)
-    assert found.told["pictures listed twice, taken once"] == ("train.txt" in yaml)
+    assert found.notes["images listed twice, used once"] == ("train.txt" in yaml)
 
 
 def test_places_that_are_not_there_are_named(tmp_path):
     (tmp_path / "d.yaml").write_text("path: x\ntrain: ../train/images\nval: v.txt\nnames: [a]\n")
-    with pytest.raises(UserError, match="there is nothing at .*x/train/images.* Give the folder by --images"):
+    with pytest.raises(UserError, match="nothing exists at .*x/train/images.* Give the folder with --images"):
         read_yolo_yaml(tmp_path / "d.yaml", "train")
     (tmp_path / "v.txt").write_text("images/1.jpg\nimages/2.jpg")
-    with pytest.raises(UserError, match="2 of 2 pictures that the labels name are not in"):
+    with pytest.raises(UserError, match="2 of 2 images named by the labels are not in"):
         yolo_to_coco(read_yolo_yaml(tmp_path / "d.yaml", "val").images, ["a"])
     (tmp_path / "v.txt").write_text("\n")
-    with pytest.raises(UserError, match="lists no pictures"):
+    with pytest.raises(UserError, match="lists no images"):
         yolo_to_coco(read_yolo_yaml(tmp_path / "d.yaml", "val").images, ["a"])
 
 
@@ -283,7 +283,7 @@ def test_nothing_is_written_on_a_fault_and_everything_told(yolo):
     options = ToCocoOptions("yolo", yolo / "out.json", data=yolo / "data.yaml")
     lines = summary(options, convert(options))
     assert "      1  dog" in lines[2]
-    assert "note: 1 pictures without a label file, taken as empty." in lines
+    assert "note: 1 images without a label file, read as empty." in lines
     (yolo / "out.json").unlink()
     (yolo / "labels/train/a.txt").write_text("7 0.5 0.5 0.1 0.1")
     with pytest.raises(UserError, match="class 7"):

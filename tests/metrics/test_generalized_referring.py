@@ -136,7 +136,7 @@ def test_masks_by_hand():
     # Two overlapping polygons are one region.
     square = [[0, 0, 6, 0, 6, 10, 0, 10], [4, 0, 10, 0, 10, 10, 4, 10]]
     assert whole_mask([square], (10, 10)).sum() == 100
-    with pytest.raises(UserError, match="sentence 7: Run lengths are of 10 x 10 pixels .*, their image has 5 x 5"):
+    with pytest.raises(UserError, match="sentence 7: Run lengths are for 10 x 10 pixels .*, but the image has 5 x 5"):
         MaskPair.of([left], None, (5, 5), 7)
 
 

@@ -135,9 +135,9 @@ def test_lvis_masks_as_polygons_with_and_without_boxes(backend):
         ("categories", {"id": 1}, "categories lacks name"),
         ("annotations", {"id": 1, "image_id": 1, "category_id": 1}, "annotations lacks bbox"),
         ("annotations", {"image_id": 1, "category_id": 10, "bbox": [1, 2, 3]}, r"bbox=\[1, 2, 3\]"),
-        ("annotations", {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "category 1, which the file lacks"),
-        ("annotations", {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4]}, "image 99, which the file lacks"),
-        ("annotations", {"image_id": [1], "category_id": 1, "bbox": [1, 2, 3, 4]}, "ids are numbers or texts"),
+        ("annotations", {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}, "category 1, which is not listed"),
+        ("annotations", {"image_id": 99, "category_id": 1, "bbox": [1, 2, 3, 4]}, "image 99, which is not listed"),
+        ("annotations", {"image_id": [1], "category_id": 1, "bbox": [1, 2, 3, 4]}, "ids must be integers or strings"),
         ("annotations", 5, "annotations lacks image_id"),
     ],
 )
@@ -197,9 +197,9 @@ class TestBadPredictions:
             ({"score": "0.5"}, "score is not a finite"),
             ({"score": True}, "score is not a finite"),
             ({"score": 10**400}, "score is not a finite"),
-            ({"image_id": [1]}, "must be a number or a text"),
-            ({"category_id": {}}, "must be a number or a text"),
-            ({"bbox": [1, 2, float("inf"), 4]}, "not finite"),
+            ({"image_id": [1]}, "must be an integer or a string"),
+            ({"category_id": {}}, "must be an integer or a string"),
+            ({"bbox": [1, 2, float("inf"), 4]}, "non-finite number"),
             ({"bbox": [1, 2, 3]}, r"\[x, y, width, height\]"),
             ({"bbox": [50, 50, -10, 4]}, "negative"),
         ],
@@ -228,7 +228,7 @@ class TestBadPredictions:
         with pytest.raises(UserError, match="No prediction file"):
             read_predictions(tmp_path / "p.json", truth)
         (tmp_path / "p.json").write_text('[{"a": 1}')
-        with pytest.raises(UserError, match="cut short"):
+        with pytest.raises(UserError, match="truncated"):
             read_predictions(tmp_path / "p.json", truth)
         (tmp_path / "d.json").write_text("{}")
         with pytest.raises(UserError, match="JSON list of results"):
@@ -366,10 +366,10 @@ class TestVoc:
     def test_folder_errors(self, tmp_path):
         from smartclip_det.formats.voc import load_voc_folder
 
-        with pytest.raises(UserError, match="No VOC xml"):
+        with pytest.raises(UserError, match="No VOC XML"):
             load_voc_folder(tmp_path)
         (tmp_path / "a.xml").write_text("<annotation><object>")
-        with pytest.raises(UserError, match="not valid xml"):
+        with pytest.raises(UserError, match="not valid XML"):
             load_voc_folder(tmp_path)
 
 
@@ -418,7 +418,7 @@ class TestReferring:
             ('{"id": 1, "boxes": [[0, 0, 5, 5]], "scores": []}', "1 boxes but 0 scores"),
             ('{"id": 1, "boxes": [[0, 0, 5]]}', "four numbers"),
             ('{"boxes": []}', "not {id, boxes, scores}"),
-            ('{"id": 1, "boxes": []}\n{"id": 1, "boxes": []}', "given before"),
+            ('{"id": 1, "boxes": []}\n{"id": 1, "boxes": []}', "is repeated"),
             ('{"id": 1,', "line 1"),
         ],
     )
@@ -460,7 +460,7 @@ class TestReferring:
 
     def test_other_json_is_told_apart(self, tmp_path):
         (tmp_path / "x.json").write_text('{"images": []}')
-        with pytest.raises(UserError, match="no expressions in a layout that is known. Known: JSON lines; MDETR"):
+        with pytest.raises(UserError, match="no expressions in a known layout. Known: JSON lines; MDETR"):
             load_expressions(tmp_path / "x.json")
 
 

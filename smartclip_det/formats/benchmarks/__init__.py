@@ -1,4 +1,4 @@
-"""Benchmarks by name: where their files are (``registry.json``), how they come, and by which counts they are whole."""
+"""Benchmarks by name: file locations (``registry.json``), downloads, and the counts of complete data sets."""
 
 from smartclip_det.formats.benchmarks.counts import check_benchmark
 from smartclip_det.formats.benchmarks.entries import Benchmark, BenchmarkFile, benchmarks, find_benchmark

@@ -1,4 +1,4 @@
-"""The registry of benchmarks. No torch here."""
+"""The registry of benchmarks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class BenchmarkFile:
     """One download.
 
     Attributes:
-        file: its name.
-        part: of the benchmark.
-        gives: what is there when it is done, below the benchmark's folder.
-        addresses: tried in this order.
-        hub: data set of the Hugging Face hub that holds it, in place of addresses.
-        bytes: size; None where it was not seen.
-        md5: as published or measured by several; None where it was not seen.
-        sha256: the same.
+        file: file name.
+        part: part of the benchmark.
+        gives: paths that exist when it is done, relative to the benchmark's folder.
+        addresses: URLs, tried in this order.
+        hub: Hugging Face data set that hosts the file, instead of ``addresses``.
+        bytes: size in bytes; None if unknown.
+        md5: as published, or measured independently by several people; None if unknown.
+        sha256: same as ``md5``.
         unpack: whether it is an archive.
-        to: folder below the benchmark's that it goes into.
+        to: target folder, relative to the benchmark's folder.
     """
 
     file: str
@@ -42,11 +42,11 @@ class BenchmarkFile:
     to: str = "."
 
     def hashes(self) -> dict[str, str]:
-        """By algorithm, those that are known."""
+        """Return the known hashes by algorithm."""
         return {k: v for k, v in (("md5", self.md5), ("sha256", self.sha256)) if v}
 
     def where(self) -> tuple[str, ...]:
-        """Addresses; those of the hub follow ``HF_ENDPOINT``."""
+        """Return the URLs; those of the hub follow ``HF_ENDPOINT``."""
         if not self.hub:
             return self.addresses
         from huggingface_hub import constants
@@ -56,17 +56,17 @@ class BenchmarkFile:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set as its owners give it.
+    """A data set as distributed by its owners.
 
     Attributes:
-        name: as it is typed.
-        licence: None where none is stated.
-        home: page of its owners.
-        folder: below the data folder, as data/README.md has it.
-        files: its downloads.
+        name: name on the command line.
+        licence: licence; None if not stated.
+        home: home page.
+        folder: folder below the data folder, as in data/README.md.
+        files: files to download.
         checks: see :func:`check_benchmark`.
-        needs: other benchmarks, whose photographs it uses.
-        by_hand: what an account or a form is needed for, and where; empty for none.
+        needs: other benchmarks whose images it uses.
+        by_hand: what must be downloaded manually with an account or form, and where; empty if nothing.
     """
 
     name: str
@@ -85,30 +85,32 @@ class Benchmark:
 
 @lru_cache(maxsize=1)
 def benchmarks() -> dict[str, Benchmark]:
-    """Every entry of ``registry.json``, in its order."""
-    told: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("registry.json").read_text(encoding="utf-8"))
-    return {name: _entry(name, entry) for name, entry in told.items()}
+    """Load all entries of ``registry.json``, in order."""
+    registry: dict[str, dict[str, Any]] = json.loads(
+        Path(__file__).with_name("registry.json").read_text(encoding="utf-8")
+    )
+    return {name: _entry(name, entry) for name, entry in registry.items()}
 
 
-def _entry(name: str, told: Mapping[str, Any]) -> Benchmark:
+def _entry(name: str, entry: Mapping[str, Any]) -> Benchmark:
     files = [
         BenchmarkFile(**{**f, "gives": tuple(f["gives"]), "addresses": tuple(f.get("addresses", ()))})
-        for f in told["files"]
+        for f in entry["files"]
     ]
-    lists = {k: tuple(told.get(k, ())) for k in ("checks", "needs")}
-    facts: dict[str, Any] = {**told, **lists, "files": tuple(files)}
+    lists = {k: tuple(entry.get(k, ())) for k in ("checks", "needs")}
+    facts: dict[str, Any] = {**entry, **lists, "files": tuple(files)}
     return Benchmark(name, **facts)
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The entry of a name.
+    """Look up a benchmark.
 
     Raises:
-        UserError: for unknown names, with the nearest.
+        UserError: for unknown names, with the nearest ones.
     """
     if name not in benchmarks():
         near = nearest(name, benchmarks())
         raise UserError(
-            f"{name!r} is no known benchmark. Nearest: {', '.join(near) or 'none'}. All: {', '.join(benchmarks())}."
+            f"{name!r} is not a known benchmark. Nearest: {', '.join(near) or 'none'}. All: {', '.join(benchmarks())}."
         )
     return benchmarks()[name]

@@ -1,4 +1,4 @@
-"""How the files of a benchmark come: fetched, checked, unpacked, counted; each step once."""
+"""Download, verify, unpack and count the files of a benchmark; finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from smartclip_det.utils.files import write_whole
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be done.
+    """Planned downloads of a benchmark.
 
     Attributes:
-        benchmark: its entry.
-        folder: where it goes.
-        here: files that are done.
-        coming: files that are to be fetched.
-        sizes: bytes of each that is to come; None where neither the registry nor the server tells.
-        free: bytes on the disk.
+        benchmark: registry entry.
+        folder: target folder.
+        here: files that are complete.
+        coming: files to download.
+        sizes: bytes of each file to download; None if neither the registry nor the server knows.
+        free: free bytes on the disk.
     """
 
     benchmark: Benchmark
@@ -39,18 +39,18 @@ class Plan:
 
     @property
     def known_bytes(self) -> int:
-        """Of the files to come, as far as they are known."""
+        """Total bytes to download, as far as known."""
         return sum(size or 0 for size in self.sizes.values())
 
 
 def plan(name: str, data: Path, parts: Sequence[str] = (), *, ask: bool = False) -> Plan:
-    """What is here and what is to come.
+    """List complete files and files to download.
 
     Args:
-        name: of the benchmark.
+        name: name of the benchmark.
         data: the data folder.
-        parts: empty for all.
-        ask: ask servers for sizes that the registry does not know.
+        parts: parts to include; empty for all.
+        ask: query servers for sizes missing in the registry.
 
     Raises:
         UserError: for unknown names and parts.
@@ -68,19 +68,19 @@ def plan(name: str, data: Path, parts: Sequence[str] = (), *, ask: bool = False)
 
 
 def get_benchmark(name: str, data: Path, parts: Sequence[str] = (), *, keep: bool = False) -> list[str]:
-    """Fetch and unpack what is not here, and count.
+    """Download and unpack missing files, then check the counts.
 
     Args:
-        name: of the benchmark.
+        name: name of the benchmark.
         data: the data folder.
-        parts: empty for all.
-        keep: keep archives when they are unpacked.
+        parts: parts to download; empty for all.
+        keep: keep archives after unpacking.
 
     Returns:
-        What was counted, a line for each check.
+        One line per check.
 
     Raises:
-        UserError: for whatever stops it; what is done stays done, and the same call goes on from there.
+        UserError: for any failure; finished steps are kept and the same call resumes.
     """
     todo = plan(name, data, parts)
     refuse_full_disk(todo.known_bytes, todo.folder, name, "Choose parts (--only), or another folder (--out).")
@@ -99,7 +99,7 @@ def get_benchmark(name: str, data: Path, parts: Sequence[str] = (), *, keep: boo
 
 
 class _Done:
-    """Which files are done, remembered beside them: an archive is gone when it is unpacked."""
+    """Record of completed files, stored next to them, as archives are deleted after unpacking."""
 
     def __init__(self, folder: Path, benchmark: Benchmark) -> None:
         self.root, self.folder = folder, folder / ".downloads"
@@ -107,18 +107,21 @@ class _Done:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
+            record = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return record if isinstance(record, dict) else {}
 
     def is_done(self, file: BenchmarkFile) -> bool:
-        """Whether what it gives is there, by us or by hand; an archive that lies there unmarked is unpacked in part."""
+        """Whether the file's outputs exist, downloaded or manual.
+
+        An unmarked archive means that unpacking was interrupted.
+        """
         there = all((self.root / g).exists() for g in file.gives)
         return there and (self._key(file) in self._read() or not (self.folder / file.file).exists())
 
     def mark(self, file: BenchmarkFile) -> None:
-        """Remember."""
+        """Mark a file as done."""
         write_whole(self._path, json.dumps({**self._read(), self._key(file): list(file.gives)}, indent=1) + "\n")
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Referring expressions on disk, from every layout and to every layout."""
+"""Readers and writers of referring expressions, in all layouts."""

@@ -1,4 +1,4 @@
-"""The one check of referring expressions, whatever layout they came from: what is wrong is refused with line and id."""
+"""Validation of referring expressions from any layout; errors name the line and the id."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _LAYOUTS = "JSON lines hold [x1, y1, x2, y2], MDETR and COCO files [x, y, width,
 
 
 def check_expression(record: Expression, where: str, needs_sentence: bool = True) -> None:
-    """Refuse a record that says nothing or points at nothing.
+    """Raise an error for an invalid record.
 
     Args:
-        record: what was read.
+        record: the expression.
         where: file and line or entry, for messages.
-        needs_sentence: whether an empty sentence is refused, too; scoring boxes needs none.
+        needs_sentence: whether an empty sentence is an error; scoring boxes does not need sentences.
 
     Raises:
-        UserError: for an id that is neither a whole number nor a text, a sentence that is no text or empty, and boxes
-            that are not finite or have no extent.
+        UserError: for an id that is neither an integer nor a string, a sentence that is empty or not a string, and
+            boxes that are not finite or have no area.
     """
     problem = _id_problem(record.id) or _sentence_problem(record.sentence, needs_sentence)
     for number, box in enumerate(record.boxes):
@@ -37,32 +37,30 @@ def check_expression(record: Expression, where: str, needs_sentence: bool = True
 
 def _id_problem(key: Any) -> str:
     if isinstance(key, bool) or not isinstance(key, int | str) or key == "":
-        return f"an id must be a whole number or a text; given {key!r}."
+        return f"an id must be an integer or a string; got {key!r}."
     return ""
 
 
 def _sentence_problem(sentence: Any, needed: bool) -> str:
     if not isinstance(sentence, str):
-        return f"the sentence is no text; given {sentence!r}. Write one record a sentence."
-    return (
-        "" if sentence.strip() or not needed else "the sentence is empty. Leave the record out, or give it a sentence."
-    )
+        return f"the sentence must be a string; got {sentence!r}. Write one record per sentence."
+    return "" if sentence.strip() or not needed else "the sentence is empty. Remove the record, or add a sentence."
 
 
 def _box_problem(box: Sequence[float], number: int) -> str:
     shown = [round(float(v), 2) for v in box]
     if not all(math.isfinite(v) for v in box):
-        return f"box {number} is not finite: {shown}. Write its pixels, or leave the record out."
+        return f"box {number} is not finite: {shown}. Write pixel coordinates, or remove the record."
     if box[2] <= box[0] or box[3] <= box[1]:
-        return f"box {number} has no extent: corners {shown} need x1 < x2 and y1 < y2. {_LAYOUTS}."
+        return f"box {number} has no area: corners {shown} need x1 < x2 and y1 < y2. {_LAYOUTS}."
     return ""
 
 
 def check_fit(records: Sequence[Expression], path: Path) -> None:
-    """Refuse boxes in another form: normalised ones, and ones that leave their images.
+    """Raise an error for boxes in another format: normalised boxes, and boxes that leave their images.
 
-    Boxes that leave an image by a little are as data sets have them and are told; a file in another form has many, or
-    some that lie outside.
+    Boxes that leave an image slightly occur in data sets and are only reported; a file in another format has many of
+    them, or some mostly outside.
 
     Raises:
         UserError: naming the first such sentence.
@@ -71,7 +69,7 @@ def check_fit(records: Sequence[Expression], path: Path) -> None:
     if boxed and all(0 <= v <= 1 for r in boxed for b in r.boxes for v in b):
         raise UserError(
             f"{path} (id {boxed[0].id!r}): all {sum(len(r.boxes) for r in boxed)} boxes lie between 0 and 1, so they "
-            f"are shares of the image. {_LAYOUTS}: multiply by width and height."
+            f"seem to be normalised. {_LAYOUTS}: multiply by width and height."
         )
     leaving = [(r, b) for r in boxed if r.width > 0 and r.height > 0 for b in r.boxes if _leaves(b, r)]
     if not leaving:
@@ -79,13 +77,13 @@ def check_fit(records: Sequence[Expression], path: Path) -> None:
     total = sum(len(r.boxes) for r in boxed)
     worst = next(((r, b) for r, b in leaving if _share_inside(b, r) < 0.5), None)
     record, box = worst or leaving[0]
-    said = (
+    message = (
         f"{len(leaving)} of {total} boxes leave their images, e.g. {[round(v, 2) for v in box]} of id {record.id!r} in "
         f"{record.width} x {record.height}"
     )
     if worst is not None or len(leaving) > 0.05 * total:
-        raise UserError(f"{path}: {said}. {_LAYOUTS}; or the sizes are of other images.")
-    logger.warning("%s: %s; they are kept as they are.", path, said)
+        raise UserError(f"{path}: {message}. {_LAYOUTS}; or the image sizes are wrong.")
+    logger.warning("%s: %s; they are kept unchanged.", path, message)
 
 
 def _leaves(box: Box, record: Expression) -> bool:

@@ -1,4 +1,8 @@
-"""Counts of the full sets of referring expressions, so that a short or foreign file is noticed (rec reference 2.2)."""
+"""Counts of full referring expression sets, to detect incomplete or wrong files.
+
+RefCOCO and RefCOCO+: Yu et al. (arXiv 1608.00272) and the refer toolbox; RefCOCOg: Mao et al. (arXiv 1511.02283);
+gRefCOCO: Liu et al. (arXiv 2306.00968).
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,22 @@ from typing import Any
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.expressions.record import Expression
 
-#: Counts are of the whole set where the split is called so.
+#: Split name for counts of the whole set.
 WHOLE = "all"
 TARGETS = ("none", "one", "several")
 
 
 @dataclass(frozen=True)
 class FullSet:
-    """Numbers by split, or for :data:`WHOLE`; where nothing is given, nothing is asserted.
+    """Expected counts by split, or for :data:`WHOLE`; missing counts are not checked.
 
     Attributes:
-        splits: of the set.
-        sentences: by split.
-        images: by split; partitions by object share some.
-        objects: distinct annotations by split, counted in files that name them.
-        targets: sentences without a target, with one and with several, of all splits.
-        shared_images: whether images of training are in val and test.
+        splits: splits of the set.
+        sentences: sentences by split.
+        images: images by split; object-wise partitions share images between splits.
+        objects: distinct annotations by split, checked in files with annotation ids.
+        targets: sentences with no, one and several targets, over all splits.
+        shared_images: whether training images also occur in val and test.
     """
 
     splits: tuple[str, ...]
@@ -78,22 +82,24 @@ FULL_SETS: dict[str, FullSet] = {
 
 
 def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]:
-    """Sentences by split, and by targets where the set has none and several; raises where they are not the full set's.
+    """Check counts against the full set.
+
+    Returns sentences by split, and by number of targets for sets where it varies.
 
     Args:
-        name: in :data:`FULL_SETS`.
-        expressions: all splits, or some whole ones; all of them for sets that are counted as a whole.
+        name: set in :data:`FULL_SETS`.
+        expressions: all splits, or some complete ones; all for sets counted as a whole.
 
     Raises:
-        UserError: for other numbers of sentences, images, objects or targets, or a split that the set does not have.
+        UserError: for different numbers of sentences, images, objects or targets, or an unknown split.
     """
     full = FULL_SETS[check_choice("set", name, FULL_SETS)]
     groups: dict[str, list[Expression]] = {}
     for e in expressions:
         groups.setdefault(WHOLE if WHOLE in full.splits else e.split, []).append(e)
-    strange = [s or "no split" for s in groups if s not in full.splits]
-    if strange:
-        raise UserError(f"{name} has the splits {', '.join(full.splits)}; the file has {', '.join(strange)}.")
+    unknown = [s or "no split" for s in groups if s not in full.splits]
+    if unknown:
+        raise UserError(f"{name} has the splits {', '.join(full.splits)}; the file has {', '.join(unknown)}.")
     wrong = [line for split, rows in groups.items() for line in _wrong(full, split, rows)]
     targets = Counter(TARGETS[min(2, len(e.boxes))] for e in expressions)
     wrong += _unequal(full.targets, {t: targets[t] for t in full.targets}, "with {} target")
@@ -103,7 +109,7 @@ def check_counts(name: str, expressions: Sequence[Expression]) -> dict[str, int]
 
 
 def _wrong(full: FullSet, split: str, rows: Sequence[Expression]) -> list[str]:
-    """The counts of a split that are not those of the full set."""
+    """List the counts of a split that differ from the full set."""
     ids = {i for e in rows for i in e.ann_ids}
     named = all(len(e.ann_ids) == len(e.boxes) for e in rows) and bool(ids)
     return [
@@ -113,7 +119,7 @@ def _wrong(full: FullSet, split: str, rows: Sequence[Expression]) -> list[str]:
     ]
 
 
-def _unequal(expected: Mapping[str, int], found: Mapping[str, int], what: str) -> list[str]:
+def _unequal(expected: Mapping[str, int], counts: Mapping[str, int], what: str) -> list[str]:
     return [
-        f"{what.format(k)}: {n:,} (of {expected[k]:,})" for k, n in found.items() if k in expected and expected[k] != n
+        f"{what.format(k)}: {n:,} (of {expected[k]:,})" for k, n in counts.items() if k in expected and expected[k] != n
     ]

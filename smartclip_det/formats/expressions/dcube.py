@@ -11,12 +11,12 @@ from smartclip_det.formats.expressions.record import Expression, of_annotations
 
 
 def read_dcube(data: Mapping[str, Any], path: Path) -> list[Expression]:
-    """Each sentence that is asked of an image, with its boxes or none.
+    """Read each sentence queried on an image, with its boxes, possibly none.
 
-    Asked are the ``sent_ids`` of the image (its scenario); without them, the sentences that have a box in it.
+    The queried sentences are the ``sent_ids`` of the image (its scenario), or else those with a box in the image.
 
     Raises:
-        UserError: for a sentence that the file does not have.
+        UserError: for an unlisted sentence.
     """
     names = {c["id"]: c["name"] for c in data["categories"]}
     boxes: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
@@ -27,9 +27,7 @@ def read_dcube(data: Mapping[str, Any], path: Path) -> list[Expression]:
         own = [c for i, c in boxes if i == image["id"]] if "sent_ids" not in image else image["sent_ids"]
         for sentence in own:
             if sentence not in names:
-                raise UserError(
-                    f"{path}: image {image['id']} asks for sentence {sentence}, which the file does not have."
-                )
-            mine = boxes.get((image["id"], sentence), [])
-            out.append(of_annotations(f"{image['id']}_{sentence}", image, names[sentence], mine, "dcube"))
+                raise UserError(f"{path}: image {image['id']} refers to sentence {sentence}, which is not in the file.")
+            targets = boxes.get((image["id"], sentence), [])
+            out.append(of_annotations(f"{image['id']}_{sentence}", image, names[sentence], targets, "dcube"))
     return out

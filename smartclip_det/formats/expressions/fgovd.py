@@ -1,4 +1,4 @@
-"""FG-OVD: LVIS form with a caption and its hard negatives for each object."""
+"""FG-OVD (arXiv 2311.17518): LVIS-like annotations with a caption and hard negatives for each object."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from smartclip_det.formats.json_lines import read_json_lines
 
 
 def load_fgovd(path: str | Path) -> dict[str, Any]:
-    """FG-OVD annotations: ``category_id`` and ``neg_category_ids`` for each object.
+    """Read FG-OVD annotations, with ``category_id`` and ``neg_category_ids`` per object.
 
     Raises:
-        UserError: for another layout.
+        UserError: for a file in another layout.
     """
     data = read_json(path, "FG-OVD file")
     return check_fgovd(data, path)
 
 
 def check_fgovd(data: Any, path: str | Path) -> dict[str, Any]:
-    """The parsed file; raises as :func:`load_fgovd`."""
+    """Check and return parsed FG-OVD annotations; raises as :func:`load_fgovd`."""
     needed = ("images", "annotations", "categories")
     if not isinstance(data, dict) or any(k not in data for k in needed):
-        raise UserError(f"{path} is no FG-OVD file: it needs {', '.join(needed)}.")
+        raise UserError(f"{path} is not an FG-OVD file: it needs {', '.join(needed)}.")
     known = {c["id"] for c in data["categories"]}
     for a in data["annotations"]:
         if "neg_category_ids" not in a:
-            raise UserError(f"{path}: annotation {a.get('id')} has no neg_category_ids; this is no FG-OVD file.")
+            raise UserError(f"{path}: annotation {a.get('id')} has no neg_category_ids; this is not an FG-OVD file.")
         missing = [c for c in (a["category_id"], *a["neg_category_ids"]) if c not in known]
         if missing:
-            raise UserError(f"{path}: annotation {a['id']} names category {missing[0]}, which the file does not have.")
+            raise UserError(f"{path}: annotation {a['id']} refers to category {missing[0]}, which is not in the file.")
     return data
 
 
 def read_fgovd(data: Any, path: Path) -> list[Expression]:
-    """Each object's own caption. Its negatives are for ``tools/evaluate.py fgovd``, which reads the file."""
+    """Read each object's positive caption. Negatives are only used by ``tools/evaluate.py fgovd``."""
     data = check_fgovd(data, path)
     names = {c["id"]: c["name"] for c in data["categories"]}
     images = {i["id"]: i for i in data["images"]}
@@ -49,7 +49,7 @@ def read_fgovd(data: Any, path: Path) -> list[Expression]:
 
 
 def read_caption_scores(path: str | Path) -> dict[int, dict[int, float]]:
-    """JSON lines ``{"id": annotation id, "scores": {caption id: score}}``.
+    """Read JSON lines ``{"id": annotation id, "scores": {caption id: score}}``.
 
     Raises:
         UserError: naming the line.

@@ -14,11 +14,11 @@ _PHRASE = re.compile(r"\[/EN#(\d+)/([^ ]+) ([^\]]+)\]")
 
 
 def read_flickr_entities(folder: str | Path) -> list[Expression]:
-    """Flickr30k Entities (arXiv 1505.04870): each phrase of each caption, with all boxes of its entity.
+    """Read each phrase of each caption, with all boxes of its entity.
 
     Args:
-        folder: holds ``Sentences/NAME.txt``, ``Annotations/NAME.xml``, and may hold ``train.txt``, ``val.txt`` and
-            ``test.txt`` with names. Phrases of entities without a box (scenes, other captions) come with none.
+        folder: has ``Sentences/NAME.txt``, ``Annotations/NAME.xml``, and optionally ``train.txt``, ``val.txt`` and
+            ``test.txt`` with names. Phrases of entities without boxes (scenes, other captions) have no target.
 
     Raises:
         UserError: for missing folders or a caption without its annotations.
@@ -26,7 +26,7 @@ def read_flickr_entities(folder: str | Path) -> list[Expression]:
     folder = Path(folder)
     texts = sorted((folder / "Sentences").glob("*.txt"))
     if not texts:
-        raise UserError(f"{folder} is no Flickr30k Entities folder: it needs Sentences/*.txt and Annotations/*.xml.")
+        raise UserError(f"{folder} is not a Flickr30k Entities folder: it needs Sentences/*.txt and Annotations/*.xml.")
     splits = {}
     for split in ("train", "val", "test"):
         listed = folder / f"{split}.txt"
@@ -53,9 +53,9 @@ def read_flickr_entities(folder: str | Path) -> list[Expression]:
 
 
 def _entities(path: Path) -> tuple[dict[str, list[Box]], tuple[int, int]]:
-    """Boxes by entity, and width and height."""
+    """Return boxes by entity, and (width, height)."""
     if not path.is_file():
-        raise UserError(f"No annotations at {path}: every file of Sentences needs its own.")
+        raise UserError(f"No annotations at {path}: each file in Sentences needs one.")
     try:
         root = ET.parse(path).getroot()
         size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))

@@ -1,4 +1,4 @@
-"""Our JSON lines: a record a line."""
+"""Our JSON lines layout of expressions, one record per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.formats.json_lines import read_json_lines
 from smartclip_det.utils.files import write_whole
 
-#: What other layouts call the sentence.
+#: Keys of the sentence in other layouts.
 _OTHER_NAMES = (
     "caption",
     "captions",
@@ -31,17 +31,19 @@ _OTHER_NAMES = (
 
 
 def read_expression_lines(path: Path) -> list[Expression]:
-    """Expressions of a file of ours.
+    """Read expressions in our JSON lines layout.
 
     Raises:
-        UserError: naming the line, for one without id, sentence or four numbers a box, and for what ``check`` refuses.
+        UserError: naming the line, for a record without id or valid boxes, and for what ``check`` rejects.
     """
     known = set(Expression.__dataclass_fields__)
     records = []
     for where, row in read_json_lines(path, "expression file"):
         other = [k for k in _OTHER_NAMES if isinstance(row, dict) and k in row]
         if other and "sentence" not in row:
-            raise UserError(f'{where} (id {row.get("id")!r}): the text is called {other[0]!r}; call it "sentence".')
+            raise UserError(
+                f'{where} (id {row.get("id")!r}): the text has the key {other[0]!r}; rename it to "sentence".'
+            )
         try:
             boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in row["boxes"])
             extra = {k: v for k, v in row.items() if k in known and k not in ("boxes", "ann_ids", "masks")}
@@ -56,5 +58,5 @@ def read_expression_lines(path: Path) -> list[Expression]:
 
 
 def write_expressions(path: str | Path, records: Iterable[Expression]) -> None:
-    """Write our JSON lines."""
+    """Write expressions in our JSON lines layout."""
     write_whole(path, "".join(json.dumps(asdict(r)) + "\n" for r in records))

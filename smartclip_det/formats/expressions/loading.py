@@ -1,4 +1,4 @@
-"""Referring expressions of every layout, recognised by content (rec reference 2.1 to 2.5)."""
+"""Load referring expressions of any layout; the layout is detected from the content."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def load_expressions(
     """Read referring expressions; boxes are xyxy pixels.
 
     Args:
-        path: a file or folder of any layout of :data:`KNOWN`.
-        split: keep one split; an absent one is an error that lists what there is.
-        instances: ``instances.json`` of a refs file; default: beside it.
-        needs_sentences: refuse records without a sentence; scoring boxes needs none.
+        path: file or folder in any layout of :data:`KNOWN`.
+        split: keep only this split; an unknown split is an error that lists the available ones.
+        instances: ``instances.json`` of a refs file; default: same folder.
+        needs_sentences: reject records without a sentence; scoring boxes does not need them.
 
     Raises:
-        UserError: for files that are missing, broken or of another layout, for repeated ids of sentences, and for what
-            ``check`` refuses.
+        UserError: for missing or broken files, unknown layouts, repeated sentence ids, and for what ``check``
+            rejects.
     """
     path = Path(path)
     if not path.exists():
@@ -59,23 +59,23 @@ def load_expressions(
         check_expression(record, str(path), needs_sentences)
     repeated = len(records) - len({str(r.id) for r in records})
     if repeated:
-        raise UserError(f"{path} repeats {repeated} sentence ids; predictions could not be matched.")
+        raise UserError(f"{path} repeats {repeated} sentence ids, so predictions cannot be matched. Make ids unique.")
     check_fit(records, path)
     return of_split(records, split, path) if split else records
 
 
 def of_split(records: Sequence[Expression], split: str, path: Path) -> list[Expression]:
-    """The expressions of one split.
+    """Select the expressions of one split.
 
     Raises:
-        UserError: where there are none, listing the splits of the file.
+        UserError: if there are none; lists the splits of the file.
     """
-    # refclef holds compound names such as testAB.
-    kept = [r for r in records if r.split == split or (split.startswith("test") and split in r.split)]
-    if not kept:
-        found = sorted({r.split for r in records} - {""})
-        raise UserError(f"{path} has no split {split!r}. It has: {', '.join(found) or 'none'}.")
-    return kept
+    # refclef has compound split names such as testAB.
+    selected = [r for r in records if r.split == split or (split.startswith("test") and split in r.split)]
+    if not selected:
+        splits = sorted({r.split for r in records} - {""})
+        raise UserError(f"{path} has no split {split!r}. It has: {', '.join(splits) or 'none'}.")
+    return selected
 
 
 def _of_folder(path: Path, instances: str | Path | None) -> list[Expression]:
@@ -89,8 +89,8 @@ def _of_folder(path: Path, instances: str | Path | None) -> list[Expression]:
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
     if len(pickles) == 1:
         return _of_file(path / pickles[0], instances)
-    several = f" It holds {', '.join(pickles)}: name one of them." if pickles else ""
-    raise UserError(f"The folder {path} has no expressions in a layout that is known.{several} Known: {KNOWN}.")
+    several = f" It has {', '.join(pickles)}: choose one of them." if pickles else ""
+    raise UserError(f"The folder {path} has no expressions in a known layout.{several} Known: {KNOWN}.")
 
 
 def _of_file(path: Path, instances: str | Path | None) -> list[Expression]:
@@ -105,7 +105,7 @@ def _of_file(path: Path, instances: str | Path | None) -> list[Expression]:
     try:
         data = read_json(path, "expression file")
     except UserError:
-        # Lines of JSON are often called .json, too.
+        # JSON lines files often have the suffix .json.
         first = first_json_line(path)
         if not _is_line(first):
             raise
@@ -119,7 +119,9 @@ def _is_line(row: Any) -> bool:
 
 def _of_lines(path: Path, first: Any) -> list[Expression]:
     if isinstance(first, Mapping) and "detection" in first and "grounding" not in first:
-        raise UserError(f"{path} holds ODVG lines of detection, which have classes and no sentences.")
+        raise UserError(
+            f"{path} has ODVG detection lines, with classes instead of sentences. Use ODVG grounding lines."
+        )
     return read_odvg(path) if isinstance(first, Mapping) and "grounding" in first else read_expression_lines(path)
 
 
@@ -136,4 +138,4 @@ def _of_json(data: Any, path: Path, instances: str | Path | None) -> list[Expres
             return read_fgovd(data, path)
         if any("sent_ids" in i for i in images) or any("is_negative" in c for c in lists["categories"]):
             return read_dcube(data, path)
-    raise UserError(f"{path} holds no expressions in a layout that is known. Known: {KNOWN}.")
+    raise UserError(f"{path} has no expressions in a known layout. Known: {KNOWN}.")

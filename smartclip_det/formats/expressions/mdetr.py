@@ -1,4 +1,4 @@
-"""MDETR's ``finetune_*.json``: an image entry for each sentence."""
+"""MDETR's ``finetune_*.json`` layout: one image entry per sentence."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from smartclip_det.utils.boxes import to_xywh, to_xyxy
 
 
 def read_mdetr(data: Mapping[str, Any]) -> list[Expression]:
-    """The sentences of a parsed file.
+    """Read the sentences of a parsed file.
 
     Raises:
-        UserError: for annotations of entries that are not there.
+        UserError: for annotations of unlisted entries.
     """
     boxes: dict[Any, list[dict[str, Any]]] = {}
     known = {i["id"] for i in data["images"]}
     strays = [a for a in data["annotations"] if a["image_id"] not in known]
     if strays:
         raise UserError(
-            f"{len(strays)} annotations belong to no image, e.g. image_id {strays[0]['image_id']!r} of annotation "
-            f"{strays[0].get('id')!r}; entries have ids such as {next(iter(known), None)!r}."
+            f"{len(strays)} annotations refer to no image, e.g. image_id {strays[0]['image_id']!r} of annotation "
+            f"{strays[0].get('id')!r}; image ids look like {next(iter(known), None)!r}."
         )
     for a in data["annotations"]:
         # gRefCOCO writes "no target" as one annotation marked empty.
@@ -48,13 +48,13 @@ def read_mdetr(data: Mapping[str, Any]) -> list[Expression]:
 
 
 def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
-    """MDETR's json: an image entry for each sentence; no target is one annotation marked ``empty`` (gRefCOCO)."""
+    """Convert to MDETR's layout; sentences without a target get one annotation marked ``empty``, as in gRefCOCO."""
     check_sizes(expressions, "mdetr")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    whole = all(isinstance(e.id, int) for e in expressions)
+    integer_ids = all(isinstance(e.id, int) for e in expressions)
     for number, e in enumerate(expressions):
-        n = e.id if whole else number
+        n = e.id if integer_ids else number
         images.append(
             {
                 "id": n,
@@ -70,7 +70,7 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
         )
         for k, box in enumerate(e.boxes):
             x, y, w, h = to_xywh(box)
-            found: dict[str, Any] = {
+            annotation: dict[str, Any] = {
                 "id": len(annotations),
                 "image_id": n,
                 "category_id": 1,
@@ -79,10 +79,10 @@ def mdetr_of(expressions: Sequence[Expression]) -> dict[str, Any]:
                 "iscrowd": 0,
             }
             if len(e.ann_ids) == len(e.boxes):
-                found["original_id"] = e.ann_ids[k]
+                annotation["original_id"] = e.ann_ids[k]
             if len(e.masks) == len(e.boxes):
-                found["segmentation"] = e.masks[k]
-            annotations.append(found)
+                annotation["segmentation"] = e.masks[k]
+            annotations.append(annotation)
         if not e.boxes:
             annotations.append(
                 {

@@ -1,4 +1,4 @@
-"""MMDetection's grounding lines (ODVG)."""
+"""MMDetection's ODVG layout of grounding lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smartclip_det.formats.json_lines import read_json_lines
 
 
 def read_odvg(path: str | Path) -> list[Expression]:
-    """MMDetection's grounding lines: one expression for each region's phrase; a caption without regions means nothing.
+    """Read ODVG grounding lines: one expression per region phrase; a caption without regions has no target.
 
     Raises:
         UserError: naming the line, for a record without ``grounding`` or a box that is not four numbers.
@@ -20,36 +20,38 @@ def read_odvg(path: str | Path) -> list[Expression]:
     out: list[Expression] = []
     for where, row in read_json_lines(path, "ODVG file"):
         try:
-            asked = row["grounding"]["regions"]
+            regions = row["grounding"]["regions"]
             name, size = row["filename"], (int(row["width"]), int(row["height"]))
-            if not asked:
+            if not regions:
                 out.append(Expression(len(out), name, name, row["grounding"]["caption"], (), *size))
-            for region in asked:
-                found = region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
-                boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found)
+            for region in regions:
+                coordinates = region["bbox"] if isinstance(region["bbox"][0], list) else [region["bbox"]]
+                boxes = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in coordinates)
                 out.append(Expression(len(out), name, name, region["phrase"], boxes, *size))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{where}: no ODVG grounding record ({error!r}).") from error
+            raise UserError(f"{where}: not an ODVG grounding record ({error!r}).") from error
     return out
 
 
 def odvg_of(expressions: Sequence[Expression]) -> list[dict[str, Any]]:
-    """One grounding line for each sentence, also those without a target: MMDetection's own converter loses them.
+    """Convert to one grounding line per sentence, including sentences without a target.
 
-    The layout has no place for ids, splits, masks and categories: several splits, masks, or categories are refused.
+    (MMDetection's ``refcoco2odvg.py`` drops those.) The layout has no ids, splits, masks or categories: several splits,
+    masks and categories are an error.
     """
     check_sizes(expressions, "odvg")
     splits = sorted({e.split for e in expressions})
-    held = {
+    unsupported = {
         "masks": any(e.masks for e in expressions),
         "categories": any(e.category for e in expressions),
         f"the splits {', '.join(splits)}": len(splits) > 1,
     }
-    lost = [what for what, there in held.items() if there]
+    lost = [what for what, there in unsupported.items() if there]
     if lost:
         raise UserError(
-            f"odvg cannot hold {' and '.join(lost)}; write one split at a time (--split), and keep masks "
-            "and categories in jsonl, mdetr or refs."
+            f"odvg cannot store {' and '.join(lost)}; write one split at a time (--split), and use jsonl, mdetr "
+            "or refs for "
+            "masks and categories."
         )
     return [
         {

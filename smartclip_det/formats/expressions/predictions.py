@@ -1,4 +1,4 @@
-"""What was predicted for sentences: boxes, masks, scores of captions. Boxes are xyxy pixels."""
+"""Predictions for sentences: boxes and masks. Boxes are xyxy pixels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from smartclip_det.utils.boxes import to_xyxy
 
 
 def load_grounding_predictions(path: str | Path, box_format: str = BOX_FORMATS[0]) -> dict[int | str, GroundedBoxes]:
-    """Read ``{"id", "boxes", "scores"}`` JSON lines; boxes are sorted by score, ties keep file order.
+    """Read ``{"id", "boxes", "scores"}`` JSON lines; boxes are sorted by descending score; ties keep file order.
 
     Raises:
-        UserError: naming the line, for broken JSON, a repeated id, NaN, or boxes and scores that do not fit.
+        UserError: naming the line, for broken JSON, a repeated id, NaN, or boxes and scores of different length.
     """
     check_choice("box_format", box_format, BOX_FORMATS)
     out: dict[int | str, GroundedBoxes] = {}
@@ -41,7 +41,7 @@ def load_grounding_predictions(path: str | Path, box_format: str = BOX_FORMATS[0
 
 def _grounding_problem(key: Any, boxes: list[Any], scores: list[float], seen: dict[Any, Any], box_format: str) -> str:
     if key in seen:
-        return "this id was given before."
+        return "this id is repeated."
     if len(boxes) != len(scores):
         return f"{len(boxes)} boxes but {len(scores)} scores."
     if any(len(b) != 4 for b in boxes):
@@ -49,12 +49,12 @@ def _grounding_problem(key: Any, boxes: list[Any], scores: list[float], seen: di
     if not all(math.isfinite(v) for b in boxes for v in b) or not all(map(math.isfinite, scores)):
         return "a number is not finite."
     if box_format == "xyxy" and any(b[2] < b[0] or b[3] < b[1] for b in boxes):
-        return "x2 < x1 or y2 < y1: boxes must be [x1, y1, x2, y2]; for [x, y, width, height] say --box-format xywh."
+        return "x2 < x1 or y2 < y1: boxes must be [x1, y1, x2, y2]; for [x, y, width, height] use --box-format xywh."
     return ""
 
 
 def load_mask_predictions(path: str | Path) -> dict[int | str, Any]:
-    """JSON lines ``{"id", "segmentation"}``: COCO run lengths or polygons, null for nothing.
+    """Read JSON lines ``{"id", "segmentation"}``: COCO RLE or polygons, null for an empty mask.
 
     Raises:
         UserError: naming the line, for a repeated id or missing fields.
@@ -67,17 +67,17 @@ def load_mask_predictions(path: str | Path) -> dict[int | str, Any]:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not {{id, segmentation}} ({error!r}).") from error
         if key in out:
-            raise UserError(f"{where}: id {key!r} was given before.")
+            raise UserError(f"{where}: id {key!r} is repeated.")
         out[key] = mask
     return out
 
 
 def check_known(truth: Sequence[Expression], predictions: Mapping[int | str, Any]) -> None:
-    """Raise for predictions of sentences that the annotations do not have."""
+    """Raise an error for predictions of sentences that are not in the annotations."""
     known = {e.id for e in truth}
-    foreign = [k for k in predictions if k not in known]
-    if foreign:
+    unknown = [k for k in predictions if k not in known]
+    if unknown:
         raise UserError(
-            f"{len(foreign)} predictions are for sentences that the annotations do not have, e.g. id {foreign[0]!r}; "
+            f"{len(unknown)} predictions are for sentences that are not in the annotations, e.g. id {unknown[0]!r}; "
             "they may be of another split or data set."
         )

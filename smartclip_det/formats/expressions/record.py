@@ -1,4 +1,4 @@
-"""One record for each sentence, whatever file it came from. Boxes are xyxy pixels."""
+"""The common record of a sentence, for all layouts. Boxes are xyxy pixels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Expression:
 
     Attributes:
         id: sentence id (image entry id in MDETR files).
-        image_id: COCO image id, or whatever names the image.
-        file_name: image file, without the annotation id that refs files append.
+        image_id: COCO image id, or another identifier of the image.
+        file_name: image file, without the annotation id appended in refs files.
         sentence: the text.
         boxes: xyxy boxes; none, one or many.
         width: image width in pixels, 0 if unknown.
@@ -25,8 +25,8 @@ class Expression:
         split: train, val, testA, testB or test; empty if unknown.
         dataset: data set name, empty if unknown.
         ann_ids: source annotation ids.
-        masks: COCO segmentation of each box (run lengths or polygons); empty where the file has none.
-        category: class of the object as its data set names it, for class averages; empty if unknown.
+        masks: COCO segmentation of each box (RLE or polygons); empty if the file has none.
+        category: class name of the object in its data set, for class averages; empty if unknown.
     """
 
     id: int | str
@@ -54,7 +54,7 @@ class GroundedBoxes:
 def of_annotations(
     key: int | str, image: Mapping[str, Any], sentence: str, annotations: Sequence[Mapping[str, Any]], dataset: str
 ) -> Expression:
-    """The expression of COCO annotations of one image."""
+    """Build an expression from COCO annotations of one image."""
     return Expression(
         key,
         image["id"],
@@ -70,18 +70,20 @@ def of_annotations(
 
 
 def masks_of(annotations: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
-    """Segmentations where every annotation has one; none otherwise."""
-    found = tuple(a["segmentation"] for a in annotations if a.get("segmentation"))
-    return found if len(found) == len(annotations) else ()
+    """Return the segmentations if every annotation has one; otherwise nothing."""
+    masks = tuple(a["segmentation"] for a in annotations if a.get("segmentation"))
+    return masks if len(masks) == len(annotations) else ()
 
 
 def check_sizes(expressions: Sequence[Expression], layout: str) -> None:
-    """Refuse expressions without image sizes, for layouts that hold them."""
-    lacking = [e.id for e in expressions if not (e.width and e.height)]
-    if lacking:
-        raise UserError(f"{layout} needs image sizes; {len(lacking)} sentences have none, e.g. id {lacking[0]!r}.")
+    """Raise an error for expressions without image sizes, for layouts that require them."""
+    without_size = [e.id for e in expressions if not (e.width and e.height)]
+    if without_size:
+        raise UserError(
+            f"{layout} needs image sizes; {len(without_size)} sentences have none, e.g. id {without_size[0]!r}."
+        )
 
 
 def category_of(expression: Expression) -> dict[str, str]:
-    """The category as an entry, where there is one."""
+    """Return the category as a dictionary entry, if there is one."""
     return {"category": expression.category} if expression.category else {}

@@ -1,4 +1,4 @@
-"""Ref-L4 (arXiv 2406.16866): parquet files of sentences."""
+"""Ref-L4 (arXiv 2406.16866): parquet files of expressions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smartclip_det.utils.boxes import to_xyxy
 
 
 def read_ref_l4(path: str | Path) -> list[Expression]:
-    """Ref-L4 (arXiv 2406.16866): one parquet file of sentences, or all of a folder (``ref-l4-val.parquet`` and test).
+    """Ref-L4 (arXiv 2406.16866): read one parquet file, or all of a folder (``ref-l4-val.parquet`` and test).
 
     Raises:
         UserError: without pyarrow (extra ``ref-l4``), for a broken file, or one without the benchmark's columns.
@@ -27,11 +27,11 @@ def read_ref_l4(path: str | Path) -> list[Expression]:
         try:
             rows = parquet.read_table(file).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{file} is not a readable parquet file; it may be cut short. ({error})") from error
-        lacking = [k for k in ("id", "caption", "bbox", "file_name", "ori_category_id") if rows and k not in rows[0]]
-        if lacking:
+            raise UserError(f"{file} is not a readable parquet file; it may be truncated. ({error})") from error
+        missing = [k for k in ("id", "caption", "bbox", "file_name", "ori_category_id") if rows and k not in rows[0]]
+        if missing:
             raise UserError(
-                f"{file} is no Ref-L4 file: it has no column {', '.join(lacking)}; it has {', '.join(rows[0])}."
+                f"{file} is not a Ref-L4 file: it has no column {', '.join(missing)}; it has {', '.join(rows[0])}."
             )
         for row in rows:
             out.append(

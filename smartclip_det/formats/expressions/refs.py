@@ -1,6 +1,6 @@
-"""The refer toolbox's ``refs(SPLIT).p`` (or its JSON copy, or gRefCOCO's) with ``instances.json`` beside it.
+"""The refer toolbox's ``refs(SPLIT).p`` (or its JSON copy, or gRefCOCO's) with ``instances.json`` in the same folder.
 
-Pickles go through an unpickler that knows no classes at all.
+Pickles are read by an unpickler that allows no classes.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from smartclip_det.utils.boxes import to_xywh, to_xyxy
 
 
 def image_file_of(ref_file_name: str, ann_id: int) -> str:
-    """The image file behind a refs file name: ``COCO_train2014_000000581857_16.jpg`` has an annotation counter."""
+    """Strip the annotation counter from a refs file name such as ``COCO_train2014_000000581857_16.jpg``."""
     stem, dot, suffix = ref_file_name.rpartition(".")
     parts = stem.split("_")
     return "_".join(parts[:-1]) + dot + suffix if len(parts) > 3 or (parts[-1] == str(ann_id)) else ref_file_name
 
 
 def _targets(ref: dict[str, Any]) -> list[int]:
-    """Annotation ids of a ref: one, or gRefCOCO's list, where [-1] says that nothing is meant."""
+    """Return the annotation ids of a ref: one, or gRefCOCO's list, where [-1] means no target."""
     ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     return [i for i in ids if i != -1]
 
 
 def read_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expression]:
-    """The sentences of a parsed refs list.
+    """Read the sentences of a parsed refs list.
 
     Args:
         refs: content of the file.
-        path: of the file.
-        instances: ``instances.json``; default: beside the file.
+        path: path of the file.
+        instances: ``instances.json``; default: same folder.
 
     Raises:
-        UserError: for another layout, and for boxes that are not there.
+        UserError: for another layout, and for missing boxes.
     """
     if not isinstance(refs, list) or not all(isinstance(r, dict) and "sentences" in r for r in refs):
-        raise UserError(f"{path} is no refs list: each entry needs sentences, ann_id and image_id.")
+        raise UserError(f"{path} is not a refs list: each entry needs sentences, ann_id and image_id.")
     source = Path(instances) if instances is not None else path.parent / "instances.json"
     if not source.is_file():
-        raise UserError(f"{path} needs its boxes: no {source}. Give it with --instances.")
+        raise UserError(f"{path} needs its boxes, but {source} does not exist. Pass it with --instances.")
     data = read_json(source, "instances file")
     images = {i["id"]: i for i in data["images"]}
     annotations = {a["id"]: a for a in data["annotations"]}
@@ -54,8 +54,8 @@ def read_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expre
     if foreign:
         ref, target = foreign[0]
         raise UserError(
-            f"{path.name} and {source} do not belong together: {len(foreign)} annotations are of other images than "
-            f"their refs, e.g. annotation {target} of image {annotations[target]['image_id']!r}, its ref of "
+            f"{path.name} and {source} do not belong together: {len(foreign)} annotations are on other images than "
+            f"their refs, e.g. annotation {target} on image {annotations[target]['image_id']!r}, its ref on "
             f"{ref['image_id']!r}."
         )
     records = []
@@ -83,7 +83,7 @@ def read_refs(refs: Any, path: Path, instances: str | Path | None) -> list[Expre
 
 
 def refs_of(expressions: Sequence[Expression]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The refer toolbox's refs list (as JSON) and ``instances.json``; none and many as in gRefCOCO."""
+    """Convert to the refer toolbox's refs list and ``instances.json``; no or several targets as in gRefCOCO."""
     images: dict[Any, dict[str, Any]] = {}
     annotations: dict[tuple[Any, tuple[float, ...]], dict[str, Any]] = {}
     refs: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Expressions to files of every layout that can hold them."""
+"""Write expressions in all layouts that can store them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from smartclip_det.utils.files import write_whole
 
 
 def write_layout(path: str | Path, expressions: Sequence[Expression], layout: str) -> dict[str, int]:
-    """Write expressions; what a layout cannot hold is an error, never left out.
+    """Write expressions; anything that a layout cannot store is an error, never dropped.
 
     Args:
-        path: file; for ``refs`` a folder that gets ``refs(own).p`` (as the refer toolbox reads it), ``refs.json`` with
-            the same content, and ``instances.json``; for ``transvg`` a name as ``unc_val.pth``.
-        expressions: to write.
-        layout: in :data:`LAYOUTS`.
+        path: output file; for ``refs``, a folder that gets ``refs(own).p`` (as read by the refer toolbox),
+            ``refs.json`` with the same content, and ``instances.json``; for ``transvg``, a name like ``unc_val.pth``.
+        expressions: expressions to write.
+        layout: output layout in :data:`LAYOUTS`.
 
     Returns:
-        Counts of what was written.
+        Counts of sentences.
     """
     check_choice("layout", layout, LAYOUTS)
     path = Path(path)
@@ -48,7 +48,7 @@ def write_layout(path: str | Path, expressions: Sequence[Expression], layout: st
     else:
         refs, instances = refs_of(expressions)
         write_whole(path / "refs.json", json.dumps(refs))
-        # The protocol of the toolbox's own files.
+        # Protocol 2, as in the toolbox's own files.
         (path / "refs(own).p").write_bytes(pickle.dumps(refs, protocol=2))
         write_whole(path / "instances.json", json.dumps(instances))
     return {
