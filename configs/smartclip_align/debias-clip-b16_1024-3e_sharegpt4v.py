@@ -3,4 +3,4 @@
 _base_ = "./clip-b16_1024-3e_sharegpt4v.py"
 
 model = dict(loss=dict(alignment_weight=1.0))
-train_dataloader = dict(dataset=dict(captions=["full", "drop-first"], left_pad=0.5))
+train_dataloader = dict(dataset=dict(texts=dict(policy=["full", "drop-first"], left_pad=0.5)))

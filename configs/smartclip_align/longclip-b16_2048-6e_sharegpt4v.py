@@ -4,5 +4,5 @@ _base_ = "./clip-b16_1024-3e_sharegpt4v.py"
 
 global_batch_size = 2048
 model = dict(component_matching=32, initial_scale=100.0, loss=dict(alignment_weight=1.0, label_smoothing=0.1))
-train_dataloader = dict(dataset=dict(captions="full+short"))
+train_dataloader = dict(dataset=dict(texts=dict(policy="full+short")))
 train_cfg = dict(max_epochs=6)

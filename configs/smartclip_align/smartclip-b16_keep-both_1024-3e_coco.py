@@ -8,15 +8,18 @@ train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         ann_file="annotations/captions_train2017.json",
-        image_folder="train2017",
-        captions="short",
+        images=dict(folder="train2017"),
+        texts=dict(policy="short"),
         skip=0,
         regions=dict(file="annotations/instances_train2017_seen_2.json", template="a photo of a {}."),
     )
 )
 val_dataloader = dict(
     dataset=dict(
-        data_root=data_root, ann_file="annotations/captions_val2017.json", image_folder="val2017", indices=None
+        data_root=data_root,
+        ann_file="annotations/captions_val2017.json",
+        images=dict(folder="val2017"),
+        indices=None,
     )
 )
 test_dataloader = val_dataloader

@@ -14,7 +14,7 @@ train_dataloader = dict(
     sampler=dict(_delete_=True, type="EpochStreamSampler"),
     batch_sampler=dict(type="StreamBatches"),
     dataset=dict(
-        flip=0.0,
+        images=dict(flip=0.0),
         scenes=dict(
             file="annotations/scenes_train.json",
             start=dict(any_subset=0.0, colour=0.3, size=0.1, texture=0.1),

@@ -2,4 +2,4 @@
 _base_ = "./clip-align_two-stage_toy.py"
 
 model = dict(component_matching=32)
-train_dataloader = dict(dataset=dict(captions="full+short"))
+train_dataloader = dict(dataset=dict(texts=dict(policy="full+short")))

@@ -9,7 +9,7 @@ model = dict(
     towers=towers,
     loss=dict(mask_mode="hard", modular=True, scale="learned", alignment_weight=10.0, sparsity_weight=10.0),
 )
-train_dataloader = dict(dataset=dict(captions=dict(_delete_=True, prefix=0.5, short=0.5)))
+train_dataloader = dict(dataset=dict(texts=dict(policy=dict(_delete_=True, prefix=0.5, short=0.5))))
 val_evaluator = dict(scoring="hard")
 test_evaluator = val_evaluator
 optim_wrapper = dict(clip_grad=dict(max_norm=10.0))

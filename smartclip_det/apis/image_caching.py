@@ -67,9 +67,13 @@ def _open(options: CacheOptions) -> tuple[CaptionDataset, ImageCache]:
     config = load_config(options.config, options.cfg_options)
     if options.dataloader not in config:
         raise UserError(f"{options.config} has no {options.dataloader}.")
-    given = config[options.dataloader].dataset.items()
-    source = DATASETS.build({k: v for k, v in given if k not in ("cache", "indices", "keep_images")})
-    cache = ImageCache(options.out, source.names(), source.image_size, source.fit, create=True, exact=source.exact)
+    given = dict(config[options.dataloader].dataset)
+    images = {k: v for k, v in given.pop("images", {}).items() if k not in ("cache", "keep")}
+    source = DATASETS.build(
+        {"images": images, **{k: v for k, v in given.items() if k not in ("cache", "indices", "keep_images")}}
+    )
+    images = source.images
+    cache = ImageCache(options.out, source.names(), images.size, images.fit, create=True, exact=source.exact)
     # An existing cache keeps the decoding mode it was created with.
     source.exact = cache.exact
     return source, cache
@@ -88,7 +92,7 @@ def cache_images(options: CacheOptions) -> dict[str, int]:
     if options.retry_broken:
         cache.rows[cache.rows == BROKEN] = EMPTY
     missing = np.flatnonzero(np.asarray(cache.rows) == EMPTY)
-    need = len(missing) * 3 * source.image_size**2
+    need = len(missing) * 3 * source.images.size**2
     free = shutil.disk_usage(options.out).free
     if need > free:
         raise UserError(
@@ -105,7 +109,7 @@ def cache_images(options: CacheOptions) -> dict[str, int]:
     cache.flush()
     rows = np.asarray(cache.rows)
     counts = {"images": len(rows), "ready": int((rows == READY).sum()), "broken": int((rows == BROKEN).sum())}
-    stamp = protocol_stamp("image cache", image_size=source.image_size, fit=source.fit, config=options.config)
+    stamp = protocol_stamp("image cache", image_size=source.images.size, fit=source.images.fit, config=options.config)
     write_results(options.out / "report.json", stamp, counts, broken={str(k): v for k, v in reasons.items()})
     return counts
 

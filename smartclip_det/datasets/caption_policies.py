@@ -100,7 +100,7 @@ def policies_of(captions: str | Mapping[str, float] | Sequence[Any], count: int)
         captions = list(PAIRS[captions])
     if isinstance(captions, str | Mapping):
         if count < 1:
-            raise UserError(f"captions_per_image must be at least 1; given {count}.")
+            raise UserError(f"texts.per_image must be at least 1; given {count}.")
         return [CaptionPolicy(captions)] * count
     if not captions:
         raise UserError("captions needs at least one policy.")

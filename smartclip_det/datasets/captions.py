@@ -17,7 +17,8 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from smartclip_det.core.errors import UserError, check_choice
+from smartclip_det.core.errors import UserError
+from smartclip_det.datasets.caption_options import CaptionTests, ImageOptions, TextOptions, read_options
 from smartclip_det.datasets.caption_policies import CaptionPolicy, pad_left, partial_caption, policies_of
 from smartclip_det.datasets.image_cache import ImageCache
 from smartclip_det.datasets.region_texts import RegionTexts, read_presence
@@ -27,7 +28,7 @@ from smartclip_det.formats.captions import read_caption_records
 from smartclip_det.formats.json_files import read_json
 from smartclip_det.formats.shards import member_at
 from smartclip_det.models.towers.tokenizer import encode, with_ends
-from smartclip_det.utils.images import FITS, pixels, read_square
+from smartclip_det.utils.images import pixels, read_square
 
 #: Number of images tried in place of an unreadable one.
 _TRIES = 100
@@ -49,82 +50,55 @@ class CaptionDataset(BaseDataset):
         self,
         ann_file: str,
         data_root: str = "",
-        image_folder: str = "",
         layout: str = "auto",
-        image_size: int = 224,
-        fit: str = "crop",
-        captions: str | Mapping[str, float] | Sequence[Any] = "prefix",
-        captions_per_image: int = 1,
-        left_pad: float = 0.0,
-        context_length: int = 0,
-        presence: Mapping[str, str] | None = None,
-        presence_file: str | None = None,
-        phrases: Mapping[str, Any] | None = None,
+        *,
+        images: ImageOptions | Mapping[str, Any] | None = None,
+        texts: TextOptions | Mapping[str, Any] | None = None,
+        tests: CaptionTests | Mapping[str, Any] | None = None,
         regions: Mapping[str, Any] | None = None,
         scenes: Mapping[str, Any] | None = None,
-        truth: str | None = None,
-        flip: float = 0.0,
-        exact_decode: bool = False,
-        keep_images: bool = False,
-        cache: str | None = None,
         skip: int = 0,
         seed: int = 0,
         test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
+        **former: Any,
     ) -> None:
         """Build.
 
         Args:
             ann_file: caption file, folder of pairs, or shards.
             data_root: root of relative paths.
-            image_folder: folder of image paths, relative to ``data_root``.
             layout: see ``caption_files.LAYOUTS``; ``auto`` recognises it.
-            image_size: S.
-            fit: how an image is made square, see ``utils.images.fit_square``.
-            captions: policy of training texts, see ``caption_policies.policies_of``.
-            captions_per_image: number of texts drawn per image and step; each set of B texts is one contrast, and the
-                image is encoded once for all of them.
-            left_pad: probability of padding a text on the left, see ``caption_policies.pad_left``.
-            context_length: context length of the text tower, to tokenise in the workers. 0: the model tokenises.
-            presence: vocabularies for zero-shot tests: maps a name to a pattern over an annotation's attributes and
-                ``category``, e.g. ``dict(shape="{category}", colour_shape="{colour} {category}")``.
-            presence_file: COCO annotations for ``presence``.
-            phrases: lists of phrases for which results are also reported, from JSON files in ``data_root``:
-                ``dict(held_out=("world.json", "held_out"))`` is the list under that key.
+            images: options of :class:`ImageOptions`.
+            texts: options of :class:`TextOptions`.
+            tests: options of :class:`CaptionTests`.
             regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
-            scenes: draw training captions, and the partial captions of tests, from a scene file; options of
-                ``scene_captions.SceneCaptions``.
-            truth: scene file of a toy world; tests then count every image that a caption is true of as a match.
-            flip: probability in training of mirroring an image and swapping left and right in its texts.
-            exact_decode: decode images at full size in training too, as tests do; see ``utils.images.read_square``.
-            keep_images: cache prepared images in memory (3 S^2 bytes each).
-            cache: folder of prepared images, made by ``tools/data/cache_images.py``.
+            scenes: draw training captions (in place of ``texts.policy``), and the partial captions of tests, from a
+                scene file; options of ``scene_captions.SceneCaptions``.
             skip: number of records to skip at the start (the release trains without the first 1,000).
             seed: seed of the captions.
             test_mode: return all captions instead of drawing one.
             indices: use only the first n records, or the given ones.
+            former: keys of the previous version (:data:`caption_options.FORMER`).
+
+        Raises:
+            UserError: for unknown options, and values out of range.
         """
-        self.image_size, self.fit, self.layout = image_size, check_choice("fit", fit, FITS), layout
-        self.image_folder, self.exact = image_folder, test_mode or exact_decode
-        self.policies = policies_of(captions, captions_per_image)
-        for name, chance in (("flip", flip), ("left_pad", left_pad)):
-            if not 0 <= chance <= 1:
-                raise UserError(f"{name} must be a probability in [0, 1]; given {chance}.")
-        if left_pad and not context_length:
-            raise UserError("left_pad moves tokens: set context_length to that of the text tower.")
-        self.left_pad, self.context_length, self.skip = left_pad, context_length, skip
-        self.presence, self.presence_file = dict(presence or {}), presence_file
-        self.phrases = dict(phrases or {})
+        given = {"images": images, "texts": texts, "tests": tests}
+        self.images, self.texts, self.tests = read_options(given, former)
+        self.exact = test_mode or self.images.exact_decode
+        self.policies = policies_of(self.texts.policy, self.texts.per_image)
+        self.layout, self.skip, self.seed, self.epoch = layout, skip, seed, 0
         self.regions = None if regions is None else RegionTexts(data_root=data_root, **regions)
         self.scenes = None if scenes is None else SceneCaptions(data_root=data_root, **scenes)
-        self.truth = truth
-        self.seed, self.epoch, self.flip = seed, 0, flip
-        self._kept: dict[int, Tensor] | None = {} if keep_images else None
+        self._kept: dict[int, Tensor] | None = {} if self.images.keep else None
         self._cache: ImageCache | None = None
-        super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, serialize_data=True)
         self._cache_rows: np.ndarray | None = None
-        if cache is not None:
-            self._cache = ImageCache(cache, self.names(), image_size, fit, exact=self.exact)
+        super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, serialize_data=True)
+        if self.images.cache is not None:
+            self._cache = ImageCache(
+                self.images.cache, self.names(), self.images.size, self.images.fit, exact=self.exact
+            )
         if indices is not None:
             # The cache has a row for every record of the file.
             self._cache_rows = np.arange(indices) if isinstance(indices, int) else np.asarray(indices)
@@ -140,17 +114,20 @@ class CaptionDataset(BaseDataset):
         records = records[self.skip :]
         if not records:
             raise UserError(f"{self.ann_file} has {counts['records']} records, so skip={self.skip} leaves none.")
-        if self.presence:
-            self._metainfo["vocabularies"] = read_presence(records, self.presence, self.presence_file, self.data_root)
-        if self.phrases:
+        tests = self.tests
+        if tests.presence:
+            self._metainfo["vocabularies"] = read_presence(
+                records, dict(tests.presence), tests.presence_file, self.data_root
+            )
+        if tests.phrases:
             self._metainfo["phrases"] = {
                 name: list(read_json(Path(self.data_root) / file, "phrase file")[key])
-                for name, (file, key) in self.phrases.items()
+                for name, (file, key) in tests.phrases.items()
             }
-        if self.truth is not None:
+        if tests.truth is not None:
             from smartclip_det.datasets.toy_world.truth import SceneTruth
 
-            self._metainfo["truth"] = SceneTruth.read(Path(self.data_root) / self.truth)
+            self._metainfo["truth"] = SceneTruth.read(Path(self.data_root) / tests.truth)
         if self.regions is not None:
             self.regions.attach(records)
         if self.scenes is not None:
@@ -168,14 +145,14 @@ class CaptionDataset(BaseDataset):
         path = osp.join(self._folder(), name)
         source = member_at(name).read() if ".tar#" in name else path
         return pixels(
-            read_square(source, name if ".tar#" in name else path, self.image_size, self.fit, exact=self.exact)
+            read_square(source, name if ".tar#" in name else path, self.images.size, self.images.fit, exact=self.exact)
         )
 
     def _folder(self) -> str:
         """Root of relative image names: the data root; for pairs without one, their folder."""
         if not self.data_root and Path(self.ann_file).is_dir():
             return self.ann_file
-        return osp.join(self.data_root, self.image_folder)
+        return osp.join(self.data_root, self.images.folder)
 
     def image(self, index: int) -> Tensor:
         """``[3, S, S]`` uint8 RGB, from memory, the cache or its file."""
@@ -228,18 +205,19 @@ class CaptionDataset(BaseDataset):
         record = self.get_data_info(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         drawn = [self._caption(record, policy, epoch, rng) for policy in self.policies]
-        mirrored = [mirrored_sentence(c) for c in drawn] if rng.random() < self.flip else [None]
+        mirrored = [mirrored_sentence(c) for c in drawn] if rng.random() < self.images.flip else [None]
         # The image is not mirrored if it is ambiguous whether a word of its captions means a side.
         flipped = all(c is not None for c in mirrored)
         if flipped:
             image, drawn = image.flip(-1), [str(c) for c in mirrored]
         sample = BaseDataElement(metainfo={"img_id": record["id"], "img_path": record["image"]})
         sample.set_metainfo({"drawn_captions": drawn})
-        if self.context_length:
+        if self.texts.context_length:
             tokens = [self._tokens(c, rng) for c in drawn]
             sample.set_metainfo({"drawn_tokens": [t for t, _ in tokens], "texts_cut": sum(c for _, c in tokens)})
         if self.regions is not None:
-            boxes, texts = self.regions.draw(record["regions"], record["size"], self.image_size, self.fit, flipped, rng)
+            square = self.images.size, self.images.fit
+            boxes, texts = self.regions.draw(record["regions"], record["size"], *square, flipped, rng)
             sample.set_metainfo({"region_boxes": boxes, "region_texts": texts})
         return image, sample
 
@@ -250,7 +228,7 @@ class CaptionDataset(BaseDataset):
 
     def _tokens(self, text: str, rng: np.random.Generator) -> tuple[list[int], bool]:
         """Token ids without padding on the right, truncated as in the released training, and whether they were."""
-        tokens = encode(text)
-        ids, cut = with_ends(tokens, self.context_length), len(tokens) + 2 > self.context_length
-        moved = self.left_pad and rng.random() < self.left_pad
-        return pad_left(ids, self.context_length, rng) if moved else ids, cut
+        tokens, limit = encode(text), self.texts.context_length
+        ids, cut = with_ends(tokens, limit), len(tokens) + 2 > limit
+        moved = self.texts.left_pad and rng.random() < self.texts.left_pad
+        return pad_left(ids, limit, rng) if moved else ids, cut

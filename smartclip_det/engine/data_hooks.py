@@ -87,7 +87,7 @@ class LoaderAdviceHook(Hook):
             runner.logger.warning(
                 f"{self._waited / self._spent:.0%} of the step time is spent waiting for data: training is limited by "
                 "the data loader. Increase train_dataloader.num_workers, or (most effective) prepare images with "
-                "tools/data/cache_images.py (train_dataloader.dataset.cache)."
+                "tools/data/cache_images.py (train_dataloader.dataset.images.cache)."
             )
 
 

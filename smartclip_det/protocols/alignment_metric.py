@@ -45,7 +45,7 @@ class AlignmentMetric(BaseMetric):
     name without it is the value of ``scoring``. Where the data set lists phrases, ``t2i_r1_short_held_out_hard`` counts
     the texts that hold one of them (against all images), and ``map_colour_shape_held_out_hard`` those classes alone.
 
-    Where the data set knows the truth of captions (``CaptionDataset.truth``), ``map_caption_full_hard``,
+    Where the data set knows the truth of captions (``tests.truth`` of CaptionDataset), ``map_caption_full_hard``,
     ``..._short_hard``, ``..._partial_hard`` count every image that a caption is true of: mAP over different captions;
     ``map_caption_held_out_hard`` is that of short captions that hold a phrase. Beside recall of a caption's own image
     stand the highest value that any order of the images reaches (``t2i_r1_short_best``) and what who knows the truth

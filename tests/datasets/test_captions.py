@@ -113,12 +113,16 @@ def world(tmp_path_factory):
 
 
 def dataset(world, **options):
-    options = {"ann_file": "annotations/share_captions_train.json", "image_size": 64, "fit": "pad", **options}
-    return CaptionDataset(data_root=f"{world}/", **options)
+    images = {"size": 64, "fit": "pad", **options.pop("images", {})}
+    options = {"ann_file": "annotations/share_captions_train.json", **options}
+    return CaptionDataset(data_root=f"{world}/", images=images, **options)
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(world):
-    first, second = dataset(world, captions="subset"), dataset(world, captions="subset", keep_images=True)
+    first, second = (
+        dataset(world, texts={"policy": "subset"}),
+        dataset(world, texts={"policy": "subset"}, images={"keep": True}),
+    )
     second[3]
     for epoch in (0, 1):
         first.set_epoch(epoch)
@@ -136,7 +140,10 @@ def test_samples_depend_on_seed_epoch_and_index_alone(world):
 
 
 def test_a_mirrored_image_has_a_mirrored_caption(world):
-    plain, mirrored = dataset(world, captions="full"), dataset(world, captions="full", flip=1.0)
+    plain, mirrored = (
+        dataset(world, texts={"policy": "full"}),
+        dataset(world, texts={"policy": "full"}, images={"flip": 1.0}),
+    )
     for i in range(6):
         a, b = plain[i], mirrored[i]
         assert torch.equal(a["inputs"].flip(-1), b["inputs"])
@@ -148,8 +155,10 @@ def test_test_samples_hold_all_captions_and_what_is_present(world):
         world,
         ann_file="annotations/share_captions_val.json",
         test_mode=True,
-        presence={"shape": "{category}", "colour_shape": "{colour} {category}"},
-        presence_file="annotations/instances_val.json",
+        tests={
+            "presence": {"shape": "{category}", "colour_shape": "{colour} {category}"},
+            "presence_file": "annotations/instances_val.json",
+        },
     )
     truth = json.loads((world / "annotations/instances_val.json").read_text())
     shapes = {c["id"]: c["name"] for c in truth["categories"]}
@@ -175,8 +184,20 @@ def test_bad_files_are_told(world, tmp_path):
     with pytest.raises(UserError, match=r"No image at .*x\.jpg|x\.jpg cannot be read"):
         CaptionDataset(ann_file=str(tmp_path / "b.json"), data_root=str(tmp_path))[0]
     with pytest.raises(UserError, match="presence_file"):
-        dataset(world, presence={"shape": "{category}"})
+        dataset(world, tests={"presence": {"shape": "{category}"}})
     with pytest.raises(UserError, match="needs 'colr'"):
-        dataset(world, presence={"shape": "{colr}"}, presence_file="annotations/instances_val.json")
+        dataset(world, tests={"presence": {"shape": "{colr}"}, "presence_file": "annotations/instances_val.json"})
     with pytest.raises(UserError, match=r"flip must be a probability"):
-        dataset(world, flip=2)
+        dataset(world, images={"flip": 2})
+    with pytest.raises(UserError, match=r"'sise'.*Nearest: size"):
+        dataset(world, images={"sise": 32})
+    with pytest.raises(UserError, match=r"'flipp'.*Nearest: flip"):
+        dataset(world, flipp=0.5)
+
+
+def test_keys_of_the_previous_version_are_read_and_name_their_new_ones(world):
+    with pytest.warns(FutureWarning, match=r"captions_per_image is now texts=dict\(per_image=...\)"):
+        old = dataset(world, captions="full", captions_per_image=2, keep_images=True)
+    new = dataset(world, texts={"policy": "full", "per_image": 2}, images={"keep": True})
+    assert (old.images, old.texts) == (new.images, new.texts)
+    assert old[1]["data_samples"].drawn_captions == new[1]["data_samples"].drawn_captions

@@ -66,9 +66,8 @@ def dataset(world, **scenes):
     return CaptionDataset(
         "annotations/share_captions_train.json",
         data_root=str(world),
-        image_size=64,
-        fit="pad",
-        captions_per_image=2,
+        images={"size": 64, "fit": "pad"},
+        texts={"per_image": 2},
         scenes=options,
     )
 
@@ -127,9 +126,8 @@ def test_a_data_set_brings_the_truth_of_its_captions(world):
     found = CaptionDataset(
         "annotations/share_captions_train.json",
         data_root=str(world),
-        image_size=64,
-        fit="pad",
-        truth="annotations/scenes_train.json",
+        images={"size": 64, "fit": "pad"},
+        tests={"truth": "annotations/scenes_train.json"},
         test_mode=True,
     )
     samples = [found[n]["data_samples"] for n in range(len(found))]

@@ -189,7 +189,7 @@ def test_real_dataset_classes_read_it(folder):
     from mmdet.registry import DATASETS
     from mmengine.registry import init_default_scope
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     init_default_scope("mmdet")
     pipeline = [
@@ -323,7 +323,7 @@ def test_masks_are_checked_before_training_where_it_uses_them(folder, tmp_path):
     from mmdet.registry import DATASETS
     from mmdet.utils import register_all_modules
 
-    from smartclip_det import parts  # noqa: F401
+    from smartclip_det import register_detection  # noqa: F401
 
     register_all_modules()
     data = json.loads((folder / "annotations/instances_val.json").read_text())

@@ -29,7 +29,7 @@ STEPS = 3  # 21 images in joint batches of 8: the last of 5, so 2 on one process
 
 
 def options(root: Path, **more):
-    data = {"ann_file": f"{root}/pairs", "data_root": "", "image_size": 64}
+    data = {"ann_file": f"{root}/pairs", "data_root": "", "images.size": 64}
     loader = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}
     return {
         "towers.arch": "SmartCLIP-tiny",
@@ -41,7 +41,7 @@ def options(root: Path, **more):
         "model.loss.scale": "learned",
         **{f"train_dataloader.dataset.{k}": v for k, v in data.items()},
         "train_dataloader.dataset.skip": 0,
-        "train_dataloader.dataset.context_length": 77,
+        "train_dataloader.dataset.texts.context_length": 77,
         **{f"train_dataloader.{k}": v for k, v in loader.items()},
         **{f"val_dataloader.dataset.{k}": v for k, v in data.items()},
         "val_dataloader.dataset.indices": 8,

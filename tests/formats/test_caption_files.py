@@ -117,13 +117,13 @@ def test_pairs_and_shards_give_the_same_pictures(folder, tmp_path):
     shards = write_shards(tmp_path / "shards")
     assert detect_layout(folder) == "pairs"
     assert detect_layout(shards) == detect_layout(shards / "*.tar") == "webdataset"
-    pairs = CaptionDataset(str(folder), image_size=32)
-    packed = CaptionDataset(str(shards), image_size=32)
+    pairs = CaptionDataset(str(folder), images={"size": 32})
+    packed = CaptionDataset(str(shards), images={"size": 32})
     assert len(pairs) == len(packed) == 6
     assert all(torch.equal(pairs.image(n), packed.image(n)) for n in range(6))
     assert packed.get_data_info(4)["long"] == "Picture 4. More."
     assert (shards / "00000.tar.index.json").is_file()
-    again = CaptionDataset(str(shards / "0000*.tar"), image_size=32)
+    again = CaptionDataset(str(shards / "0000*.tar"), images={"size": 32})
     assert torch.equal(again.image(5), pairs.image(5))
 
 
@@ -163,19 +163,21 @@ def test_an_image_that_cannot_be_read_is_replaced_and_told(folder):
     (folder / "2.png").write_bytes(b"not an image")
     (folder / "3.png").unlink()
     (folder / "3.png").symlink_to(folder / "nowhere.png")
-    data = CaptionDataset(str(folder), image_size=32)
+    data = CaptionDataset(str(folder), images={"size": 32})
     sample = data[2]
     assert "2.png cannot be read" in sample["data_samples"].replaced
     assert torch.equal(sample["inputs"], data.image(4))
     assert sample["data_samples"].drawn_captions[0].startswith("Picture 4")
     assert "replaced" not in data[4]["data_samples"]
     with pytest.raises(UserError, match=r"2.png cannot be read"):
-        CaptionDataset(str(folder), image_size=32, test_mode=True)[2]
+        CaptionDataset(str(folder), images={"size": 32}, test_mode=True)[2]
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(folder):
     def all_of(workers):
-        data = CaptionDataset(str(folder), image_size=32, flip=0.5, context_length=77, left_pad=0.5, seed=3)
+        data = CaptionDataset(
+            str(folder), images={"size": 32, "flip": 0.5}, texts={"context_length": 77, "left_pad": 0.5}, seed=3
+        )
         order = [i + 6 * e for e in range(3) for i in range(6)]
         loader = DataLoader(data, batch_size=2, sampler=order, num_workers=workers, collate_fn=list)
         return [(s["inputs"].sum().item(), s["data_samples"].drawn_tokens) for batch in loader for s in batch]
@@ -183,20 +185,20 @@ def test_samples_depend_on_seed_epoch_and_index_alone(folder):
     found = all_of(0)
     assert found == all_of(2)
     assert len({str(f) for f in found}) > 9
-    data = CaptionDataset(str(folder), image_size=32, seed=3)
+    data = CaptionDataset(str(folder), images={"size": 32}, seed=3)
     data.set_epoch(2)
-    ahead = CaptionDataset(str(folder), image_size=32, seed=3)
+    ahead = CaptionDataset(str(folder), images={"size": 32}, seed=3)
     assert data[1]["data_samples"].drawn_captions == ahead[13]["data_samples"].drawn_captions
 
 
 def test_workers_tokenise_as_the_model_would(folder):
-    data = CaptionDataset(str(folder), image_size=32, captions="full", context_length=77)
+    data = CaptionDataset(str(folder), images={"size": 32}, texts={"policy": "full", "context_length": 77})
     (ids,) = data[0]["data_samples"].drawn_tokens
     assert ids == tokenize("Picture 0. It has noise. Nothing else.", 77, pad_to_longest=True)[0].tolist()
-    short = CaptionDataset(str(folder), image_size=32, captions="full", context_length=6)
+    short = CaptionDataset(str(folder), images={"size": 32}, texts={"policy": "full", "context_length": 6})
     assert len(short[0]["data_samples"].drawn_tokens[0]) == 6
     with pytest.raises(UserError, match="left_pad moves tokens"):
-        CaptionDataset(str(folder), image_size=32, left_pad=0.5)
+        CaptionDataset(str(folder), images={"size": 32}, texts={"left_pad": 0.5})
 
 
 @given(st.integers(1, 30), st.integers(0, 10_000))
@@ -258,10 +260,8 @@ def test_boxes_of_regions_and_their_texts_are_mirrored_with_the_picture(tmp_path
     data = CaptionDataset(
         "captions.json",
         data_root=str(tmp_path),
-        image_size=side,
-        fit=fit,
-        flip=flip,
-        captions="full",
+        images={"size": side, "fit": fit, "flip": flip},
+        texts={"policy": "full"},
         regions={"file": "instances.json", "pattern": "{category} on the left", "template": "{}"},
     )
     sample = data[0]
@@ -276,7 +276,7 @@ def test_boxes_of_regions_and_their_texts_are_mirrored_with_the_picture(tmp_path
 
 def test_the_cache_gives_what_the_transform_gives(folder, tmp_path):
     (folder / "4.png").write_bytes(b"broken")
-    data = CaptionDataset(str(folder), image_size=32)
+    data = CaptionDataset(str(folder), images={"size": 32})
     cache = ImageCache(tmp_path / "cache", data.names(), 32, "crop", create=True)
     assert cache.get(0) is None
     for n in (0, 1, 2, 3, 5):
@@ -284,7 +284,7 @@ def test_the_cache_gives_what_the_transform_gives(folder, tmp_path):
     cache.put(4, None)
     assert cache.get(0) is None
     cache.flush()
-    fast = CaptionDataset(str(folder), image_size=32, cache=str(tmp_path / "cache"))
+    fast = CaptionDataset(str(folder), images={"size": 32, "cache": str(tmp_path / "cache")})
     read = data.image(0)
     for p in folder.glob("*.png"):
         p.unlink()
@@ -293,17 +293,18 @@ def test_the_cache_gives_what_the_transform_gives(folder, tmp_path):
     assert not torch.equal(data.image(0), fast.image(0))
     assert cache.rows[4] == BROKEN
     assert "could not be read when the cache" in fast[4]["data_samples"].replaced
-    some = CaptionDataset(str(folder), image_size=32, cache=str(tmp_path / "cache"), indices=[3, 1])
+    some = CaptionDataset(str(folder), images={"size": 32, "cache": str(tmp_path / "cache")}, indices=[3, 1])
     assert torch.equal(some.image(0), fast.image(3))
     for options, message in (
-        ({"image_size": 16}, "image_size 32"),
+        ({"size": 16}, "image_size 32"),
         ({"fit": "pad"}, "fit crop"),
-        ({"skip": 1}, "names"),
+        ({}, "names"),
     ):
+        images = {"size": 32, **options, "cache": str(tmp_path / "cache")}
         with pytest.raises(UserError, match=message):
-            CaptionDataset(str(folder), **{"image_size": 32, **options}, cache=str(tmp_path / "cache"))
+            CaptionDataset(str(folder), images=images, skip=int(not options))
     with pytest.raises(UserError, match="create it with tools/data/cache_images.py"):
-        CaptionDataset(str(folder), image_size=32, cache=str(tmp_path / "none"))
+        CaptionDataset(str(folder), images={"size": 32, "cache": str(tmp_path / "none")})
     assert open_rgb(folder / "0.png").size == (8, 8)
 
 

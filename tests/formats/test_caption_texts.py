@@ -302,7 +302,7 @@ def test_folders_as_people_have_them(tmp_path):
         "shared_texts": 1,
     }
     assert counts.first["other_endings"] == "5.heic"
-    data = CaptionDataset(str(tmp_path / "p"), image_size=16)
+    data = CaptionDataset(str(tmp_path / "p"), images={"size": 16})
     assert all(data.image(n).shape == (3, 16, 16) for n in range(8))
 
 
@@ -321,7 +321,7 @@ def test_members_of_one_name_are_kept_apart_or_refused(tmp_path):
     records, counts = read_caption_records(twice)
     assert [(r.long, len({r.image for r in records})) for r in records] == [("red", 3), ("blue", 3), ("again", 3)]
     assert {k: counts[k] for k in ("repeated_keys", "hidden_files")} == {"repeated_keys": 1, "hidden_files": 1}
-    data = CaptionDataset(str(twice), image_size=8)
+    data = CaptionDataset(str(twice), images={"size": 8})
     assert [data.image(n)[:, 0, 0].tolist() for n in (0, 1)] == [[200, 30, 30], [0, 0, 250]]
     for order in (("1.png", "1.png", "1.txt", "1.txt"), ("1.png", "1.txt", "2.png", "2.txt", "1.txt")):
         mixed = write_tar(tmp_path / "mixed.tar", *((n, red) for n in order))

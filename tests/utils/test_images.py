@@ -108,8 +108,12 @@ def test_training_reduces_and_tests_do_not(tmp_path):
     (tmp_path / "1.jpg").write_bytes(saved(noise(400, 400), "JPEG"))
     (tmp_path / "1.txt").write_text("noise")
     sets = {
-        name: CaptionDataset(str(tmp_path), image_size=32, **o)
-        for name, o in {"train": {}, "exact": {"exact_decode": True}, "test": {"test_mode": True}}.items()
+        name: CaptionDataset(str(tmp_path), **{"images": {"size": 32}, **o})
+        for name, o in {
+            "train": {},
+            "exact": {"images": {"size": 32, "exact_decode": True}},
+            "test": {"test_mode": True},
+        }.items()
     }
     assert equal(sets["exact"].image(0), sets["test"].image(0))
     assert equal(sets["test"].image(0), images.pixels(fit_square(open_rgb(tmp_path / "1.jpg"), 32)))
@@ -120,7 +124,7 @@ def test_training_reduces_and_tests_do_not(tmp_path):
     assert not ImageCache(reduced, ["1.jpg"], 32, "crop", exact=False).exact
     assert ImageCache(whole, ["1.jpg"], 32, "crop", exact=False).exact
     with pytest.raises(UserError, match="decode reduced, for training"):
-        CaptionDataset(str(tmp_path), image_size=32, test_mode=True, cache=str(reduced))
+        CaptionDataset(str(tmp_path), images={"size": 32, "cache": str(reduced)}, test_mode=True)
 
 
 def test_modes_have_the_colours_that_they_mean():

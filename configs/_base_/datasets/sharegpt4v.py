@@ -14,8 +14,7 @@ train_dataloader = dict(
         type="CaptionDataset",
         data_root=data_root,
         ann_file=ann_file,
-        captions="prefix",
-        context_length=248,
+        texts=dict(policy="prefix", context_length=248),
         skip=1000,
     ),
 )

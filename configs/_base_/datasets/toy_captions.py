@@ -1,6 +1,6 @@
 # Toy world captions (tools/data/make_toy.py).
 data_root = "data/toy/"
-image_size = 64
+images = dict(size=64, fit="pad", keep=True)
 # How much a partial caption says: any of the objects, each with these chances of being described.
 speech = dict(any_subset=1.0, colour=0.6, size=0.3, texture=0.3)
 
@@ -14,12 +14,8 @@ train_dataloader = dict(
         type="CaptionDataset",
         data_root=data_root,
         ann_file="annotations/share_captions_train.json",
-        image_size=image_size,
-        fit="pad",
-        captions="short",
-        captions_per_image=2,
-        flip=0.5,
-        keep_images=True,
+        images=dict(**images, flip=0.5),
+        texts=dict(policy="short", per_image=2),
     ),
 )
 val_dataloader = dict(
@@ -31,15 +27,15 @@ val_dataloader = dict(
         type="CaptionDataset",
         data_root=data_root,
         ann_file="annotations/share_captions_val.json",
-        image_size=image_size,
-        fit="pad",
-        presence=dict(shape="{category}", colour_shape="{colour} {category}"),
-        presence_file="annotations/instances_val.json",
-        truth="annotations/scenes_val.json",
+        images=images,
         scenes=dict(file="annotations/scenes_val.json", start=speech),
-        phrases=dict(held_out=("world.json", "held_out")),
+        tests=dict(
+            presence=dict(shape="{category}", colour_shape="{colour} {category}"),
+            presence_file="annotations/instances_val.json",
+            truth="annotations/scenes_val.json",
+            phrases=dict(held_out=("world.json", "held_out")),
+        ),
         test_mode=True,
-        keep_images=True,
     ),
 )
 test_dataloader = val_dataloader

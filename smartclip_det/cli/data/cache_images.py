@@ -3,7 +3,7 @@ r"""Preprocess the images of an alignment config once, into one file with exactl
     smartclip-det data cache-images configs/smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py --out cache/ \
         --cfg-options data_root=/data/sharegpt4v/
     smartclip-det data cache-images CONFIG --out cache/ --verify 1000        # compare rows with freshly decoded images
-    smartclip-det train CONFIG --cfg-options train_dataloader.dataset.cache=cache/
+    smartclip-det train CONFIG --cfg-options train_dataloader.dataset.images.cache=cache/
 
 An interrupted run resumes. A row takes 3 S^2 bytes (147 KiB at 224 px; 188 GB for ShareGPT4V).
 """

@@ -284,11 +284,12 @@ def loader(options: Any) -> dict[str, Any]:
 
     from torch.utils.data import DataLoader
 
+    from smartclip_det.datasets.caption_options import TextOptions
     from smartclip_det.datasets.captions import CaptionDataset
     from smartclip_det.datasets.image_cache import ImageCache
 
     data = CaptionDataset(
-        str(options.captions or options.images), data_root=str(options.images), image_size=224, context_length=248
+        str(options.captions or options.images), data_root=str(options.images), texts=TextOptions(context_length=248)
     )
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
