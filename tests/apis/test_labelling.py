@@ -159,7 +159,7 @@ def test_new_and_changed_pictures_alone_are_looked_at(photos, tmp_path):
 
 def test_answers_of_another_kind_are_not_gone_on_with(photos, tmp_path):
     label_folder(options(photos, tmp_path / "out"), Rectangles())
-    with pytest.raises(UserError, match="made otherwise .names: .*now"):
+    with pytest.raises(UserError, match="made with other settings .names: .*now"):
         label_folder(LabelOptions(photos, ["red"], tmp_path / "out", progress=False), Rectangles())
     with pytest.raises(UserError, match="tile: null, now .50, 10"):
         label_folder(options(photos, tmp_path / "out", tile=(50, 10)), Rectangles())
@@ -218,7 +218,7 @@ def test_pictures_that_would_share_a_file_of_labels(photos, tmp_path):
     own.mkdir()
     for name in ("a.png", "a.jpg"):
         Image.fromarray(scene((80, 60), 3)[0]).save(own / name)
-    with pytest.raises(UserError, match="a.jpg and a.png would have their yolo labels in one file"):
+    with pytest.raises(UserError, match="a.jpg and a.png would share one yolo label file"):
         label_folder(options(own, tmp_path / "out", layout="yolo"), Rectangles())
     assert label_folder(options(own, tmp_path / "out"), Rectangles()).pictures == 2
     # What was written among the pictures is not labelled.
