@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+
+from smartclip_det.visualization.pages import data_uri, render_page
 
 #: Longer side of a picture in a notebook, and rows of its table.
 SIDE, ROWS = 900, 30
@@ -34,12 +34,13 @@ def answer_page(
         rows: name, score and box of each line.
         count: of all detections; those without a row are told.
     """
-    shown = "" if picture is None else f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
-    cells = [(html.escape(n), f"{s:.3f}", ", ".join(f"{v:.0f}" for v in box)) for n, s, box in rows]
-    body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in cells)
-    more = f"<p>and {count - len(rows)} more</p>" if count > len(rows) else ""
-    head = "<tr><th>name</th><th>score</th><th>x1, y1, x2, y2</th></tr>"
-    return f"<div><p>{html.escape(title)}</p>{shown}<table>{head}{body}</table>{more}</div>"
+    return render_page(
+        "detections.html",
+        title=title,
+        image=None if picture is None else data_uri(picture, "png"),
+        rows=[(name, f"{score:.3f}", ", ".join(f"{v:.0f}" for v in box)) for name, score, box in rows],
+        more=count - len(rows),
+    )
 
 
 def crops_of(picture: Image.Image, boxes: np.ndarray, context: float = 1.0) -> list[Image.Image]:

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from smartclip_det.core.errors import UserError
 from smartclip_det.utils.files import write_whole
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1c2330; background: #fff; max-width: 1080px; margin: 0 auto;
-       padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.3rem; margin: 2.6rem 0 .5rem; padding-top: .8rem; border-top: 1px solid #dde2ea; }
-p { max-width: 46rem; } p.note { color: #5a6474; font-size: .92rem; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #e4e8ee; text-align: right; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #9aa5b4; font-weight: 600; }
-figure { margin: .6rem 0; } figcaption { color: #3f4958; font-size: .88rem; max-width: 100%; }
-.gallery { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
-.gallery figure { flex: 0 1 320px; min-width: 220px; margin: 0; } .gallery img { width: 100%; height: auto; }
-img { max-width: 100%; height: auto; border-radius: 3px; }
-a { color: inherit; }
-code { background: #f1f4f8; padding: .1rem .3rem; border-radius: 3px; font-size: .9em; }
-.wide { overflow-x: auto; } .wide img { min-width: 680px; }
-div.say { max-width: 46rem; margin: 1rem 0; border-left: 4px solid #0072b2; background: #f2f7fb; padding: .6rem .9rem; }
-.say ul { margin: .3rem 0 0; padding-left: 1.2rem; }
-pre { background: #f1f4f8; padding: .7rem .9rem; border-radius: 4px; overflow-x: auto; font-size: .88rem; }
-dl { max-width: 46rem; } dt { font-weight: 600; margin-top: .4rem; } dd { margin-left: 1.2rem; }
-"""
+from smartclip_det.visualization.pages import data_uri, render_page
 
 
 class ReportPage:
@@ -43,59 +20,47 @@ class ReportPage:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._blocks: list[str] = [f"<h1>{html.escape(title)}</h1>"]
+        #: Macro of templates/blocks.html, and its arguments.
+        self._blocks: list[tuple[str, dict[str, Any]]] = []
 
     def heading(self, text: str) -> None:
         """A section."""
-        self._blocks.append(f"<h2>{html.escape(text)}</h2>")
+        self._add("heading", text=text)
 
     def text(self, text: str, *, note: bool = False) -> None:
         """A paragraph; ``code`` between backticks."""
-        parts = html.escape(text).split("`")
-        body = "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
-        self._blocks.append(f'<p class="note">{body}</p>' if note else f"<p>{body}</p>")
+        self._add("text", text=text, note=note)
 
     def conclusion(self, text: str, *reasons: str) -> None:
         """What the numbers above say, set off from the text, and the reasons one by one."""
-        listed = "".join(f"<li>{html.escape(r)}</li>" for r in reasons)
-        told = f"<ul>{listed}</ul>" if reasons else ""
-        self._blocks.append(f'<div class="say"><strong>{html.escape(text)}</strong>{told}</div>')
+        self._add("conclusion", text=text, reasons=reasons)
 
     def code(self, text: str) -> None:
         """Commands, as they stand."""
-        self._blocks.append(f"<pre>{html.escape(text)}</pre>")
+        self._add("code", text=text)
 
     def terms(self, terms: Mapping[str, str]) -> None:
         """Words and what they mean."""
-        rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in terms.items())
-        self._blocks.append(f"<dl>{rows}</dl>")
+        self._add("terms", terms=terms)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 3) -> None:
         """Numbers with ``digits`` digits; None and -1 read n/a."""
         for row in rows:
             if len(row) != len(columns):
                 raise UserError(f"A row of {len(row)} cells under {len(columns)} columns: {list(row)[:3]}.")
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-        body = "".join(f"<tr>{''.join(f'<td>{_cell(c, digits)}</td>' for c in row)}</tr>" for row in rows)
-        self._blocks.append(
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
+        self._add("table", columns=columns, rows=[[_cell(c, digits) for c in row] for row in rows])
 
     def picture(self, image: Image.Image, caption: str = "") -> None:
         """One picture over the whole width; on a narrow screen it is scrolled rather than shrunk."""
-        self._blocks.append(f'<div class="wide">{_figure(image, caption)}</div>')
+        self._add("picture", image=_figure(image, caption))
 
     def gallery(self, images: Sequence[tuple[Image.Image, str]]) -> None:
         """Small pictures with captions, side by side."""
-        self._blocks.append(f'<div class="gallery">{"".join(_figure(i, c) for i, c in images)}</div>')
+        self._add("gallery", images=[_figure(i, c) for i, c in images])
 
     def links(self, images: Sequence[tuple[Image.Image, str, str]]) -> None:
         """Small photographs with captions, side by side; each leads to an address."""
-        figures = "".join(
-            f'<a href="{html.escape(address)}">{_figure(image, caption, "JPEG")}</a>'
-            for image, caption, address in images
-        )
-        self._blocks.append(f'<div class="gallery">{figures}</div>')
+        self._add("gallery", images=[_figure(i, c, "jpeg", link) for i, c, link in images])
 
     def curves(
         self,
@@ -113,31 +78,24 @@ class ReportPage:
 
     def write(self, path: str | Path) -> Path:
         """Write the page, whole or not at all."""
-        body = "\n".join(self._blocks)
-        return write_whole(
-            path,
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width"><title>{html.escape(self.title)}</title><style>{_STYLE}</style></head>\n'
-            f"<body>\n{body}\n</body></html>\n",
-        )
+        return write_whole(path, render_page("report.html", title=self.title, blocks=self._blocks))
+
+    def _add(self, kind: str, **values: Any) -> None:
+        self._blocks.append((kind, values))
 
 
 def _cell(value: str | float | None, digits: int) -> str:
     if value is None or value == -1:
         return "n/a"
-    return html.escape(value) if isinstance(value, str) else f"{value:.{digits}f}"
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
-def _figure(image: Image.Image, caption: str, kind: str = "PNG") -> str:
+def _figure(image: Image.Image, caption: str, kind: str = "png", link: str = "") -> dict[str, Any]:
+    """What the macro ``figure`` needs."""
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    said = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/{kind.lower()};base64,{data}" alt="{said}" width="{image.width}" '
-        f'height="{image.height}">'
-        f"<figcaption>{said}</figcaption></figure>"
-    )
+    source = data_uri(buffer.getvalue(), kind)
+    return {"source": source, "caption": caption, "width": image.width, "height": image.height, "link": link}
 
 
 def plot_curves(

@@ -66,6 +66,17 @@ def test_what_was_tested_together_fits_what_is_asked_for(setup_cfg):
     assert f"mmcv-lite=={compat.TESTED['mmcv-lite']}" in extras["det"]
 
 
+def test_every_data_file_of_the_package_is_installed(setup_cfg):
+    """Setuptools matches the patterns from the nearest package folder; what none matches is missing in a wheel."""
+    patterns = setup_cfg["options.package_data"]["*"].split(", ")
+    package = REPO / "smartclip_det"
+    owners = [p.parent for p in package.rglob("__init__.py")]
+    installed = {path for owner in owners for pattern in patterns for path in owner.glob(pattern)}
+    kept = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert package / "visualization/templates/report.css" in kept
+    assert [str(p.relative_to(REPO)) for p in kept if p not in installed] == []
+
+
 def test_version_is_one_in_code_citation_and_changelog():
     citation = (REPO / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (REPO / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -112,6 +112,7 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     page.text("plain & `code`", note=True)
     page.table(["name", "value"], [["a", 0.12345], ["b", None], ["c", -1]])
     page.gallery([(Image.new("RGB", (8, 8)), "caption <b>")])
+    page.links([(Image.new("RGB", (8, 8)), "photo", '../a"b.jpg?x&y')])
     page.curves({"one": ([0, 1], [1, 2]), "two": ([0, 1], [2, 1])}, "x", "y")
     page.conclusion("<said>", "why")
     page.code("a \\\n    --b")
@@ -123,6 +124,8 @@ def test_a_page_needs_no_other_file_and_escapes_what_it_is_given(tmp_path):
     assert "0.123" in text
     assert text.count("n/a") == 2
     assert text.count("data:image/png;base64,") == 3
+    assert "<figcaption>caption &lt;b&gt;</figcaption>" in text
+    assert '<a href="../a&#34;b.jpg?x&amp;y"><figure><img src="data:image/jpeg;base64,' in text
     assert "http" not in text
     assert "<strong>&lt;said&gt;</strong><ul><li>why</li></ul>" in text
     assert "<pre>a \\\n    --b</pre>" in text

@@ -250,7 +250,7 @@ def test_the_page_tells_every_section_and_needs_no_other_file(page):
     assert "<th>full captions mAP</th>" not in text
     assert 'src="http' not in text
     # A control is explained before the first table that has it.
-    assert text.index("<dt>another text&#x27;s mask") < text.index("<td>SmartCLIP, another text&#x27;s mask")
+    assert text.index("<dt>another text&#39;s mask") < text.index("<td>SmartCLIP, another text&#39;s mask")
     assert text.count("smartclip-det train configs/") == 2
 
 
