@@ -21,6 +21,7 @@ LAYERS = [
     ("utils",),
     ("models.towers", "models.zoo", "formats"),
     (
+        "models.template_sets",
         "models.vocabulary",
         "models.regions",
         "models.boxes",

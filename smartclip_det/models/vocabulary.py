@@ -29,11 +29,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError, check_choice, unknown_names
-from smartclip_det.core.prompts import class_prompts, words
+from smartclip_det.core.prompts import words
 from smartclip_det.core.scoring_policy import TEMPLATE_ORDERS
 from smartclip_det.core.similarity import binary_masks
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.core.vocabularies import VOCABULARIES
+from smartclip_det.models.template_sets import class_prompts
 from smartclip_det.models.towers.encoder import Encoder
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.models.towers.text_encoding import EncodedTexts, encode_texts, mask_probabilities
@@ -113,7 +114,7 @@ def build_bank(
     Args:
         encoder: the towers, on any device.
         names: C unique class names.
-        templates: a named set of ``core.prompts``, or a list of templates.
+        templates: a named set (:mod:`smartclip_det.models.template_sets`), or a list of templates.
         template_order: see the module docstring.
         synonyms: further names of a class; their texts are added to those of the class.
         seen: names that detection training may use; None: all.

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.prompts import class_prompts
+from smartclip_det.models.template_sets import class_prompts
 from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.vocabulary import TextCache, build_bank, read_vocabulary
 

@@ -49,6 +49,13 @@ def imagenet_names() -> list[str]:
     return list(IMAGENET_CLASSNAMES)
 
 
+def imagenet_templates() -> tuple[str, ...]:
+    """CLIP's 80 ImageNet templates from open_clip, each with ``{}`` for the class name."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
 def open_clip_names() -> list[str]:
     """Model names that open_clip knows."""
     from open_clip import list_models
