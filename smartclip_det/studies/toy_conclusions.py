@@ -6,6 +6,7 @@ interval covers other images, not other seeds; for those, run ``smartclip-det st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,50 @@ from typing import Any
 from smartclip_det.studies.toy_measures import Gap
 
 Gaps = Mapping[str, Gap]
-#: Novel shapes count as detected if their AP50 is at least this share of the base shapes' AP50,
-FOUND = 2 / 3
-#: and as learned (mostly) from captions if it is at least this many times the larger control.
-FROM_TEXT, MOSTLY_FROM_TEXT = 20.0, 3.0
+#: What is said of novel shapes whose AP50 is at least this share of the base shapes' AP50,
+DETECTED = ((2 / 3, "are detected"), (1 / 3, "are partly detected"), (-math.inf, "are mostly missed"))
+#: and at least this many times the larger control.
+LEARNED = (
+    (20.0, "This was learned from captions"),
+    (3.0, "This was mostly learned from captions"),
+    (-math.inf, "This run does not show that it was learned from captions"),
+)
 #: Differences below this count as small.
 SMALL = 0.05
 #: Mean mask overlap above which masks count as nearly identical.
 NEARLY_ALIKE = 0.8
 NOT_SHOWN = "this run does not show that the text's own mask matters"
+#: For each question that a difference answers, the sentence of each outcome.
+SENTENCES = {
+    "own mask": {
+        "above": "The text's own mask matters for {what}: with another text's mask results are worse ({gap}).",
+        "below": "Another text's mask works even better for {what} ({gap}): {not_shown}.",
+        "level": "Another text's mask works as well for {what} ({gap}): {not_shown}.",
+        "unclear": "Inconclusive for {what}: too few images to separate the text's own mask from another "
+        "text's ({gap}): {not_shown}.",
+    },
+    # With and without masks, for the same weights.
+    "masks": {
+        "above": "Without masks, the same weights are worse on {what} ({gap}).",
+        "below": "Without masks, the same weights are better on {what} ({gap}): masks hurt here.",
+        "level": "Without masks, the same weights are equally good on {what} ({gap}).",
+        "unclear": "Inconclusive for {what}: too few images to separate masks on from masks off ({gap}).",
+    },
+    # At equal training steps: the comparison that matters to a user.
+    "clip": {
+        "above": "SmartCLIP is better than CLIP, trained for the same number of steps, on {what} ({gap}).",
+        "below": "SmartCLIP is worse than CLIP, trained for the same number of steps, on {what} ({gap}).",
+        "level": "SmartCLIP and CLIP, trained for the same number of steps, are equally good on {what} ({gap}).",
+        "unclear": "Inconclusive for {what}: too few images to separate SmartCLIP from CLIP at equal steps ({gap}).",
+    },
+}
+#: How the trained grounding head compares with zero-shot grounding.
+HEAD = {
+    "above": "is better",
+    "below": "is worse",
+    "level": "is not measurably different",
+    "unclear": "is not measurably different",
+}
 
 
 def interval(gap: Gap) -> str:
@@ -34,41 +70,23 @@ def level(gap: Gap) -> bool:
     return max(abs(gap.low), abs(gap.high)) < SMALL
 
 
-def own_mask(gap: Gap, what: str) -> str:
-    """Conclude whether the text's own mask matters."""
+def outcome(gap: Gap) -> str:
+    """Which sentence applies: ``above``, ``below``, ``level`` or ``unclear``."""
     if gap.above:
-        return f"The text's own mask matters for {what}: with another text's mask results are worse ({interval(gap)})."
-    if gap.below or level(gap):
-        better = "even better" if gap.below else "as well"
-        return f"Another text's mask works {better} for {what} ({interval(gap)}): {NOT_SHOWN}."
-    return (
-        f"Inconclusive for {what}: too few images to separate the text's own mask from another text's "
-        f"({interval(gap)}): {NOT_SHOWN}."
-    )
-
-
-def masks_pay(gap: Gap, what: str) -> str:
-    """Compare scoring with and without masks for the same weights."""
-    if gap.above:
-        return f"Without masks, the same weights are worse on {what} ({interval(gap)})."
+        return "above"
     if gap.below:
-        return f"Without masks, the same weights are better on {what} ({interval(gap)}): masks hurt here."
-    if level(gap):
-        return f"Without masks, the same weights are equally good on {what} ({interval(gap)})."
-    return f"Inconclusive for {what}: too few images to separate masks on from masks off ({interval(gap)})."
+        return "below"
+    return "level" if level(gap) else "unclear"
 
 
-def against_clip(gap: Gap, what: str) -> str:
-    """Compare SmartCLIP with CLIP at equal training steps, the comparison that matters to a user."""
-    if gap.above:
-        return f"SmartCLIP is better than CLIP, trained for the same number of steps, on {what} ({interval(gap)})."
-    if gap.below:
-        return f"SmartCLIP is worse than CLIP, trained for the same number of steps, on {what} ({interval(gap)})."
-    if level(gap):
-        return (
-            f"SmartCLIP and CLIP, trained for the same number of steps, are equally good on {what} ({interval(gap)})."
-        )
-    return f"Inconclusive for {what}: too few images to separate SmartCLIP from CLIP at equal steps ({interval(gap)})."
+def conclude(question: str, gap: Gap, what: str) -> str:
+    """Answer a question of :data:`SENTENCES` by a difference measured on ``what``."""
+    return SENTENCES[question][outcome(gap)].format(what=what, gap=interval(gap), not_shown=NOT_SHOWN)
+
+
+def first_reached(value: float, rules: Sequence[tuple[float, str]]) -> str:
+    """Return the text of the first limit that a value reaches."""
+    return next(text for limit, text in rules if value >= limit)
 
 
 def alignment(gaps: Gaps) -> list[str]:
@@ -82,12 +100,12 @@ def alignment(gaps: Gaps) -> list[str]:
         head = "This run does not show that masks help."
     parts = [
         head,
-        against_clip(clip, "colour + shape"),
-        masks_pay(off, "colour + shape"),
-        own_mask(gaps["colour_shape shuffled"], "colour + shape"),
+        conclude("clip", clip, "colour + shape"),
+        conclude("masks", off, "colour + shape"),
+        conclude("own mask", gaps["colour_shape shuffled"], "colour + shape"),
     ]
     if "held_out clip" in gaps:
-        parts.append(against_clip(gaps["held_out clip"], "held-out colour-shape pairs"))
+        parts.append(conclude("clip", gaps["held_out clip"], "held-out colour-shape pairs"))
     return parts
 
 
@@ -114,16 +132,14 @@ def detection(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
     novel, base = summary["detection"]["novel_ap50"], summary["detection"]["base_ap50"]
     share = novel["hard"] / base["hard"] if base["hard"] > 0 else 0.0
     times = novel["hard"] / max(novel["text_shuffled"], novel["random_tower"], 1e-3)
-    verdict = "are detected" if share >= FOUND else "are partly detected" if share >= FOUND / 2 else "are mostly missed"
-    parts = [f"Novel shapes {verdict}: AP50 {novel['hard']:.2f}, {share:.0%} of the {base['hard']:.2f} of base shapes."]
-    controls = f"with permuted names it is {novel['text_shuffled']:.3f}, with random towers {novel['random_tower']:.3f}"
-    if times >= FROM_TEXT:
-        parts.append(f"This was learned from captions: {controls}.")
-    elif times >= MOSTLY_FROM_TEXT:
-        parts.append(f"This was mostly learned from captions: {controls}.")
-    else:
-        parts.append(f"This run does not show that it was learned from captions: {controls}.")
-    parts += [masks_pay(gaps["novel off"], "novel shapes"), own_mask(gaps["novel shuffled"], "novel shapes")]
+    parts = [
+        f"Novel shapes {first_reached(share, DETECTED)}: AP50 {novel['hard']:.2f}, {share:.0%} of the "
+        f"{base['hard']:.2f} of base shapes.",
+        f"{first_reached(times, LEARNED)}: with permuted names it is {novel['text_shuffled']:.3f}, with random towers "
+        f"{novel['random_tower']:.3f}.",
+        conclude("masks", gaps["novel off"], "novel shapes"),
+        conclude("own mask", gaps["novel shuffled"], "novel shapes"),
+    ]
     if gaps["novel off"].above:
         parts.append("Note that these heads were trained with masks, which favours masks at test time.")
     return parts
@@ -134,17 +150,14 @@ def grounding(summary: Mapping[str, Any], gaps: Gaps) -> list[str]:
     results = summary["grounding"]
     hard, chance, best = results["acc50"]["hard"], results["chance"], results["best_possible"]
     head, gap = results["head"]["hard"], gaps["referring zero-shot"]
-    better = "is better" if gap.above else "is worse" if gap.below else "is not measurably different"
-    parts = [
-        f"Without grounding training, {hard:.2f} of the phrases are located among ten boxes (chance "
-        f"{chance:.2f}, upper "
-        f"bound with these boxes {best:.2f}, with permuted texts {results['acc50']['text_shuffled']:.2f}).",
-        f"The trained head, which needs no proposals, {better} ({head['acc50']:.2f}, {interval(gap)}).",
-        own_mask(gaps["grounding shuffled"], "grounding"),
-        masks_pay(gaps["grounding off"], "zero-shot grounding"),
-        masks_pay(gaps["referring off"], "the trained head's grounding"),
+    return [
+        f"Without grounding training, {hard:.2f} of the phrases are located among ten boxes (chance {chance:.2f}, "
+        f"upper bound with these boxes {best:.2f}, with permuted texts {results['acc50']['text_shuffled']:.2f}).",
+        f"The trained head, which needs no proposals, {HEAD[outcome(gap)]} ({head['acc50']:.2f}, {interval(gap)}).",
+        conclude("own mask", gaps["grounding shuffled"], "grounding"),
+        conclude("masks", gaps["grounding off"], "zero-shot grounding"),
+        conclude("masks", gaps["referring off"], "the trained head's grounding"),
     ]
-    return parts
 
 
 @dataclass(frozen=True)

@@ -150,18 +150,18 @@ def test_a_gap_is_shown_when_its_interval_is_on_one_side():
     assert (ahead.above, ahead.below, behind.above, behind.below) == (True, False, False, True)
     assert not level.above
     assert not level.below
-    assert conclusions.NOT_SHOWN not in conclusions.own_mask(ahead, "shapes")
+    assert conclusions.NOT_SHOWN not in conclusions.conclude("own mask", ahead, "shapes")
     unsure = Gap(0.2, -0.01, 0.4)
     for gap in (behind, level, unsure):
-        assert conclusions.NOT_SHOWN in conclusions.own_mask(gap, "shapes")
-    assert "difference +0.020, interval -0.010 to +0.040" in conclusions.own_mask(level, "shapes")
-    assert "are worse" in conclusions.masks_pay(ahead, "shapes")
-    assert "masks hurt" in conclusions.masks_pay(behind, "shapes")
-    assert "equally good on shapes" in conclusions.masks_pay(level, "shapes")
-    assert "Inconclusive" in conclusions.masks_pay(unsure, "shapes")
-    assert "too few" in conclusions.own_mask(unsure, "shapes")
+        assert conclusions.NOT_SHOWN in conclusions.conclude("own mask", gap, "shapes")
+    assert "difference +0.020, interval -0.010 to +0.040" in conclusions.conclude("own mask", level, "shapes")
+    assert "are worse" in conclusions.conclude("masks", ahead, "shapes")
+    assert "masks hurt" in conclusions.conclude("masks", behind, "shapes")
+    assert "equally good on shapes" in conclusions.conclude("masks", level, "shapes")
+    assert "Inconclusive" in conclusions.conclude("masks", unsure, "shapes")
+    assert "too few" in conclusions.conclude("own mask", unsure, "shapes")
     for gap, word in ((ahead, "better"), (behind, "worse"), (level, "equally good"), (unsure, "too few")):
-        assert word in conclusions.against_clip(gap, "shapes")
+        assert word in conclusions.conclude("clip", gap, "shapes")
 
 
 def test_masks_that_pay_within_a_model_are_no_gain_over_clip():
