@@ -178,6 +178,25 @@ def test_masks_that_pay_within_a_model_are_no_gain_over_clip():
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.2, "is better (0.70"),
+        (-0.2, -0.01, "is worse (0.70"),
+        (-0.01, 0.01, "is not measurably different"),
+        (-0.2, 0.2, "is not measurably different"),
+    ],
+)
+def test_the_trained_head_is_compared_with_zero_shot_grounding(low, high, said):
+    results = {"acc50": {"hard": 0.6, "text_shuffled": 0.2}, "chance": 0.3, "best_possible": 0.9}
+    results["head"] = {"hard": {"acc50": 0.7}}
+    gaps = dict.fromkeys(["grounding shuffled", "grounding off", "referring off"], Gap(0.1, 0.05, 0.15))
+    parts = conclusions.grounding({"grounding": results}, {**gaps, "referring zero-shot": Gap(0.1, low, high)})
+    assert said in parts[1]
+    assert "matters for grounding" in parts[2]
+    assert "worse on the trained head's grounding" in parts[4]
+
+
+@pytest.mark.parametrize(
     ("novel", "exchanged", "said"),
     [
         (0.6, 0.01, "are detected:"),
