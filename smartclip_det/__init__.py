@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from smartclip_det.apis.deprecated import ReferringPredictor, SmartCLIPPredictor
     from smartclip_det.apis.detections import Detections
     from smartclip_det.apis.fine_tuning import FineTuneOptions, fine_tune
-    from smartclip_det.apis.grounding import GroundOptions, ground_expressions
+    from smartclip_det.apis.grounding import ground_expressions
+    from smartclip_det.apis.grounding_options import (
+        ExpressionOptions,
+        GroundOptions,
+        ProposalOptions,
+        ReadingOptions,
+    )
     from smartclip_det.apis.predictor import Predictor
-    from smartclip_det.apis.rescoring import RescoreFileOptions, rescore_file
+    from smartclip_det.apis.region_encoding import RegionEncoding
+    from smartclip_det.apis.rescoring import InputBoxes, RescoreFileOptions, rescore_file
     from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
     from smartclip_det.core.errors import UserError
     from smartclip_det.core.scoring_policy import ScoringPolicy
@@ -37,10 +44,15 @@ _finder.install()
 _HOMES = {
     "ClassifyOptions": "apis.classification",
     "Detections": "apis.detections",
+    "ExpressionOptions": "apis.grounding_options",
     "FineTuneOptions": "apis.fine_tuning",
-    "GroundOptions": "apis.grounding",
+    "GroundOptions": "apis.grounding_options",
+    "InputBoxes": "apis.rescoring",
     "Predictor": "apis.predictor",
+    "ProposalOptions": "apis.grounding_options",
+    "ReadingOptions": "apis.grounding_options",
     "ReferringPredictor": "apis.deprecated",
+    "RegionEncoding": "apis.region_encoding",
     "RescoreFileOptions": "apis.rescoring",
     "RetrieveOptions": "apis.retrieval",
     "ScoringPolicy": "core.scoring_policy",
@@ -60,10 +72,15 @@ _HOMES = {
 __all__ = [
     "ClassifyOptions",
     "Detections",
+    "ExpressionOptions",
     "FineTuneOptions",
     "GroundOptions",
+    "InputBoxes",
     "Predictor",
+    "ProposalOptions",
+    "ReadingOptions",
     "ReferringPredictor",
+    "RegionEncoding",
     "RescoreFileOptions",
     "RetrieveOptions",
     "ScoringPolicy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.ops import nms
 from tqdm import tqdm
 
-from smartclip_det.core.errors import UserError, check_choice
-from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.apis.grounding_options import GroundOptions, ProposalOptions, ReadingOptions
+from smartclip_det.core.errors import UserError
 from smartclip_det.core.text_bank import TextBank
 from smartclip_det.formats.candidates import Candidates, candidates_of
 from smartclip_det.formats.captions import read_caption_records
@@ -32,103 +32,13 @@ from smartclip_det.metrics.referring import (
 )
 from smartclip_det.models.grounding.dependency import parser_name, reader_of
 from smartclip_det.models.grounding.zero_shot import ZeroShotGrounder, with_detector
-from smartclip_det.models.region_cache import CachedRegionEncoder
 from smartclip_det.models.regions import RegionEncoder
-from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.protocols.stamp import file_hash, protocol_stamp, write_results
-from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.images import open_rgb
 
 Found = dict[str, dict[int | str, GroundedBoxes]]
-
-
-@dataclass(frozen=True)
-class GroundOptions:
-    """What is grounded, with what, and how.
-
-    Attributes:
-        ann: expressions: JSON lines, MDETR json, or refs pickle.
-        images: folder of ``file_name``.
-        encoder: checkpoints of towers; several make an ensemble.
-        split: of the expressions.
-        proposals: ``ground-truth``, ``rpn``, ``detector``, a COCO result list, or JSON lines.
-        instances: COCO annotations whose boxes are the ground-truth proposals.
-        config: of the detector for ``rpn`` and ``detector``.
-        checkpoint: its weights.
-        cfg_options: overrides of its config.
-        max_proposals: best-scored proposals kept.
-        detector_weight: power of the detector's scores.
-        views: see :class:`ZeroShotGrounder`.
-        dense_mode: last block of the dense map.
-        dense_size: side of the dense input in pixels; 0: the tower's.
-        crop_context: side of crops over the longer side of boxes.
-        mask_modes: each is scored.
-        control: ``none``, or ``text_shuffled``: exchange the texts' vectors.
-        temperature: of the scores.
-        reading: how an expression is read.
-        parser: ``auto`` (spaCy where an English pipeline is installed, else rules), ``rules``, or a spaCy pipeline.
-        answers: ``one`` (sentences with one target), or ``all``: none and many too.
-        margin: with ``all``: scores are over those of the background.
-        presence: with ``all``: exponent of an expression's presence in the picture, see :class:`ScoringPolicy`.
-        presence_source: ``pooled`` or ``cells``.
-        presence_scale: factor on the presence cosine.
-        presence_bias: added to it.
-        nms: with ``all``: IoU over which the weaker box goes.
-        subtract: captions whose mean score is taken off each region's.
-        subtract_count: captions drawn from it.
-        seed: of that draw.
-        cache: folder where region vectors are kept for further runs.
-        device: see :func:`resolve_device`.
-        limit: first so many sentences only; 0: all.
-        out: predictions to write, with ``.metrics.json`` beside; None writes nothing.
-    """
-
-    ann: str | Path
-    images: str | Path
-    encoder: Sequence[str]
-    split: str | None = None
-    proposals: str = "ground-truth"
-    instances: str | None = None
-    config: str | None = None
-    checkpoint: str | None = None
-    cfg_options: Mapping[str, Any] | None = None
-    max_proposals: int = 20
-    detector_weight: float = 0.0
-    views: Sequence[str] = ("dense",)
-    dense_mode: str = "value"
-    dense_size: int = 0
-    crop_context: float = 1.2
-    mask_modes: Sequence[str] = ("hard",)
-    control: str = "none"
-    temperature: float = 50.0
-    reading: str = "expression"
-    parser: str = "auto"
-    answers: str = "one"
-    margin: bool = False
-    presence: float = 0.0
-    presence_source: str = "pooled"
-    presence_scale: float = 50.0
-    presence_bias: float = 0.0
-    nms: float = 0.7
-    subtract: str | None = None
-    subtract_count: int = 500
-    seed: int = 0
-    cache: Path | None = None
-    device: str = "auto"
-    limit: int = 0
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("answers", self.answers, ("one", "all"))
-        check_choice("control", self.control, ("none", "text_shuffled"))
-        if self.detector_weight and self.answers == "all":
-            raise UserError("A detector weight ranks the boxes of one answer; it has no part in --answers all.")
-        if self.presence and self.answers == "one":
-            raise UserError("Presence decides whether there is an answer, not which: it has a part in --answers all.")
-        if self.proposals in ("rpn", "detector") and not (self.config and self.checkpoint):
-            raise UserError(f"--proposals {self.proposals} needs --config and --checkpoint.")
 
 
 @dataclass
@@ -156,88 +66,74 @@ def ground_expressions(options: GroundOptions) -> GroundResult:
     Raises:
         UserError: for files that are missing or wrong, and options that do not go together.
     """
-    everything = load_expressions(options.ann, split=options.split)
-    wanted, left_out = (everything, 0) if options.answers == "all" else single_targets(everything)
-    wanted = wanted[: options.limit] if options.limit else wanted
-    towers = [load_encoder({"checkpoint": c}, str(resolve_device(options.device))) for c in options.encoder]
-    grounders = build_grounders(options, towers)
+    given = options.expressions
+    everything = load_expressions(given.ann, split=given.split)
+    wanted, left_out = (everything, 0) if options.every_sentence else single_targets(everything)
+    wanted = wanted[: given.limit] if given.limit else wanted
+    encoders = options.encoder.load()
+    towers = [e.towers for e in encoders]
+    grounders = build_grounders(options, encoders)
     first = next(iter(grounders.values()))
     texts = list(dict.fromkeys(t for e in wanted for t in first.texts(e.sentence)))
     banks = [build_bank(t, texts, templates="none") for t in towers]
-    banks = [b.text_shuffled() for b in banks] if options.control == "text_shuffled" else banks
+    banks = [b.text_shuffled() for b in banks] if options.reading.control == "text_shuffled" else banks
     boxes = proposals(options, wanted, everything)
     found: Found = {m: {} for m in grounders}
     by_image: dict[int | str, list[Expression]] = {}
     for e in wanted:
         by_image.setdefault(e.image_id, []).append(e)
     for mine in tqdm(by_image.values(), desc="grounding", unit="image"):
-        image = open_rgb(Path(options.images) / mine[0].file_name)
+        image = open_rgb(Path(given.images) / mine[0].file_name)
         for group in same_boxes(mine, boxes):
             for mode, rows in ground(options, grounders, banks, image, group, boxes[group[0].id]).items():
                 found[mode].update(rows)
     counts = {"sentences": len(wanted), "left_out": left_out, "images": len(by_image)}
-    result = GroundResult(found, measured(options, wanted, found, boxes), counts, stamp_of(options, towers, first))
+    result = GroundResult(found, measured(options, wanted, found, boxes), counts, stamp_of(options, first))
     if options.out is not None:
         write(result, Path(options.out))
     return result
 
 
-def build_grounders(options: GroundOptions, towers: Sequence[Any]) -> dict[str, ZeroShotGrounder]:
+def build_grounders(options: GroundOptions, encoders: Sequence[RegionEncoder]) -> dict[str, ZeroShotGrounder]:
     """A grounder for each mask mode; they share their encoders."""
-    settings = {
-        "dense_size": options.dense_size,
-        "dense_mode": options.dense_mode,
-        "crop_context": options.crop_context,
-    }
-    encoders = [
-        CachedRegionEncoder(t, options.cache, **settings) if options.cache else RegionEncoder(t, **settings)
-        for t in towers
-    ]
-    subtracted = subtracted_banks(options, towers)
-    reader = reader_of(options.parser)
+    subtracted = subtracted_banks(options.reading, [e.towers for e in encoders])
+    reader = reader_of(options.reading.parser)
     return {
         mode: ZeroShotGrounder(
             encoders,
-            views=options.views,
-            reading=options.reading,
+            views=options.encoder.views,
+            reading=options.reading.reading,
             reader=reader,
             subtracted=subtracted,
-            policy=ScoringPolicy(
-                mask_mode=mode,
-                temperature=options.temperature,
-                presence=options.presence,
-                presence_source=options.presence_source,
-                presence_scale=options.presence_scale,
-                presence_bias=options.presence_bias,
-            ),
+            policy=replace(options.policy, mask_mode=mode),
         )
         for mode in options.mask_modes
     }
 
 
-def stamp_of(options: GroundOptions, towers: Sequence[Any], grounder: ZeroShotGrounder) -> dict[str, Any]:
+def stamp_of(options: GroundOptions, grounder: ZeroShotGrounder) -> dict[str, Any]:
     """The protocol of the numbers."""
-    o, every = options, options.answers == "all"
+    data, boxes, texts, every = options.expressions, options.proposals, options.reading, options.every_sentence
     return protocol_stamp(
         "grounding_zero_shot",
-        proposals=o.proposals,
-        max_proposals=o.max_proposals,
-        views=list(o.views),
-        detector=o.checkpoint and {"config": o.config, "checkpoint_sha256": file_hash(o.checkpoint)},
-        detector_weight=o.detector_weight,
-        dense_mode=o.dense_mode,
+        proposals=boxes.source,
+        max_proposals=boxes.limit,
+        views=list(options.encoder.views),
+        detector=boxes.checkpoint and {"config": boxes.config, "checkpoint_sha256": file_hash(boxes.checkpoint)},
+        detector_weight=boxes.detector_weight,
+        dense_mode=options.encoder.dense_mode,
         dense_size=grounder.encoders[0].dense_size,
-        crop_context=o.crop_context,
-        reading=o.reading,
-        parser=parser_name(o.parser),
-        control=o.control,
-        answers=o.answers,
-        margin=o.margin,
-        nms=o.nms if every else None,
-        subtract=o.subtract and {"captions": o.subtract, "count": o.subtract_count, "seed": o.seed},
-        checkpoint_hash=[t.checkpoint_hash for t in towers],
-        ann_sha256=file_hash(o.ann),
-        split=o.split,
+        crop_context=options.encoder.crop_context,
+        reading=texts.reading,
+        parser=parser_name(texts.parser),
+        control=texts.control,
+        answers=data.answers,
+        margin=options.margin,
+        nms=options.nms if every else None,
+        subtract=texts.subtract and {"captions": texts.subtract, "count": texts.subtract_count, "seed": texts.seed},
+        checkpoint_hash=[e.towers.checkpoint_hash for e in grounder.encoders],
+        ann_sha256=file_hash(data.ann),
+        split=data.split,
         policy=grounder.policy.to_dict(),
         unit="sentence" if every else "sentence with one target",
     )
@@ -247,7 +143,7 @@ def measured(
     options: GroundOptions, wanted: list[Expression], found: Found, boxes: Mapping[int | str, Candidates]
 ) -> dict[str, dict[str, float]]:
     """Metrics of each mask mode, of chance, and of the best that the proposals allow."""
-    if options.answers == "all":
+    if options.every_sentence:
         return {mode: {} for mode in found}
     metrics = {m: referring_metrics(score_referring(wanted, p).overlap) for m, p in found.items()}
     offered = {k: c.boxes for k, c in boxes.items()}
@@ -286,7 +182,7 @@ def ground(
     if not regions:
         return {mode: {e.id: GroundedBoxes((), ()) for e in group} for mode in grounders}
     masks = None
-    if "mask" in options.views:
+    if "mask" in options.encoder.views:
         if candidates.masks is None:
             raise UserError("The mask view needs proposals with masks: --instances or a result list with segmentation.")
         masks = np.stack([whole_mask([m], (image.height, image.width), group[0].file_name) for m in candidates.masks])
@@ -294,18 +190,18 @@ def ground(
     sentences = [e.sentence for e in group]
     out: dict[str, dict[int | str, GroundedBoxes]] = {}
     for mode, grounder in grounders.items():
-        if options.answers == "all":
+        if options.every_sentence:
             scores = grounder.evidence(
                 vectors, regions, sentences, banks, options.margin, grounder.picture_vectors(image)
             )
         else:
             scores = grounder.score(vectors, regions, sentences, banks)
-            if options.detector_weight:
-                scores = with_detector(scores, detector_scores(candidates).expand_as(scores), options.detector_weight)
+            if weight := options.proposals.detector_weight:
+                scores = with_detector(scores, detector_scores(candidates).expand_as(scores), weight)
         rows = {}
         for e, row in zip(group, scores, strict=True):
             order = row.argsort(descending=True)
-            if options.answers == "all":
+            if options.every_sentence:
                 order = nms(torch.tensor(regions, dtype=row.dtype), row, options.nms)
             rows[e.id] = GroundedBoxes([regions[i] for i in order.tolist()], row[order].tolist())
         out[mode] = rows
@@ -319,7 +215,7 @@ def detector_scores(candidates: Candidates) -> Tensor:
     return torch.tensor(candidates.scores)
 
 
-def subtracted_banks(options: GroundOptions, towers: Sequence[Any]) -> list[TextBank] | None:
+def subtracted_banks(options: ReadingOptions, towers: Sequence[Any]) -> list[TextBank] | None:
     """Captions drawn by the seed, as a bank of each encoder; None where none is asked for."""
     if not options.subtract:
         return None
@@ -334,40 +230,44 @@ def proposals(
     options: GroundOptions, wanted: list[Expression], everything: list[Expression]
 ) -> dict[int | str, Candidates]:
     """Candidate boxes of each sentence, by the kind asked for."""
-    if options.proposals not in ("rpn", "detector"):
-        return candidates_of(options.proposals, wanted, options.instances, options.max_proposals, known=everything)
-    return (rpn_boxes if options.proposals == "rpn" else detector_boxes)(options, wanted)
+    given = options.proposals
+    if given.source not in ("rpn", "detector"):
+        return candidates_of(given.source, wanted, given.instances, given.limit, known=everything)
+    images, device = Path(options.expressions.images), options.encoder.device
+    return (rpn_boxes if given.source == "rpn" else detector_boxes)(given, wanted, images, device)
 
 
-def rpn_boxes(options: GroundOptions, wanted: list[Expression]) -> dict[int | str, Candidates]:
+def rpn_boxes(
+    options: ProposalOptions, wanted: list[Expression], images: Path, device: str
+) -> dict[int | str, Candidates]:
     """The RPN's best boxes, after the detector's own class-agnostic regression."""
     from smartclip_det.apis import Predictor
 
     predictor = Predictor.from_config(
-        options.config, options.checkpoint, device=options.device, cfg_options=options.cfg_options
+        options.config, options.checkpoint, device=device, cfg_options=options.cfg_options
     )
     by_image: dict[int | str, Candidates] = {}
     for e in tqdm(list({e.image_id: e for e in wanted}.values()), desc="proposals", unit="image"):
-        predictor.set_image(open_rgb(Path(options.images) / e.file_name))
-        boxes, scores = predictor.proposals(options.max_proposals)
+        predictor.set_image(open_rgb(images / e.file_name))
+        boxes, scores = predictor.proposals(options.limit)
         by_image[e.image_id] = Candidates(boxes.tolist(), scores.tolist())
     return {e.id: by_image[e.image_id] for e in wanted}
 
 
-def detector_boxes(options: GroundOptions, wanted: list[Expression]) -> dict[int | str, Candidates]:
+def detector_boxes(
+    options: ProposalOptions, wanted: list[Expression], images: Path, device: str
+) -> dict[int | str, Candidates]:
     """The best boxes of any MMDetection detector; of one that reads text, for each sentence."""
     from smartclip_det.apis.proposals import DetectorProposals
 
-    detector = DetectorProposals(
-        options.config, options.checkpoint, device=options.device, cfg_options=options.cfg_options
-    )
+    detector = DetectorProposals(options.config, options.checkpoint, device=device, cfg_options=options.cfg_options)
     out: dict[int | str, Candidates] = {}
     by_image: dict[int | str, list[Expression]] = {}
     for e in wanted:
         by_image.setdefault(e.image_id, []).append(e)
     for mine in tqdm(by_image.values(), desc="proposals", unit="image"):
-        image = np.asarray(open_rgb(Path(options.images) / mine[0].file_name))
-        found = detector(image, [e.sentence for e in mine], options.max_proposals)
+        image = np.asarray(open_rgb(images / mine[0].file_name))
+        found = detector(image, [e.sentence for e in mine], options.limit)
         shared: dict[int, Candidates] = {}
         for e, pair in zip(mine, found, strict=True):
             # One object where the detector reads no text: its regions are then encoded once.

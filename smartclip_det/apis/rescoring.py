@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from tqdm import tqdm
 
+from smartclip_det.apis.region_encoding import RegionEncoding
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.core.text_bank import TextBank
@@ -28,11 +29,9 @@ from smartclip_det.models.rescoring import (
     class_scores,
     detect_in_boxes,
 )
-from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank, resolve_names
 from smartclip_det.protocols.detection_metric import OpenVocabMetric
 from smartclip_det.protocols.stamp import file_hash
-from smartclip_det.utils.devices import resolve_device
 from smartclip_det.utils.images import open_rgb
 
 GROUND_TRUTH = "ground-truth"
@@ -40,52 +39,59 @@ Boxes = tuple[Tensor, Tensor, list[str]]
 
 
 @dataclass(frozen=True)
+class InputBoxes:
+    """Which boxes are classified.
+
+    Attributes:
+        source: ``ground-truth``, saved detections, or the output of the demo (a JSON or the folder).
+        keep_classes: keep the class of each detection.
+        nms_iou: IoU threshold of class-agnostic NMS; not used with ``keep_classes``.
+        limit: boxes per image, by score; not used with ``keep_classes``.
+    """
+
+    source: str = GROUND_TRUTH
+    keep_classes: bool = False
+    nms_iou: float = 0.7
+    limit: int = 300
+
+    def __post_init__(self) -> None:
+        if self.keep_classes and self.source == GROUND_TRUTH:
+            raise UserError("--keep-classes with --boxes ground-truth would give every box its true class.")
+
+
+@dataclass(frozen=True)
 class RescoreFileOptions:
-    """What is classified, with what, and how.
+    """Options of rescoring the boxes of an annotation file's images.
 
     Attributes:
         ann: COCO or LVIS annotations.
-        images: folder of ``file_name``.
-        encoder: config of an encoder, see :func:`load_encoder`.
-        boxes: ``ground-truth``, saved detections, or the demo's JSON (a file or a folder).
-        vocabulary: names, a file of them, or a known name; None: those of the annotations.
-        protocol: how the result is scored.
-        split_file: own base and novel names for ``ov-coco``.
-        views: region vectors; their cosines are averaged.
-        dense_mode: last block of the dense map.
-        dense_size: side of the dense input in pixels; 0: the tower's.
-        templates: a template set, or own templates.
-        policy: masks, activation, background, temperature.
+        images: image folder.
+        encoder: encoder and region vectors; one encoder.
+        boxes: boxes to classify.
+        vocabulary: names, a file of them, or a known vocabulary; None: those of the annotations.
+        templates: a template set, or custom templates.
+        protocol: evaluation protocol.
+        split_file: JSON with custom base and novel names for ``ov-coco``.
+        policy: mask mode, activation, background, temperature, presence.
         scores: how class scores become detections.
-        keep_classes: detections keep their class.
-        proposal_nms: IoU of class-agnostic NMS among boxes.
-        max_proposals: boxes of an image at most.
-        device: see :func:`resolve_device`.
-        out: predictions, ``.json`` or ``.safetensors``, with ``.metrics.json`` beside.
+        out: predictions, ``.json`` or ``.safetensors``, with ``.metrics.json`` next to them.
     """
 
     ann: str | Path
     images: str | Path
-    encoder: Mapping[str, Any]
-    boxes: str = GROUND_TRUTH
+    encoder: RegionEncoding
+    boxes: InputBoxes = field(default_factory=InputBoxes)
     vocabulary: str | Sequence[str] | None = None
+    templates: str | Sequence[str] = "photo"
     protocol: str = "coco"
     split_file: str | None = None
-    views: Sequence[str] = ("dense",)
-    dense_mode: str = "value"
-    dense_size: int = 0
-    templates: str | Sequence[str] = "photo"
     policy: ScoringPolicy = field(default_factory=ScoringPolicy)
     scores: RescoreOptions = field(default_factory=RescoreOptions)
-    keep_classes: bool = False
-    proposal_nms: float = 0.7
-    max_proposals: int = 300
-    device: str = "auto"
     out: Path = Path("work_dirs/rescored.json")
 
     def __post_init__(self) -> None:
-        if self.keep_classes and self.boxes == GROUND_TRUTH:
-            raise UserError("--keep-classes with --boxes ground-truth would give every box its true class.")
+        if (count := len(self.encoder.towers)) != 1:
+            raise UserError(f"Rescoring uses one encoder; got {count}. Rescore once per encoder.")
 
 
 def rescore_file(options: RescoreFileOptions) -> dict[str, float]:
@@ -97,12 +103,11 @@ def rescore_file(options: RescoreFileOptions) -> dict[str, float]:
     Raises:
         UserError: for files that are missing or wrong, and options that do not go together.
     """
-    truth = load_ground_truth(options.ann, need_annotations=options.boxes == GROUND_TRUTH)
+    truth = load_ground_truth(options.ann, need_annotations=options.boxes.source == GROUND_TRUTH)
     names = resolve_names(options.vocabulary) if options.vocabulary else list(truth.categories.values())
-    found = saved_boxes(options.boxes, truth)
-    towers = load_encoder(options.encoder, str(resolve_device(options.device)))
-    encoder = RegionEncoder(towers, dense_size=options.dense_size, dense_mode=options.dense_mode)
-    bank = build_bank(towers, names, templates=options.templates)
+    found = saved_boxes(options.boxes.source, truth)
+    (encoder,) = options.encoder.load()
+    bank = build_bank(encoder.towers, names, templates=options.templates)
     metric = _metric(options, encoder, bank)
     none: Boxes = (torch.zeros(0, 4), torch.zeros(0), [])
     for info in tqdm(truth.data["images"], desc="rescoring", unit="image"):
@@ -121,19 +126,19 @@ def _rescored(
     boxes, own, own_names = found
     place = {n: i for i, n in enumerate(bank.names)}
     image = open_rgb(path)
-    if options.keep_classes:
+    if options.boxes.keep_classes:
         rows = torch.tensor([i for i, n in enumerate(own_names) if n in place], dtype=torch.long)
     else:
-        rows = best_boxes(boxes, own, options.proposal_nms, options.max_proposals)
+        rows = best_boxes(boxes, own, options.boxes.nms_iou, options.boxes.limit)
     boxes, own = boxes[rows], own[rows]
     picture = encoder.picture(image, options.policy.presence_source) if options.policy.presence else None
     scores = class_scores(
-        [encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.views],
+        [encoder.vectors(image, boxes.tolist(), v).cpu() for v in options.encoder.views],
         bank.to("cpu"),
         options.policy,
         picture,
     )
-    if options.keep_classes:
+    if options.boxes.keep_classes:
         labels = torch.tensor([place[own_names[i]] for i in rows.tolist()], dtype=torch.long)
         return boxes, blend_own_scores(own, labels, scores, options.scores), labels
     rows, labels, values = detect_in_boxes(boxes, own, scores, options.scores)
@@ -151,17 +156,17 @@ def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank)
         metrics_file=str(o.out.with_suffix(".metrics.json")),
         stamp={
             "family": "rescoring",
-            "boxes": o.boxes,
-            "keep_classes": o.keep_classes,
-            "views": list(o.views),
-            "dense_mode": o.dense_mode,
+            "boxes": o.boxes.source,
+            "keep_classes": o.boxes.keep_classes,
+            "views": list(o.encoder.views),
+            "dense_mode": o.encoder.dense_mode,
             "dense_size": encoder.dense_size,
             "region_scores": vars(o.scores),
-            "proposal_nms": o.proposal_nms,
-            "max_proposals": o.max_proposals,
+            "proposal_nms": o.boxes.nms_iou,
+            "max_proposals": o.boxes.limit,
             "policy": o.policy.to_dict(),
             "bank": bank.provenance,
-            "boxes_sha256": None if o.boxes == GROUND_TRUTH else file_hash(o.boxes),
+            "boxes_sha256": None if o.boxes.source == GROUND_TRUTH else file_hash(o.boxes.source),
         },
     )
     metric.dataset_meta = {"classes": tuple(bank.names)}

@@ -28,9 +28,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out, add_presence
+from smartclip_det.cli.options import (
+    Old,
+    add_cfg_options,
+    add_crop_context,
+    add_dense,
+    add_device,
+    add_out,
+    add_presence,
+    add_views,
+    filled,
+    presence_of,
+)
 from smartclip_det.core.mask_modes import MASK_MODES
-from smartclip_det.core.words import DENSE_MODES, READINGS, VIEWS
+from smartclip_det.core.words import READINGS
 from smartclip_det.utils.cli import format_metrics
 
 OLD = (Old("--checkpoint", "--encoder", unless=("--encoder",)), Old("--detector", "--checkpoint"))
@@ -38,55 +49,74 @@ OLD = (Old("--checkpoint", "--encoder", unless=("--encoder",)), Old("--detector"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    add = parser.add_argument
+    expressions = parser.add_argument_group("expressions")
+    add = expressions.add_argument
     add("ann", help="expressions: JSON lines, MDETR json, or refs pickle")
     add("--split", help="split to use")
     add("--images", type=Path, required=True, help="image folder")
+    add("--answers", choices=["one", "all"], default="one", help="all: include sentences with no or several targets")
+    add("--limit", type=int, default=0, help="use only the first N sentences")
+
+    encoder = parser.add_argument_group("encoder and region vectors")
+    add = encoder.add_argument
     add("--encoder", required=True, nargs="+", help="towers: files or names; several form an ensemble")
+    add_device(encoder)
+    add_views(encoder)
+    add_dense(encoder)
+    add_crop_context(encoder)
+    add("--cache", type=Path, help="folder that caches region vectors for later runs")
+
+    proposals = parser.add_argument_group("proposals")
+    add = proposals.add_argument
     add("--proposals", default="ground-truth", help='"ground-truth", "rpn", "detector", a COCO result list, JSON lines')
     add("--instances", help="COCO annotations that provide the ground-truth proposals")
     add("--config", help="detector config for --proposals rpn or detector")
     add("--checkpoint", help="weights of --config")
-    add_cfg_options(parser, "overrides of --config")
+    add_cfg_options(proposals, "overrides of --config")
     add("--max-proposals", type=int, default=20, help="proposals per image, by score")
     add("--detector-weight", type=float, default=0.0, help="exponent of the detector's scores")
-    add(
-        "--views",
-        nargs="+",
-        default=["dense"],
-        choices=VIEWS,
-        help="how region vectors are computed; several are averaged",
-    )
-    add("--dense-mode", default="value", choices=DENSE_MODES, help="mode of the last block for the dense map")
-    add("--dense-size", type=int, default=0, help="side of the dense input; 0: the tower's input size")
-    add("--crop-context", type=float, default=1.2, help="crop side relative to the longer box side")
-    add("--mask-modes", nargs="+", default=["hard"], choices=MASK_MODES, help="mask modes to score and write")
-    add("--control", choices=["none", "text_shuffled"], default="none", help="chance control: permute the text vectors")
-    add("--temperature", type=float, default=50.0, help="temperature of the scores")
+
+    add = parser.add_argument_group("reading of the expressions").add_argument
     add("--reading", choices=READINGS, default="expression", help="how an expression is read")
     add(
         "--parser",
         default="auto",
         help="auto (spaCy if the extra `parse` is installed, else rules), rules, or a spaCy pipeline",
     )
-    add("--answers", choices=["one", "all"], default="one", help="all: include sentences with no or several targets")
-    add("--margin", action="store_true", help="--answers all: score margin over the background")
-    add_presence(parser, "--answers all: ")
-    add("--nms", type=float, default=0.7, help="--answers all: NMS IoU threshold")
+    add("--control", choices=["none", "text_shuffled"], default="none", help="chance control: permute the text vectors")
     add("--subtract", help="captions (of a training set) whose mean score is subtracted from each region's score")
     add("--subtract-count", type=int, default=500, help="captions sampled from --subtract")
     add("--seed", type=int, default=0, help="seed of that sample")
-    add("--cache", type=Path, help="folder that caches region vectors for later runs")
-    add_device(parser)
-    add("--limit", type=int, default=0, help="use only the first N sentences")
-    add_out(parser, "work_dirs/ground.jsonl", "predictions; metrics go to a .metrics.json of the same name")
+
+    scores = parser.add_argument_group("scores")
+    add = scores.add_argument
+    add("--mask-modes", nargs="+", default=["hard"], choices=MASK_MODES, help="mask modes to score and write")
+    add("--temperature", type=float, default=50.0, help="temperature of the scores")
+    add("--margin", action="store_true", help="--answers all: score margin over the background")
+    add_presence(scores, "--answers all: ")
+    add("--nms", type=float, default=0.7, help="--answers all: NMS IoU threshold")
+
+    output = parser.add_argument_group("output")
+    add_out(output, "work_dirs/ground.jsonl", "predictions; metrics go to a .metrics.json of the same name")
 
 
 def run(args: argparse.Namespace) -> None:
     """Ground the expressions and print the metrics of each mask mode."""
-    from smartclip_det.apis.grounding import GroundOptions, ground_expressions
+    from smartclip_det.apis.grounding import ground_expressions
+    from smartclip_det.apis.grounding_options import ExpressionOptions, GroundOptions, ProposalOptions, ReadingOptions
+    from smartclip_det.apis.region_encoding import RegionEncoding
+    from smartclip_det.core.scoring_policy import ScoringPolicy
 
-    result = ground_expressions(GroundOptions(**vars(args)))
+    options = filled(
+        GroundOptions,
+        args,
+        expressions=filled(ExpressionOptions, args),
+        encoder=filled(RegionEncoding, args, towers=[{"checkpoint": c} for c in args.encoder]),
+        proposals=filled(ProposalOptions, args, source=args.proposals, limit=args.max_proposals),
+        reading=filled(ReadingOptions, args),
+        policy=ScoringPolicy(temperature=args.temperature, **presence_of(args)),
+    )
+    result = ground_expressions(options)
     for mode, path in result.files.items():
         title = f"{mode} ({args.proposals} proposals): {path}"
         if args.answers == "all":

@@ -9,13 +9,17 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from smartclip_det.core.errors import UserError, nearest
-from smartclip_det.core.words import BOX_SOURCES, PRESENCE_SOURCES
+from smartclip_det.core.words import BOX_SOURCES, DENSE_MODES, PRESENCE_SOURCES, VIEWS
 from smartclip_det.utils.cfg_options import parse_options
+
+#: A parser, or one of its argument groups.
+Group: TypeAlias = argparse._ActionsContainer
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,9 +93,15 @@ def a_device(text: str) -> str:
     return text
 
 
-def add_presence(parser: argparse.ArgumentParser, when: str = "") -> None:
+def filled(cls: type[T], args: argparse.Namespace, **given: Any) -> T:
+    """Build an options dataclass: ``given`` fields as they are, the others from the arguments of the same name."""
+    names = [f.name for f in fields(cls) if f.name not in given and f.name in args]  # type: ignore[arg-type]
+    return cls(**{n: getattr(args, n) for n in names}, **given)
+
+
+def add_presence(group: Group, when: str = "") -> None:
     """Add ``--presence`` and its parameters; ``when`` prefixes the help with the condition under which they apply."""
-    add = parser.add_argument
+    add = group.add_argument
     add("--presence", type=float, default=0.0, help=f"{when}exponent of a text's presence score in the image; 0: off")
     add(
         "--presence-source",
@@ -103,14 +113,58 @@ def add_presence(parser: argparse.ArgumentParser, when: str = "") -> None:
     add("--presence-bias", type=float, default=0.0, help="bias before the sigmoid (from study presence)")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def presence_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the options that :func:`add_presence` adds, as fields of a scoring policy."""
+    names = ("presence", "presence_source", "presence_scale", "presence_bias")
+    return {n: getattr(args, n) for n in names}
+
+
+def add_views(group: Group, views: Sequence[str] = ("dense",), choices: Sequence[str] = VIEWS, note: str = "") -> None:
+    """Add ``--views``; ``note`` says how several views are used."""
+    group.add_argument(
+        "--views",
+        nargs="+",
+        default=list(views),
+        choices=choices,
+        help=f"how region vectors are computed; several are {note or 'averaged'}",
+    )
+
+
+def add_dense(group: Group) -> None:
+    """Add ``--dense-mode`` and ``--dense-size``."""
+    group.add_argument(
+        "--dense-mode", default="value", choices=DENSE_MODES, help="mode of the last block for the dense map"
+    )
+    add_dense_size(group)
+
+
+def add_dense_size(group: Group) -> None:
+    """Add ``--dense-size``."""
+    group.add_argument(
+        "--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's input size"
+    )
+
+
+def add_crop_context(group: Group) -> None:
+    """Add ``--crop-context``."""
+    group.add_argument(
+        "--crop-context", type=float, default=1.2, help="crop side relative to the longer box side"
+    )
+
+
+def add_templates(group: Group) -> None:
+    """Add ``--templates``, to be read by :func:`templates_of`."""
+    group.add_argument("--templates", nargs="+", default=["photo"], help="a template set, or custom templates")
+
+
+def add_device(group: Group) -> None:
     """Add ``--device``."""
-    parser.add_argument("--device", type=a_device, default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    group.add_argument("--device", type=a_device, default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 
 
-def add_cfg_options(parser: argparse.ArgumentParser, what: str = "overrides of the config") -> None:
+def add_cfg_options(group: Group, what: str = "overrides of the config") -> None:
     """Add ``--cfg-options``."""
-    parser.add_argument(
+    group.add_argument(
         "--cfg-options",
         nargs="+",
         action=CfgOptions,
@@ -135,16 +189,16 @@ def predictor_options(args: argparse.Namespace) -> dict[str, Any]:
     return {k: getattr(args, k) for k in ("config", "checkpoint", "encoder", "boxes", "device", "cfg_options")}
 
 
-def add_encoder(parser: argparse.ArgumentParser, *, open_clip: bool = False, what: str = "towers, any layout") -> None:
+def add_encoder(group: Group, *, open_clip: bool = False, what: str = "towers, any layout") -> None:
     """Add ``--encoder`` and ``--arch``, and with ``open_clip`` the options for any model of open_clip."""
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--encoder", help=f"{what}: a checkpoint file, or a name (smartclip-det models)")
     source.add_argument("--arch", help="architecture name, for random weights (a control)")
     if open_clip:
         source.add_argument("--open-clip", help="name of an open_clip model (SigLIP, EVA02 or another timm model)")
-        parser.add_argument("--weights", help="weights of --open-clip; random if not given")
-        parser.add_argument("--tokenizer", help="tokenizer folder for --open-clip; default: the model's own")
-        parser.add_argument("--image-size", type=int, default=0, help="input side of --open-clip; 0: the model's own")
+        group.add_argument("--weights", help="weights of --open-clip; random if not given")
+        group.add_argument("--tokenizer", help="tokenizer folder for --open-clip; default: the model's own")
+        group.add_argument("--image-size", type=int, default=0, help="input side of --open-clip; 0: the model's own")
 
 
 def encoder_source(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,10 +213,10 @@ def encoder_source(args: argparse.Namespace) -> dict[str, Any]:
     return {"checkpoint": args.encoder} if args.encoder else {"arch": args.arch}
 
 
-def add_out(parser: argparse.ArgumentParser, default: str | None, what: str, *, required: bool = False) -> None:
+def add_out(group: Group, default: str | None, what: str, *, required: bool = False) -> None:
     """Add ``--out``."""
     text = f"{what}; default {default}" if default else what
-    parser.add_argument("--out", type=Path, default=default and Path(default), required=required, help=text)
+    group.add_argument("--out", type=Path, default=default and Path(default), required=required, help=text)
 
 
 def at_least(lowest: int, what: str = "") -> Any:
