@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +31,24 @@ class DemoOptions:
     Attributes:
         images: image files and folders.
         texts: phrases; referring expressions with ``ground``.
-        config: config of an open-vocabulary detector or grounding head; None: towers alone, without training.
-        checkpoint: weights of ``config``; None: random heads.
-        encoder: towers, a file or a name of public weights; overrides ``towers.checkpoint`` of ``config``.
-        boxes: box source without ``config`` (see :meth:`Predictor.from_pretrained`).
+        predictor: what answers.
         ground: treat phrases as referring expressions; one panel each.
         heatmap: also draw similarity maps and masks.
         threshold: minimum score drawn and written; None: 0.5, or 0 with ``ground``, so that the best box is shown.
         thresholds: per-class thresholds file, replaces ``threshold``.
         top_k: boxes per expression with ``ground``.
         out: output folder.
-        device: see :func:`resolve_device`.
-        cfg_options: overrides of the config.
-        templates: prompts of class names.
     """
 
     images: Sequence[Path]
     texts: Sequence[str]
-    config: str | None = None
-    checkpoint: str | None = None
-    encoder: str | None = None
-    boxes: str | None = None
+    predictor: PredictorOptions = field(default_factory=PredictorOptions)
     ground: bool = False
     heatmap: bool = False
     threshold: float | None = None
     thresholds: Path | None = None
     top_k: int = 1
     out: Path = Path("work_dirs/demo")
-    device: str = "auto"
-    cfg_options: Mapping[str, Any] | None = None
-    templates: str | Sequence[str] = "photo"
 
 
 def demo(options: DemoOptions) -> list[str]:
@@ -77,27 +65,18 @@ def demo(options: DemoOptions) -> list[str]:
     class_thresholds(options)
     images, notes = find_images(options.images)
     check_outputs(images, options.out)
-    predictor = load_predictor(
-        PredictorOptions(
-            config=options.config,
-            checkpoint=options.checkpoint,
-            encoder=options.encoder,
-            boxes=options.boxes,
-            device=options.device,
-            cfg_options=options.cfg_options,
-            templates=options.templates,
-        )
-    )
+    given = options.predictor
+    predictor = load_predictor(given)
     summary = ", ".join(f"{k} {v}" for k, v in _summary(predictor.protocol).items())
     print(f"device: {predictor.device}; {summary}")
-    if options.config and not options.checkpoint:
+    if given.config and not given.checkpoint:
         print("note: no --checkpoint: heads are random and boxes are meaningless.")
     options.out.mkdir(parents=True, exist_ok=True)
     stamp = protocol_stamp(
         "demo",
-        config=options.config,
+        config=given.config,
         **predictor.protocol,
-        checkpoint_sha256=file_hash(options.checkpoint) if options.checkpoint else None,
+        checkpoint_sha256=file_hash(given.checkpoint) if given.checkpoint else None,
     )
     bad: list[str] = []
     for path in images:

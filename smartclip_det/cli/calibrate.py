@@ -15,20 +15,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import add_out, add_predictor, at_least, predictor_options
+from smartclip_det.cli.options import add_detection, add_out, add_predictor, filled, tile_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    add = parser.add_argument
+    add = parser.add_argument_group("images").add_argument
     add("--ann", type=Path, required=True, help="COCO json of the labelled images")
     add("--images", type=Path, required=True, help="image folder")
-    add("--least-precision", type=float, help="required precision; default: maximise F1")
-    add("--batch-size", type=at_least(1), default=8, help="images (or tiles) per batch")
-    add("--tile", nargs=2, type=int, metavar=("SIDE", "OVERLAP"), help="split large images into tiles of SIDE pixels")
-    add("--max-detections", type=at_least(1), default=100, help="maximum detections per image or tile")
-    add_predictor(parser)
-    add_out(parser, "work_dirs/thresholds.json", "thresholds file")
+
+    add_predictor(parser.add_argument_group("predictor"))
+    add_detection(parser.add_argument_group("detection"))
+
+    output = parser.add_argument_group("thresholds")
+    output.add_argument("--least-precision", type=float, help="required precision; default: maximise F1")
+    add_out(output, "work_dirs/thresholds.json", "thresholds file")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,14 +37,6 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.calibration import CalibrateOptions, calibrate, calibration_table
     from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
 
-    options = CalibrateOptions(
-        ann=args.ann,
-        images=args.images,
-        out=args.out,
-        least_precision=args.least_precision,
-        batch_size=args.batch_size,
-        tile=args.tile and tuple(args.tile),
-        max_detections=args.max_detections,
-    )
-    print(calibration_table(calibrate(options, load_predictor(PredictorOptions(**predictor_options(args))))))
+    predictor = load_predictor(filled(PredictorOptions, args))
+    print(calibration_table(calibrate(filled(CalibrateOptions, args, tile=tile_of(args)), predictor)))
     print(f"written: {args.out}")

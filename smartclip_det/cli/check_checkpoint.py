@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from smartclip_det.cli.models import verdicts
-from smartclip_det.cli.options import add_device, add_out, sets_of
+from smartclip_det.cli.options import add_out, add_published_sets, filled, sets_of
 from smartclip_det.protocols.published import PUBLISHED
 
 
@@ -22,10 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", choices=PUBLISHED, help="published model")
     add("checkpoint", help="checkpoint file or model name")
     add("sets", nargs="+", metavar="SET=FOLDER", help="set to measure and its folder")
-    add("--partial", action="store_true", help="accept incomplete sets: a smoke test, not a verification")
-    add("--names", help="imagenet: class names of the folders, see smartclip-det classify")
-    add("--workers", type=int, default=4, help="processes that read images")
-    add_device(parser)
+    add_published_sets(parser)
     add_out(parser, "work_dirs/verify_checkpoint.json", "JSON output; per-set results go to the same folder")
 
 
@@ -34,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     folders = sets_of(args.sets)
     from smartclip_det.apis.checking import VerifyOptions, verify_checkpoint
 
-    passed, rows = verify_checkpoint(VerifyOptions(**{**vars(args), "sets": folders}))
+    passed, rows = verify_checkpoint(filled(VerifyOptions, args, sets=folders))
     print(verdicts(rows))
     print(f"{'PASSED' if passed else 'NOT PASSED'}{' (incomplete sets)' if args.partial else ''}: {args.out}")
     return 0 if passed else 1

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, encoder_source
-from smartclip_det.core.words import FITS, TEMPLATE_SETS
+from smartclip_det.cli.options import Old, add_encoder, add_out, add_square_images, encoder_source, filled
+from smartclip_det.core.words import TEMPLATE_SETS
 from smartclip_det.utils.cli import format_metrics
 
 OLD = (Old("--checkpoint", "--encoder"),)
@@ -31,10 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=TEMPLATE_SETS,
         help="prompt templates; the mean embedding of a class is scored",
     )
-    add("--fit", choices=FITS, default="crop", help="how images are made square")
-    add("--batch-size", type=int, default=64, help="images per batch")
-    add("--workers", type=int, default=4, help="data loader workers")
-    add_device(parser)
+    add_square_images(parser)
     add_out(parser, None, "metrics JSON; default work_dirs/classify_FOLDER.json")
 
 
@@ -43,19 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.classification import ClassifyOptions, classify
 
     out = args.out or Path(f"work_dirs/classify_{args.folder.resolve().name}.json")
-    result = classify(
-        ClassifyOptions(
-            folder=args.folder,
-            towers=encoder_source(args),
-            names=args.names,
-            templates=args.templates,
-            fit=args.fit,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            device=args.device,
-            out=out,
-        )
-    )
+    result = classify(filled(ClassifyOptions, args, towers=encoder_source(args), out=out))
     if result.repeated:
         print(
             f"note: {result.repeated} classes share a name with another class; as in published evaluations, the "

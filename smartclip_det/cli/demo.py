@@ -20,24 +20,36 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_cfg_options, add_device, add_out, templates_of
+from smartclip_det.cli.options import (
+    Old,
+    add_names,
+    add_out,
+    add_predictor,
+    add_templates,
+    check_names,
+    filled,
+    names_of,
+    templates_of,
+)
 from smartclip_det.core.errors import UserError
-from smartclip_det.core.words import BOX_SOURCES
 
 OLD = (Old("--text", "--texts"), Old("--out-dir", "--out"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    add = parser.add_argument
+    queries = parser.add_argument_group("images and phrases")
+    add = queries.add_argument
     add("images", nargs="+", type=Path, help="image files or folders")
-    add("--texts", nargs="+", action="extend", default=[], help="phrases, one per argument")
-    add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt (one per line), or .json list")
-    add("--config", help="config of an open-vocabulary detector or grounding head: a file or a packaged name")
-    add("--checkpoint", help="weights of --config; without it, heads are random")
-    add("--encoder", help="towers: a file or a name of public weights; overrides towers.checkpoint of --config")
-    add("--boxes", help=f"box source without --config: {', '.join(BOX_SOURCES)}, or a file")
+    add_names(queries, "phrases")
+    add_templates(queries)
     add("--ground", action="store_true", help="treat phrases as referring expressions; one panel each")
+
+    predictor = parser.add_argument_group("predictor")
+    add_predictor(predictor, what="an open-vocabulary detector or grounding head")
+
+    output = parser.add_argument_group("output")
+    add = output.add_argument
     add("--heatmap", action="store_true", help="also draw similarity maps and masks")
     add(
         "--threshold",
@@ -46,40 +58,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--top-k", type=int, default=1, help="boxes per expression with --ground")
     add("--thresholds", type=Path, help="per-class thresholds file, from smartclip-det calibrate")
-    add("--templates", nargs="+", default=["photo"], help="class-name prompts: a template set or own templates")
-    add_out(parser, "work_dirs/demo", "output folder for images and JSON")
-    add_device(parser)
-    add_cfg_options(parser)
+    add_out(output, "work_dirs/demo", "output folder for images and JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Process every image; exit code 2 if any could not be read."""
-    if not args.texts and not args.vocabulary:
-        raise UserError("No phrases given: use --texts PHRASE... or --vocabulary NAMES.")
+    check_names(args, "phrases")
     absent = [p for p in args.images if not p.exists()]
     if absent:
         raise UserError(f"{absent[0]} does not exist.")
     from smartclip_det.apis.demo import DemoOptions, demo
-    from smartclip_det.models.vocabulary import resolve_names
+    from smartclip_det.apis.predictor_options import PredictorOptions
 
-    texts = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
-    bad = demo(
-        DemoOptions(
-            images=args.images,
-            texts=texts,
-            config=args.config,
-            checkpoint=args.checkpoint,
-            ground=args.ground,
-            heatmap=args.heatmap,
-            threshold=args.threshold,
-            top_k=args.top_k,
-            out=args.out,
-            device=args.device,
-            cfg_options=args.cfg_options,
-            templates=templates_of(args.templates),
-            encoder=args.encoder,
-            boxes=args.boxes,
-            thresholds=args.thresholds,
-        )
-    )
+    predictor = filled(PredictorOptions, args, templates=templates_of(args.templates))
+    bad = demo(filled(DemoOptions, args, texts=names_of(args), predictor=predictor))
     return 2 if bad else 0

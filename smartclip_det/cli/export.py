@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import add_cfg_options, add_out, at_least
+from smartclip_det.cli.options import add_cfg_options, add_names, add_out, at_least, filled, names_of
 from smartclip_det.core.words import DENSE_MODES, TEMPLATE_SETS
 
 
@@ -34,8 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", help="detector weights; default: random heads")
     add("--encoder", help="towers, a name of public weights or a file; with --config its towers.checkpoint")
     add("--arch", help="without --config: architecture with random weights")
-    add("--texts", nargs="+", default=[], help="class names, one per argument")
-    add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt or .json")
+    add_names(parser, "class names")
     add("--templates", choices=TEMPLATE_SETS, default="photo", help="prompt templates")
     add("--bank-input", action="store_true", help="make embeds and masks inputs; rows of the names go to a .npz")
     add(
@@ -64,14 +63,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, compare and time; exit code 1 if the file differs from PyTorch."""
     from smartclip_det.apis.exporting.exporting import ExportOptions, export_onnx
-    from smartclip_det.models.vocabulary import resolve_names
     from smartclip_det.protocols.stamp import protocol_stamp, write_results
     from smartclip_det.studies.benchmarks.measuring import in_turns, show
 
-    names = resolve_names(args.vocabulary) if args.vocabulary else []
-    given = {k: v for k, v in vars(args).items() if k in ExportOptions.__dataclass_fields__}
-    given |= {"texts": [*args.texts, *names], "size": args.size and tuple(args.size)}
-    found = export_onnx(ExportOptions(**given))
+    size = args.size and tuple(args.size)
+    found = export_onnx(filled(ExportOptions, args, texts=names_of(args), size=size))
     metrics = {f"{c.runtime}_{k}": v for c in found.comparisons for k, v in c.largest.items()}
     metrics |= {f"{c.runtime}_unmatched": c.unmatched for c in found.comparisons}
     times = in_turns(found.runs, args.rounds) if args.bench else {}

@@ -20,53 +20,49 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import add_out, add_predictor, at_least, predictor_options
+from smartclip_det.cli.options import (
+    add_detection,
+    add_names,
+    add_out,
+    add_predictor,
+    at_least,
+    check_names,
+    filled,
+    names_of,
+    tile_of,
+)
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.words import LABEL_FORMATS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    add = parser.add_argument
-    add("photos", type=Path, help="image folder")
-    add("--texts", nargs="+", default=[], help="class names, one per argument")
-    add("--vocabulary", help="class names: a known vocabulary (coco_80, ...), .txt (one per line), or .json list")
+    source = parser.add_argument_group("images and class names")
+    source.add_argument("photos", type=Path, help="image folder")
+    add_names(source, "class names")
+
+    add_predictor(parser.add_argument_group("predictor"))
+    add_detection(parser.add_argument_group("detection"))
+
+    output = parser.add_argument_group("output")
+    add = output.add_argument
     add("--format", dest="layout", choices=LABEL_FORMATS, default=LABEL_FORMATS[0], help="output label format")
     add("--threshold", type=float, default=0.5, help="minimum score of a box; default 0.5")
     add("--thresholds", type=Path, help="per-class thresholds file, from smartclip-det calibrate")
-    add("--batch-size", type=at_least(1), default=8, help="images (or tiles) per batch")
-    add("--tile", nargs=2, type=int, metavar=("SIDE", "OVERLAP"), help="split large images into tiles of SIDE pixels")
-    add("--max-detections", type=at_least(1), default=100, help="maximum detections per image or tile")
     add("--review", type=at_least(0), default=200, help="images on the review page")
     add("--overwrite", action="store_true", help="overwrite labels even if they were edited after they were written")
-    add_predictor(parser)
-    add_out(parser, "work_dirs/labels", "output folder of the data set")
+    add_out(output, "work_dirs/labels", "output folder of the data set")
 
 
 def run(args: argparse.Namespace) -> int:
     """Label the folder and print a summary."""
-    if not args.texts and not args.vocabulary:
-        raise UserError("No class names given: use --texts NAME... or --vocabulary NAMES.")
+    check_names(args, "class names")
     if not args.photos.is_dir():
         raise UserError(f"{args.photos} is not a folder. Give a folder of images.")
     from smartclip_det.apis.labelling import LabelOptions, label_folder, summary_lines
     from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
-    from smartclip_det.models.vocabulary import resolve_names
 
-    names = [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
-    options = LabelOptions(
-        photos=args.photos,
-        names=names,
-        out=args.out,
-        layout=args.layout,
-        threshold=args.threshold,
-        thresholds=args.thresholds,
-        batch_size=args.batch_size,
-        tile=args.tile and tuple(args.tile),
-        max_detections=args.max_detections,
-        review=args.review,
-        overwrite=args.overwrite,
-    )
-    result = label_folder(options, load_predictor(PredictorOptions(**predictor_options(args))))
+    options = filled(LabelOptions, args, names=names_of(args), tile=tile_of(args))
+    result = label_folder(options, load_predictor(filled(PredictorOptions, args)))
     print("\n".join(summary_lines(result)))
     return 2 if result.skipped else 0

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smartclip_det.cli.options import add_device, add_out, sets_of
+from smartclip_det.cli.options import add_out, add_published_sets, filled, sets_of
 from smartclip_det.core.errors import UserError
 
 _FOOT = (
@@ -40,10 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SET=FOLDER",
         help="download and check the weights; with SET=FOLDER, also measure these sets",
     )
-    add("--partial", action="store_true", help="accept incomplete sets: a smoke test, not a verification")
-    add("--names", help="imagenet: class names of the folders, see smartclip-det classify")
-    add("--workers", type=int, default=4, help="data loader workers")
-    add_device(parser)
+    add_published_sets(parser)
     add_out(parser, "work_dirs/verify_checkpoint.json", "JSON with the measured sets")
 
 
@@ -70,17 +67,7 @@ def _verify(args: argparse.Namespace) -> int:
     weights_facts(args.name)
     from smartclip_det.apis.weights import VerifyWeightsOptions, verify_weights
 
-    passed, facts, rows = verify_weights(
-        VerifyWeightsOptions(
-            args.name,
-            sets_of(args.verify),
-            partial=args.partial,
-            names=args.names,
-            workers=args.workers,
-            device=args.device,
-            out=args.out,
-        )
-    )
+    passed, facts, rows = verify_weights(filled(VerifyWeightsOptions, args, sets=sets_of(args.verify)))
     if args.json:
         print(json.dumps({"passed": passed, **facts, "numbers": list(rows)}, indent=2))
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from smartclip_det.core.errors import UserError, nearest
-from smartclip_det.core.words import BOX_SOURCES, DENSE_MODES, PRESENCE_SOURCES, VIEWS
+from smartclip_det.core.words import BOX_SOURCES, DENSE_MODES, FITS, PRESENCE_SOURCES, VIEWS
 from smartclip_det.utils.cfg_options import parse_options
 
 #: A parser, or one of its argument groups.
@@ -119,14 +119,16 @@ def presence_of(args: argparse.Namespace) -> dict[str, Any]:
     return {n: getattr(args, n) for n in names}
 
 
-def add_views(group: Group, views: Sequence[str] = ("dense",), choices: Sequence[str] = VIEWS, note: str = "") -> None:
-    """Add ``--views``; ``note`` says how several views are used."""
+def add_views(
+    group: Group, *, default: Sequence[str] = ("dense",), choices: Sequence[str] = VIEWS, several: str = "averaged"
+) -> None:
+    """Add ``--views``; ``several`` says how more than one view is used."""
     group.add_argument(
         "--views",
         nargs="+",
-        default=list(views),
+        default=list(default),
         choices=choices,
-        help=f"how region vectors are computed; several are {note or 'averaged'}",
+        help=f"how region vectors are computed; several are {several}",
     )
 
 
@@ -147,9 +149,7 @@ def add_dense_size(group: Group) -> None:
 
 def add_crop_context(group: Group) -> None:
     """Add ``--crop-context``."""
-    group.add_argument(
-        "--crop-context", type=float, default=1.2, help="crop side relative to the longer box side"
-    )
+    group.add_argument("--crop-context", type=float, default=1.2, help="crop side relative to the longer box side")
 
 
 def add_templates(group: Group) -> None:
@@ -173,20 +173,80 @@ def add_cfg_options(group: Group, what: str = "overrides of the config") -> None
     )
 
 
-def add_predictor(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select the predictor: a detector config, or towers and a box source."""
-    add = parser.add_argument
-    add("--config", help="config of an open-vocabulary detector: a file or a packaged name; default: towers alone")
-    add("--checkpoint", help="weights of --config")
+def add_predictor(group: Group, *, what: str = "an open-vocabulary detector", cfg_options: bool = True) -> None:
+    """Add the options that select the predictor: the config of ``what``, or towers and a box source.
+
+    They have the names of the fields of ``PredictorOptions``.
+    """
+    add = group.add_argument
+    add("--config", help=f"config of {what}: a file or a packaged name; default: towers alone")
+    add("--checkpoint", help="weights of --config; without it, heads are random")
     add("--encoder", help="towers: a file or a name of public weights; overrides towers.checkpoint of --config")
     add("--boxes", help=f"box source without --config: {', '.join(BOX_SOURCES)}, or a file")
-    add_device(parser)
-    add_cfg_options(parser)
+    add_device(group)
+    if cfg_options:
+        add_cfg_options(group)
 
 
-def predictor_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the values of the options that :func:`add_predictor` adds."""
-    return {k: getattr(args, k) for k in ("config", "checkpoint", "encoder", "boxes", "device", "cfg_options")}
+def add_vocabulary(group: Group, default: str = "", *, required: bool = False) -> None:
+    """Add ``--vocabulary``; ``default`` names the classes used without it."""
+    text = "class names: a known vocabulary (coco_80, ...), .txt (one per line) or .json list"
+    group.add_argument("--vocabulary", required=required, help=f"{text}; default: {default}" if default else text)
+
+
+def add_names(group: Group, what: str) -> None:
+    """Add ``--texts`` and ``--vocabulary``, to be read by :func:`names_of`; ``what`` is the plural of a text."""
+    group.add_argument("--texts", nargs="+", action="extend", default=[], help=f"{what}, one per argument")
+    add_vocabulary(group)
+
+
+def check_names(args: argparse.Namespace, what: str) -> None:
+    """Raise :class:`UserError` if neither ``--texts`` nor ``--vocabulary`` is given; imports nothing heavy."""
+    if not args.texts and not args.vocabulary:
+        raise UserError(f"No {what} given: use --texts NAME... or --vocabulary NAMES.")
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """Return the texts, followed by the names of the vocabulary."""
+    from smartclip_det.models.vocabulary import resolve_names
+
+    return [*args.texts, *(resolve_names(args.vocabulary) if args.vocabulary else [])]
+
+
+def add_detection(group: Group) -> None:
+    """Add the options of batched detection, among them ``--tile``, to be read by :func:`tile_of`."""
+    add = group.add_argument
+    add("--batch-size", type=at_least(1), default=8, help="images (or tiles) per batch")
+    add("--tile", nargs=2, type=int, metavar=("SIDE", "OVERLAP"), help="split large images into tiles of SIDE pixels")
+    add("--max-detections", type=at_least(1), default=100, help="maximum detections per image or tile")
+
+
+def tile_of(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Return the side and overlap of tiles; None for whole images."""
+    return args.tile and tuple(args.tile)
+
+
+def add_workers(group: Group) -> None:
+    """Add ``--workers``."""
+    group.add_argument("--workers", type=int, default=4, help="data loader workers")
+
+
+def add_square_images(group: Group, batch: str = "images") -> None:
+    """Add the options of encoding whole square images; ``batch`` is what ``--batch-size`` counts."""
+    group.add_argument("--fit", choices=FITS, default="crop", help="how images are made square")
+    group.add_argument("--batch-size", type=int, default=64, help=f"{batch} per batch")
+    add_workers(group)
+    add_device(group)
+
+
+def add_published_sets(group: Group) -> None:
+    """Add the options of measuring published numbers."""
+    group.add_argument(
+        "--partial", action="store_true", help="accept incomplete sets: a smoke test, not a verification"
+    )
+    group.add_argument("--names", help="imagenet: class names of the folders, see smartclip-det classify")
+    add_workers(group)
+    add_device(group)
 
 
 def add_encoder(group: Group, *, open_clip: bool = False, what: str = "towers, any layout") -> None:

@@ -17,7 +17,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, encoder_source, templates_of
+from smartclip_det.cli.options import (
+    Old,
+    add_crop_context,
+    add_dense_size,
+    add_device,
+    add_encoder,
+    add_out,
+    add_templates,
+    add_views,
+    add_vocabulary,
+    encoder_source,
+    filled,
+    templates_of,
+)
 from smartclip_det.core.mask_modes import MASK_MODES
 from smartclip_det.core.words import DENSE_MODES, POOLINGS, TEXT_NORMS
 
@@ -26,23 +39,16 @@ OLD = (Old("--checkpoint", "--encoder"),)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    add = parser.add_argument
-    add_encoder(parser, open_clip=True)
+    add = parser.add_argument_group("images and boxes").add_argument
     add("--ann", required=True, help="COCO annotations")
     add("--images", required=True, help="image folder")
     add("--split-file", type=Path, help='json {"base": [...], "novel": [...]}')
-    add(
-        "--vocabulary",
-        help="candidate class names: a known vocabulary, .txt or .json; default: those of the split or annotation file",
-    )
-    add("--templates", nargs="+", default=["photo"], help="a template set, or custom templates")
-    add(
-        "--views",
-        nargs="+",
-        default=["crop", "dense"],
-        choices=["crop", "dense", "mask"],
-        help="how region vectors are computed",
-    )
+
+    encoder = parser.add_argument_group("encoder and region vectors")
+    add = encoder.add_argument
+    add_encoder(encoder, open_clip=True)
+    add_device(encoder)
+    add_views(encoder, default=("crop", "dense"), choices=("crop", "dense", "mask"), several="probed one by one")
     add(
         "--dense-modes",
         nargs="+",
@@ -50,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=DENSE_MODES,
         help="modes of the last block for the dense map",
     )
+    add_dense_size(encoder)
     add(
         "--poolings",
         nargs="+",
@@ -57,39 +64,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=POOLINGS,
         help="own: cells of a region are weighted by their norm; unit: equally",
     )
+    add("--fit", choices=["pad", "squash"], default="pad", help="how images are fitted to the dense input")
+    add_crop_context(encoder)
+
+    vocabulary = parser.add_argument_group("vocabulary")
+    add_vocabulary(vocabulary, default="those of the split or annotation file")
+    add_templates(vocabulary)
+
+    add = parser.add_argument_group("scores").add_argument
     add("--mask-modes", nargs="+", default=["hard", "off"], choices=MASK_MODES, help="mask modes to score")
     add("--text-norm", default="full", choices=TEXT_NORMS, help="masked: for towers trained with it")
-    add("--dense-size", type=int, default=0, help="side of the dense input in pixels; 0: the tower's input size")
-    add("--fit", choices=["pad", "squash"], default="pad", help="how images are fitted to the dense input")
-    add("--crop-context", type=float, default=1.2, help="crop side relative to the longer box side")
-    add_device(parser)
-    add_out(parser, "work_dirs/region_probe.json", "JSON output")
+
+    output = parser.add_argument_group("output")
+    add_out(output, "work_dirs/region_probe.json", "JSON output")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the probe and print a table."""
     from smartclip_det.apis.probing import ProbeOptions, probe
 
-    accuracy = probe(
-        ProbeOptions(
-            ann=args.ann,
-            images=args.images,
-            encoder=encoder_source(args),
-            split_file=args.split_file,
-            vocabulary=args.vocabulary,
-            templates=templates_of(args.templates),
-            views=args.views,
-            dense_modes=args.dense_modes,
-            poolings=args.poolings,
-            mask_modes=args.mask_modes,
-            text_norm=args.text_norm,
-            dense_size=args.dense_size,
-            fit=args.fit,
-            crop_context=args.crop_context,
-            device=args.device,
-            out=args.out,
-        )
-    )
+    accuracy = probe(filled(ProbeOptions, args, encoder=encoder_source(args), templates=templates_of(args.templates)))
     print(f"{'accuracy':24s}" + "".join(f"{m:>10s}" for m in args.mask_modes))
     for group, views in accuracy.items():
         for view, values in views.items():

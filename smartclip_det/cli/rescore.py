@@ -26,6 +26,7 @@ from smartclip_det.cli.options import (
     add_presence,
     add_templates,
     add_views,
+    add_vocabulary,
     encoder_source,
     filled,
     presence_of,
@@ -60,10 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--max-proposals", type=int, default=300, help="input boxes per image")
 
     vocabulary = parser.add_argument_group("vocabulary")
-    vocabulary.add_argument(
-        "--vocabulary",
-        help="class names: a known vocabulary (coco_80, ...), .txt or .json; default: those of the annotations",
-    )
+    add_vocabulary(vocabulary, default="those of the annotations")
     add_templates(vocabulary)
 
     scores = parser.add_argument_group("scores")

@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_device, add_encoder, add_out, encoder_source
-from smartclip_det.core.words import CAPTION_SETS, CAPTION_TEXTS, FITS
+from smartclip_det.cli.options import Old, add_encoder, add_out, add_square_images, encoder_source, filled
+from smartclip_det.core.words import CAPTION_SETS, CAPTION_TEXTS
 from smartclip_det.utils.cli import format_metrics
 
 OLD = (Old("--checkpoint", "--encoder"),)
@@ -33,10 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--partial", action="store_true", help="accept an incomplete set; recorded in the stamp")
     add_encoder(parser)
     add("--stretch", action="store_true", help="stretch 77 text positions to 248")
-    add("--fit", choices=FITS, default="crop", help="how images are made square")
-    add("--batch-size", type=int, default=64, help="images, and texts, per batch")
-    add("--workers", type=int, default=4, help="data loader workers")
-    add_device(parser)
+    add_square_images(parser, "images, and texts,")
     add("--vectors", type=Path, help="also write the embeddings, .safetensors")
     add_out(parser, None, "metrics JSON; default work_dirs/retrieval_SET.json")
 
@@ -46,22 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from smartclip_det.apis.retrieval import RetrieveOptions, retrieve
 
     out = args.out or Path(f"work_dirs/retrieval_{args.set}.json")
-    metrics = retrieve(
-        RetrieveOptions(
-            set=args.set,
-            data=args.data,
-            towers={**encoder_source(args), "stretch": args.stretch},
-            images=args.images,
-            texts=args.texts,
-            partial=args.partial,
-            fit=args.fit,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            device=args.device,
-            vectors=args.vectors,
-            out=out,
-        )
-    )
+    towers = {**encoder_source(args), "stretch": args.stretch}
+    metrics = retrieve(filled(RetrieveOptions, args, towers=towers, out=out))
     print(format_metrics(metrics))
     if args.vectors:
         print(f"written: {args.vectors}")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from smartclip_det.apis.demo import DemoOptions, demo
+from smartclip_det.apis.predictor_options import PredictorOptions
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers import SmartCLIP
 
@@ -26,13 +27,11 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
     options = DemoOptions(
         [photos],
         ["a cup", "a dog"],
-        encoder=str(towers),
-        boxes=str(boxes),
+        PredictorOptions(encoder=str(towers), boxes=str(boxes), device="cpu"),
         threshold=0.0,
         heatmap=True,
         ground=True,
         out=tmp_path / "out",
-        device="cpu",
     )
     assert demo(options) == []
     first, second = (json.loads((tmp_path / f"out/{n}.json").read_text()) for n in range(2))
@@ -58,4 +57,4 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
 def test_options_that_do_not_go_together_are_told(tmp_path, options, says):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=says):
-        demo(DemoOptions([tmp_path / "a.png"], ["a cup"], out=tmp_path / "out", **options))
+        demo(DemoOptions([tmp_path / "a.png"], ["a cup"], PredictorOptions(**options), out=tmp_path / "out"))

@@ -10,18 +10,37 @@ from pathlib import Path
 import pytest
 
 from smartclip_det.apis.grounding_options import ExpressionOptions, GroundOptions, ProposalOptions
+from smartclip_det.apis.predictor_options import PredictorOptions
 from smartclip_det.apis.region_encoding import RegionEncoding
 from smartclip_det.apis.rescoring import InputBoxes, RescoreFileOptions
 from smartclip_det.cli import dispatch
-from smartclip_det.cli.options import add_encoder, encoder_source
+from smartclip_det.cli.options import add_encoder, add_names, check_names, encoder_source, names_of
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.scoring_policy import ScoringPolicy
 
-GROUND = ("ground", "smartclip_det.apis.grounding", "ground_expressions", "refs.jsonl --images I --encoder W")
-RESCORE = ("rescore", "smartclip_det.apis.rescoring", "rescore_file", "--ann A --images I --encoder W")
-CALLS = [GROUND, RESCORE]
-#: Read with --arch or --open-clip only, see test_each_way_to_name_an_encoder.
-OTHER_ENCODERS = {"arch", "open_clip", "weights", "tokenizer", "image_size"}
+#: Verb, module and function of its API call, required arguments.
+GROUND = ("ground", "apis.grounding", "ground_expressions", "refs.jsonl --images I --encoder W")
+RESCORE = ("rescore", "apis.rescoring", "rescore_file", "--ann A --images I --encoder W")
+GROUPED = [
+    GROUND,
+    RESCORE,
+    ("probe", "apis.probing", "probe", "--ann A --images I --encoder W"),
+    ("demo", "apis.demo", "demo", ". --texts a"),
+    ("label", "apis.labelling", "label_folder", ". --texts a"),
+    ("calibrate", "apis.calibration", "calibrate", "--ann A --images I"),
+    ("app", "apis.app.page", "serve", ""),
+]
+CALLS = [
+    *GROUPED,
+    ("classify", "apis.classification", "classify", "F --encoder W"),
+    ("retrieve", "apis.retrieval", "retrieve", "urban1k --data D --encoder W"),
+    ("check checkpoint", "apis.checking", "verify_checkpoint", "clip-b16 W coco-5k=D"),
+    ("models", "apis.weights", "verify_weights", "clip-b16 --verify coco-5k=D"),
+    ("study presence", "studies.presence", "measure_presence", "--ann A --images I --encoder W"),
+    ("study masks", "studies.masks", "analyse_masks", "--texts a --encoder W"),
+]
+#: Read with --arch or --open-clip only (see test_each_way_to_name_an_encoder), or after the call.
+READ_ELSEWHERE = {"arch", "open_clip", "weights", "tokenizer", "image_size", "all", "json"}
 
 
 class CalledError(Exception):
@@ -46,7 +65,9 @@ def called_with(monkeypatch, call, argv=""):
         found.extend([*args, options])
         raise CalledError
 
-    monkeypatch.setattr(import_module(module), function, stop)
+    monkeypatch.setattr(import_module(f"smartclip_det.{module}"), function, stop)
+    # label and calibrate load their predictor before the call.
+    monkeypatch.setattr("smartclip_det.apis.predictor_options.load_predictor", lambda options: options)
     parser = dispatch.parser_of(verb)
     args = parser.parse_args([*needed.split(), *argv.split()], Recorded())
     args.__dict__["_read"] = set()
@@ -59,7 +80,7 @@ def called_with(monkeypatch, call, argv=""):
 @pytest.mark.parametrize("call", CALLS, ids=lambda c: c[0])
 def test_no_option_is_dropped_on_the_way_to_the_api(monkeypatch, call):
     _, names, read = called_with(monkeypatch, call)
-    assert names - read - OTHER_ENCODERS == set()
+    assert names - read - READ_ELSEWHERE == set()
 
 
 @pytest.mark.parametrize(
@@ -223,9 +244,25 @@ def test_options_that_conflict_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda c: c[0])
+@pytest.mark.parametrize("call", GROUPED, ids=lambda c: c[0])
 def test_help_shows_every_option_in_a_named_group(call):
     parser = dispatch.parser_of(call[0])
     loose = [a.dest for g in parser._action_groups[:2] for a in g._group_actions]
     assert loose == ["help"]
     assert all(g.title for g in parser._action_groups)
+
+
+def test_label_takes_its_predictor_and_tiles_from_the_options(monkeypatch):
+    call = next(c for c in CALLS if c[0] == "label")
+    argv = "--vocabulary coco_80 --config c --checkpoint w --encoder e --boxes b --device cpu --cfg-options a=1 --tile 64 8"
+    (options, predictor, _), _, _ = called_with(monkeypatch, call, argv)
+    assert predictor == PredictorOptions("c", "w", "e", "b", "cpu", {"a": 1})
+    assert (options.tile, options.names[:2], len(options.names)) == ((64, 8), ["a", "person"], 81)
+
+
+def test_texts_may_be_given_in_several_options_and_must_be_given():
+    parser = argparse.ArgumentParser()
+    add_names(parser, "phrases")
+    assert names_of(parser.parse_args("--texts a b --texts c".split())) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="No phrases given: use --texts"):
+        check_names(parser.parse_args([]), "phrases")

@@ -9,22 +9,18 @@ validation images that are in COCO val2017. Files are streamed, so memory use do
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from smartclip_det.core.errors import UserError
+from smartclip_det.cli.data.official_files import add_sources, check_sources
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    parser.add_argument("--train", type=Path, help="lvis_v1_train.json")
-    parser.add_argument("--val", type=Path, help="lvis_v1_val.json")
-    parser.add_argument("--out", type=Path, required=True, help="output folder; existing files are kept")
+    add_sources(parser, "lvis_v1_train.json", "lvis_v1_val.json")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the protocol files of the given annotations."""
-    if not args.train and not args.val:
-        raise UserError("Give --train, --val or both.")
+    check_sources(args)
     from smartclip_det.datasets.protocol_files import (
         AnnotationStream,
         described,

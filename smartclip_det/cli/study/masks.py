@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from smartclip_det.cli.options import Old, add_device, add_encoder, encoder_source
+from smartclip_det.cli.options import Old, add_device, add_encoder, encoder_source, filled
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.vocabularies import VOCABULARIES
 
@@ -85,18 +85,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"note: --texts {texts[0]} is now --vocabulary {texts[0]}.", file=sys.stderr)
         texts, vocabulary = [], texts[0]
     texts = [*texts, *(resolve_names(vocabulary) if vocabulary else [])]
-    results, page = analyse_masks(
-        MaskOptions(
-            towers=encoder_source(args),
-            texts=texts,
-            template=args.template,
-            kinds=kinds_of(args.kinds),
-            captions=args.captions,
-            limit=args.limit,
-            pairs=args.pairs,
-            seed=args.seed,
-            device=args.device,
-            out=args.out,
-        )
-    )
+    options = filled(MaskOptions, args, towers=encoder_source(args), texts=texts, kinds=kinds_of(args.kinds))
+    results, page = analyse_masks(options)
     print(f"written: {results} and {page}")

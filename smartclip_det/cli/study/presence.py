@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smartclip_det.cli.options import add_device, add_encoder, add_out, at_least, encoder_source
+from smartclip_det.cli.options import add_dense_size, add_device, add_encoder, add_out, at_least, encoder_source, filled
 from smartclip_det.core.words import PRESENCE_SOURCES, TEXT_NORMS
 
 
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mask-mode", choices=["hard", "soft", "off"], default="hard", help="how the texts' masks are used")
     add("--text-norm", choices=TEXT_NORMS, default="full", help="masked: for towers trained with it")
     add("--learned-scale", action="store_true", help="keep the towers' learned scale; only biases are calibrated")
-    add("--dense-size", type=int, default=0, help="side of the dense input; 0: the tower's input size")
+    add_dense_size(parser)
     add("--max-boxes", type=at_least(1), default=100, help="saved boxes per image")
     add("--limit", type=at_least(0), default=0, help="use only the first N images; 0: all")
     add("--resamples", type=at_least(10), default=200, help="resamples of the paired bootstrap over images")
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, and print a table for each vocabulary size and for grounding."""
     from smartclip_det.studies.presence import PresenceOptions, measure_presence
 
-    given = {k: v for k, v in vars(args).items() if k in PresenceOptions.__dataclass_fields__}
-    results, path = measure_presence(PresenceOptions(**{**given, "encoder": encoder_source(args)}))
+    results, path = measure_presence(filled(PresenceOptions, args, encoder=encoder_source(args)))
     for source, values in results["calibration"].items():
         print(f"calibrated, {source}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()))
     for size, rows in results["detection"].items():
