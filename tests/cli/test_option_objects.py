@@ -263,6 +263,6 @@ def test_label_takes_its_predictor_and_tiles_from_the_options(monkeypatch):
 def test_texts_may_be_given_in_several_options_and_must_be_given():
     parser = argparse.ArgumentParser()
     add_names(parser, "phrases")
-    assert names_of(parser.parse_args("--texts a b --texts c".split())) == ["a", "b", "c"]
+    assert names_of(parser.parse_args(["--texts", "a", "b", "--texts", "c"])) == ["a", "b", "c"]
     with pytest.raises(UserError, match="No phrases given: use --texts"):
         check_names(parser.parse_args([]), "phrases")
