@@ -44,11 +44,15 @@ class ToyRun:
         return str(path)
 
 
-def find_toy_run(folder: str | Path | None = None) -> ToyRun:
+def find_toy_run(folder: str | Path | None = None, *, data: str | Path | None = None) -> ToyRun:
     """The run in ``folder``, or else the one that the variable ``SMARTCLIP_TOY_RUN`` names, or else the nearest.
 
     The nearest is ``work_dirs/toy``, then ``work_dirs/toy_quick``, of the current folder or of one above it. Paths are
     relative to the current folder.
+
+    Args:
+        folder: folder of the run; None: search.
+        data: its scenes, if they were moved; None: where the run recorded them.
 
     Raises:
         UserError: where there is no finished run, with the command that makes one.
@@ -57,7 +61,7 @@ def find_toy_run(folder: str | Path | None = None) -> ToyRun:
     candidates = [Path(named)] if named else list(_nearby())
     for path in candidates:
         if (path / "facts.json").is_file():
-            return _read(path)
+            return _read(path, data)
     looked = f"in {named}" if named else f"in {' or '.join(FOLDERS)}, from {Path.cwd()} upwards"
     raise UserError(
         f"No finished toy run {looked}. Run `make toy QUICK=1` (minutes; the models learn little) or `make toy` in the "
@@ -70,7 +74,7 @@ def _nearby() -> Iterator[Path]:
     return (Path(os.path.relpath(parent / name)) for parent in (here, *here.parents) for name in FOLDERS)
 
 
-def _read(folder: Path) -> ToyRun:
+def _read(folder: Path, moved: str | Path | None) -> ToyRun:
     facts = read_json(folder / "facts.json", "facts of the toy run")
     try:
         written, quick = Path(facts["data"]), bool(facts["quick"])
@@ -78,6 +82,8 @@ def _read(folder: Path) -> ToyRun:
         raise UserError(
             f"{folder / 'facts.json'} does not say which scenes the run used (data, quick). Run `make toy` again."
         ) from None
+    if moved is not None:
+        return ToyRun(folder, Path(moved), quick)
     # A relative path is seen from where the run was started: two folders above work_dirs/toy.
     for data in (folder.resolve().parents[1] / written, folder / "../.." / written, written):
         if (data / "world.json").is_file():

@@ -23,10 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_predictor(predictor, what="an open-vocabulary detector or grounding head", cfg_options=False)
     add = predictor.add_argument
     add("--templates", nargs="+", help="class-name prompts: a template set or own templates; default photo")
-    add("--toy", type=Path, default=Path("work_dirs/toy"), help="output folder of make toy; default work_dirs/toy")
+    add("--toy", type=Path, help="output folder of make toy; default work_dirs/toy, or else work_dirs/toy_quick")
 
     add = parser.add_argument_group("gallery").add_argument
-    add("--data", type=Path, default=Path("data/toy"), help="toy world, for the gallery; default data/toy")
+    add("--data", type=Path, help="toy world, for the gallery; default: that of the toy run")
     add("--samples", nargs="+", type=Path, default=[], help="image files or folders for the gallery")
 
     add = parser.add_argument_group("page").add_argument

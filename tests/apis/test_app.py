@@ -70,6 +70,8 @@ def toy_run(tmp_path_factory):
     for n in range(2):
         pixels = np.random.default_rng(n).integers(0, 255, (128, 128, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"images/val/{n}.png")
+    (folder / "world.json").write_text("{}")
+    (folder / "facts.json").write_text(json.dumps({"data": str(folder), "quick": True}))
     return folder
 
 
@@ -133,7 +135,7 @@ def test_command_and_python_lines_give_the_masks_of_the_page(tiny, tmp_path, mon
 
 
 def test_a_toy_run_answers_with_its_template_and_scenes(toy_run, tmp_path, capsys):
-    source = source_of(AppOptions(toy=toy_run, data=toy_run, device="cpu"))
+    source = source_of(AppOptions(toy=toy_run, device="cpu"))
     assert source.samples == (Sample(toy_run / "images/val/1.png", ("red star", "blue ring")),)
     samples, known = copy_samples(source.samples, tmp_path / "uploads")
     service = AppService(load_predictor(source.predictor), source.predictor, known)
@@ -274,7 +276,7 @@ def test_phrases_are_lines():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "Run `make toy`"),
+        ({}, r"No finished toy run in .*make toy.* or --encoder NAME"),
         ({"checkpoint": "w.pth"}, "--checkpoint requires --config"),
         ({"boxes": "torchvision"}, "--boxes requires --encoder"),
         ({"encoder": "w.pt", "samples": ["absent"]}, "absent does not exist"),
@@ -291,8 +293,19 @@ def test_sources_that_are_refused(tmp_path, options, says):
 def test_a_toy_run_without_towers_names_what_is_absent(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/detector.pth").touch()
-    with pytest.raises(UserError, match=r"No toy detector: \S+smartclip\.pth not found"):
-        source_of(AppOptions(toy=tmp_path))
+    (tmp_path / "facts.json").write_text(json.dumps({"data": "absent", "quick": True}))
+    with pytest.raises(UserError, match=r"smartclip\.pth.* --config CONFIG --checkpoint FILE, or --encoder NAME"):
+        source_of(AppOptions(toy=tmp_path, data=tmp_path))
+
+
+def test_a_quick_toy_run_is_found_and_its_scenes_may_be_elsewhere(toy_run, tmp_path, monkeypatch):
+    (tmp_path / "work_dirs").mkdir()
+    (tmp_path / "work_dirs/toy_quick").symlink_to(toy_run)
+    monkeypatch.chdir(tmp_path)
+    source = source_of(AppOptions())
+    assert source.predictor.checkpoint == "work_dirs/toy_quick/checkpoints/detector.pth"
+    assert [s.path for s in source.samples] == [toy_run / "images/val/1.png"]
+    assert source_of(AppOptions(data=tmp_path)).samples == ()
 
 
 def test_galleries(tmp_path):

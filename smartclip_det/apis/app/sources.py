@@ -9,6 +9,7 @@ from typing import Any
 
 from smartclip_det.apis.inputs import find_images
 from smartclip_det.apis.predictor_options import PredictorOptions
+from smartclip_det.apis.toy_run import find_toy_run
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.json_files import read_json
 
@@ -30,8 +31,8 @@ class AppOptions:
         boxes: box source without ``config`` (see :meth:`Predictor.from_pretrained`).
         templates: class-name prompts; None: ``photo``, or the training template of the toy detector.
         device: see :func:`resolve_device`.
-        toy: folder of a toy run.
-        data: folder of the toy world.
+        toy: folder of a toy run; None: the nearest one, see :func:`find_toy_run`.
+        data: folder of the toy world; None: that of the run.
         samples: images or folders for the gallery; if empty, the toy detector gets scenes of the toy world.
     """
 
@@ -41,8 +42,8 @@ class AppOptions:
     boxes: str | None = None
     templates: str | Sequence[str] | None = None
     device: str = "auto"
-    toy: Path = Path("work_dirs/toy")
-    data: Path = Path("data/toy")
+    toy: Path | None = None
+    data: Path | None = None
     samples: Sequence[Path] = ()
 
 
@@ -93,24 +94,23 @@ def toy_source(options: AppOptions) -> Source:
     """The detector trained by ``make toy``, and validation scenes of its world.
 
     Raises:
-        UserError: if the run has no detector.
+        UserError: if there is no finished run, with the ways to choose another predictor.
     """
-    weights, towers = (options.toy / "checkpoints" / name for name in ("detector.pth", "smartclip.pth"))
-    absent = [str(p) for p in (weights, towers) if not p.is_file()]
-    if absent:
+    try:
+        run = find_toy_run(options.toy, data=options.data)
+        weights, towers = run.checkpoint("detector"), run.checkpoint("smartclip")
+    except UserError as error:
         raise UserError(
-            f"No toy detector: {' and '.join(absent)} not found. Run `make toy` first (or `make toy QUICK=1`, then add "
-            "--toy work_dirs/toy_quick --data data/toy_quick), or choose a predictor by --config CONFIG --checkpoint "
-            "FILE or by --encoder NAME."
-        )
+            f"{error} Or choose a predictor: --config CONFIG --checkpoint FILE, or --encoder NAME."
+        ) from error
     predictor = PredictorOptions(
         config=TOY_CONFIG,
-        checkpoint=str(weights),
-        encoder=str(towers),
+        checkpoint=weights,
+        encoder=towers,
         device=options.device,
         templates=options.templates or TOY_TEMPLATES,
     )
-    return Source(predictor, sample_files(options.samples) or toy_scenes(options.data))
+    return Source(predictor, sample_files(options.samples) or toy_scenes(run.data))
 
 
 def sample_files(paths: Sequence[Path]) -> tuple[Sample, ...]:

@@ -171,19 +171,12 @@ def one_stage(size: int, sizes: list[int], rounds: int, device: str) -> dict[str
     """Benchmark our one-stage detector against OWLv2-B/16 with cached classes, at one input size."""
     detector = build(OWL, device)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    out: dict[str, Any] = {}
-    for k in sizes:
+
+    def variants(k: int) -> dict[str, Callable[[], Any]]:
         detector.set_text_bank(generated_bank(k, 512).to(device))
-        variants: dict[str, Callable[[], Any]] = {"ours": lambda: detector.predict(image, [sample_of(size)])}
-        peer = peers.owlv2(size, k, device)
-        if peer is None:
-            print("OWLv2: transformers is not installed, skipped")
-        else:
-            variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(image)
-        with torch.no_grad():
-            out[str(k)] = in_turns(variants, rounds)
-        show(f"one-stage ViT-B/16, {size} px, {k} names, {device}", out[str(k)], "ours")
-    return out
+        return {"ours": lambda: detector.predict(image, [sample_of(size)])}
+
+    return peers.against_owlv2("one-stage ViT-B/16", variants, image, sizes, rounds)
 
 
 def grounding_dino(size: int, sizes: list[int], rounds: int, device: str) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import string
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from smartclip_det.studies.benchmarks.measuring import in_turns, show
 
 
 def _transformers() -> bool:
@@ -110,3 +112,33 @@ def grounding_dino(size: int, device: str) -> Callable[[Tensor, int], Any] | Non
         return model.predict(image, [DetDataSample(metainfo=meta)])
 
     return run
+
+
+def against_owlv2(
+    title: str, ours: Callable[[int], dict[str, Callable[[], Any]]], image: Tensor, sizes: Sequence[int], rounds: int
+) -> dict[str, Any]:
+    """Benchmark our variants against OWLv2-B/16 with cached classes, interleaved, for each vocabulary size.
+
+    Args:
+        title: what is compared, for the printed tables.
+        ours: returns the variants for a vocabulary of that size; one is named "ours".
+        image: ``[1, 3, S, S]`` input of OWLv2, on the device of the comparison.
+        sizes: vocabulary sizes.
+        rounds: timed runs of each variant.
+
+    Returns:
+        Timings by vocabulary size and variant, see :func:`in_turns`; without transformers, of ours alone.
+    """
+    size, device = image.shape[-1], str(image.device)
+    out: dict[str, Any] = {}
+    for k in sizes:
+        variants = ours(k)
+        peer = owlv2(size, k, device)
+        if peer is None:
+            print("OWLv2: transformers is not installed, skipped")
+        else:
+            variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(image)
+        with torch.no_grad():
+            out[str(k)] = in_turns(variants, rounds)
+        show(f"{title} and OWLv2, {size} px, {k} names, {device}", out[str(k)], "ours")
+    return out

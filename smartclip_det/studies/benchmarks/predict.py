@@ -20,10 +20,8 @@ from smartclip_det.studies.benchmarks import peers
 from smartclip_det.studies.benchmarks.measuring import (
     PeakMemory,
     generated_bank,
-    in_turns,
     resident_mib,
     seconds_of,
-    show,
 )
 
 #: A small torchvision detector, for runs where its own cost is not of interest.
@@ -115,27 +113,20 @@ def against_owlv2(predictor: Predictor, path: Path, size: int, names: list[int],
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(predictor.device)
     family: Any = predictor.family
     (boxes,) = family.find_boxes([picture], [None])
-    out: dict[str, Any] = {}
-    for k in names:
+
+    def variants(k: int) -> dict[str, Callable[[], Any]]:
         bank = generated_bank(k, predictor.encoder.config.embed_dim).to(predictor.device)
 
-        def ours(b: Any = bank) -> Any:
-            return predictor.detect(b, image=predictor.encode_image(picture))
-
-        def ours_without_boxes(b: Any = bank) -> Any:
+        def ours_without_boxes() -> Any:
             maps = family.maps([picture.image])
-            return predictor.detect(b, image=family.pooled(picture, boxes, maps[0]))
+            return predictor.detect(bank, image=family.pooled(picture, boxes, maps[0]))
 
-        variants: dict[str, Callable[[], Any]] = {"ours": ours, "ours, boxes known": ours_without_boxes}
-        peer = peers.owlv2(size, k, str(predictor.device))
-        if peer is None:
-            print("OWLv2: transformers is not installed, skipped")
-        else:
-            variants["OWLv2-B/16, cached classes"] = lambda run=peer: run(pixels)
-        with torch.no_grad():
-            out[str(k)] = in_turns(variants, rounds)
-        show(f"training-free ViT-B/16 and OWLv2, {size} px, {k} names, {predictor.device}", out[str(k)], "ours")
-    return out
+        return {
+            "ours": lambda: predictor.detect(bank, image=predictor.encode_image(picture)),
+            "ours, boxes known": ours_without_boxes,
+        }
+
+    return peers.against_owlv2("training-free ViT-B/16", variants, pixels, names, rounds)
 
 
 def batches(predictor: Predictor, folder: Path, size: int, count: int = 8) -> dict[str, Any]:
