@@ -1,9 +1,9 @@
-"""Detections under vocabularies with names that are absent, and sentences without a target: does a score say "none"?
+"""Detection with vocabularies that contain absent names, and sentences without a target: is "none" scored low?
 
-Average precision class by class never sees a name that is nowhere: here all detections are one ranking, whatever their
-name (AP pool, arXiv 2102.01066).
+Per-class average precision ignores names that occur in no image. Here all detections are ranked together, whatever
+their name (AP pool, arXiv 2102.01066).
 
-Shape letters: N detections best first, I images, G objects, S sentences.
+Shape letters: N detections by descending score, I images, G objects, S sentences.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.metrics.bootstrap import Metric
 from smartclip_det.metrics.voc import average_precision
 
-#: Shares of objects at which false alarms are counted, and shares of targets that are kept.
+#: Recalls at which false alarms are counted, and fractions of targets that are kept.
 RECALLS = (0.5, 0.7)
 TARGETS = (0.8, 0.9, 0.95)
 
 
 def match_boxes(boxes: Tensor, labels: Tensor, objects: Tensor, classes: Tensor, iou: float = 0.5) -> np.ndarray:
-    """``[N]`` bool: which detections of one image are hits; each takes the object that is left with the largest IoU.
+    """``[N]`` bool: true positives of one image; each detection takes the free object with the largest IoU.
 
     Args:
-        boxes: ``[N, 4]`` xyxy, best first.
+        boxes: ``[N, 4]`` xyxy, by descending score.
         labels: ``[N]``.
         objects: ``[G, 4]`` xyxy.
         classes: ``[G]``.
-        iou: least overlap.
+        iou: minimum IoU of a match.
     """
     hits = np.zeros(len(boxes), dtype=bool)
     if not len(boxes) or not len(objects):
@@ -50,15 +50,15 @@ def match_boxes(boxes: Tensor, labels: Tensor, objects: Tensor, classes: Tensor,
 
 @dataclass
 class PooledDetections:
-    """All detections of a set as one ranking.
+    """All detections of a data set as one ranking.
 
     Attributes:
-        scores: ``[N]``, best first.
-        images: ``[N]`` image positions.
+        scores: ``[N]``, descending.
+        images: ``[N]`` image indices.
         hits: ``[N]`` bool.
-        absent: ``[N]`` bool: of a name that is not in the image.
-        foreign: ``[N]`` bool: of a name that is in no image.
-        objects: ``[I]`` objects of each image.
+        absent: ``[N]`` bool: the name is not in the image.
+        foreign: ``[N]`` bool: the name is in no image.
+        objects: ``[I]`` number of objects per image.
     """
 
     scores: np.ndarray
@@ -70,10 +70,10 @@ class PooledDetections:
 
     @staticmethod
     def cat(rows: Sequence[Mapping[str, np.ndarray]], objects: Sequence[int]) -> PooledDetections:
-        """Join images, each with ``scores``, ``hits``, ``absent`` and ``foreign``.
+        """Concatenate images, each with ``scores``, ``hits``, ``absent`` and ``foreign``.
 
         Raises:
-            UserError: where no image has an object.
+            UserError: if no image has an object.
         """
         if not sum(objects):
             raise UserError("No image has an object of its vocabulary: there is nothing to detect.")
@@ -85,15 +85,15 @@ class PooledDetections:
         )
 
     def ap(self, weights: np.ndarray | None = None) -> float:
-        """All-point average precision of the one ranking, under weights ``[I]`` of images."""
+        """All-point average precision of the pooled ranking, with image weights ``[I]``."""
         w = np.ones(len(self.objects)) if weights is None else weights
         mine = w[self.images]
         return average_precision(mine * self.hits, mine * ~self.hits, float((w * self.objects).sum()), "all")
 
     def facts(self) -> dict[str, float]:
-        """``ap50_pooled``, and false alarms at equal recall: names that are absent, and those of no image, per image.
+        """``ap50_pooled``, and false alarms per image at fixed recall: absent and foreign names.
 
-        -1 where so many objects are not found at any score.
+        -1 where the recall is not reached at any score.
         """
         out = {"ap50_pooled": self.ap()}
         found = self.hits.cumsum() / self.objects.sum()
@@ -109,21 +109,21 @@ class PooledDetections:
         return out
 
     def metric(self) -> tuple[Metric, int]:
-        """What the paired bootstrap asks for."""
+        """Metric function and number of images for the paired bootstrap."""
         return (lambda weights: {"ap50_pooled": self.ap(weights)}), len(self.objects)
 
 
 def none_accuracy(best: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """``n_acc`` of GREC at given ``t_acc``, and the area under ROC of "there is a target".
+    """``n_acc`` of GREC at given ``t_acc``, and the area under the ROC curve of "there is a target".
 
-    Thresholds of different scores do not compare, shares of kept targets do.
+    Thresholds are not comparable between score scales; fractions of kept targets are.
 
     Args:
         best: ``[S]`` score of each sentence's best box.
         target: ``[S]`` bool: whether the sentence has a target.
 
     Raises:
-        UserError: without sentences of both kinds.
+        UserError: if one kind of sentence is missing.
     """
     yes, no = np.sort(best[target])[::-1], best[~target]
     if not len(yes) or not len(no):
@@ -137,7 +137,7 @@ def none_accuracy(best: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def none_metric(best: np.ndarray, target: np.ndarray, images: Sequence[object]) -> tuple[Metric, int]:
-    """What the paired bootstrap asks for; resamples of one kind of sentence alone give NaN, which it leaves out."""
+    """Metric function and number of images for the bootstrap; NaN for resamples with one kind of sentence only."""
     order = {image: n for n, image in enumerate(dict.fromkeys(images))}
     position = np.array([order[i] for i in images])
 

@@ -1,8 +1,8 @@
 """Paired bootstrap over images between two prediction files.
 
-Both files are matched once; each resample draws images with replacement and weighs every detection, ground-truth
-box or sentence by how often its image was drawn. Weighing is exactly what repeating the image would give: within
-a block of equal copies the precision envelope and the recall steps are the same.
+Both files are matched once; each resample draws images with replacement and weights every detection, ground-truth
+box or sentence by how often its image was drawn. Weighting gives exactly the result of repeating images: within a
+block of equal copies the precision envelope and the recall steps are the same.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 
 @dataclass
 class ClassMatches:
-    """Detections of one class over all images, best first.
+    """Detections of one class over all images, by descending score.
 
     Attributes:
         name: class name.
-        images: ``[N]`` image positions.
+        images: ``[N]`` image indices.
         hits: ``[T, N]`` True for hits at each IoU threshold.
         counted: ``[T, N]`` False for detections that matched a crowd region.
-        truths: ``[I]`` counted ground-truth boxes of each image.
+        truths: ``[I]`` counted ground-truth boxes per image.
         scores: ``[N]``.
     """
 
@@ -74,7 +74,7 @@ def coco_matches(
     iou_type: str = IOU_TYPES[0],
     max_dets: int = COCO_LIMITS[-1],
 ) -> list[ClassMatches]:
-    """Match by pycocotools, per class (area: all)."""
+    """Match with pycocotools, per class (area: all)."""
     truth, results = with_numbers(truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = build_evaluator(truth, results, "reference", iou_type)
@@ -101,11 +101,11 @@ def lvis_matches(
     iou_type: str = IOU_TYPES[0],
     max_dets: int = LVIS_LIMIT,
 ) -> list[ClassMatches]:
-    """Match by lvis-api, per class in id order (area: all), after the limit per image."""
+    """Match with lvis-api, per class in id order (area: all), after the limit per image."""
     truth, results = with_numbers(truth, results)
     evaluator = reference_evaluator(truth, limit_detections(results, max_dets), iou_type, only_all_areas=True)
     images, thresholds = len(evaluator.params.img_ids), len(evaluator.params.iou_thrs)
-    # lvis-api names the fields of pycocotools in another style.
+    # lvis-api spells pycocotools' field names in snake case.
     fields = {"dt_scores": "dtScores", "dt_matches": "dtMatches", "dt_ignore": "dtIgnore", "gt_ignore": "gtIgnore"}
     renamed = [e and {new: e[old] for old, new in fields.items()} for e in evaluator.eval_imgs]
     names = [truth.categories[c] for c in evaluator.params.cat_ids]
@@ -154,7 +154,7 @@ def detection_metric(matches: Sequence[ClassMatches], groups: Groups | None = No
 
     Args:
         matches: one entry per class.
-        groups: what to report; default ``mAP`` and ``mAP_50`` over all classes.
+        groups: metrics to report; default ``mAP`` and ``mAP_50`` over all classes.
     """
     index = {m.name: k for k, m in enumerate(matches)}
     chosen: Groups = groups or {"mAP": (list(index), None), "mAP_50": (list(index), 0)}
@@ -196,15 +196,15 @@ def paired_bootstrap(
 
     Args:
         a: metrics of the first file as a function of image weights.
-        b: the same of the second.
+        b: metrics of the second file.
         images: number of images.
-        resamples: bootstrap draws.
-        seed: of the draws.
+        resamples: number of resamples.
+        seed: random seed.
         progress: show a bar.
 
     Returns:
         For each metric: ``a``, ``b``, ``difference`` (b - a), ``low`` and ``high`` (95 % percentile interval of the
-        difference), ``p`` (two-sided, with the add-one rule), ``resamples`` used.
+        difference), ``p`` (two-sided, with add-one correction), ``resamples`` used.
     """
     from tqdm import tqdm
 

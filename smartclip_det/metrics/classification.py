@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """``top1``, ``top5`` and ``mean_per_class`` (of top-1) as shares; equal scores and NaN count against us.
+    """``top1``, ``top5`` and ``mean_per_class`` (of top-1) as fractions; ties and NaN count as wrong.
 
     Args:
         scores: ``[N, C]``.

@@ -1,7 +1,7 @@
-"""COCO average precision by two interchangeable backends, and its base/novel reading for OV-COCO.
+"""COCO average precision with two interchangeable backends, and base/novel AP for OV-COCO.
 
-``reference`` is pycocotools, ``fast`` is faster-coco-eval; they agree to 1e-9 on all test cases.
-Classes are matched by name. Protocol: ovd reference 2.1.
+``reference`` is pycocotools, ``fast`` is faster-coco-eval; they agree to 1e-9 on all test cases. Classes are matched by
+name. OV-COCO follows the generalised setting of OVR-CNN (arXiv 2011.10678): 48 base and 17 novel classes in one run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CocoTables:
     Attributes:
         precision: ``[T, R, K, A, M]`` over IoU thresholds, recall points, classes, areas, detection limits; -1
             where a class has no ground truth.
-        recall: ``[T, K, A, M]`` likewise.
+        recall: ``[T, K, A, M]``, with the same convention.
         thresholds: T IoU thresholds.
         names: K class names.
         max_dets: M detection limits per image.
@@ -79,11 +79,11 @@ def evaluate_tables(
 
     Args:
         truth: annotations.
-        results: checked COCO results.
+        results: validated COCO results.
         backend: ``fast`` or ``reference``.
         iou_type: ``bbox`` or ``segm``.
         max_dets: detection limits per image and class.
-        names: classes to evaluate, matched by name; None for all of the file.
+        names: classes to evaluate, matched by name; None for all classes of the file.
         use_categories: False to ignore classes (class-agnostic AP).
     """
     check_choice("backend", backend, BACKENDS)
@@ -118,8 +118,8 @@ def _shape(evaluator: Any, axes: int) -> tuple[int, ...]:
 
 
 def build_evaluator(truth: GroundTruth, results: Sequence[Mapping[str, Any]], backend: str, iou_type: str) -> Any:
-    """A COCOeval of either library, before evaluation."""
-    # Evaluators write into their input; results are plain dicts of ours, annotations are the caller's.
+    """Build COCOeval of either library, without running it."""
+    # Evaluators modify their input, and the annotations belong to the caller.
     copies = [dict(r) for r in results]
     if iou_type == "segm":
         annotations, copies = with_run_lengths(truth.data, truth.path), mask_results(copies, truth.data)
@@ -150,7 +150,7 @@ def _load_results(gt: Any, results: list[dict[str, Any]], kind: Any, annotations
 
 
 def mask_results(results: Sequence[Mapping[str, Any]], annotations: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Masks as RLE and without their box, so that size classes go by mask area (MMDetection's habit)."""
+    """Masks as RLE without boxes, so that size classes use the mask area (as in MMDetection)."""
     sizes = {i["id"]: (i.get("height"), i.get("width")) for i in annotations["images"]}
     out = []
     for r in results:
@@ -175,7 +175,7 @@ def coco_metrics(tables: CocoTables, iou_type: str = IOU_TYPES[0]) -> dict[str, 
 
 
 def open_vocabulary_metrics(tables: CocoTables, base: Sequence[str], novel: Sequence[str]) -> dict[str, float]:
-    """Base, novel and joint AP at IoU 0.5: means over classes with ground truth (ovd reference 2.1)."""
+    """Base, novel and joint AP at IoU 0.5: means over classes with ground truth."""
     base_index = [tables.names.index(n) for n in base]
     novel_index = [tables.names.index(n) for n in novel]
     return {

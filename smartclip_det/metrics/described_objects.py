@@ -1,4 +1,4 @@
-"""Detection by description: D-cube's mAP over sentences, FG-OVD's rank among hard negatives (rec reference 2.7).
+"""Detection by description: D-cube's mAP over sentences (arXiv 2307.12813), FG-OVD's rank among hard negatives.
 
 Shape letters: N annotations.
 """
@@ -16,7 +16,7 @@ from smartclip_det.formats.annotations import GroundTruth
 from smartclip_det.metrics.coco import evaluate_tables
 from smartclip_det.utils.boxes import to_xyxy
 
-#: Words of a sentence, as D-cube's tables group them.
+#: Sentence lengths in words, grouped as in D-cube's tables.
 LENGTHS = {"short": (1, 3), "middle": (4, 6), "long": (7, 9), "very_long": (10, 10**6)}
 
 
@@ -26,15 +26,16 @@ def dcube_metrics(
     """COCO mAP whose classes are sentences (D-cube, arXiv 2307.12813).
 
     Args:
-        truth: COCO annotations, one category per sentence; ``is_negative`` of a category tells descriptions of absence;
-            ``sent_ids`` of an image, the sentences of its scenario.
+        truth: COCO annotations, one category per sentence; ``is_negative`` of a category marks descriptions of absence;
+            ``sent_ids`` of an image lists the sentences of its scenario.
         results: COCO results.
-        scenario: ``intra``: results for other sentences than the image's are not asked for and are left out, which is
-            counted; ``inter``: all sentences on every image.
+        scenario: ``intra``: only the image's own sentences are scored; results for others are dropped and counted.
+            ``inter``: all sentences on every image.
         backend: ``fast`` or ``reference``.
 
     Returns:
-        ``full``, where told ``pres`` and ``abs``, by length ``short`` ... ``very_long``; AP by sentence; counts.
+        ``full``, ``pres`` and ``abs`` where ``is_negative`` is given, and by length ``short`` ... ``very_long``; AP by
+        sentence; counts.
     """
     check_choice("scenario", scenario, SCENARIOS)
     kept = list(results)
@@ -43,7 +44,7 @@ def dcube_metrics(
         if lacking:
             raise UserError(
                 f"The intra scenario needs sent_ids of every image; {len(lacking)} have none, e.g. {lacking[0]!r}. "
-                "For all sentences on every image: inter."
+                "To score all sentences on every image, use the inter scenario."
             )
         asked = {(i["id"], s) for i in truth.data["images"] for s in i["sent_ids"]}
         kept = [r for r in kept if (r["image_id"], r["category_id"]) in asked]
@@ -67,12 +68,12 @@ def _mean(values: Any) -> float:
 def fgovd_metrics(
     data: Mapping[str, Any], scores: Mapping[int, Mapping[int, float]], negatives: int = 0
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Rank of each object's caption among its hard negatives, on its own box; ties count against us.
+    """Rank of each object's caption among its hard negatives, on its own box; ties rank the caption last.
 
     Args:
-        data: of ``formats.expressions.fgovd.load_fgovd``.
+        data: output of ``formats.expressions.fgovd.load_fgovd``.
         scores: annotation id to caption (category) id to score.
-        negatives: use the first so many of each object; 0 for all.
+        negatives: number of negatives per object, the first ones listed; 0 for all.
 
     Returns:
         ``top1``, ``mean_rank``, ``median_rank`` (1 is best), ``chance`` (top-1 of guessing); and counts.
@@ -85,12 +86,12 @@ def fgovd_metrics(
             raise UserError(f"Annotation {a['id']} has no scores.")
         lacking = [c for c in (a["category_id"], *others) if c not in found]
         if lacking:
-            raise UserError(f"The scores of annotation {a['id']} lack caption {lacking[0]}.")
+            raise UserError(f"The scores of annotation {a['id']} do not include caption {lacking[0]}.")
         own = found[a["category_id"]]
         ranks.append(1 + sum(found[c] >= own for c in others))
         chances.append(1 / (1 + len(others)))
     if not ranks:
-        raise UserError("The file has no annotation.")
+        raise UserError("The file has no annotations.")
     metrics = {
         "top1": float(np.mean(np.array(ranks) == 1)),
         "mean_rank": float(np.mean(ranks)),
@@ -107,22 +108,22 @@ def fgovd_map(
     nms: float = 0.5,
     backend: str = BACKENDS[0],
 ) -> tuple[dict[str, float], dict[str, float | None], dict[str, int]]:
-    """COCO mAP over true captions, after NMS across the captions that are asked of an object.
+    """COCO mAP over true captions, after NMS across the captions of an object.
 
-    A hard negative that scores better on the same box removes the true caption there. Detections of captions that no
-    object of the image asks for are left out, which is counted.
+    A hard negative that scores higher on the same box suppresses the true caption. Detections of captions that belong
+    to no object of the image are dropped and counted.
 
     Args:
         truth: FG-OVD annotations.
         results: COCO results whose categories are captions.
-        negatives: use the first so many of each object; 0 for all.
-        nms: IoU over which the weaker box goes, whatever its caption.
+        negatives: number of negatives per object, the first ones listed; 0 for all.
+        nms: IoU threshold of the class-agnostic NMS.
         backend: ``fast`` or ``reference``.
 
     Returns:
         ``map`` (IoU 0.5:0.95); AP by caption; counts.
     """
-    # Here alone: importing them takes longer than scoring most files.
+    # Imported here because the import takes longer than scoring most files.
     import torch
     from torchvision.ops import nms as batch_nms
 
@@ -143,7 +144,7 @@ def fgovd_map(
             if mine:
                 corners = torch.tensor([to_xyxy(r["bbox"]) for r in mine])
                 order = batch_nms(corners.float(), torch.tensor([float(r["score"]) for r in mine]), nms)
-                # Each object's vocabulary answers for its own caption alone.
+                # Only the object's own caption is kept; its negatives take part in NMS alone.
                 kept.update({id(mine[i]): mine[i] for i in order.tolist() if mine[i]["category_id"] == own})
     per_class = evaluate_tables(truth, list(kept.values()), backend=backend).class_ap()
     counts = {"images": len(asked), "predictions": len(results), "not_asked": foreign, "kept": len(kept)}

@@ -1,6 +1,6 @@
-"""Expressions with no target, one or many: GREC, phrase recall, and referring segmentation (rec reference 2.7).
+"""Expressions with no, one or many targets: GREC, phrase recall, and referring segmentation.
 
-Everything is counted over the whole set, so neither batches nor order matter. Boxes are xyxy pixels.
+Metrics are computed over the whole set, so batches and order do not matter. Boxes are xyxy pixels.
 
 Shape letters: N sentences, H W pixels.
 """
@@ -26,7 +26,7 @@ PRECISIONS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def greedy_matches(found: Sequence[Box], truth: Sequence[Box], threshold: float, overlap: str) -> int:
-    """Pairs of a one-to-one matching that always takes the best pair left, down to ``threshold``."""
+    """Number of pairs in a greedy one-to-one matching by descending overlap, down to ``threshold``."""
     table = np.array([[box_overlap(f, t, overlap) for t in truth] for f in found], dtype=float)
     matched = 0
     while table.size and table.max() >= threshold:
@@ -47,7 +47,7 @@ def _of_sentence(
 
 
 def _mean(values: Any) -> float:
-    # fsum: the same digits in every order of the sentences.
+    # fsum: the result does not depend on the order of sentences.
     return math.fsum(values) / len(values) if len(values) else -1.0
 
 
@@ -59,18 +59,18 @@ def grec_metrics(
     threshold: float = 0.5,
     overlap: str = GREC_OVERLAP,
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """GREC (gRefCOCO, arXiv 2308.16182): how many sentences are answered exactly.
+    """GREC (gRefCOCO, arXiv 2308.16182): fraction of sentences answered exactly.
 
     Args:
         truth: sentences with no box, one or several.
-        predictions: boxes and scores by sentence; a sentence without a line predicts nothing.
-        score: boxes below it are not predicted.
-        threshold: least overlap of a match.
+        predictions: boxes and scores by sentence; a sentence that is not listed has no predictions.
+        score: boxes with lower scores are dropped.
+        threshold: minimum overlap of a match.
         overlap: ``giou`` (the released evaluator) or ``iou``.
 
     Returns:
-        ``f1`` (share of sentences with F1 = 1), ``f1_mean`` (mean F1), ``n_acc`` (no-target sentences without a box),
-        ``t_acc`` (target sentences with one); -1 where there is no such sentence. And counts.
+        ``f1`` (fraction of sentences with F1 = 1), ``f1_mean`` (mean F1), ``n_acc`` (no-target sentences without a
+        box), ``t_acc`` (target sentences with one); -1 where there is no such sentence. And counts.
     """
     check_choice("overlap", overlap, OVERLAPS)
     check_known(truth, predictions)
@@ -96,20 +96,20 @@ def calibrate_threshold(
     overlap: str = GREC_OVERLAP,
     measure: str = "f1",
 ) -> tuple[float, dict[str, float]]:
-    """The score threshold with the best GREC on these sentences; to be found on train or val and used elsewhere.
+    """Find the score threshold with the best GREC metric; choose it on train or val, and use it on test.
 
-    Thresholds between any two scores answer alike, so the middles between neighbouring scores are all there is to try;
-    of many scores, 200 quantiles.
+    The metric changes only at scores, so the midpoints between neighbouring scores are the candidates; of many scores,
+    200 quantiles.
 
     Args:
         truth: sentences.
         predictions: by sentence.
-        threshold: least overlap of a match.
+        threshold: minimum overlap of a match.
         overlap: ``giou`` or ``iou``.
-        measure: ``f1`` (share of exact answers) or ``f1_mean``.
+        measure: ``f1`` (fraction of exact answers) or ``f1_mean``.
 
     Returns:
-        The threshold, and the metrics at it.
+        The threshold and the metrics at it.
     """
     check_choice("measure", measure, ("f1", "f1_mean"))
     scores = np.unique([s for p in predictions.values() for s in p.scores])
@@ -134,15 +134,15 @@ def phrase_recall(
     threshold: float = 0.5,
     tops: Sequence[int] = (1, 5, 10),
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Flickr30k Entities: share of phrases that one of the best k boxes hits.
+    """Flickr30k Entities: fraction of phrases hit by one of the top k boxes.
 
     Args:
-        truth: phrases with their boxes; phrases without one are left out and counted.
+        truth: phrases with their boxes; phrases without a box are skipped and counted.
         predictions: by phrase.
-        boxes: ``any``: a hit on any box of the phrase counts; ``merged``: on the box around all of them. Published
-            numbers differ by the rule.
-        threshold: least IoU of a hit.
-        tops: k.
+        boxes: ``any``: a hit on any box of the phrase counts; ``merged``: the box around all of them must be hit.
+            Published numbers differ by this rule.
+        threshold: minimum IoU of a hit.
+        tops: values of k.
     """
     check_choice("boxes", boxes, BOX_RULES)
     check_known(truth, predictions)
@@ -172,7 +172,7 @@ def phrase_recall(
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Pixels of one sentence.
+    """Pixel counts of one sentence.
 
     Attributes:
         intersection: pixels in both masks.
@@ -188,16 +188,16 @@ class MaskPair:
 
     @staticmethod
     def of(truth: Sequence[Any], found: Any, size: tuple[int, int], sentence: Any = None) -> MaskPair:
-        """From COCO run lengths or polygons of the targets, and of the prediction (None or empty for nothing).
+        """Build from COCO RLE or polygons of the targets and of the prediction (None or empty for no prediction).
 
         Args:
-            truth: segmentations of the targets; none for a sentence without one.
-            found: segmentation.
+            truth: segmentations of the targets; empty for a sentence without one.
+            found: predicted segmentation.
             size: height and width.
-            sentence: its id, for messages.
+            sentence: sentence id, for messages.
 
         Raises:
-            UserError: for a segmentation that is none, naming the sentence.
+            UserError: for an invalid segmentation; the message names the sentence.
         """
         a = whole_mask(truth, size, where=f"Target of sentence {sentence!r}")
         b = whole_mask([found] if found else [], size, where=f"Prediction for sentence {sentence!r}")
@@ -205,7 +205,7 @@ class MaskPair:
 
     @property
     def iou(self) -> float:
-        """Intersection over union; 1 where neither has a pixel."""
+        """Intersection over union; 1 if both masks are empty."""
         return self.intersection / self.union if self.union else 1.0
 
 
@@ -225,9 +225,9 @@ def ris_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:
 def gres_metrics(pairs: Sequence[MaskPair]) -> dict[str, float]:
     """Generalized referring segmentation (ReLA, arXiv 2306.00968).
 
-    ``giou`` is the mean IoU of sentences here, not the generalized IoU of boxes: a sentence without a target scores 1
-    when nothing was predicted and 0 otherwise. ``ciou`` sums intersections and unions; a target sentence answered by
-    nothing adds its union, and one without a target adds what was predicted. ``p70``, ``p80``, ``p90`` are of target
+    ``giou`` is the mean IoU over sentences, not the generalized IoU of boxes: a sentence without a target scores 1
+    if nothing is predicted and 0 otherwise. ``ciou`` is the sum of intersections over the sum of unions; a missed
+    target adds its union, and a prediction without a target adds its pixels. ``p70``, ``p80``, ``p90`` are over target
     sentences; ``n_acc`` and ``t_acc`` as in GREC.
     """
     if not pairs:

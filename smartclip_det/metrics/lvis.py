@@ -1,8 +1,8 @@
-"""LVIS average precision: federated annotations, at most 300 detections an image, groups by frequency.
+"""LVIS average precision (arXiv 1908.03195): federated annotations, 300 detections per image, groups by frequency.
 
-``reference`` is lvis-api, ``fast`` is faster-coco-eval in LVIS style. The latter does not limit detections per
-image over all classes, so the limit is applied here first; it is fed groups of classes, because AP is per class
-and memory is not. Protocol: ovd reference 2.2.
+``reference`` is lvis-api, ``fast`` is faster-coco-eval in LVIS mode. The latter does not limit detections per image
+over all classes, so the limit is applied first. It evaluates classes in groups to bound its memory; AP is per class, so
+the result is the same.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from smartclip_det.utils.compat import allow_numpy_float
 from smartclip_det.utils.garbage_collection import without_collector
 from smartclip_det.utils.parallel import available_cores, map_in_processes
 
-#: Detections, and (image, class) pairs, per group of classes in the fast backend: they bound its memory.
+#: Detections, and (image, class) pairs, per group of classes in the fast backend; they bound its memory.
 GROUP_DETECTIONS = 200_000
 GROUP_PAIRS = 400_000
-#: Detections from which groups go to several processes, which take a second to start.
+#: Number of detections from which groups are evaluated in several processes, which take a second to start.
 PROCESSES_FROM = 300_000
 #: Above the largest size class (1e5 squared).
 _OUTSIZE = 1e12
-#: Fixed AP (arXiv 2102.01066): the best of each class over the whole data set, and no limit per image.
+#: Fixed AP (arXiv 2102.01066): the top detections of each class over the whole data set, without a limit per image.
 FIXED_PER_CLASS = 10_000
 
 
@@ -75,21 +75,21 @@ def evaluate_lvis(
 
     Args:
         truth: LVIS annotations.
-        results: checked results.
+        results: validated results.
         backend: ``fast`` or ``reference``.
         iou_type: ``bbox`` or ``segm``.
         max_dets: detections per image over all classes; -1 for no limit.
-        fixed: fixed AP: the best 10,000 of each class over all images; goes with ``max_dets=-1`` and boxes.
+        fixed: fixed AP: the top 10,000 of each class over all images; requires ``max_dets=-1`` and boxes.
 
     Returns:
         ``bbox_AP``, ``bbox_AP50``, ``bbox_AP75``, ``bbox_APs/m/l``, ``bbox_APr/c/f`` and ``bbox_AR@max_dets``
-        (or ``segm_``), -1 where nothing was there to find; and per-class AP, None without ground truth.
+        (or ``segm_``), -1 without ground truth; and per-class AP, None without ground truth.
     """
     check_choice("backend", backend, BACKENDS)
     check_lvis(truth)
     truth, results = with_numbers(truth, results)
     if fixed and (max_dets >= 0 or iou_type != "bbox"):
-        raise UserError(f"Fixed AP is of boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
+        raise UserError(f"Fixed AP is for boxes and has no limit per image; given {iou_type}, max_dets={max_dets}.")
     kept = limit_per_class(results) if fixed else limit_detections(results, max_dets)
     tables_of = _reference_tables if backend == "reference" else _fast_tables
     tables = tables_of(truth, kept, iou_type, max_dets)
@@ -106,7 +106,7 @@ def evaluate_lvis(
 def base_novel_metrics(
     metrics: Mapping[str, float], class_ap: Mapping[str, float | None], truth: GroundTruth, iou_type: str = "bbox"
 ) -> dict[str, float]:
-    """OV-LVIS reading: novel = rare, base = common and frequent (866 and 337 of LVIS v1)."""
+    """OV-LVIS split (ViLD, arXiv 2104.13921): novel = rare, base = common and frequent (337 and 866 of LVIS v1)."""
     frequency = {c["name"]: c["frequency"] for c in truth.data["categories"]}
     base = [v for n, v in class_ap.items() if v is not None and frequency[n] in "cf"]
     return {
@@ -122,20 +122,20 @@ def _sorted_categories(truth: GroundTruth) -> list[dict[str, Any]]:
 def reference_evaluator(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str, only_all_areas: bool = False
 ) -> Any:
-    """lvis-api's evaluator after matching; ``results`` are limited already.
+    """lvis-api's evaluator after matching; ``results`` must already be limited.
 
     Args:
         truth: LVIS annotations.
         results: at least one result.
         iou_type: ``bbox`` or ``segm``.
-        only_all_areas: leave out the size classes.
+        only_all_areas: skip the size classes.
     """
     truth, results = _with_masks(truth, results, iou_type)
     allow_numpy_float()
     from lvis import LVIS, LVISEval, LVISResults
 
     if not results:
-        # The library cannot take an empty list; a box without area on no class's ground truth is the same to it.
+        # lvis-api fails on an empty list; it ignores a box without area, so one of those stands for "no detections".
         image, category = truth.data["images"][0]["id"], _sorted_categories(truth)[0]["id"]
         results = [{"image_id": image, "category_id": category, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}]
     quiet = logging.getLogger("lvis")
@@ -143,7 +143,7 @@ def reference_evaluator(
     quiet.setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            # The library reads files only.
+            # lvis-api reads files only.
             path = Path(folder) / "truth.json"
             path.write_text(json.dumps(truth.data), encoding="utf-8")
             gt = LVIS(str(path))
@@ -160,7 +160,7 @@ def reference_evaluator(
 def _with_masks(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str
 ) -> tuple[GroundTruth, Sequence[Mapping[str, Any]]]:
-    """For ``segm``, both with checked run lengths."""
+    """Truth and results with validated run lengths if ``iou_type`` is ``segm``."""
     if iou_type != "segm":
         return truth, results
     masked = GroundTruth(with_run_lengths(truth.data, truth.path), truth.path, truth.image_sizes)
@@ -170,12 +170,12 @@ def _with_masks(
 def _countable(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_type: str
 ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
-    """The annotations and detections that lvis-api looks at, as the other library must be told them.
+    """Reproduce lvis-api's selection of annotations and detections for faster-coco-eval.
 
-    lvis-api passes over whatever has no area, on both sides, before it asks which classes an image has
-    (``get_ann_ids``). It knows no crowds: ``iscrowd`` is an ordinary object. ``ignore`` is one that counts for
-    neither side but takes a detection like any other, which here is an object outside of every size class.
-    Detections of classes that nobody looked for in their image go, too; faster-coco-eval trips over their masks.
+    lvis-api drops entries without area on both sides before it determines the classes of an image (``get_ann_ids``).
+    It ignores ``iscrowd``. An annotation with ``ignore`` counts for neither side but can be matched, which equals an
+    object outside all size classes. Detections of classes that were not annotated in their image are dropped as well;
+    faster-coco-eval fails on their masks.
     """
     annotations = []
     for a in truth.data["annotations"]:
@@ -222,7 +222,7 @@ def _tables(
 
 @dataclass
 class _Group:
-    """Some classes with everything that their evaluation needs; it travels to another process."""
+    """Classes with all data that their evaluation needs, picklable for worker processes."""
 
     ids: list[int]
     categories: list[dict[str, Any]]
@@ -253,7 +253,7 @@ def _fast_tables(truth: GroundTruth, results: Sequence[Mapping[str, Any]], iou_t
             joined = DetectionColumns.cat(found)  # type: ignore[arg-type]
         else:
             joined = [r for rows in found for r in rows]
-        # An image with neither boxes nor detections has no say in the group's precision.
+        # An image with neither boxes nor detections does not affect the group's precision.
         asked = {a["image_id"] for a in boxes} | _images_of(joined)
         images = [i for i in truth.data["images"] if i["id"] in asked] or truth.data["images"][:1]
         named = [c for c in categories if c["id"] in set(ids)]
@@ -285,7 +285,7 @@ def _evaluate_group(group: _Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         dt = gt.loadRes(list(group.results)) if len(group.results) else COCO({**frame, "annotations": []})
         evaluator = COCOeval_faster(gt, dt, group.iou_type, lvis_style=True, print_function=lambda *_: None)
         evaluator.params.catIds = sorted(group.ids)
-        # The limit per image over all classes was applied before; no limit per class on top of it.
+        # The limit per image over all classes is already applied; disable the limit per class.
         evaluator.params.maxDets = [max(1, len(group.results))]
         evaluator.evaluate()
         evaluator.accumulate()
@@ -309,7 +309,10 @@ def _by_class(results: Sequence[Mapping[str, Any]]) -> dict[Any, Sequence[Mappin
 
 
 def _groups(ids: Sequence[int], counts: Mapping[int, int], images: int, least: int = 1) -> list[list[int]]:
-    """Consecutive class ids whose detections, and pairs with images, stay under the bounds; at least ``least``."""
+    """Split class ids into consecutive groups within the bounds on detections and (image, class) pairs.
+
+    There are at least ``least`` groups.
+    """
     groups: list[list[int]] = []
     size = GROUP_DETECTIONS
     most = max(1, min(GROUP_PAIRS // max(images, 1), -(-len(ids) // least)))

@@ -1,4 +1,4 @@
-"""Average precision of pictures, query by query: captions and names of classes.
+"""Average precision of image retrieval by query: captions and class names.
 
 Shape letters: I images, C queries, K texts.
 """
@@ -14,14 +14,14 @@ from smartclip_det.metrics.bootstrap import Metric, paired_bootstrap
 
 
 def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
-    """Area under precision by recall, without interpolation; equal scores are one threshold.
+    """Area under the precision-recall curve, without interpolation; equal scores share a threshold.
 
     Args:
         present: ``[I]`` bool.
         scores: ``[I]``.
 
     Returns:
-        A value in (0, 1], or -1 where nothing is present.
+        A value in (0, 1], or -1 if nothing is present.
     """
     total = int(present.sum())
     if not total:
@@ -34,12 +34,12 @@ def average_precision(present: np.ndarray, scores: np.ndarray) -> float:
 
 
 def query_precisions(present: np.ndarray, scores: np.ndarray, left_out: np.ndarray | None = None) -> np.ndarray:
-    """``[C]`` :func:`average_precision` of each query; NaN for queries that no image answers.
+    """``[C]`` :func:`average_precision` of each query; NaN for queries without a relevant image.
 
     Args:
         present: ``[I, C]`` bool.
-        scores: ``[I, C]``: how well an image fits a query.
-        left_out: ``[I, C]`` bool: images that do not count for a query.
+        scores: ``[I, C]``: similarity of images and queries.
+        left_out: ``[I, C]`` bool: images to ignore for a query.
     """
     kept = np.ones_like(present) if left_out is None else ~left_out
     found = [average_precision(present[k, c], scores[k, c]) for c, k in enumerate(kept.T)]
@@ -47,7 +47,7 @@ def query_precisions(present: np.ndarray, scores: np.ndarray, left_out: np.ndarr
 
 
 def mean_known(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; -1 where there are none."""
+    """Mean of the values that are not NaN; -1 if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else -1.0
 
@@ -57,15 +57,15 @@ def misbound(present: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
     Args:
         present: ``[I, C]`` bool.
-        classes: C names of two words each, attribute and noun.
+        classes: C two-word names, attribute and noun.
 
     Raises:
-        UserError: for names that are not two words.
+        UserError: for names that do not have two words.
     """
     words = [c.split() for c in classes]
     odd = [c for c, w in zip(classes, words, strict=True) if len(w) != 2]
     if odd:
-        raise UserError(f"Binding is of an attribute to a noun: every class must be two words; {odd[0]!r} is not.")
+        raise UserError(f"Binding needs two-word classes, an attribute and a noun; {odd[0]!r} has another form.")
     both = np.ones_like(present)
     for place in (0, 1):
         own = np.array([w[place] for w in words])
@@ -75,15 +75,15 @@ def misbound(present: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def separation(present: np.ndarray, others: np.ndarray, scores: np.ndarray) -> float:
-    """Share of comparisons, within queries, of an image where it is true and one of ``others`` that the true one wins.
+    """Probability that, within a query, a matching image scores higher than one of ``others``.
 
     Args:
         present: ``[I, C]`` bool.
         others: ``[I, C]`` bool.
-        scores: ``[I, C]``; equal ones are half won.
+        scores: ``[I, C]``; ties count half.
 
     Returns:
-        The area under the ROC curve, of which each query has as much weight as comparisons; -1 where there are none.
+        Area under the ROC curve, pooled over queries by their number of pairs; -1 if there are no pairs.
     """
     won, count = 0.0, 0
     for true, other, s in zip(present.T, others.T, scores.T, strict=True):
@@ -93,14 +93,14 @@ def separation(present: np.ndarray, others: np.ndarray, scores: np.ndarray) -> f
 
 
 def best_recalls(texts: Sequence[str], owner: np.ndarray, cuts: Sequence[int]) -> dict[int, float]:
-    """The highest recall of texts' own images that any order of the images reaches.
+    """Upper bound of recall over all possible rankings.
 
-    The same text from several images finds the same order, and one image only is first in it.
+    Identical texts of several images get the same ranking, and only one image can be first in it.
 
     Args:
         texts: K texts.
         owner: ``[K]`` row of each text's image.
-        cuts: places that count.
+        cuts: cut-offs of recall.
     """
     images_of: dict[str, dict[int, int]] = {}
     for text, image in zip(texts, owner.tolist(), strict=True):
@@ -111,25 +111,25 @@ def best_recalls(texts: Sequence[str], owner: np.ndarray, cuts: Sequence[int]) -
 
 
 def reader_recalls(true_images: np.ndarray, cuts: Sequence[int]) -> dict[int, float]:
-    """Recall, on average, of who knows what is true and nothing else.
+    """Expected recall of an oracle that knows which images match a text, but not which one it was written for.
 
     Args:
-        true_images: ``[K]`` number of images that each text is true of.
-        cuts: places that count.
+        true_images: ``[K]`` number of images that match each text.
+        cuts: cut-offs of recall.
     """
     return {k: float(np.minimum(1.0, k / true_images).mean()) for k in cuts}
 
 
 def gains(found: Mapping[str, np.ndarray], over: Sequence[str], mode: str = "hard") -> dict[str, dict[str, float]]:
-    """Mean precision by a mask mode minus that by others, with paired bootstrap intervals over queries.
+    """Mean precision with a mask mode minus that with others, with paired bootstrap intervals over queries.
 
     Args:
         found: ``[C]`` precisions by mask mode.
-        over: modes that are subtracted.
-        mode: the mode that they are subtracted from.
+        over: modes to subtract.
+        mode: the mode to subtract them from.
 
     Returns:
-        By subtracted mode, the entries of :func:`paired_bootstrap`; nothing where no query is answered.
+        By subtracted mode, the entries of :func:`paired_bootstrap`; empty if no query has a relevant image.
     """
     out = {}
     for other in over:

@@ -1,4 +1,4 @@
-"""Ref-L4 (arXiv 2406.16866): accuracy by size of the object and averaged over classes.
+"""Ref-L4 (arXiv 2406.16866): accuracy by object size and averaged over classes.
 
 Shape letters: N sentences.
 """
@@ -13,10 +13,10 @@ from smartclip_det.core.errors import UserError
 from smartclip_det.formats.expressions.record import Expression
 from smartclip_det.metrics.referring import referring_metrics
 
-#: Side (root of width x height, pixels) from which an object is medium, and beyond which it is large.
+#: Object sides (square root of width x height, pixels) from which an object is medium, and above which it is large.
 SIZES = (128, 256)
-#: COCO classes (``refcoco_N``) that count as a class of Objects365 (``o365_N``) in the benchmark's class average.
-#: Several share one, as there. Classes that are not listed stay classes of their own.
+#: COCO classes (``refcoco_N``) merged into classes of Objects365 (``o365_N``) in the benchmark's class average.
+#: Several COCO classes map to one. Classes that are not listed are not merged.
 _COCO_TO_OBJECTS365 = """
 1:1 2:47 3:6 4:59 5:115 6:56 7:117 8:66 9:22 10:41 11:177 13:128 14:250 15:25 16:56 17:140 18:93 19:79 20:100 21:97
 22:145 23:296 24:179 25:181 27:39 28:40 31:13 32:44 33:194 34:220 35:119 36:174 38:155 39:138 40:114 41:146 42:147
@@ -28,9 +28,9 @@ CLASSES = {f"refcoco_{a}": f"o365_{b}" for a, b in (pair.split(":") for pair in 
 
 
 def ref_l4_metrics(truth: Sequence[Expression], overlap: np.ndarray) -> dict[str, float]:
-    """Accuracies as shares: of all sentences, of each size, and the mean over classes; -1 for a size without objects.
+    """Accuracies as fractions: over all sentences, by object size, and averaged over classes; -1 for an empty size.
 
-    A hit is an IoU above the threshold, not at it (as in the benchmark's evaluator).
+    A hit requires an IoU strictly above the threshold (as in the benchmark's evaluator).
 
     Args:
         truth: N sentences with one box and a category each.
@@ -42,8 +42,8 @@ def ref_l4_metrics(truth: Sequence[Expression], overlap: np.ndarray) -> dict[str
     bare = [e.id for e in truth if not e.category]
     if bare:
         raise UserError(
-            f"{len(bare)} sentences have no category (e.g. id {bare[0]!r}), which ref-l4 averages over. Convert the "
-            "benchmark's parquet files by tools/data/convert_grounding.py; the refcoco protocol needs no categories."
+            f"{len(bare)} sentences have no category (e.g. id {bare[0]!r}); ref-l4 averages over categories. Convert "
+            "the benchmark's parquet files with tools/data/convert_grounding.py, or use the refcoco protocol."
         )
     out = referring_metrics(overlap, strict=True)
     sides = np.array([((e.boxes[0][2] - e.boxes[0][0]) * (e.boxes[0][3] - e.boxes[0][1])) ** 0.5 for e in truth])

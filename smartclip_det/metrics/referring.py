@@ -1,4 +1,4 @@
-"""Referring-expression comprehension: accuracy per sentence (rec reference 2.7).
+"""Referring-expression comprehension: accuracy per sentence.
 
 Shape letters: N sentences. Boxes are xyxy pixels.
 """
@@ -21,12 +21,12 @@ THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
 @dataclass
 class ReferringScores:
-    """Overlap of the first predicted box with the target, sentence by sentence.
+    """IoU of the best predicted box with the target, per sentence.
 
     Attributes:
         overlap: ``[N]``; 0 where nothing was predicted (-1 for GIoU).
         images: ``[N]`` image of each sentence, for resampling.
-        counts: sentences, missing (no prediction line: counted wrong), empty (a line without boxes: counted wrong).
+        counts: sentences, missing (no prediction for the sentence), empty (a prediction without boxes); both are wrong.
     """
 
     overlap: np.ndarray
@@ -53,15 +53,15 @@ def score_referring(
     """Compare the best-scored box of each sentence with its target.
 
     Raises:
-        UserError: for predictions of unknown sentences, and for sentences with no target or several (another
-            protocol: grefcoco).
+        UserError: for predictions of unknown sentences, and for sentences without exactly one target (use the grefcoco
+            protocol).
     """
     check_choice("overlap", overlap, OVERLAPS)
     odd = [e.id for e in truth if len(e.boxes) != 1]
     if odd:
         raise UserError(
             f"{len(odd)} sentences have no target or several (e.g. id {odd[0]!r}); the refcoco protocol needs exactly "
-            "one box each. That is the grefcoco protocol."
+            "one box per sentence. Use the grefcoco protocol."
         )
     check_known(truth, predictions)
     worst = 0.0 if overlap == "iou" else -1.0
@@ -97,10 +97,10 @@ def referring_metrics(overlap: np.ndarray, *, strict: bool = False) -> dict[str,
 
 
 def single_targets(expressions: Sequence[Expression]) -> tuple[list[Expression], int]:
-    """The sentences with exactly one target, and how many others there were.
+    """The sentences with exactly one target, and the number of others.
 
     Raises:
-        UserError: when none is left.
+        UserError: if there are none.
     """
     kept = [e for e in expressions if len(e.boxes) == 1]
     if not kept:
@@ -109,7 +109,7 @@ def single_targets(expressions: Sequence[Expression]) -> tuple[list[Expression],
 
 
 def chance_accuracy(expressions: Sequence[Expression], boxes: Mapping[int | str, Sequence[Sequence[float]]]) -> float:
-    """Accuracy at IoU 0.5 that is expected of a candidate drawn at random for each sentence."""
+    """Expected accuracy at IoU 0.5 of a random candidate per sentence."""
     values = []
     for e in expressions:
         mine = boxes.get(e.id, ())
@@ -119,6 +119,6 @@ def chance_accuracy(expressions: Sequence[Expression], boxes: Mapping[int | str,
 
 
 def best_possible(expressions: Sequence[Expression], boxes: Mapping[int | str, Sequence[Sequence[float]]]) -> float:
-    """Accuracy at IoU 0.5 of a scorer that always picks the best candidate: what the proposals allow."""
+    """Accuracy at IoU 0.5 of an oracle that picks the best candidate: the upper bound set by the proposals."""
     hits = [any(box_overlap(b, e.boxes[0]) >= 0.5 for b in boxes.get(e.id, ())) for e in expressions]
     return float(np.mean(hits))

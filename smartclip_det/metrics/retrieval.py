@@ -1,4 +1,4 @@
-"""Image-text retrieval and zero-shot presence, from saved vectors (pretrain reference 2.1; DESIGN 5).
+"""Image-text retrieval and zero-shot presence, from saved vectors (protocols of Long-CLIP, arXiv 2403.15378).
 
 Shape letters: I images, K texts, C classes, D joint embedding.
 """
@@ -17,19 +17,19 @@ from smartclip_det.core.mask_modes import RETRIEVAL_MODES, mask_mode
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
 from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 
-#: Cut-offs of recall that are reported.
+#: Cut-offs of recall.
 RECALLS = (1, 5, 10)
 
 
 def text_ranks(similarity: Tensor, image_of_text: Tensor) -> Tensor:
-    """``[K]`` rank (0 is best) of each text's own image among all images; ties count against us.
+    """``[K]`` rank (0 is best) of each text's own image among all images; ties are ranked last.
 
     Args:
         similarity: ``[I, K]``.
         image_of_text: ``[K]`` row of each text's image.
     """
     own = similarity.gather(0, image_of_text.unsqueeze(0))
-    # Not less, rather than at least: a NaN, too, counts against us.
+    # Not "less than", rather than "greater or equal": NaN is ranked last, too.
     return (~(similarity < own)).sum(dim=0) - 1
 
 
@@ -42,7 +42,7 @@ def retrieval_metrics(
     recalls: Sequence[int] = RECALLS,
     chunk_size: int = 4096,
 ) -> dict[str, float]:
-    """``t2i_r1``, ``i2t_r1``, ... as shares in [0, 1].
+    """``t2i_r1``, ``i2t_r1``, ... as fractions in [0, 1].
 
     Args:
         image_embeds: ``[I, D]``, not normalised.
@@ -53,7 +53,7 @@ def retrieval_metrics(
         chunk_size: texts per product.
 
     Raises:
-        UserError: when there are no texts.
+        UserError: if there are no texts.
     """
     t2i, i2t = retrieval_ranks(image_embeds, text_embeds, masks, image_of_text, chunk_size=chunk_size)
     out = {f"t2i_r{k}": float((t2i < k).double().mean()) for k in recalls}
@@ -70,10 +70,10 @@ def retrieval_ranks(
     chunk_size: int = 4096,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Exact ranks (0 is best) without ever holding all ``I x K`` scores.
+    """Exact ranks (0 is best) without the full ``I x K`` score matrix.
 
-    Two passes over chunks of texts: the first finds each text's rank and each image's best own score, the second counts
-    the other texts that reach it. Both compute each chunk alike, so equal scores are equal.
+    Two passes over chunks of texts: the first computes the score of each text's own image and each image's best own
+    score, the second counts the other texts that reach it. Both compute chunks identically, so ties are exact.
 
     Args:
         image_embeds: ``[I, D]``, not normalised.
@@ -84,7 +84,7 @@ def retrieval_ranks(
         progress: show a bar.
 
     Returns:
-        ``[K]`` ranks of texts' images, and ``[I']`` ranks of the best own text of each image that has one.
+        ``[K]`` ranks of the texts' images, and ``[I']`` ranks of the best own text of each image that has one.
     """
     from tqdm import tqdm
 
@@ -117,21 +117,21 @@ def retrieval_ranks(
 
 
 def modes_of(vectors: RetrievalVectors) -> list[str]:
-    """The mask modes by which vectors can be scored: all but ``off`` need masks."""
+    """Mask modes available for scoring; all but ``off`` need masks."""
     return ["off"] if vectors.masks is None else list(RETRIEVAL_MODES)
 
 
 def ranks_of(vectors: RetrievalVectors, mode: str, *, progress: bool = False) -> tuple[Tensor, Tensor]:
-    """``[K]`` text-to-image and ``[I']`` image-to-text ranks by a mask mode."""
+    """``[K]`` text-to-image and ``[I']`` image-to-text ranks with a mask mode."""
     mode = mask_mode(mode, RETRIEVAL_MODES, "scoring")
     if vectors.masks is None and mode != "off":
-        raise UserError(f"scoring {mode!r} needs masks; these vectors have none (towers without a mask network).")
+        raise UserError(f"scoring {mode!r} needs masks; these vectors have none (encoded without a mask network).")
     masks = None if vectors.masks is None else resolve_masks(vectors.masks, mode, vectors.sentences)
     return retrieval_ranks(vectors.images, vectors.texts, masks, vectors.owner, progress=progress)
 
 
 def recall_metrics(vectors: RetrievalVectors, modes: Sequence[str], *, progress: bool = False) -> dict[str, float]:
-    """``t2i_r1_off``, ``i2t_r5_hard``, ... as shares in [0, 1]."""
+    """``t2i_r1_off``, ``i2t_r5_hard``, ... as fractions in [0, 1]."""
     out: dict[str, float] = {}
     for mode in modes:
         for direction, ranks in zip(("t2i", "i2t"), ranks_of(vectors, mode, progress=progress), strict=True):
@@ -140,7 +140,7 @@ def recall_metrics(vectors: RetrievalVectors, modes: Sequence[str], *, progress:
 
 
 def retrieval_metric(vectors: RetrievalVectors, mode: str) -> tuple[Any, int]:
-    """What the paired bootstrap asks for: recalls under weights of images, and the number of images."""
+    """Recalls as a function of image weights, and the number of images, for the paired bootstrap."""
     t2i, i2t = (r.numpy() for r in ranks_of(vectors, mode))
     owner = vectors.owner.numpy()
     having = np.unique(owner)

@@ -1,6 +1,6 @@
-"""Lowest scores by class from few labelled images, and what they give on images that they were not chosen on.
+"""Per-class score thresholds from few labelled images, with cross-validated precision and recall.
 
-Shape letters: N detections of a class, best first; I images.
+Shape letters: N detections of a class, by descending score; I images.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 
 from smartclip_det.metrics.bootstrap import ClassMatches
 
-#: Labelled boxes from which a class has a threshold of its own; others share one.
+#: Minimum number of labelled boxes for a threshold of its own; other classes share one.
 OWN_FROM = 3
-#: Parts that images are held out in; fewer images are held out one by one.
+#: Cross-validation folds; leave-one-out with fewer images.
 FOLDS = 20
-#: Digits of a threshold.
+#: Decimals of a threshold.
 DIGITS = 4
 
 
 @dataclass(frozen=True)
 class ClassThreshold:
-    """What was chosen for a class, and what it gives on held-out images.
+    """Threshold of a class, and its result on held-out images.
 
     Attributes:
-        name: of the class.
-        threshold: lowest score.
-        own: whether the class had boxes enough for one of its own.
+        name: class name.
+        threshold: minimum score.
+        own: whether the class had enough boxes for a threshold of its own.
         boxes: labelled boxes.
         hits: held-out detections above the threshold that match a box.
-        misses: those that match none.
+        misses: held-out detections above the threshold that match none.
     """
 
     name: str
@@ -43,17 +43,17 @@ class ClassThreshold:
 
     @property
     def precision(self) -> tuple[float, float, float] | None:
-        """Share of the detections that are right, with the ends of its 95 % interval; None without one."""
+        """Precision with the bounds of its 95 % interval; None without detections."""
         return with_interval(self.hits, self.hits + self.misses)
 
     @property
     def recall(self) -> tuple[float, float, float] | None:
-        """Share of the boxes that are found, with the ends of its 95 % interval; None without one."""
+        """Recall with the bounds of its 95 % interval; None without boxes."""
         return with_interval(self.hits, self.boxes)
 
 
 def with_interval(count: int, total: int) -> tuple[float, float, float] | None:
-    """A share with the ends of Wilson's 95 % interval (scipy); boxes are taken as independent."""
+    """A proportion with the bounds of Wilson's 95 % interval (scipy), assuming independent boxes."""
     from scipy.stats import binomtest
 
     if not total:
@@ -65,21 +65,21 @@ def with_interval(count: int, total: int) -> tuple[float, float, float] | None:
 def best_threshold(
     scores: np.ndarray, hits: np.ndarray, total: int, least_precision: float | None = None
 ) -> float | None:
-    """The lowest score with the best F1, or the most detections of a precision; between two detections, in the middle.
+    """The threshold with the best F1, or with the most detections at a minimum precision; midway between two scores.
 
     Args:
-        scores: ``[N]``, falling.
-        hits: ``[N]`` which match a labelled box.
-        total: labelled boxes.
-        least_precision: precision that is asked for; None: the best F1.
+        scores: ``[N]``, descending.
+        hits: ``[N]`` detections that match a labelled box.
+        total: number of labelled boxes.
+        least_precision: minimum precision; None for the best F1.
 
     Returns:
-        None where no detection is right, or none has the precision.
+        None if no detection is correct, or if the precision is not reached.
     """
     if not total or not hits.any():
         return None
     count, right = np.arange(1, len(scores) + 1), np.cumsum(hits)
-    # Equal scores are kept together or not at all.
+    # Equal scores pass a threshold together.
     ends = np.append(scores[1:] != scores[:-1], True)
     if least_precision is None:
         value = np.where(ends, 2 * right / (count + total), -1.0)
@@ -96,12 +96,12 @@ def best_threshold(
 def choose_thresholds(
     classes: Sequence[ClassMatches], least_precision: float | None = None, images: np.ndarray | None = None
 ) -> tuple[list[float | None], float | None]:
-    """A threshold of each class that has boxes enough, and one of all classes together.
+    """Thresholds of the classes with enough boxes, and one for all classes together.
 
     Args:
         classes: detections matched at an overlap of 0.5 (the first of the matches' thresholds).
         least_precision: see :func:`best_threshold`.
-        images: ``[I]`` True for those that are used; None: all.
+        images: ``[I]`` True for the images to use; None for all.
     """
     used = [_used(c, images) for c in classes]
     own = [best_threshold(s, h, t, least_precision) if t >= OWN_FROM else None for s, h, t in used]
@@ -112,7 +112,7 @@ def choose_thresholds(
 
 
 def _used(matches: ClassMatches, images: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scores, hits and number of boxes on some of the images; what matched a crowd counts for nothing."""
+    """Scores, hits and number of boxes on the selected images; detections matched to crowds are ignored."""
     mask = matches.counted[0] if images is None else matches.counted[0] & images[matches.images]
     truths = matches.truths if images is None else matches.truths[images]
     return matches.scores[mask], matches.hits[0][mask], int(truths.sum())
@@ -121,15 +121,15 @@ def _used(matches: ClassMatches, images: np.ndarray | None) -> tuple[np.ndarray,
 def calibrate_classes(
     classes: Sequence[ClassMatches], fallback: float, least_precision: float | None = None
 ) -> tuple[list[ClassThreshold], float]:
-    """Thresholds chosen on all images, with precision and recall on images held out of the choice.
+    """Choose thresholds on all images and estimate their precision and recall by cross-validation.
 
     Args:
         classes: see :func:`choose_thresholds`.
-        fallback: where no detection is right.
+        fallback: threshold if no detection is correct.
         least_precision: see :func:`best_threshold`.
 
     Returns:
-        One for each class, and that of classes without their own.
+        One entry per class, and the threshold of classes without their own.
     """
     count = len(classes[0].truths) if classes else 0
     hits, misses = np.zeros(len(classes), int), np.zeros(len(classes), int)

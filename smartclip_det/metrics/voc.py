@@ -1,9 +1,8 @@
 """PASCAL VOC average precision at one IoU threshold, all-point and 11-point.
 
-IoU counts pixels inclusively (+1), as the VOC tools do. A detection is a hit when the ground-truth box that it
-overlaps most has IoU >= threshold and was not taken by a better-scored one. Objects marked difficult are
-counted like others by default (as the common re-implementations do) or left out of both sides (``ignore``, the
-official devkit).
+IoU uses inclusive pixel coordinates (+1), as the VOC devkit does. A detection is a hit if the ground-truth box that it
+overlaps most has IoU >= threshold and is not matched to a detection with a higher score. Objects marked difficult count
+like others by default (as in common re-implementations) or are ignored (``ignore``, as in the devkit).
 
 ``fast`` is vectorised here; ``reference`` is MMDetection's ``eval_map`` (fp32 inside, agrees to 1e-6).
 """
@@ -24,14 +23,14 @@ from smartclip_det.utils.boxes import Box, to_xyxy
 
 @dataclass
 class VocMatches:
-    """Detections of one class, best first.
+    """Detections of one class, by descending score.
 
     Attributes:
         scores: ``[N]``.
-        images: ``[N]`` image positions.
+        images: ``[N]`` image indices.
         hits: ``[N]`` True for hits.
-        ignored: ``[N]`` True where the best box is a difficult one that is left out.
-        truths: ``[I]`` counted ground-truth boxes of each image.
+        ignored: ``[N]`` True where the matched box is difficult and ignored.
+        truths: ``[I]`` counted ground-truth boxes per image.
     """
 
     scores: np.ndarray
@@ -42,7 +41,7 @@ class VocMatches:
 
 
 def inclusive_iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of one ``[4]`` xyxy box with ``[G, 4]``, counting both border pixels."""
+    """IoU of one ``[4]`` xyxy box with ``[G, 4]``, with inclusive pixel coordinates."""
     low = np.maximum(box[:2], others[:, :2])
     high = np.minimum(box[2:], others[:, 2:])
     inner = np.clip(high - low + 1, 0, None).prod(axis=1)
@@ -142,7 +141,7 @@ def _reference(
     order = {image["id"]: i for i, image in enumerate(truth.data["images"])}
     found = [[np.zeros((0, 5)) for _ in categories] for _ in order]
     rows: dict[tuple[int, int], list[list[float]]] = {}
-    # The library breaks ties arbitrarily; ranks say the same order without ties.
+    # MMDetection breaks ties arbitrarily; ranks give the same order without ties.
     for rank, r in enumerate(sorted(results, key=lambda a: -a["score"])):
         if r["category_id"] in categories:
             key = (order[r["image_id"]], categories.index(r["category_id"]))

@@ -1,1 +1,1 @@
-"""What an encoder and its masks do, measured: the region probe, mask statistics, the vocabulary report."""
+"""Analysis of encoders and masks: region probe, mask statistics, vocabulary report."""

@@ -1,1 +1,1 @@
-"""The protocols: options, scores and stamps, called by the command line and by the MMEngine metrics alike."""
+"""Protocols: options, scores and stamps, used by the command line and the MMEngine metrics."""

@@ -1,4 +1,4 @@
-"""The MMEngine metric of alignment runs; needs neither mmdet nor mmcv."""
+"""MMEngine metric of alignment runs; requires neither mmdet nor mmcv."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from smartclip_det.protocols.registry import protocol_of
 from smartclip_det.protocols.retrieval import Retrieval
 from smartclip_det.protocols.stamp import protocol_stamp, write_results
 
-#: What kinds of captions are called in the names of caption mAP.
+#: Names of the kinds of captions in caption mAP.
 _CAPTIONS = {"long": "full", "short": "short", "partial": "partial"}
 #: Average precision of each query, by name of the mAP and mask mode.
 Precisions = dict[str, dict[str, np.ndarray]]
@@ -39,27 +39,30 @@ Precisions = dict[str, dict[str, np.ndarray]]
 
 @METRICS.register_module()
 class AlignmentMetric(BaseMetric):
-    """Retrieval by each kind of caption and mAP of zero-shot presence, by scoring.
+    """Retrieval recall for each kind of caption and mAP of zero-shot presence, for each mask mode.
 
-    ``t2i_r1_long_hard``, ``i2t_r5_short_off``, ``map_shape_hard``, ...: the last word is the mask mode, and the same
-    name without it is the value of ``scoring``. Where the data set lists phrases, ``t2i_r1_short_held_out_hard`` counts
-    the texts that hold one of them (against all images), and ``map_colour_shape_held_out_hard`` those classes alone.
+    Names are ``t2i_r1_long_hard``, ``i2t_r5_short_off``, ``map_shape_hard``, ...: the last word is the mask mode, and
+    the name without it repeats the value for ``scoring``. If the data set lists held-out phrases,
+    ``t2i_r1_short_held_out_hard`` is over the texts that contain one (against all images), and
+    ``map_colour_shape_held_out_hard`` is over those classes only.
 
-    Where the data set knows the truth of captions (``tests.truth`` of CaptionDataset), ``map_caption_full_hard``,
-    ``..._short_hard``, ``..._partial_hard`` count every image that a caption is true of: mAP over different captions;
-    ``map_caption_held_out_hard`` is that of short captions that hold a phrase. Beside recall of a caption's own image
-    stand the highest value that any order of the images reaches (``t2i_r1_short_best``) and what who knows the truth
-    and nothing else finds on average (``t2i_r1_short_reader``).
+    If the data set has caption ground truth (``tests.truth`` of CaptionDataset), ``map_caption_full_hard``,
+    ``..._short_hard`` and ``..._partial_hard`` count all images that match a caption: mAP over distinct captions.
+    ``map_caption_held_out_hard`` is over short captions with a held-out phrase. Recall comes with two references: the
+    upper bound over all rankings (``t2i_r1_short_best``), and the expected recall of an oracle that knows which images
+    match (``t2i_r1_short_reader``).
 
-    ``map_colour_shape_bound_hard`` leaves out images that show both words of a class, but on different objects only;
-    ``auc_binding_hard`` is how often an image where a class is true beats one of exactly those.
+    ``map_colour_shape_bound_hard`` ignores images that show both words of a class on different objects only;
+    ``auc_binding_hard`` is the probability that a matching image scores higher than one of these.
 
-    ``mask_density_short`` is the share of dimensions that a text keeps, ``mask_unused_short`` that which none keeps.
+    ``mask_density_short`` is the fraction of dimensions that a text keeps, ``mask_unused_short`` the fraction that no
+    text keeps.
 
-    The metrics file has ``intervals``, too: by mAP and control, what the hard masks gain, over queries.
+    The metrics file also has ``intervals``: for each mAP and control, the gain of hard masks, with bootstrap intervals
+    over queries.
 
-    Retrieval is the ``retrieval`` protocol of the registry: the vectors that ``out_file`` keeps score the same by
-    ``tools/evaluate.py retrieval``.
+    Retrieval is computed by the ``retrieval`` protocol, so ``tools/evaluate.py retrieval`` gives the same numbers for
+    the vectors in ``out_file``.
     """
 
     def __init__(
@@ -73,16 +76,16 @@ class AlignmentMetric(BaseMetric):
         collect_device: str = "cpu",
         prefix: str | None = None,
     ) -> None:
-        """Build.
+        """Initialise.
 
         Args:
-            scoring: what stands under the short names, one of ``scorings``.
-            scorings: mask modes, of ``mask_modes.RETRIEVAL_MODES``.
+            scoring: mask mode of the metrics without a suffix, one of ``scorings``.
+            scorings: mask modes, from ``mask_modes.RETRIEVAL_MODES``.
             metrics_file: stamped JSON to write.
-            out_file: vectors to write, ``.safetensors``; each kind of caption has a file, ``NAME.KIND.safetensors``.
-            stamp: further facts for the stamp.
-            binding: vocabulary of attribute and noun, two words each, that binding is measured on.
-            collect_device: where ranks gather.
+            out_file: ``.safetensors`` file for vectors; each kind of caption is written to ``NAME.KIND.safetensors``.
+            stamp: additional entries of the stamp.
+            binding: vocabulary of attribute-noun pairs for the binding metrics.
+            collect_device: device on which ranks gather results.
             prefix: prefix of the metric names.
         """
         super().__init__(collect_device=collect_device, prefix=prefix)
@@ -92,7 +95,7 @@ class AlignmentMetric(BaseMetric):
         self.binding = binding
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what retrieval and presence need of each image."""
+        """Collect vectors and presence labels of each image."""
         for s in data_samples:
             texts = {
                 kind: (
@@ -106,7 +109,7 @@ class AlignmentMetric(BaseMetric):
             self.results.append((s["img_id"], s["image_embed"], texts, s["presence_scores"], s["present"]))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """All metrics, and the short names."""
+        """All metrics, with and without mask-mode suffix."""
         images = torch.stack([r[1] for r in results])
         metrics: dict[str, float] = {}
         facts: dict[str, Any] = {}
@@ -148,7 +151,7 @@ class AlignmentMetric(BaseMetric):
         return entry
 
     def _vectors(self, kind: str, results: list[Any], images: torch.Tensor) -> RetrievalVectors:
-        """All images, and the texts of one kind."""
+        """Vectors of all images, and of the texts of one kind."""
         rows = [(i, *r[2][kind]) for i, r in enumerate(results) if kind in r[2]]
         owner = torch.tensor([i for i, texts, _, _ in rows for _ in texts])
         texts = [t for _, mine, _, _ in rows for t in mine]
@@ -178,7 +181,7 @@ class AlignmentMetric(BaseMetric):
     def _captions(
         self, kind: str, vectors: RetrievalVectors, image_ids: Sequence[Any], metrics: dict[str, float]
     ) -> Precisions:
-        """Precision of each different caption over all images that it is true of; recalls that are possible."""
+        """Average precision of each distinct caption over all matching images; reference recalls."""
         rows = {t: n for n, t in enumerate(vectors.sentences)}
         texts, kept = list(rows), list(rows.values())
         true = self._meta["truth"].table(texts, image_ids).T
@@ -207,7 +210,7 @@ class AlignmentMetric(BaseMetric):
         return out
 
     def _presence(self, results: list[Any], metrics: dict[str, float]) -> Precisions:
-        """Precision of each class of each vocabulary; binding."""
+        """Average precision of each class of each vocabulary; binding metrics."""
         vocabularies = self._meta.get("vocabularies", {})
         if self.binding is not None:
             check_choice("binding", self.binding, list(vocabularies))

@@ -1,4 +1,4 @@
-"""What a protocol is: it reads annotations and predictions, scores them, says what the numbers are, and compares."""
+"""Base class of protocols: read annotations and predictions, score, stamp and compare them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 
 @dataclass
 class Material:
-    """Annotations and predictions that passed the checks.
+    """Validated annotations and predictions.
 
     Attributes:
         truth: annotations.
         found: predictions.
-        counts: what was counted on the way.
+        counts: counts from validation.
     """
 
     truth: Any
@@ -37,9 +37,9 @@ class Scores:
     """Metrics by their public names.
 
     Attributes:
-        metrics: unrounded; -1 where there was nothing to measure.
-        counts: what was counted.
-        per_class: of each class, None where it has no ground truth.
+        metrics: unrounded values; -1 if undefined.
+        counts: counts of inputs.
+        per_class: value of each class, None without ground truth.
     """
 
     metrics: dict[str, float]
@@ -49,7 +49,7 @@ class Scores:
 
 @dataclass
 class Evaluation(Scores):
-    """Scores with the stamp that says what they are.
+    """Scores with their stamp.
 
     Attributes:
         protocol: the stamp.
@@ -59,14 +59,14 @@ class Evaluation(Scores):
 
 
 class Protocol(ABC, Generic[O]):
-    """One protocol. Saved files and runs both come here, so that they cannot differ."""
+    """A protocol. Saved files and runs are both scored here, so their numbers agree."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
     def read(self, ann: Path, pred: Path, options: O) -> Material:
-        """Read and check saved files."""
+        """Read and validate saved files."""
 
     @abstractmethod
     def score(self, material: Material, options: O) -> Scores:
@@ -74,30 +74,30 @@ class Protocol(ABC, Generic[O]):
 
     @abstractmethod
     def facts(self, material: Material, options: O) -> dict[str, Any]:
-        """What belongs into the stamp beside the options."""
+        """Entries of the stamp in addition to the options."""
 
     def resampled(self, material: Material, options: O) -> tuple[Metric, int]:
         """Metrics as a function of image weights, and the number of images.
 
         Raises:
-            UserError: where the protocol cannot be compared.
+            UserError: if the protocol does not support comparison.
         """
         raise UserError(
-            f"{self.name} cannot be compared; --compare knows coco, ov-coco (joint), lvis, ov-lvis, voc, "
+            f"{self.name} cannot be compared; --compare supports coco, ov-coco (joint), lvis, ov-lvis, voc, "
             "refcoco and retrieval."
         )
 
     def stamp(
         self, material: Material, options: O, ann: str | Path, pred: str | Path | None = None, **more: Any
     ) -> dict[str, Any]:
-        """The stamp of scores: the protocol's facts, its options, and hashes of the files.
+        """Build the stamp: the protocol's facts, its options, and hashes of the files.
 
         Args:
-            material: what was scored.
-            options: how.
+            material: the scored material.
+            options: options of the protocol.
             ann: annotation file or folder.
-            pred: prediction file, where there is one.
-            more: further facts.
+            pred: prediction file, if any.
+            more: additional entries.
         """
         hashes = {"ann_sha256": file_hash(ann)} | ({} if pred is None else {"pred_sha256": file_hash(pred)})
         return protocol_stamp(self.name, **{**options.facts(), **self.facts(material, options), **hashes, **more})
@@ -125,7 +125,7 @@ class Protocol(ABC, Generic[O]):
         """Paired bootstrap between two prediction files.
 
         Returns:
-            The stamp and, for each metric, what :func:`bootstrap.paired_bootstrap` tells.
+            The stamp and, for each metric, the result of :func:`bootstrap.paired_bootstrap`.
         """
         ann, files = Path(ann), (Path(first), Path(second))
         metrics: list[Metric] = []
@@ -150,5 +150,5 @@ class Protocol(ABC, Generic[O]):
         return stamp, outcome
 
     def compared(self, options: O) -> Mapping[str, Any]:
-        """What the stamp of a comparison tells of the options."""
+        """Options that a comparison depends on, for its stamp."""
         return options.facts()

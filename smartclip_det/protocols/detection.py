@@ -1,4 +1,4 @@
-"""The protocols of detection files: COCO, OV-COCO, LVIS, VOC, and the two whose classes are sentences."""
+"""Protocols of detection files: COCO, OV-COCO, LVIS, VOC, and D-cube and FG-OVD, whose classes are sentences."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ Results = Sequence[Mapping[str, Any]]
 
 
 class Detections(Protocol[D]):
-    """A protocol of boxes or masks with a class and a score."""
+    """A protocol for boxes or masks with a class and a score."""
 
     def read_truth(self, ann: Path, *, need_annotations: bool = True) -> GroundTruth:
-        """The annotations; ``need_annotations=False`` takes a file of images and classes alone."""
+        """Read annotations; with ``need_annotations=False``, a file with images and categories only is accepted."""
         return load_ground_truth(ann, need_annotations=need_annotations)
 
     def classes(self, truth: GroundTruth, options: D) -> list[str] | None:
-        """The classes that are scored; None for all of the file."""
+        """Classes to score; None for all classes of the file."""
         return None
 
     def read(self, ann: Path, pred: Path, options: D) -> Material:
-        """Read and check saved files."""
+        """Read and validate saved files."""
         if iou_type_of(options) == "segm" and pred.suffix == ".safetensors":
-            raise UserError("Columnar files hold boxes only; segm needs a COCO result list.")
+            raise UserError("Columnar files contain boxes only; segm needs a COCO result list.")
         truth = self.read_truth(ann)
         found = read_predictions(pred, truth)
         if options.images == "predicted":
             if pred.suffix != ".jsonl":
                 raise UserError(
-                    "--images predicted is for the .partial.jsonl file of an unfinished run, which lists them."
+                    "--images predicted needs the .partial.jsonl file of an unfinished run, which lists its images."
                 )
             truth = with_images(truth, {row["image_id"] for row in read_lines(pred)})
         return self.material(truth, found, options)
 
     def material(self, truth: GroundTruth, found: Results, options: D) -> Material:
-        """Checked predictions on the images that are scored.
+        """Validate predictions and select the images to score.
 
         Raises:
-            UserError: for predictions that the file of annotations does not fit.
+            UserError: for predictions that do not match the annotations.
         """
         if options.images == "annotated":
             truth = annotated_only(truth, self.classes(truth, options))
@@ -76,7 +76,7 @@ class Detections(Protocol[D]):
 
 
 def iou_type_of(options: DetectionOptions) -> str:
-    """``bbox`` or ``segm``; protocols without the choice are of boxes."""
+    """``bbox`` or ``segm``; protocols without this option use boxes."""
     return str(getattr(options, "iou_type", "bbox"))
 
 
@@ -87,7 +87,7 @@ def _categories_of(results: Results) -> list[Any]:
 
 
 def limits_of(max_dets: int) -> list[int]:
-    """The limits that recall is told at, up to that of precision."""
+    """Detection limits of recall, up to that of precision."""
     return [*(n for n in COCO_LIMITS[:-1] if n < max_dets), max_dets]
 
 
@@ -95,7 +95,7 @@ class Coco(Detections[CocoOptions]):
     """``coco``: average precision over IoU 0.5:0.95."""
 
     def score(self, material: Material, options: CocoOptions) -> Scores:
-        """The twelve numbers."""
+        """The twelve COCO metrics."""
         tables = evaluate_tables(
             material.truth,
             material.found,
@@ -106,7 +106,7 @@ class Coco(Detections[CocoOptions]):
         return Scores(coco_metrics(tables, options.iou_type), per_class=tables.class_ap())
 
     def facts(self, material: Material, options: CocoOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"ap": "COCO, IoU 0.5:0.95, 101 points", "classes": len(material.truth.categories)}
 
     def resampled(self, material: Material, options: CocoOptions) -> tuple[bootstrap.Metric, int]:
@@ -128,12 +128,12 @@ class OvCoco(Detections[OvCocoOptions]):
     """``ov-coco``: average precision at IoU 0.5 of base and novel classes."""
 
     def classes(self, truth: GroundTruth, options: OvCocoOptions) -> list[str]:
-        """Those of both halves."""
+        """Base and novel classes."""
         base, novel, _ = ov_coco_split(options.split_file)
         return [*base, *novel]
 
     def score(self, material: Material, options: OvCocoOptions) -> Scores:
-        """Base, novel and joint."""
+        """Base, novel and joint AP."""
         base, novel, _ = ov_coco_split(options.split_file)
         truth, alone = material.truth, options.setting == "target-only"
         ids = set(truth.category_ids([*base, *novel]))
@@ -143,8 +143,8 @@ class OvCoco(Detections[OvCocoOptions]):
             foreign = set(truth.category_ids(base))
             if any(c in foreign for c in categories):
                 raise UserError(
-                    "The predictions hold base classes: they are of a joint run. target-only is for a detector that "
-                    "was given the novel names alone."
+                    "The predictions contain base classes, so they are from a joint run. target-only is for detectors "
+                    "that were given only the novel names."
                 )
         tables = evaluate_tables(
             truth,
@@ -161,7 +161,7 @@ class OvCoco(Detections[OvCocoOptions]):
         return Scores(metrics, {"outside_vocabulary": outside}, tables.class_ap(0.5))
 
     def facts(self, material: Material, options: OvCocoOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         base, novel, split = ov_coco_split(options.split_file)
         alone = options.setting == "target-only"
         return {
@@ -182,12 +182,12 @@ class OvCoco(Detections[OvCocoOptions]):
         return _coco_resampled(material, options, both, groups)
 
     def compared(self, options: OvCocoOptions) -> Mapping[str, Any]:
-        """The split, too."""
+        """The split."""
         return {**options.facts(), "split": ov_coco_split(options.split_file)[2]}
 
 
 class Lvis(Detections[LvisOptions]):
-    """``lvis`` and ``ov-lvis``: federated average precision, a limit per image over all classes."""
+    """``lvis`` and ``ov-lvis``: federated average precision, with a limit per image over all classes."""
 
     def read_truth(self, ann: Path, *, need_annotations: bool = True) -> GroundTruth:
         """Annotations with the federated fields."""
@@ -197,7 +197,7 @@ class Lvis(Detections[LvisOptions]):
         return truth
 
     def score(self, material: Material, options: LvisOptions) -> Scores:
-        """AP by frequency; for ``ov-lvis`` also base and novel."""
+        """AP by frequency; for ``ov-lvis`` also of base and novel classes."""
         metrics, per_class = evaluate_lvis(
             material.truth,
             material.found,
@@ -210,11 +210,11 @@ class Lvis(Detections[LvisOptions]):
         return Scores(metrics, per_class=per_class)
 
     def facts(self, material: Material, options: LvisOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"ap": "LVIS, IoU 0.5:0.95, federated", "classes": len(material.truth.categories)}
 
     def resampled(self, material: Material, options: LvisOptions) -> tuple[bootstrap.Metric, int]:
-        """AP, and by frequency."""
+        """AP, overall and by frequency."""
         matches = bootstrap.lvis_matches(
             material.truth, material.found, iou_type=options.iou_type, max_dets=options.max_dets
         )
@@ -224,7 +224,7 @@ class Lvis(Detections[LvisOptions]):
 
 
 class LvisFixed(Detections[LvisFixedOptions]):
-    """``lvis-fixed``: the best 10,000 of each class over the whole set (arXiv 2102.01066)."""
+    """``lvis-fixed``: the top 10,000 of each class over the whole set (arXiv 2102.01066)."""
 
     read_truth = Lvis.read_truth
 
@@ -236,7 +236,7 @@ class LvisFixed(Detections[LvisFixedOptions]):
         return Scores(metrics, per_class=per_class)
 
     def facts(self, material: Material, options: LvisFixedOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {
             "ap": "LVIS, IoU 0.5:0.95, federated, fixed: best 10,000 of each class",
             "iou_type": "bbox",
@@ -249,11 +249,11 @@ class Voc(Detections[VocOptions]):
     """``voc``: average precision at IoU 0.5, all-point and 11-point."""
 
     def read_truth(self, ann: Path, *, need_annotations: bool = True) -> GroundTruth:
-        """A COCO file, or a folder of VOC xml files."""
+        """Read a COCO file or a folder of VOC XML files."""
         return load_voc_folder(ann) if ann.is_dir() else load_ground_truth(ann, need_annotations=need_annotations)
 
     def material(self, truth: GroundTruth, found: Results, options: VocOptions) -> Material:
-        """Results of a folder may name images by file stem."""
+        """Validate results; those of a folder may identify images by file stem."""
         if Path(truth.path).is_dir():
             found = number_voc_images(found, truth)
         out = super().material(truth, found, options)
@@ -268,7 +268,7 @@ class Voc(Detections[VocOptions]):
         return Scores(metrics, per_class=per_class)
 
     def facts(self, material: Material, options: VocOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"ap": "VOC, IoU 0.5, all-point and 11-point, inclusive pixels"}
 
     def resampled(self, material: Material, options: VocOptions) -> tuple[bootstrap.Metric, int]:
@@ -277,34 +277,34 @@ class Voc(Detections[VocOptions]):
 
 
 class Dcube(Detections[DcubeOptions]):
-    """``dcube``: COCO mAP whose classes are sentences."""
+    """``dcube``: COCO mAP with sentences as classes."""
 
     def score(self, material: Material, options: DcubeOptions) -> Scores:
-        """MAP of all sentences, by presence and length."""
+        """MAP over all sentences, and by presence and length."""
         metrics, per_class, counts = dcube_metrics(
             material.truth, material.found, options.scenario, backend=options.backend
         )
         return Scores(metrics, counts, per_class)
 
     def facts(self, material: Material, options: DcubeOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"ap": "COCO, IoU 0.5:0.95, a sentence is a class", "sentences": len(material.truth.categories)}
 
 
 class Fgovd(Detections[FgovdOptions]):
-    """``fgovd``: mAP of detections of captions, or the rank of each object's caption on its own box.
+    """``fgovd``: mAP of caption detections, or the rank of each object's caption on its own box.
 
-    JSON lines of caption scores are ranked; every other file holds detections.
+    JSON lines are caption scores and give ranks; all other files are detections.
     """
 
     def read_truth(self, ann: Path, *, need_annotations: bool = True) -> GroundTruth:
-        """Annotations with hard negatives."""
+        """Read annotations with hard negatives."""
         truth = load_ground_truth(ann, need_annotations=need_annotations)
         check_fgovd(truth.data, ann)
         return truth
 
     def read(self, ann: Path, pred: Path, options: FgovdOptions) -> Material:
-        """Caption scores by annotation, or checked detections."""
+        """Read caption scores by annotation, or detections."""
         first = first_json_line(pred) if pred.suffix == ".jsonl" else None
         if pred.suffix == ".jsonl" and not (isinstance(first, Mapping) and "image_id" in first):
             return Material(load_fgovd(ann), read_caption_scores(pred))
@@ -318,7 +318,7 @@ class Fgovd(Detections[FgovdOptions]):
         return Scores(metrics, counts, per_class)
 
     def facts(self, material: Material, options: FgovdOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         if isinstance(material.found, dict):
             return {"unit": "object on its own box, rank among its negatives", "ties": "against"}
         return {"ap": "COCO, IoU 0.5:0.95, a caption is a class", "nms": "0.5 across the captions of an object"}

@@ -1,9 +1,8 @@
-"""The MMEngine metric of detection runs: detections are collected, written, and scored by an entry of the registry.
+"""MMEngine metric of detection runs: collects detections, writes them, and scores them with a registered protocol.
 
-What is written with ``out_file`` and what is scored are the same numbers, so ``tools/evaluate.py`` on the saved
-file gives the same digits and the same stamp. Predictions go to a ``.partial.jsonl`` file as they come, one for each
-process, which is removed once the whole file is there: ``tools/evaluate.py --images predicted`` scores what a run that
-died has left.
+``out_file`` contains exactly the scored numbers, so ``tools/evaluate.py`` on the saved file gives the same metrics and
+stamp. During a run each process appends predictions to a ``.partial.jsonl`` file, which is removed when ``out_file`` is
+complete; ``tools/evaluate.py --images predicted`` scores the partial file of an interrupted run.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ from smartclip_det.protocols.stamp import write_results
 from smartclip_det.utils.boxes import sides_of
 from smartclip_det.utils.notes import note
 
-#: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` positions in the vocabulary, N masks (RLE) or None.
+#: Image id, ``[N, 4]`` xyxy boxes, ``[N]`` scores, ``[N]`` indices into the vocabulary, N masks (RLE) or None.
 Found = tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]] | None]
 
 
 @METRICS.register_module()
 class OpenVocabMetric(BaseMetric):
-    """Average precision of boxes and masks by any protocol of detections; classes are matched by name."""
+    """Average precision of boxes and masks with any detection protocol; classes are matched by name."""
 
     def __init__(
         self,
@@ -55,22 +54,22 @@ class OpenVocabMetric(BaseMetric):
         prefix: str | None = None,
         **options: Any,
     ) -> None:
-        """Build.
+        """Initialise.
 
         Args:
             ann_file: COCO or LVIS annotations.
-            data_root: folder that a relative ``ann_file`` or ``split_file`` is in.
-            protocol: in ``registry.OF_DETECTIONS``.
+            data_root: folder of a relative ``ann_file`` or ``split_file``.
+            protocol: one of ``registry.OF_DETECTIONS``.
             iou_types: ``bbox``, or ``bbox`` and ``segm`` for detectors with masks.
             out_file: predictions to write, ``.json`` (COCO result list) or ``.safetensors`` (columns, boxes only).
             metrics_file: stamped metrics JSON to write.
-            stamp: further facts for the protocol stamp (checkpoint hash, policy, ...).
-            collect_device: where ranks gather.
+            stamp: additional entries of the protocol stamp (checkpoint hash, policy, ...).
+            collect_device: device on which ranks gather results.
             prefix: prefix of the metric names.
-            options: of the protocol, see ``protocols.options``: ``images``, ``max_dets``, ``scenario``, ...
+            options: options of the protocol, see ``protocols.options``: ``images``, ``max_dets``, ``scenario``, ...
 
         Raises:
-            UserError: for options that the protocol does not take, and wrong values.
+            UserError: for options that the protocol does not have, and for invalid values.
         """
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.protocol = OF_DETECTIONS[check_choice("protocol", protocol, OF_DETECTIONS)]
@@ -83,9 +82,9 @@ class OpenVocabMetric(BaseMetric):
         elif self.iou_types == ["bbox"]:
             self.options = [options_of(protocol, options)]
         else:
-            raise UserError(f"{protocol} is of boxes; given iou_types={self.iou_types}.")
+            raise UserError(f"{protocol} is for boxes; given iou_types={self.iou_types}.")
         if self.options[0].images == "predicted":
-            raise UserError("images=predicted is for files of runs that died; a run scores all or the annotated ones.")
+            raise UserError("images=predicted is for files of interrupted runs; a run scores all or annotated images.")
         self.stamp = dict(stamp or {})
         if out_file and Path(out_file).suffix not in (".json", ".safetensors"):
             raise UserError(f"Predictions are written as .json or .safetensors; given {out_file}.")
@@ -95,11 +94,11 @@ class OpenVocabMetric(BaseMetric):
 
     @property
     def partial_file(self) -> Path | None:
-        """Where this process writes detections as they come."""
+        """File to which this process appends detections during the run."""
         return Path(f"{self.out_file}.rank{get_rank()}.partial.jsonl") if self.out_file else None
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the detections of a batch as arrays, and write them down."""
+        """Collect the detections of a batch as arrays, and append them to the partial file."""
         classes = list((self.dataset_meta or {}).get("classes", ()))
         index = {n: i for i, n in enumerate(classes)}
         lines = []
@@ -119,23 +118,23 @@ class OpenVocabMetric(BaseMetric):
             lines.append(line if masks is None else {**line, "masks": masks})
         if self.partial_file:
             self.partial_file.parent.mkdir(parents=True, exist_ok=True)
-            # The first batch of a run starts the file anew.
+            # The first batch of a run overwrites the file.
             mode = "w" if len(self.results) == len(data_samples) else "a"
             with self.partial_file.open(mode, encoding="utf-8") as handle:
                 handle.writelines(json.dumps(line) + "\n" for line in lines)
 
     def compute_metrics(self, results: list[Found]) -> dict[str, float]:
-        """Write and score the gathered detections; an annotation file of images alone gives no metrics."""
+        """Write and score the gathered detections; without annotations (images only) there are no metrics."""
         truth = self.protocol.read_truth(Path(self.ann_file), need_annotations=False)
         vocabulary = list((self.dataset_meta or {}).get("classes", ())) or list(truth.categories.values())
         found = _columns(results, vocabulary, truth)
         rows = _masked(found, results) if "segm" in self.iou_types else found
         if self.out_file:
-            # The columns hold the stamp, which the hash of their file cannot be part of.
+            # Columnar files contain the stamp, so the stamp cannot contain the hash of the file.
             self._write(rows, results, vocabulary, self._stamp(Material(truth, rows), None))
         if not truth.annotated:
-            where = f" are in {self.out_file}" if self.out_file else " are written with --out alone"
-            note(f"{self.ann_file} has no annotations: predictions{where}, no metrics.")
+            where = f" are in {self.out_file}" if self.out_file else " are written only with --out"
+            note(f"{self.ann_file} has no annotations: predictions{where}, there are no metrics.")
             return {}
         scored: list[tuple[Material, Scores]] = []
         for options in self.options:
@@ -143,7 +142,7 @@ class OpenVocabMetric(BaseMetric):
             scored.append((material, self.protocol.score(material, options)))
         metrics: dict[str, float] = {}
         for iou_type, (_, scores) in zip(self.iou_types, scored, strict=True):
-            # OV-COCO's names say nothing of boxes or masks.
+            # OV-COCO's metric names do not contain the IoU type.
             metrics.update({k if k not in metrics else f"{iou_type}_{k}": v for k, v in scores.metrics.items()})
         if self.metrics_file:
             classes: dict[str, Any] = {t: s.per_class for t, (_, s) in zip(self.iou_types, scored, strict=True)}
@@ -157,7 +156,7 @@ class OpenVocabMetric(BaseMetric):
         return metrics
 
     def _stamp(self, material: Material, pred: str | None) -> dict[str, Any]:
-        """What a saved file would be stamped with, and what only a run knows."""
+        """The stamp of a saved file, with entries that only a run knows."""
         texts = MessageHub.get_current_instance().get_info("vocabulary", None)
         more = self.stamp | ({} if texts is None else {"texts": texts})
         if len(self.iou_types) > 1:
@@ -165,7 +164,7 @@ class OpenVocabMetric(BaseMetric):
         return self.protocol.stamp(material, self.options[0], self.ann_file, pred, **more)
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Gather, score, and remove what was written on the way."""
+        """Gather, score, and remove the partial files."""
         metrics: dict[str, float] = super().evaluate(size)
         if self.partial_file:
             self.partial_file.unlink(missing_ok=True)
@@ -190,7 +189,7 @@ class OpenVocabMetric(BaseMetric):
 
 
 def _joined(results: list[Found]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``[N, 4]`` xyxy boxes, ``[N]`` scores and ``[N]`` vocabulary positions of all images."""
+    """``[N, 4]`` xyxy boxes, ``[N]`` scores and ``[N]`` vocabulary indices of all images."""
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(f[1].reshape(-1, 4) for f in results)])
     scores = np.concatenate([np.zeros(0, np.float32), *(f[2] for f in results)])
     return boxes, scores, np.concatenate([np.zeros(0, np.int32), *(f[3] for f in results)])
@@ -203,7 +202,7 @@ def _image_ids(results: list[Found]) -> list[Any]:
 def _run_lengths(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """COCO run lengths of ``masks [N, H, W]``."""
     if "masks" not in found:
-        raise UserError("iou_types asks for segm, but the detector gives no masks: it has no mask head.")
+        raise UserError("iou_types contains segm, but the detector has no mask head.")
     masks = found["masks"]
     masks = masks.cpu().numpy() if hasattr(masks, "cpu") else np.asarray(masks)
     return [encode_mask(m) for m in masks]
@@ -215,7 +214,7 @@ def _masked(found: DetectionColumns, results: list[Found]) -> list[dict[str, Any
 
 
 def _columns(results: list[Found], vocabulary: list[str], truth: GroundTruth) -> DetectionColumns:
-    """Detections under the ids of an annotation file; names that it lacks get an id that it lacks."""
+    """Detections with the category ids of an annotation file; names that it lacks get unused ids."""
     ids = truth.ids_of(vocabulary)
     boxes, scores, places = _joined(results)
     return DetectionColumns.from_arrays(_image_ids(results), ids[places], sides_of(boxes), scores.astype(np.float64))

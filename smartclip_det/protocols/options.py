@@ -1,6 +1,6 @@
-"""The options of each protocol: typed, checked, with their defaults and what the command line says of them.
+"""Typed and validated options of the protocols, with their defaults and command-line help.
 
-No torch and no numpy: the command line is made from this table.
+Imports neither torch nor numpy, because command-line parsers are built from this table.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from smartclip_det.core.rules import (
 )
 
 
-def told(about: str, choices: Sequence[str] = (), *, kind: type = str, fact: bool = True) -> dict[str, Any]:
-    """What is said of an option.
+def described(about: str, choices: Sequence[str] = (), *, kind: type = str, fact: bool = True) -> dict[str, Any]:
+    """Field metadata of an option.
 
     Args:
-        about: help of the command line.
-        choices: allowed texts.
+        about: command-line help.
+        choices: allowed values.
         kind: type of the value.
-        fact: whether it belongs into the stamp; paths and layouts of files do not.
+        fact: whether the option is part of the stamp; paths and file layouts are not.
     """
     return {"about": about, "choices": tuple(choices), "kind": kind, "fact": fact}
 
 
 def option(default: Any, about: str, choices: Sequence[str] = (), *, fact: bool = True) -> Any:
-    """An option whose type is that of its default, and see :func:`told`."""
-    return field(default=default, metadata=told(about, choices, kind=type(default), fact=fact))
+    """An option with the type of its default; for the arguments, see :func:`described`."""
+    return field(default=default, metadata=described(about, choices, kind=type(default), fact=fact))
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a protocol; wrong values raise :class:`UserError`."""
+    """Options of a protocol; invalid values raise :class:`UserError`."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -73,20 +73,22 @@ class Options:
         return value
 
     def facts(self) -> dict[str, Any]:
-        """What the stamp tells."""
+        """Options for the stamp."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["fact"]}
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 @dataclass(frozen=True)
 class DetectionOptions(Options):
-    """Of every protocol of detections."""
+    """Options of all detection protocols."""
 
     backend: str = option(BACKENDS[0], "reference: pycocotools, lvis-api, MMDetection", BACKENDS)
     images: str = option(
-        IMAGES[0], "annotated: those with a box of the protocol's classes; predicted: those of a run that died", IMAGES
+        IMAGES[0],
+        "annotated: those with a box of the protocol's classes; predicted: those of an interrupted run",
+        IMAGES,
     )
 
 
@@ -104,23 +106,24 @@ class CocoOptions(DetectionOptions):
         super().__post_init__()
         if self.max_dets < 1:
             raise UserError(
-                f"max_dets={self.max_dets}: COCO protocols need a positive limit; only LVIS knows {NO_LIMIT}, no limit."
+                f"max_dets={self.max_dets}: COCO protocols need a positive limit; only LVIS accepts {NO_LIMIT} (none)."
             )
 
 
 @dataclass(frozen=True)
 class OvCocoOptions(CocoOptions):
-    """Of ``ov-coco``."""
+    """Options of ``ov-coco``."""
 
     split_file: Path | None = field(
-        default=None, metadata=told("json with base and novel names; default: the 48/17 split", kind=Path, fact=False)
+        default=None,
+        metadata=described("JSON with base and novel names; default: the 48/17 split", kind=Path, fact=False),
     )
-    setting: str = option(SETTINGS[0], "target-only: the detector was given the novel names alone", SETTINGS)
+    setting: str = option(SETTINGS[0], "target-only: the detector was given only the novel names", SETTINGS)
 
 
 @dataclass(frozen=True)
 class LvisOptions(DetectionOptions):
-    """Of ``lvis`` and ``ov-lvis``."""
+    """Options of ``lvis`` and ``ov-lvis``."""
 
     iou_type: str = option(IOU_TYPES[0], "boxes or masks", IOU_TYPES)
     max_dets: int = option(LVIS_LIMIT, "detections per image")
@@ -133,7 +136,7 @@ class LvisOptions(DetectionOptions):
 
 @dataclass(frozen=True)
 class LvisFixedOptions(DetectionOptions):
-    """Of ``lvis-fixed``, which has no limit per image and is of boxes."""
+    """Options of ``lvis-fixed``, which is for boxes and has no limit per image."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class VocOptions(DetectionOptions):
 class DcubeOptions(DetectionOptions):
     """Of ``dcube``."""
 
-    scenario: str = option(SCENARIOS[0], "sentences asked of an image: its own, or all", SCENARIOS)
+    scenario: str = option(SCENARIOS[0], "sentences scored on an image: its own, or all", SCENARIOS)
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ class FgovdOptions(DetectionOptions):
 
 @dataclass(frozen=True)
 class SentenceOptions(Options):
-    """Of every protocol whose unit is a sentence."""
+    """Options of all protocols over sentences."""
 
     split: str = option("all", "train, val, testA, testB or test")
     instances: Path | None = field(
-        default=None, metadata=told("instances.json of a refs file; default: beside it", kind=Path, fact=False)
+        default=None, metadata=described("instances.json of a refs file; default: next to it", kind=Path, fact=False)
     )
 
     def __post_init__(self) -> None:
@@ -172,16 +175,16 @@ class SentenceOptions(Options):
 
 @dataclass(frozen=True)
 class BoxedSentenceOptions(SentenceOptions):
-    """Of the protocols of boxes: ``ref-l4`` as it is."""
+    """Options of the box protocols; ``ref-l4`` has no others."""
 
-    box_format: str = option(BOX_FORMATS[0], "of the predictions", BOX_FORMATS, fact=False)
+    box_format: str = option(BOX_FORMATS[0], "box format of the predictions", BOX_FORMATS, fact=False)
 
 
 @dataclass(frozen=True)
 class RefcocoOptions(BoxedSentenceOptions):
     """Of ``refcoco``."""
 
-    overlap: str = option(OVERLAPS[0], f"refcoco {OVERLAPS[0]}, grefcoco {GREC_OVERLAP}", OVERLAPS)
+    overlap: str = option(OVERLAPS[0], f"overlap measure; refcoco {OVERLAPS[0]}, grefcoco {GREC_OVERLAP}", OVERLAPS)
     strict: bool = option(False, "hits need overlap > threshold")
 
 
@@ -189,8 +192,8 @@ class RefcocoOptions(BoxedSentenceOptions):
 class GrefcocoOptions(BoxedSentenceOptions):
     """Of ``grefcoco``."""
 
-    overlap: str = option(GREC_OVERLAP, "the released evaluator's", OVERLAPS)
-    score_threshold: float = option(GREC_SCORE, "boxes below are not predicted")
+    overlap: str = option(GREC_OVERLAP, "overlap measure; default: the released evaluator's", OVERLAPS)
+    score_threshold: float = option(GREC_SCORE, "boxes with lower scores are dropped")
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class RetrievalOptions(Options):
     """Of ``retrieval``."""
 
     scoring: str = option(
-        "off", "mask mode that two files are compared by; one file is scored by all", RETRIEVAL_MODES, fact=False
+        "off", "mask mode for comparing two files; a single file is scored with all modes", RETRIEVAL_MODES, fact=False
     )
 
     def __post_init__(self) -> None:
@@ -213,7 +216,7 @@ class RetrievalOptions(Options):
         super().__post_init__()
 
 
-#: In the order in which they are listed.
+#: In display order.
 OPTIONS: dict[str, type[Options]] = {
     "coco": CocoOptions,
     "ov-coco": OvCocoOptions,
@@ -231,25 +234,26 @@ OPTIONS: dict[str, type[Options]] = {
     "fgovd": FgovdOptions,
     "retrieval": RetrievalOptions,
 }
-#: The protocols of detections.
+#: Detection protocols.
 OF_DETECTIONS = tuple(n for n, kind in OPTIONS.items() if issubclass(kind, DetectionOptions))
 
 
 def names_of(protocol: str) -> list[str]:
-    """The options that a protocol takes."""
+    """Names of a protocol's options."""
     return [f.name for f in fields(OPTIONS[check_choice("protocol", protocol, OPTIONS)])]
 
 
 def options_of(protocol: str, given: Mapping[str, Any] | Options, *, flags: bool = False) -> Any:
-    """The checked options of a protocol.
+    """Validated options of a protocol.
 
     Args:
-        protocol: in :data:`OPTIONS`.
-        given: values by name; what is left out, or None, has the protocol's default.
-        flags: name options as the command line does.
+        protocol: one of :data:`OPTIONS`.
+        given: values by name; missing values and None mean the protocol's default.
+        flags: use command-line spelling in messages.
 
     Raises:
-        UserError: for options that the protocol does not take, telling which it takes and which do, and wrong values.
+        UserError: for invalid values, and for options that the protocol does not have; the message lists its options
+            and the protocols that have the given one.
     """
     kind = OPTIONS[check_choice("protocol", protocol, OPTIONS)]
     if isinstance(given, Options):
@@ -270,12 +274,12 @@ def options_of(protocol: str, given: Mapping[str, Any] | Options, *, flags: bool
 
 
 def flag_of(name: str) -> str:
-    """``--max-dets`` of ``max_dets``; a lowest score is ``--threshold`` in every verb."""
+    """``--max-dets`` for ``max_dets``; score thresholds are ``--threshold`` in every verb."""
     return "--threshold" if name == "score_threshold" else f"--{name.replace('_', '-')}"
 
 
 def add_protocol_options(parser: argparse.ArgumentParser) -> None:
-    """The options of all protocols on a command line, each with the protocols that take it."""
+    """Add the options of all protocols to a parser; each help text lists the protocols that have the option."""
     found: dict[str, tuple[list[str], Field[Any]]] = {}
     for protocol, kind in OPTIONS.items():
         for f in fields(kind):
@@ -293,10 +297,10 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(protocol: str, args: argparse.Namespace) -> Any:
-    """The options of a protocol from a parsed command line.
+    """Options of a protocol from parsed arguments.
 
     Raises:
-        UserError: for options of other protocols, and wrong values.
+        UserError: for options of other protocols, and invalid values.
     """
     known = {f.name for kind in OPTIONS.values() for f in fields(kind)}
     return options_of(protocol, {k: v for k, v in vars(args).items() if k in known}, flags=True)

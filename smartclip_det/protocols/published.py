@@ -1,6 +1,6 @@
-"""Published numbers that a readable checkpoint must reproduce, with the width of what counts as equal.
+"""Published results that readable checkpoints must reproduce, with tolerances.
 
-Recalls in percent, image to text and text to image at 1; accuracy in percent.
+Recalls at 1 are in percent, image to text and text to image; so is accuracy.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from smartclip_det.models.zoo.names import registry
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """One number.
+    """A published result.
 
     Attributes:
         set: retrieval protocol, or ``imagenet`` for zero-shot top-1 with 80 templates.
-        metric: name in our result files.
-        percent: the published value.
-        tolerance: largest difference in points that passes.
+        metric: name in result files.
+        percent: published value.
+        tolerance: maximum difference in percentage points.
     """
 
     set: str
@@ -29,7 +29,7 @@ class PublishedNumber:
     tolerance: float = 0.3
 
 
-#: 1,000 texts move by 0.1 points each; preprocessing and fp16 explain some of them. First sentences were cut by others.
+#: With 1,000 texts each text is 0.1 points; preprocessing and fp16 change a few. First sentences are split differently.
 _TOLERANCES = {"urban1k": 0.6, "sharegpt4v-1k": 0.6, "sharegpt4v-1k-first": 1.5}
 
 
@@ -41,14 +41,14 @@ def _published_numbers(published: Mapping[str, list[float]]) -> list[PublishedNu
     return out
 
 
-#: By the name of the weights; the numbers stand with their sources in the registry.
+#: Results by the name of the weights; the registry lists their sources.
 PUBLISHED: dict[str, list[PublishedNumber]] = {
     n: _published_numbers(w.published) for n, w in registry().items() if w.published and w.kind == "towers"
 }
 
 
 def published_values(model: str, sets: list[str]) -> list[PublishedNumber]:
-    """The published numbers of a model on some sets; unknown names raise with the nearest ones."""
+    """The published results of a model on some sets; errors for unknown names list the nearest ones."""
     known = PUBLISHED[check_choice("model", model, PUBLISHED)]
     names = {a.set for a in known}
     for name in sets:
@@ -57,9 +57,9 @@ def published_values(model: str, sets: list[str]) -> list[PublishedNumber]:
 
 
 def verdict(published: PublishedNumber, measured: float) -> dict[str, float | str | bool]:
-    """Whether a measured share in [0, 1] reproduces a published one."""
+    """Compare a measured fraction in [0, 1] with a published result."""
     difference = 100 * measured - published.percent
-    # A difference of exactly the tolerance passes, whatever binary fractions make of it.
+    # Round-off must not fail a difference equal to the tolerance.
     return {
         "set": published.set,
         "metric": published.metric,

@@ -1,4 +1,4 @@
-"""The MMEngine metric of grounding runs: predictions are written, and scored as ``tools/evaluate.py`` would."""
+"""MMEngine metric of grounding runs: writes predictions and scores them like ``tools/evaluate.py``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from smartclip_det.utils.files import write_whole
 
 @METRICS.register_module()
 class ReferringMetric(BaseMetric):
-    """Boxes and masks of sentences, by any protocol of sentences; names are prefixed where there are several.
+    """Boxes and masks of sentences, with any protocol over sentences; names are prefixed if there are several.
 
-    Data samples carry ``grounded``: for each sentence ``id``, ``boxes`` (xyxy pixels of the image, best first),
-    ``scores``, and ``mask`` (``[H, W]`` bool) for the protocols of masks. Neither batches nor their order matter.
+    Data samples have ``grounded``: for each sentence ``id``, ``boxes`` (xyxy pixels of the image, by descending score),
+    ``scores``, and ``mask`` (``[H, W]`` bool) for mask protocols. Results do not depend on the order of batches.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class ReferringMetric(BaseMetric):
         prefix: str | None = None,
         **options: Any,
     ) -> None:
-        """Build.
+        """Initialise.
 
         Args:
-            ann_file: expression file that the data set reads.
-            data_root: folder that relative paths are in.
+            ann_file: expression file of the data set.
+            data_root: folder of relative paths.
             split: split of the file; None for all sentences.
-            instances: ``instances.json`` of a refs file; default: beside it.
-            protocols: of ``registry.OF_SENTENCES``.
-            out_file: JSON lines of boxes to write; masks go beside it, as ``NAME.masks.jsonl``.
+            instances: ``instances.json`` of a refs file; default: next to it.
+            protocols: from ``registry.OF_SENTENCES``.
+            out_file: JSON lines of boxes to write; masks go next to it, to ``NAME.masks.jsonl``.
             metrics_file: stamped metrics JSON to write.
-            stamp: further facts for the stamp.
-            collect_device: where ranks gather.
+            stamp: additional entries of the stamp.
+            collect_device: device on which ranks gather results.
             prefix: prefix of the metric names.
-            options: of the protocols, see ``protocols.options``: ``overlap``, ``score_threshold``, ...; each goes to
-                those that take it.
+            options: options of the protocols, see ``protocols.options``: ``overlap``, ``score_threshold``, ...; each is
+                passed to the protocols that have it.
 
         Raises:
-            UserError: for options that none of the protocols takes, and wrong values.
+            UserError: for options that no protocol has, and invalid values.
         """
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.protocols = [check_choice("protocol", p, OF_SENTENCES) for p in protocols]
@@ -72,7 +72,7 @@ class ReferringMetric(BaseMetric):
         self.stamp, self.out_file, self.metrics_file = dict(stamp or {}), out_file, metrics_file
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the sentences of each image, masks as run lengths."""
+        """Collect the sentences of each image, with masks as RLE."""
         wanted = any(p in OF_MASKS for p in self.protocols)
         for sample in data_samples:
             rows = []
@@ -80,13 +80,13 @@ class ReferringMetric(BaseMetric):
                 row = {k: found[k] for k in ("id", "boxes", "scores")}
                 if wanted:
                     if "mask" not in found:
-                        raise UserError("Protocols of masks need a head with mask_branch=True.")
+                        raise UserError("Mask protocols need a head with mask_branch=True.")
                     row["segmentation"] = encode_mask(found["mask"]) if found["mask"].any() else None
                 rows.append(row)
             self.results.append(rows)
 
     def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, float]:
-        """Write what was found, and score the file."""
+        """Write predictions, and score the file."""
         rows = [r for mine in results for r in mine]
         with tempfile.TemporaryDirectory() as folder:
             boxes = Path(self.out_file) if self.out_file else Path(folder) / "found.jsonl"

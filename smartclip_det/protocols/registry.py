@@ -1,4 +1,4 @@
-"""All protocols by name, for saved files; runs take their entries from here, too."""
+"""All protocols by name, for saved files and for runs."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _KINDS: dict[str, type[Protocol[Any]]] = {
     "retrieval": Retrieval,
 }
 PROTOCOLS: dict[str, Protocol[Any]] = {name: _KINDS[name](name) for name in OPTIONS}
-#: Of boxes or masks with a class and a score, which a detector's run gives.
+#: Protocols over detections (boxes or masks with class and score), for detection runs.
 OF_DETECTIONS = {n: p for n, p in PROTOCOLS.items() if isinstance(p, Detections)}
-#: Of boxes, and of masks, of sentences, which a grounding run gives.
+#: Protocols over sentences (boxes or masks), for grounding runs.
 OF_SENTENCES = tuple(n for n, kind in OPTIONS.items() if issubclass(kind, SentenceOptions))
 OF_MASKS = tuple(n for n in OF_SENTENCES if isinstance(PROTOCOLS[n], Masks))
 
 
 def protocol_of(name: str) -> Protocol[Any]:
-    """A protocol; unknown names raise with the nearest ones."""
+    """Return a protocol; the error for an unknown name lists the nearest ones."""
     return PROTOCOLS[check_choice("protocol", name, PROTOCOLS)]
 
 
@@ -46,13 +46,13 @@ def evaluate(protocol: str, ann: str | Path, pred: str | Path, **options: Any) -
     """Score one prediction file.
 
     Args:
-        protocol: in :data:`PROTOCOLS`.
-        ann: annotation file, or a folder where the protocol knows one.
+        protocol: one of :data:`PROTOCOLS`.
+        ann: annotation file, or a folder for protocols that accept one.
         pred: prediction file.
-        options: of the protocol, see ``protocols.options``.
+        options: options of the protocol, see ``protocols.options``.
 
     Raises:
-        UserError: for unknown protocols and options, and every bad input that the readers refuse.
+        UserError: for unknown protocols and options, and invalid files.
     """
     return protocol_of(protocol).evaluate(ann, pred, options_of(protocol, options))
 
@@ -68,7 +68,7 @@ def compare(
     progress: bool = True,
     **options: Any,
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Paired bootstrap over images between two prediction files: the stamp, and the outcome of each metric."""
+    """Paired bootstrap over images between two prediction files: the stamp, and the result for each metric."""
     return protocol_of(protocol).compare(
         ann, first, second, options_of(protocol, options), resamples=resamples, seed=seed, progress=progress
     )

@@ -1,4 +1,4 @@
-"""Image-text retrieval from saved vectors. They are torch's, which takes seconds to import: only where it is needed."""
+"""Image-text retrieval from saved vectors. torch is imported lazily, because it takes seconds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from smartclip_det.protocols.options import RetrievalOptions
 
 
 class Retrieval(Protocol[RetrievalOptions]):
-    """``retrieval``: recall in both directions, by every mask mode that the vectors allow."""
+    """``retrieval``: recall in both directions, with every mask mode that the vectors support."""
 
     def read(self, ann: Path, pred: Path, options: RetrievalOptions) -> Material:
-        """Vectors of the images of a caption file."""
+        """Read vectors of the images of a caption file."""
         from smartclip_det.formats.retrieval_vectors import RetrievalVectors
 
         vectors = RetrievalVectors.load(pred)
@@ -29,18 +29,18 @@ class Retrieval(Protocol[RetrievalOptions]):
         modes: Sequence[str] | None = None,
         progress: bool = False,
     ) -> Scores:
-        """Recalls; ``modes`` leaves out the other mask modes."""
+        """Recalls; ``modes`` restricts the mask modes."""
         from smartclip_det.metrics.retrieval import modes_of, recall_metrics
 
         vectors = material.found
         return Scores(recall_metrics(vectors, modes or modes_of(vectors), progress=progress))
 
     def facts(self, material: Material, options: RetrievalOptions) -> dict[str, Any]:
-        """What the numbers are, and what the vectors say of themselves."""
+        """Definition of the metrics, and metadata of the vectors."""
         return {"ties": "against", **material.found.stamp}
 
     def resampled(self, material: Material, options: RetrievalOptions) -> tuple[Metric, int]:
-        """Recalls by one mask mode."""
+        """Recalls with one mask mode."""
         from smartclip_det.metrics.retrieval import retrieval_metric
 
         metric: tuple[Metric, int] = retrieval_metric(material.found, options.scoring)

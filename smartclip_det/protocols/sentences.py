@@ -1,4 +1,4 @@
-"""The protocols whose unit is a sentence: referring expressions, phrases, referring segmentation."""
+"""Protocols over sentences: referring expressions, phrases, referring segmentation."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from smartclip_det.protocols.options import (
 
 S = TypeVar("S", bound=SentenceOptions)
 B = TypeVar("B", bound=BoxedSentenceOptions)
-#: Least overlap of a hit.
+#: Minimum overlap of a hit.
 _HIT = 0.5
 
 
 def expressions_of(ann: Path, options: SentenceOptions) -> list[Expression]:
-    """The sentences of the split."""
+    """Sentences of the split."""
     split = None if options.split == "all" else options.split
     return load_expressions(ann, split=split, instances=options.instances, needs_sentences=False)
 
@@ -42,7 +42,7 @@ class _Boxes(Protocol[B]):
     """Predictions are JSON lines of boxes and scores."""
 
     def read(self, ann: Path, pred: Path, options: B) -> Material:
-        """Sentences, and boxes by sentence, best first."""
+        """Read sentences, and boxes by sentence in descending score order."""
         return Material(expressions_of(ann, options), load_grounding_predictions(pred, options.box_format))
 
 
@@ -50,30 +50,30 @@ class Refcoco(_Boxes[RefcocoOptions]):
     """``refcoco``: accuracy of the best-scored box."""
 
     def score(self, material: Material, options: RefcocoOptions) -> Scores:
-        """Accuracies by threshold."""
+        """Accuracies by IoU threshold."""
         scores = score_referring(material.truth, material.found, options.overlap)
         return Scores(referring_metrics(scores.overlap, strict=options.strict), scores.counts)
 
     def facts(self, material: Material, options: RefcocoOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"unit": "sentence, best-scored box"}
 
     def resampled(self, material: Material, options: RefcocoOptions) -> tuple[bootstrap.Metric, int]:
-        """Accuracies by threshold."""
+        """Accuracies by IoU threshold."""
         scores = score_referring(material.truth, material.found, options.overlap)
         return bootstrap.referring_metric(scores.overlap, scores.images, strict=options.strict)
 
 
 class RefL4(_Boxes[BoxedSentenceOptions]):
-    """``ref-l4``: accuracy by size of the object, and averaged over classes."""
+    """``ref-l4``: accuracy by object size, and averaged over classes."""
 
     def score(self, material: Material, options: BoxedSentenceOptions) -> Scores:
-        """Accuracies by threshold, size and class."""
+        """Accuracies by IoU threshold, size and class."""
         scores = score_referring(material.truth, material.found, "iou")
         return Scores(ref_l4_metrics(material.truth, scores.overlap), scores.counts)
 
     def facts(self, material: Material, options: BoxedSentenceOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {
             "overlap": "iou",
             "strict": True,
@@ -94,31 +94,31 @@ class Grefcoco(_Boxes[GrefcocoOptions]):
         )
 
     def facts(self, material: Material, options: GrefcocoOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"threshold": _HIT, "unit": "sentence, all boxes kept"}
 
 
 class Flickr(_Boxes[FlickrOptions]):
-    """``flickr``: recall of phrases."""
+    """``flickr``: phrase recall."""
 
     def score(self, material: Material, options: FlickrOptions) -> Scores:
         """Recall at 1, 5 and 10."""
         return Scores(*phrase_recall(material.truth, material.found, boxes=options.box_rule, threshold=_HIT))
 
     def facts(self, material: Material, options: FlickrOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"overlap": "iou", "threshold": _HIT, "unit": "phrase"}
 
 
 class Masks(Protocol[SentenceOptions]):
-    """Predictions are JSON lines of one mask or none."""
+    """Predictions are JSON lines with at most one mask."""
 
     def read(self, ann: Path, pred: Path, options: SentenceOptions) -> Material:
-        """Sentences, and a mask by sentence."""
+        """Read sentences, and a mask by sentence."""
         return Material(expressions_of(ann, options), load_mask_predictions(pred))
 
     def pairs(self, material: Material) -> tuple[list[MaskPair], dict[str, int]]:
-        """Pixels of each sentence, and counts."""
+        """Pixel counts of each sentence, and counts of sentences."""
         truth, found = material.truth, material.found
         check_known(truth, found)
         bare = [e.id for e in truth if len(e.masks) != len(e.boxes) or not e.width]
@@ -129,22 +129,22 @@ class Masks(Protocol[SentenceOptions]):
 
 
 class Refseg(Masks):
-    """``refseg``: referring segmentation, one target each."""
+    """``refseg``: referring segmentation, one target per sentence."""
 
     def score(self, material: Material, options: SentenceOptions) -> Scores:
         """Overall and mean IoU, precision at thresholds."""
         if any(not e.masks and not e.boxes for e in material.truth):
-            raise UserError("refseg needs a target for every sentence; with sentences of none the protocol is grefseg.")
+            raise UserError("refseg needs a target for every sentence; grefseg supports sentences without one.")
         pairs, counts = self.pairs(material)
         return Scores(ris_metrics(pairs), counts)
 
     def facts(self, material: Material, options: SentenceOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"unit": "sentence, one mask"}
 
 
 class Grefseg(Masks):
-    """``grefseg``: referring segmentation with sentences of no target."""
+    """``grefseg``: referring segmentation including sentences without a target."""
 
     def score(self, material: Material, options: SentenceOptions) -> Scores:
         """GRES."""
@@ -152,5 +152,5 @@ class Grefseg(Masks):
         return Scores(gres_metrics(pairs), counts)
 
     def facts(self, material: Material, options: SentenceOptions) -> dict[str, Any]:
-        """What the numbers are."""
+        """Definition of the metrics, for the stamp."""
         return {"unit": "sentence, one mask or none", "giou": "mean IoU of sentences"}

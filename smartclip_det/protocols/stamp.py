@@ -1,4 +1,4 @@
-"""Protocol stamps: what a number is, written beside the number."""
+"""Protocol stamps: how a number was computed, stored with the number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smartclip_det.utils.files import write_whole
 
 
 def file_hash(path: str | Path) -> str:
-    """First 16 hex digits of a file's SHA-256; of the sorted names and contents for a folder."""
+    """First 16 hex digits of the SHA-256 of a file, or of the sorted names and contents of a folder."""
     path = Path(path)
     digest = hashlib.sha256()
     for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -48,12 +48,12 @@ def code_version() -> str:
 
 
 def protocol_stamp(protocol: str, **facts: Any) -> dict[str, Any]:
-    """The ``protocol`` entry of a result file: its name, the facts given, command, code and library versions."""
+    """The ``protocol`` entry of a result file: name, given facts, command, code version and library versions."""
     command = " ".join(shlex.quote(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]])
     return {"name": protocol, **facts, "command": command, "code": code_version(), "versions": versions()}
 
 
 def write_results(path: str | Path, protocol: Mapping[str, Any], metrics: Mapping[str, Any], **more: Any) -> Path:
-    """Write ``{"protocol", "metrics", ...}`` JSON, whole or not at all; numbers are not rounded."""
+    """Write ``{"protocol", "metrics", ...}`` as JSON, atomically; numbers are not rounded."""
     content = {"protocol": dict(protocol), "metrics": dict(metrics), **more}
     return write_whole(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -179,7 +179,7 @@ def test_grefcoco_files_keep_none_and_many(tmp_path):
     result = evaluate("grefseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl")
     assert result.metrics["giou"] == pytest.approx(2 / 3)
     assert result.counts["missing"] == 2
-    with pytest.raises(UserError, match="the protocol is grefseg"):
+    with pytest.raises(UserError, match="grefseg supports"):
         evaluate("refseg", tmp_path / "grefs.json", tmp_path / "masks.jsonl")
     (tmp_path / "masks.jsonl").write_text(json.dumps({"id": 9, "segmentation": None}))
     with pytest.raises(UserError, match="id 9"):

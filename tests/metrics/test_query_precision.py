@@ -68,7 +68,7 @@ def test_binding_by_hand():
     )
     expected = [[1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert misbound(present, classes).astype(int).tolist() == expected
-    with pytest.raises(UserError, match="two words; 'star' is not"):
+    with pytest.raises(UserError, match="two-word classes.*'star'"):
         misbound(present[:, :2], ["red drop", "star"])
 
 

@@ -340,7 +340,7 @@ def test_each_protocol_takes_its_own_options_and_says_which(protocol, tmp_path):
     [
         ("coco", {"max_dets": 0}, "positive limit"),
         ("coco", {"max_dets": "100"}, "whole number; given '100'"),
-        ("coco", {"max_dets": True}, "whole number"),
+        ("coco", {"max_dets": True}, "integer"),
         ("lvis", {"max_dets": -2}, "-1 for no limit"),
         ("coco", {"backend": "quick"}, "Allowed: fast, reference"),
         ("refcoco", {"strict": "no"}, "true or false"),
@@ -362,7 +362,7 @@ def test_options_reach_the_protocols_that_take_them():
     assert metric.options["grefcoco"].score_threshold == 0.2
     with pytest.raises(UserError, match="has no option box_rule. It is an option of flickr"):
         ReferringMetric("e.jsonl", protocols=["refcoco", "refseg"], box_rule="any")
-    with pytest.raises(UserError, match="runs that died"):
+    with pytest.raises(UserError, match="interrupted runs"):
         OpenVocabMetric("a.json", images="predicted")
     with pytest.raises(UserError, match="dcube is of boxes"):
         OpenVocabMetric("a.json", protocol="dcube", iou_types=["segm"])

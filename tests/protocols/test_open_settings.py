@@ -95,7 +95,7 @@ def test_target_only_is_scored_over_the_novel_names_and_refuses_a_joint_run(tmp_
     assert result.protocol["setting"] == "target-only"
     assert result.protocol["vocabulary"] == 1
     files = ov_files(tmp_path, perfect)
-    with pytest.raises(UserError, match="hold base classes"):
+    with pytest.raises(UserError, match="contain base classes"):
         evaluate("ov-coco", **files, setting="target-only")
 
 
