@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Does the package install and work, away from the repository?
+"""Check that the package installs and works outside the repository.
 
     .venv/bin/python .ci/check_wheel.py                 # builds the wheel, two fresh environments: base and [det]
     .venv/bin/python .ci/check_wheel.py --only base --keep /tmp/wheel
 
-From an empty folder: every module is imported, the README's first lines run, packaged configs build, and one command of
-each family runs on tiny random towers. The heavy packages come from uv's cache, which `make setup` has filled.
+From an empty directory: imports all modules, runs the README's code blocks, builds packaged configs, and runs a command
+of each family on tiny random towers. Large dependencies come from uv's cache, which `make setup` fills.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 UV = shutil.which("uv", path=f"{REPO / '.uv/bin'}{os.pathsep}{os.environ['PATH']}")
 
-#: Run in each environment. ``det``: whether MMDetection is there.
+#: Run in each environment. ``det``: whether MMDetection is installed.
 INSIDE = """
 import importlib, json, pkgutil, subprocess, sys
 from importlib.metadata import metadata
@@ -78,7 +78,7 @@ for n, folder in enumerate(("cat", "dog")):
 """
 WORLD = ["--ann", "toy/annotations/instances_val.json", "--images", "toy/images/val"]
 ENCODER = ["--encoder", "tiny.safetensors", "--device", "cpu"]
-#: One of each family that needs no MMDetection, in order: later ones read what earlier ones wrote.
+#: One command of each family that does not need MMDetection; later ones read the outputs of earlier ones.
 BASE = [
     ["data", "make-toy", "--out", "toy", "--train", "16", "--val", "4", "--test", "2"],
     ["print-config", "toy/smartclip-align_toy"],
@@ -164,14 +164,14 @@ DET = [
 
 
 def main() -> int:
-    """Build, install, run; the first failure ends it."""
+    """Build, install and run; stop at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["base", "det"], help="one of the two environments")
-    parser.add_argument("--keep", type=Path, help="folder of wheel, environments and outputs; default: a passing one")
+    parser.add_argument("--only", choices=["base", "det"], help="check only this environment")
+    parser.add_argument("--keep", type=Path, help="folder for wheel, environments and outputs; default: temporary")
     parser.add_argument("--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="version or path")
     args = parser.parse_args()
     if UV is None:
-        print("error: uv is needed; `make setup` brings it.", file=sys.stderr)
+        print("error: uv is required; `make setup` installs it.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as passing:
         root = (args.keep or Path(passing)).resolve()
@@ -182,7 +182,7 @@ def main() -> int:
 
 
 def build(out: Path, python: str) -> Path:
-    """The wheel; all of the package's and the configs' files that git knows must be in it."""
+    """Build the wheel; it must contain all tracked files of the package and configs."""
     shutil.rmtree(out, ignore_errors=True)
     run("build", [UV, "build", "--quiet", "--python", python, "--out-dir", out], cwd=REPO)
     (wheel,) = out.glob("*.whl")
@@ -194,13 +194,13 @@ def build(out: Path, python: str) -> Path:
 
 
 def check(kind: str, wheel: Path, root: Path, python: str) -> None:
-    """One environment, and all that runs in it, from an empty folder."""
+    """Create an environment, and run all checks from an empty directory."""
     shutil.rmtree(root, ignore_errors=True)
     empty = root / "empty"
     empty.mkdir(parents=True)
     venv = root / "venv"
     run(f"{kind}: venv", [UV, "venv", "--quiet", "--python", python, venv], cwd=REPO)
-    # From the repository's folder, so that the tested versions are those that its pyproject.toml names.
+    # From the repository root, so that uv uses the versions pinned in pyproject.toml.
     what = f"{wheel}[det]" if kind == "det" else wheel
     install = [UV, "pip", "install", "--quiet", "--python", venv / "bin/python", what, "opencv-python-headless"]
     run(f"{kind}: install", install, cwd=REPO)
@@ -220,7 +220,7 @@ def check(kind: str, wheel: Path, root: Path, python: str) -> None:
 
 
 def run(what: str, command: list[object], cwd: Path) -> None:
-    """Run one command, tell its time, and end with its output where it fails."""
+    """Run a command and print its time; exit with its output on failure."""
     started = time.monotonic()
     outside = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run([str(c) for c in command], cwd=cwd, env=outside, capture_output=True, text=True, check=False)

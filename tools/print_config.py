@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""``smartclip-det print-config``, under the name of its file."""
+"""Same as ``smartclip-det print-config``."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A checkout works without being installed.
+    # Allow running from a checkout without installation.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from smartclip_det.cli import run_verb
 

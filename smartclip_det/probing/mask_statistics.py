@@ -1,4 +1,4 @@
-"""What a set of masks looks like, and whether it behaves like a set of concepts (arXiv 2507.22264, Theorem 4.3).
+"""Statistics of hard masks, and tests of whether masks compose like sets of concepts (arXiv 2507.22264, Theorem 4.3).
 
 Shape letters: K texts, D joint embedding, P pairs.
 """
@@ -16,21 +16,21 @@ from smartclip_det.core.errors import UserError
 
 @dataclass
 class Occupancy:
-    """How K masks use D dimensions.
+    """Usage of D dimensions by K masks.
 
     Attributes:
-        density: ``[K]`` share of dimensions that each text keeps.
-        frequency: ``[D]`` share of texts that keep each dimension.
+        density: ``[K]`` fraction of dimensions that each text keeps.
+        frequency: ``[D]`` fraction of texts that keep each dimension.
     """
 
     density: Tensor
     frequency: Tensor
 
     def facts(self) -> dict[str, float]:
-        """Mean and range of densities, dimensions that no text and that every text keeps, and the entropy that is left.
+        """Mean and range of densities, numbers of dimensions kept by no text and by all texts, and mask entropy.
 
-        ``entropy`` is the mean over dimensions of the binary entropy of their frequency, in bits: 0 where all masks
-        are alike.
+        ``entropy`` is the mean over dimensions of the binary entropy of their frequency, in bits: 0 if all masks are
+        equal.
         """
         p = self.frequency.double().clamp(1e-12, 1 - 1e-12)
         bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
@@ -47,10 +47,10 @@ class Occupancy:
 
 
 def occupancy(masks: Tensor) -> Occupancy:
-    """Of hard masks ``[K, D]``.
+    """Occupancy of hard masks ``[K, D]``.
 
     Raises:
-        UserError: when there are none, or values other than 0 and 1.
+        UserError: if there are no masks, or values other than 0 and 1.
     """
     hard = _checked(masks)
     return Occupancy(hard.mean(dim=1), hard.mean(dim=0))
@@ -66,7 +66,7 @@ def _checked(masks: Tensor) -> Tensor:
 
 
 def containment(parts: Tensor, wholes: Tensor) -> Tensor:
-    """``[P]`` share of each part's dimensions that its whole keeps too; 1 where a prefix's mask lies in the text's.
+    """``[P]`` fraction of each part's dimensions that its whole keeps; 1 if the part's mask is a subset of the whole's.
 
     Args:
         parts: ``[P, D]`` hard masks, e.g. of the first sentences.
@@ -77,25 +77,25 @@ def containment(parts: Tensor, wholes: Tensor) -> Tensor:
 
 
 def jaccard(a: Tensor, b: Tensor) -> Tensor:
-    """``[P]`` intersection over union of hard masks ``[P, D]``, row by row; 1 where both are empty."""
+    """``[P]`` row-wise intersection over union of hard masks ``[P, D]``; 1 if both are empty."""
     a, b = a.double(), b.double()
     union = torch.maximum(a, b).sum(dim=1)
     return torch.where(union > 0, (a * b).sum(dim=1) / union.clamp(min=1), torch.ones_like(union))
 
 
 def kind_overlap(masks: Tensor, kinds: Sequence[str]) -> dict[str, float]:
-    """Mean :func:`jaccard` of two different words' masks, by their kinds.
+    """Mean :func:`jaccard` of the masks of two different words, by the kinds of the words.
 
     Args:
         masks: ``[K, D]`` hard masks.
         kinds: kind of each of the K words, e.g. ``colour`` and ``shape``.
 
     Returns:
-        ``same_KIND`` for each kind of two words or more and ``different_KIND_OTHER`` for each two kinds; ``same`` and
-        ``different`` are the means over all such pairs of words.
+        ``same_KIND`` for each kind with at least two words and ``different_KIND_OTHER`` for each pair of kinds;
+        ``same`` and ``different`` are the means over all such pairs of words.
 
     Raises:
-        UserError: for masks that are not hard, or as many kinds as there are not words.
+        UserError: for masks that are not hard, or if the numbers of masks and kinds differ.
     """
     hard = _checked(masks)
     if len(kinds) != len(hard):
@@ -113,24 +113,24 @@ def kind_overlap(masks: Tensor, kinds: Sequence[str]) -> dict[str, float]:
 
 
 def expected_jaccard(a: Tensor, b: Tensor) -> float:
-    """What masks of these densities would share if they were independent: the level that algebra is read against."""
+    """Jaccard index of independent masks with these densities: the chance level of :func:`algebra`."""
     p, q = float(a.double().mean()), float(b.double().mean())
     both = p * q
     return both / (p + q - both) if p + q > both else 1.0
 
 
 def algebra(single: Tensor, other: Tensor, joined: Tensor, joined_elsewhere: Tensor) -> dict[str, float]:
-    """Whether masks of joined texts are unions, and their intersections the shared concept.
+    """Test whether masks of joined texts are unions, and their intersections the mask of the shared concept.
 
     Args:
         single: ``[P, D]`` masks of texts a.
-        other: ``[P, D]`` of texts b.
-        joined: ``[P, D]`` of texts that say a and b.
-        joined_elsewhere: ``[P, D]`` of texts that say a and a third one.
+        other: ``[P, D]`` masks of texts b.
+        joined: ``[P, D]`` masks of texts that contain a and b.
+        joined_elsewhere: ``[P, D]`` masks of texts that contain a and a third concept.
 
     Returns:
-        ``union``: mean Jaccard of joined with the union of a and b; ``intersection``: of the intersection of both
-        joined texts with a; each with ``_chance``, what independent masks of the same densities would have.
+        ``union``: mean Jaccard index of joined and the union of a and b; ``intersection``: that of a and the
+        intersection of both joined texts; each with ``_chance``, the value for independent masks of equal densities.
     """
     union, shared = torch.maximum(single, other), joined * joined_elsewhere
     return {
@@ -142,15 +142,15 @@ def algebra(single: Tensor, other: Tensor, joined: Tensor, joined_elsewhere: Ten
 
 
 def distinctive(masks: Tensor, names: Sequence[str], count: int = 5) -> list[tuple[int, float, list[str]]]:
-    """The dimensions that split the texts most evenly, and the texts that keep each.
+    """Dimensions that split the texts most evenly, and the texts that keep each.
 
     Args:
         masks: ``[K, D]`` hard masks.
         names: the K texts.
-        count: dimensions.
+        count: number of dimensions.
 
     Returns:
-        For each: its index, its frequency, and up to 12 texts that keep it (the rarer side decides the order).
+        For each dimension: its index, its frequency, and up to 12 texts that keep it (ordered by rarity).
     """
     hard = _checked(masks)
     if len(names) != len(hard):
@@ -163,7 +163,7 @@ def distinctive(masks: Tensor, names: Sequence[str], count: int = 5) -> list[tup
 
 
 def similarity_order(masks: Tensor) -> list[int]:
-    """An order of the K texts in which those of like masks stand together (average linkage on Jaccard distance)."""
+    """Order of K texts that puts similar masks next to each other (average linkage on Jaccard distance)."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import pdist
 

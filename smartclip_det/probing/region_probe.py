@@ -1,7 +1,7 @@
-"""The region probe: ground-truth boxes classified by the towers alone, view by view and mask mode by mask mode.
+"""Region probe: classification of ground-truth boxes with the towers alone, by view and mask mode.
 
-The first thing that a new encoder is put through: what a frozen detector can tell about classes without boxes rests
-on its dense features (CLIPSelf, arXiv 2310.01403, measures the same as mAcc).
+Run it first for a new encoder: the novel-class accuracy of a frozen-backbone detector depends on the encoder's dense
+features (CLIPSelf, arXiv 2310.01403, reports the same quantity as mAcc).
 
 Shape letters: N boxes, C classes, D joint embedding.
 """
@@ -34,7 +34,7 @@ class ProbeRegions:
     """Vectors of all boxes.
 
     Attributes:
-        vectors: ``[N, D]`` by view: ``crop``, ``dense_MODE``, ``mask_MODE``; with ``_unit`` where cells weigh alike.
+        vectors: ``[N, D]`` by view: ``crop``, ``dense_MODE``, ``mask_MODE``; ``_unit`` pools unit vectors.
         labels: ``[N]`` class of each box, as an index into ``names``.
         names: C class names.
     """
@@ -58,17 +58,17 @@ def probe_regions(
     """Encode every box of the annotations.
 
     Args:
-        encoder: the towers with their input sizes.
-        truth: COCO annotations; crowds are left out.
-        image_folder: where their pictures are, see :func:`picture_path`.
-        names: the vocabulary; boxes of other classes are left out.
-        views: ``crop``, ``dense``, ``mask``; the last where the annotations have segmentations.
+        encoder: towers with their input sizes.
+        truth: COCO annotations; crowds are skipped.
+        image_folder: folder of the images, see :func:`picture_path`.
+        names: the vocabulary; boxes of other classes are skipped.
+        views: ``crop``, ``dense``, ``mask``; the last requires segmentations.
         dense_modes: for ``dense`` and ``mask``.
         poolings: for ``dense`` and ``mask``, see :meth:`RegionEncoder.vectors`.
-        progress: show a bar with rate and remaining time.
+        progress: show a progress bar.
 
     Raises:
-        UserError: for missing images, names that the file does not have, or when nothing is left to classify.
+        UserError: for missing images, names that the file does not have, or if there are no boxes to classify.
     """
     from tqdm import tqdm
 
@@ -78,7 +78,7 @@ def probe_regions(
         if a["category_id"] in label_of and not a.get("iscrowd"):
             boxes.setdefault(a["image_id"], []).append(a)
     if not boxes:
-        raise UserError("The annotations have no box of the vocabulary: nothing to classify.")
+        raise UserError("The annotations have no box of the vocabulary, so there is nothing to classify.")
     if "mask" in views:
         _check_masks(truth, boxes)
     vectors: dict[str, list[Tensor]] = {}
@@ -114,22 +114,24 @@ def _views_of(
 
 
 def _decode(annotation: dict[str, Any], image: Image.Image) -> np.ndarray:
-    """``[H, W]`` bool of a COCO segmentation (run lengths or polygons)."""
+    """``[H, W]`` bool of a COCO segmentation (RLE or polygons)."""
     where = f"Annotation {annotation.get('id')!r}"
     return whole_mask([annotation.get("segmentation")], (image.height, image.width), where)
 
 
 def _check_masks(truth: GroundTruth, boxes: dict[Any, list[dict[str, Any]]]) -> None:
-    """Refuse segmentations that cannot be read before the first picture is encoded."""
+    """Reject invalid segmentations before any image is encoded."""
     mine = [a for rows in boxes.values() for a in rows]
     if not any(a.get("segmentation") for a in mine):
-        raise UserError("The annotations have no segmentation; leave the mask view out.")
+        raise UserError("The annotations have no segmentations; remove mask from the views.")
     for a in mine:
         width, height = truth.image_sizes.get(a["image_id"], (0, 0))
-        # Without a size in the file they are checked with the picture.
+        # Without a size in the file they are checked when the image is read.
         problem = segmentation_problem(a.get("segmentation"), height, width) if width and height else ""
         if problem:
-            raise UserError(f"{truth.path}: annotation {a.get('id')!r}: {problem} Mend it, or leave the mask view out.")
+            raise UserError(
+                f"{truth.path}: annotation {a.get('id')!r}: {problem} Fix it, or remove mask from the views."
+            )
 
 
 def probe_accuracy(
@@ -139,7 +141,7 @@ def probe_accuracy(
     mask_modes: Sequence[str],
     policy: ScoringPolicy | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Share of boxes whose class scores best among all classes of the bank.
+    """Fraction of boxes whose class has the best score among all classes of the bank.
 
     Args:
         regions: encoded boxes.
@@ -149,10 +151,10 @@ def probe_accuracy(
         policy: its ``text_norm`` and ``calibration`` are used.
 
     Returns:
-        ``[group][view][mask_mode]``; -1 for a group without boxes. A class has more weight the more boxes it has.
+        ``[group][view][mask_mode]``; -1 for a group without boxes. Micro average: classes are weighted by their boxes.
     """
     if bank.names != regions.names:
-        raise UserError("The bank's classes are not those of the probed regions.")
+        raise UserError("The bank's classes differ from those of the probed regions.")
     policy = policy or ScoringPolicy()
     inside = {g: np.isin(regions.labels, [bank.index_of(n) for n in names]) for g, names in groups.items()}
     inside["all"] = np.ones(len(regions.labels), dtype=bool)

@@ -1,11 +1,11 @@
-"""What a small vocabulary does to saved detections: episodic AP, and false positives on classes that are absent.
+"""Effect of a small vocabulary on saved detections: episodic AP, and false positives on absent classes.
 
-An episode gives each image a vocabulary of its own: its present classes and sampled absent ones (the idea of
-deployment with 10, 30 or 100 names, ovd reference 2.3). Absent means known to be absent: under LVIS annotations only
-the classes of ``neg_category_ids``, which can leave a vocabulary smaller than asked for; that is counted.
+An episode gives each image its own vocabulary: its present classes and sampled absent ones, as in deployments with 10,
+30 or 100 names. Absent means annotated as absent: in LVIS annotations only the classes of ``neg_category_ids``, so a
+vocabulary can be smaller than requested; such images are counted.
 
-Detections are filtered afterwards, which is what a run with that vocabulary would have given only where scores do not
-depend on the other classes (sigmoid) and no limit per image had cut them.
+Detections are filtered after the fact. The result equals a run with that vocabulary only if scores do not depend on the
+other classes (sigmoid) and no limit per image removed detections.
 
 Shape letters: N detections, G ground-truth boxes.
 """
@@ -29,12 +29,12 @@ from smartclip_det.metrics.coco import evaluate_tables
 
 @dataclass
 class Episodes:
-    """A vocabulary for each image.
+    """Vocabulary of each image.
 
     Attributes:
         present: present classes in the vocabulary, by image id.
         absent: absent classes in the vocabulary, by image id.
-        short: images whose vocabulary is smaller than asked for.
+        short: images whose vocabulary is smaller than requested.
     """
 
     present: dict[Any, set[Any]]
@@ -43,12 +43,12 @@ class Episodes:
 
 
 def sample_episodes(truth: GroundTruth, size: int, seed: int = 0) -> Episodes:
-    """Vocabularies of ``size`` names; an image with more present classes than that gets ``size`` of them.
+    """Sample vocabularies of ``size`` names; of an image with more present classes, ``size`` of them are sampled.
 
-    Deterministic by seed and image id, whatever the order of the file.
+    Deterministic given the seed and image id, for any order of the file.
     """
     if size < 1:
-        raise UserError(f"A vocabulary has at least one name; given size {size}.")
+        raise UserError(f"A vocabulary needs at least one name; given size {size}.")
     found: dict[Any, set[Any]] = {i["id"]: set() for i in truth.data["images"]}
     for a in truth.data["annotations"]:
         found[a["image_id"]].add(a["category_id"])
@@ -69,13 +69,13 @@ def sample_episodes(truth: GroundTruth, size: int, seed: int = 0) -> Episodes:
 def vocabulary_report(
     truth: GroundTruth, results: Sequence[Mapping[str, Any]], size: int, thresholds: Sequence[float], seed: int = 0
 ) -> dict[str, Any]:
-    """Scores of one vocabulary size.
+    """Metrics for one vocabulary size.
 
     Returns:
         ``ap50`` (COCO's, over the episodes' classes), ``vocabulary`` (mean size), ``short_images``, and for each
         threshold ``false_positives`` per image ``on_absent`` and ``on_present`` classes at IoU 0.5,
-        ``share_on_absent`` of all false positives, and ``absent_fired``: the share of absent (image, class) pairs with
-        any detection. -1 where there is nothing to measure.
+        ``share_on_absent`` of all false positives, and ``absent_fired``: the fraction of absent (image, class) pairs
+        with a detection. -1 if undefined.
     """
     episodes = sample_episodes(truth, size, seed)
     kept = DetectionColumns.from_results(results)
@@ -109,9 +109,9 @@ def vocabulary_report(
 
 
 def true_positives(found: DetectionColumns, rows: np.ndarray, boxes: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """``[N]`` True for detections that hit: greedy by score at IoU 0.5, and any that lies half inside a crowd region.
+    """``[N]`` True for hits: greedy matching by score at IoU 0.5, or at least half inside a crowd region.
 
-    A hit does not depend on the threshold: better-scored detections choose first whatever is left out below.
+    A hit does not depend on the threshold, because detections with higher scores are matched first.
     """
     out = np.zeros(len(found), dtype=bool)
     truths: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}

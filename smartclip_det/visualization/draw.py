@@ -1,7 +1,7 @@
-"""Boxes, similarity maps and mask strips on photographs.
+"""Draw boxes, similarity maps and mask strips on images.
 
-One palette, readable on white; the colour of a name is fixed by its position among the names, whatever else is drawn;
-labels never leave the canvas, are cut to its width, and lie where the fewest others do. Boxes are xyxy pixels.
+The colour of a name depends only on its index in the list of names. Labels stay within the canvas, are truncated to its
+width, and are placed to overlap least with other labels. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from smartclip_det.core.errors import UserError
 from smartclip_det.visualization.lettering import Font, fitting, font, shown_labels
 
-#: Ten colours that stay apart on white and for colour-blind eyes (after Okabe and Ito, darkened).
+#: Ten colours that are distinct on white and for colour-blind readers (after Okabe and Ito, darkened).
 PALETTE = (
     (0, 114, 178),
     (213, 94, 0),
@@ -30,13 +30,13 @@ PALETTE = (
 )
 
 
-#: Contrast of white letters on a label, at least (WCAG, large text).
+#: Minimum contrast of white text on a label (WCAG, large text).
 CONTRAST = 3.0
 _GOLDEN = 0.6180339887498949
 
 
 def colour_of(index: int) -> tuple[int, int, int]:
-    """Colour of the ``index``-th name: the palette, and after it hues by the golden section, three shades of each."""
+    """Colour of the ``index``-th name: the palette, then hues by the golden ratio in three shades."""
     if index < len(PALETTE):
         return PALETTE[index]
     light = (0.28, 0.38, 0.46)[index % 3]
@@ -49,7 +49,7 @@ def colour_of(index: int) -> tuple[int, int, int]:
 
 
 def contrast_with_white(colour: tuple[int, int, int]) -> float:
-    """WCAG's contrast of white letters on a colour, 1 to 21."""
+    """WCAG contrast ratio of white text on a colour, 1 to 21."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour)]
     return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
@@ -66,14 +66,14 @@ def draw_boxes(
 
     Args:
         image: any PIL image; the copy is RGB.
-        boxes: N xyxy boxes; parts outside the image are not drawn.
+        boxes: N xyxy boxes, clipped to the image.
         labels: N names, each one of ``names``.
-        names: all names, in the order that fixes their colours.
-        scores: N scores to write behind the names.
-        tracks: N numbers of objects to write behind the names; 0 for none.
+        names: all names; their order determines the colours.
+        scores: N scores to write after the names.
+        tracks: N track ids to write after the names; 0 for none.
     """
     if any(len(v) != len(boxes) for v in (labels, scores, tracks) if v is not None):
-        raise UserError(f"{len(boxes)} boxes need as many labels ({len(labels)} given) and scores.")
+        raise UserError(f"{len(boxes)} boxes need the same number of labels ({len(labels)} given) and scores.")
     canvas = image.convert("RGB")
     draw = ImageDraw.Draw(canvas)
     width, height = canvas.size
@@ -118,9 +118,9 @@ def _label_place(
     size: tuple[int, int],
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Above the box, else inside its top, below, or inside its bottom; at its left, else its right side.
+    """Above the box, inside its top, below, or inside its bottom; left-aligned, then right-aligned.
 
-    Moved onto the canvas; the first place that is free of other labels, else the one that hides the least of them.
+    Positions are clipped to the canvas; the first that overlaps no label, or the one that overlaps labels least.
     """
     left, _, right, bottom = draw.textbbox((0, 0), text, font=face)
     w, h = right - left + 6, bottom + 4
@@ -134,12 +134,12 @@ def _label_place(
 
 
 def _common(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """Area that two boxes share."""
+    """Intersection area of two boxes."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) -> Image.Image:
-    """Lay an ``[h, w]`` map over an image: bilinear, blue (lowest) to red (highest) of this map."""
+    """Overlay an ``[h, w]`` map on an image: bilinear, blue (minimum) to red (maximum) of this map."""
     from matplotlib import colormaps
 
     values = np.asarray(values, dtype=float)
@@ -150,7 +150,7 @@ def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) ->
 
 
 def draw_mask_strip(masks: np.ndarray, labels: Sequence[str], cell: int = 2, height: int = 18) -> Image.Image:
-    """One row per text: which of the D dimensions its ``[K, D]`` mask keeps (dark), with its share."""
+    """One row per text: the dimensions that its ``[K, D]`` mask keeps (dark), and their fraction."""
     masks = np.asarray(masks, dtype=float)
     margin, shown = 200, shown_labels(labels, 28)
     canvas = Image.new("RGB", (margin + masks.shape[1] * cell + 60, len(masks) * (height + 6) + 6), "white")

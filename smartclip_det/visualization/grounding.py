@@ -1,4 +1,4 @@
-"""Pictures of grounding: boxes beside score bars, the tree of the expression, and a map for each of its texts.
+"""Grounding figures: boxes, score bars, the tree of the expression, and a similarity map for each of its texts.
 
 Boxes are xyxy pixels of the image.
 """
@@ -29,23 +29,23 @@ def grounding_panel(
     maps: Mapping[str, np.ndarray] | None = None,
     title: str = "",
 ) -> Image.Image:
-    """One expression: its best boxes numbered, a bar for each score, the tree, and similarity maps.
+    """Draw one expression: its top boxes numbered, a bar for each score, the tree, and similarity maps.
 
     Args:
         image: any PIL image.
         expression: the sentence.
-        boxes: N boxes, best first; the first five are drawn.
-        scores: N scores; bars are drawn as shares of the largest.
+        boxes: N boxes, by descending score; the first five are drawn.
+        scores: N scores; bars are relative to the largest.
         targets: true boxes, drawn green.
         outline: lines of the tree (``Entity.outline``).
         maps: ``[h, w]`` masked similarity of each text.
-        title: a line above, e.g. the overlap.
+        title: a line at the top, e.g. the overlap.
 
     Raises:
-        UserError: for other numbers of boxes and scores.
+        UserError: if the numbers of boxes and scores differ.
     """
     if len(boxes) != len(scores):
-        raise UserError(f"{len(boxes)} boxes need as many scores; given {len(scores)}.")
+        raise UserError(f"{len(boxes)} boxes need the same number of scores; given {len(scores)}.")
     shown = min(5, len(boxes))
     names = [str(n + 1) for n in range(shown)]
     picture = draw_boxes(image, boxes[:shown], names, names)
@@ -97,7 +97,7 @@ def _write(
     width: int,
     colour: tuple[int, int, int] = INK,
 ) -> None:
-    """One line of a panel; the indent of a tree is kept."""
+    """Write one line of a panel; indentation of the tree is kept."""
     indent = len(words) - len(words.lstrip())
     text = " " * indent + (shown_labels([words])[words] if words.strip() else "")
     face = font(size, text)
@@ -120,13 +120,13 @@ def _fitted(image: Image.Image, width: int) -> Image.Image:
 
 
 def sheet(panels: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """Panels side by side, row by row, on white.
+    """Panels in a grid on white.
 
     Raises:
-        UserError: without a panel.
+        UserError: if there are no panels.
     """
     if not panels:
-        raise UserError("There is nothing to draw on the sheet.")
+        raise UserError("There are no panels to draw.")
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     width = max(sum(p.width for p in row) for row in rows)
     canvas = Image.new("RGB", (width, sum(max(p.height for p in row) for row in rows)), "white")

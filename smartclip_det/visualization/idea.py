@@ -1,4 +1,4 @@
-"""The idea in one picture: two texts read different dimensions of the same image vector."""
+"""Illustration of masked cosine: two texts use different dimensions of the same image vector."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from smartclip_det.visualization.report import rendered
 
 @dataclass(frozen=True)
 class IdeaText:
-    """A text beside an image.
+    """A text compared with an image.
 
     Attributes:
-        text: as it is written.
-        vector: ``[D]`` of the text.
+        text: the text.
+        vector: ``[D]`` text vector.
         mask: ``[D]`` 0 or 1.
-        masked: cosine on the dimensions that the mask keeps.
-        plain: cosine on all.
+        masked: cosine on the kept dimensions.
+        plain: cosine on all dimensions.
     """
 
     text: str
@@ -34,16 +34,16 @@ class IdeaText:
 
 
 def draw_idea(image: Image.Image, vector: np.ndarray, texts: Sequence[IdeaText]) -> Image.Image:
-    """Draw an image, its ``[D]`` vector, and what each text keeps of it.
+    """Draw an image, its ``[D]`` vector, and the part of it that each text keeps.
 
-    Dimensions are put in order: those of the first text alone, those of several, those of the next, and last those
-    that no text keeps. Red is positive, blue negative; what a mask leaves out is blank.
+    Dimensions are sorted: those kept by the first text only, by several texts, by the next text, and last those kept by
+    no text. Red is positive, blue negative; masked dimensions are blank.
 
     Raises:
-        UserError: for vectors of different lengths, or no text.
+        UserError: for vectors of different lengths, or without texts.
     """
     if not texts or any(v.shape != vector.shape for t in texts for v in (t.vector, t.mask)):
-        raise UserError("draw_idea needs at least one text, and vectors and masks of one length.")
+        raise UserError("draw_idea needs at least one text, and vectors and masks of equal length.")
     from matplotlib.figure import Figure
 
     order = np.lexsort([_group([t.mask for t in texts])])
@@ -72,7 +72,7 @@ def draw_idea(image: Image.Image, vector: np.ndarray, texts: Sequence[IdeaText])
 
 
 def _group(masks: Sequence[np.ndarray]) -> np.ndarray:
-    """``[D]`` place of each dimension: the mean index of the texts that keep it, and the end for none."""
+    """``[D]`` sort key of each dimension: the mean index of the texts that keep it, and the end for none."""
     kept = np.stack(masks) > 0
     index = (kept * np.arange(len(kept))[:, None]).sum(axis=0) / np.maximum(kept.sum(axis=0), 1)
     return np.where(kept.any(axis=0), index, len(kept))

@@ -1,4 +1,4 @@
-"""Words in pictures: a font that has their letters, one line each, and no two phrases that look the same."""
+"""Text in images: a font with the required glyphs, single-line labels, and no two labels that look the same."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MORE = "…"
 
 
 def font(size: int, text: str = "") -> Font:
-    """A font with the letters of a text: Pillow's own for Latin, else one that this machine has."""
+    """A font with the glyphs of a text: Pillow's own for Latin, otherwise one installed on this machine."""
     path = _file_for(frozenset(text))
     return ImageFont.load_default(size=size) if not path else ImageFont.truetype(path, size)
 
 
 def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, str]:
-    """What is written for each text: one line, cut to ``length`` letters, and numbered where it would not be read.
+    """Label to draw for each text: one line, truncated to ``length`` characters.
 
-    A text becomes its number with a short hash (``#2 a3f0``) where no font on this machine has its letters, which is
-    told; and gets the number in front where it would look like another of the texts.
+    If no installed font has the glyphs of a text, its label is its number with a short hash (``#2 a3f0``), and a
+    warning is logged. If a label would look like that of another text, the number is put in front.
     """
     number = {t: n for n, t in enumerate(dict.fromkeys(texts), 1)}
     lines = {t: _cut(" ".join(t.split()), length) for t in number}
@@ -34,11 +34,11 @@ def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, s
     unreadable = {t: n for t, n in number.items() if _file_for(frozenset(lines[t])) is None}
     if unreadable:
         legend = ", ".join(f"#{n} is {t!r}" for t, n in unreadable.items())
-        logger.warning("No font here has the letters of %d phrases, drawn as numbers: %s.", len(unreadable), legend)
+        logger.warning("No installed font can render %d phrases, drawn as numbers: %s.", len(unreadable), legend)
     out: dict[str, str] = {}
     for t, n in number.items():
         if t in unreadable:
-            # Told apart from the phrases of other pictures, too.
+            # The hash distinguishes it from phrases of other images.
             out[t] = f"#{n} {zlib.crc32(t.encode()) & 0xFFFF:04x}"
         else:
             out[t] = lines[t] if alike[lines[t]] == 1 else _cut(f"#{n} {lines[t]}", length)
@@ -46,7 +46,7 @@ def shown_labels(texts: Sequence[str], length: int | None = None) -> dict[str, s
 
 
 def fitting(text: str, font: Font, width: float) -> str:
-    """A text cut so that it is at most ``width`` pixels wide; at least its first letter."""
+    """Truncate a text to at most ``width`` pixels; at least its first character remains."""
     if font.getlength(text) <= width:
         return text
     kept = len(text) - 1
@@ -61,9 +61,9 @@ def _cut(text: str, length: int | None) -> str:
 
 @cache
 def _file_for(letters: frozenset[str]) -> str | None:
-    """A font file with all the letters; empty for Pillow's own font, None where there is none."""
+    """A font file with all the glyphs; empty for Pillow's own font, None if there is none."""
     needed = {ord(c) for c in letters if not c.isspace()}
-    # Pillow's font has Latin-1 and a few marks.
+    # Pillow's font covers Latin-1 and some punctuation.
     if all(code < 256 for code in needed - {ord(_MORE)}):
         return ""
     return next((path for path in _files() if needed <= _letters_of(path)), None)
@@ -71,9 +71,9 @@ def _file_for(letters: frozenset[str]) -> str | None:
 
 @cache
 def _files() -> list[str]:
-    """Outline fonts of this machine, Matplotlib's own first; each file once, in a fixed order.
+    """Installed outline fonts, Matplotlib's own first; without duplicates, in a fixed order.
 
-    Last Resort has a sign for every script and none for a letter.
+    Last Resort is excluded, because it has one placeholder glyph per script.
     """
     from matplotlib import font_manager, get_data_path
 
@@ -86,7 +86,7 @@ def _files() -> list[str]:
 
 @cache
 def _letters_of(path: str) -> frozenset[int]:
-    """Characters that a font draws; none for bitmap fonts, which have one size, and for files that cannot be read."""
+    """Code points that a font covers; none for bitmap fonts (fixed size) and unreadable files."""
     from fontTools.ttLib import TTFont, TTLibError
 
     try:

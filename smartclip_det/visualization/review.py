@@ -1,4 +1,4 @@
-"""The page on which labels of a folder are looked over: least certain first, a click away from the picture."""
+"""Review page for the labels of a folder: least certain images first, linked to the originals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from smartclip_det.utils.images import open_rgb
 from smartclip_det.visualization.draw import draw_boxes
 from smartclip_det.visualization.report import ReportPage
 
-#: Longer side of a thumbnail, and boxes drawn in it at most.
+#: Longer side of a thumbnail, and maximum number of boxes drawn in it.
 SIDE, BOXES = 320, 12
 
 
 def certainty(picture: PictureLabels, thresholds: np.ndarray) -> float:
-    """Distance of the score that is nearest to its threshold, on either side of it; 1 where nothing was found.
+    """Smallest distance of a score to its threshold; 1 without detections.
 
     Args:
-        picture: with all detections that were kept, also those below their threshold.
-        thresholds: ``[C]`` of each label.
+        picture: labels with all detections, including those below their threshold.
+        thresholds: ``[C]`` threshold of each label.
     """
     return min((abs(s - thresholds[k]) for s, k in zip(picture.scores, picture.labels, strict=True)), default=1.0)
 
@@ -42,13 +42,13 @@ def review_page(
     """Build the page.
 
     Args:
-        pictures: those that were read, with all detections that were kept.
-        names: of the labels.
+        pictures: images that were read, with all their detections.
+        names: label names.
         thresholds: ``[C]``.
-        photos: folder of the pictures.
-        address: of that folder, as the page sees it.
-        left_out: pictures that were not read, by reason.
-        count: pictures shown at most, the least certain.
+        photos: folder of the images.
+        address: address of that folder relative to the page.
+        left_out: images that were skipped, by reason.
+        count: maximum number of images to show.
     """
     kept = [p.above(thresholds) for p in pictures]
     boxes = Counter(k for p in kept for k in p.labels)
@@ -96,7 +96,7 @@ def _thumbnail(picture: PictureLabels, names: Sequence[str], photos: Path) -> Im
 
 
 def _caption(picture: PictureLabels, kept: PictureLabels, names: Sequence[str], thresholds: np.ndarray) -> str:
-    """The file, its boxes, and the one that is least certain."""
+    """File name, boxes, and the least certain box."""
     told = f"{picture.file}: {len(kept.labels)} boxes"
     if not picture.scores:
         return told

@@ -169,7 +169,7 @@ def test_the_probe_with_an_oracle_is_perfect_and_with_swapped_texts_is_not(tmp_p
     assert found["base"]["crop"]["hard"] == found["novel"]["dense_value"]["off"] == found["all"]["crop"]["off"] == 1.0
     assert found["never"]["crop"]["hard"] == -1.0
     assert probe_accuracy(regions, bank.text_shuffled(), groups, ["off"])["all"]["crop"]["off"] == 0.0
-    with pytest.raises(UserError, match="not those of the probed regions"):
+    with pytest.raises(UserError, match="differ from those of the probed regions"):
         probe_accuracy(regions, bank.select(names[::-1]), groups, ["off"])
     with pytest.raises(UserError, match="no box of the vocabulary"):
         probe_regions(encoder, GroundTruth({**data, "annotations": []}, "a.json"), tmp_path, names, progress=False)

@@ -339,7 +339,7 @@ def test_each_protocol_takes_its_own_options_and_says_which(protocol, tmp_path):
     ("protocol", "options", "message"),
     [
         ("coco", {"max_dets": 0}, "positive limit"),
-        ("coco", {"max_dets": "100"}, "whole number; given '100'"),
+        ("coco", {"max_dets": "100"}, "integer; given '100'"),
         ("coco", {"max_dets": True}, "integer"),
         ("lvis", {"max_dets": -2}, "-1 for no limit"),
         ("coco", {"backend": "quick"}, "Allowed: fast, reference"),
@@ -364,5 +364,5 @@ def test_options_reach_the_protocols_that_take_them():
         ReferringMetric("e.jsonl", protocols=["refcoco", "refseg"], box_rule="any")
     with pytest.raises(UserError, match="interrupted runs"):
         OpenVocabMetric("a.json", images="predicted")
-    with pytest.raises(UserError, match="dcube is of boxes"):
+    with pytest.raises(UserError, match="dcube is for boxes"):
         OpenVocabMetric("a.json", protocol="dcube", iou_types=["segm"])

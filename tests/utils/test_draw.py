@@ -44,7 +44,7 @@ def test_a_box_outside_draws_nothing_and_counts_must_fit():
     blank = Image.new("RGB", (50, 50), "white")
     out = draw_boxes(blank, [[60, 60, 80, 80]], ["a"], ["a"])
     assert np.asarray(out).min() == 255
-    with pytest.raises(UserError, match="2 boxes need as many labels"):
+    with pytest.raises(UserError, match="2 boxes need the same number of labels"):
         draw_boxes(blank, [[0, 0, 1, 1]] * 2, ["a"], ["a"])
 
 
@@ -87,9 +87,9 @@ def test_a_grounding_panel_has_boxes_bars_tree_and_maps():
     assert bare.height < panel.height
     both = sheet([panel, bare, bare], columns=2)
     assert both.size == (panel.width + bare.width, panel.height + bare.height)
-    with pytest.raises(UserError, match="as many scores"):
+    with pytest.raises(UserError, match="same number of scores"):
         grounding_panel(image, "x", boxes, [0.5])
-    with pytest.raises(UserError, match="nothing to draw"):
+    with pytest.raises(UserError, match="no panels"):
         sheet([])
 
 
