@@ -1,4 +1,4 @@
-# Registers every part of smartclip_det; each config inherits it from here.
+# Registers all components of smartclip_det; every config inherits this file.
 _base_ = "./runtime.py"
 custom_imports = dict(imports=["smartclip_det.register_detection"], allow_failed_imports=False)
 default_scope = "mmdet"

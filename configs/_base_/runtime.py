@@ -1,4 +1,4 @@
-# What every run of ours shares; default_runtime.py (detection) and alignment_runtime.py say which parts they register.
+# Settings shared by all runs; default_runtime.py (detection) and alignment_runtime.py register components.
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),

@@ -1,4 +1,4 @@
-# F-ViT as its released code has it, for encoders without masks: ImageNet statistics, ReLU on region vectors.
+# F-ViT as in its released code, for encoders without masks: ImageNet statistics, ReLU on region vectors.
 _base_ = "./open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
 towers = dict(checkpoint=None, arch="ViT-B-16", seed=0)
 model = dict(

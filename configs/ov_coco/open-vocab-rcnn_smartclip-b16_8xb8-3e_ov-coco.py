@@ -1,9 +1,9 @@
-# The F-ViT recipe with SmartCLIP towers. Set towers.checkpoint (twice: model and hook read it from here).
+# The F-ViT recipe with SmartCLIP towers. Set towers.checkpoint; model and hook both read it from here.
 _base_ = [
     "../_base_/models/open_vocab_rcnn_b16.py",
     "../_base_/datasets/ov_coco.py",
     "../_base_/schedules/f_vit_3e.py",
     "../_base_/default_runtime.py",
 ]
-# Square padding in training and testing alike: a transformer's features depend on how much padding it attends to.
+# Square padding in training and testing: a transformer's features depend on how much padding it attends to.
 model = dict(data_preprocessor=dict(pad_size_divisor=640))

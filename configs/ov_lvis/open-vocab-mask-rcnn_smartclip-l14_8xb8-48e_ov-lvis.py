@@ -5,5 +5,5 @@ _base_ = [
     "../_base_/schedules/f_vit_48e.py",
     "../_base_/default_runtime.py",
 ]
-# Square padding in training and testing alike: a transformer's features depend on how much padding it attends to.
+# Square padding in training and testing: a transformer's features depend on how much padding it attends to.
 model = dict(data_preprocessor=dict(pad_size_divisor=896))

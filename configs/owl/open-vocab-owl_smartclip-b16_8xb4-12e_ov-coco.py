@@ -1,4 +1,4 @@
-# One-stage on OV-COCO at 768 px: heads at 1e-4, the tower at a tenth of it, its text side untouched.
+# One-stage detector on OV-COCO at 768 px: heads with lr 1e-4, image tower with a tenth of it, frozen text tower.
 _base_ = [
     "../_base_/models/open_vocab_owl_b16.py",
     "../_base_/datasets/ov_coco.py",

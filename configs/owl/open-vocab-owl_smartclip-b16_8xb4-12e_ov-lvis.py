@@ -1,4 +1,4 @@
-# The same on OV-LVIS: 100 of the 866 base classes take part in the loss of a batch, 300 boxes per image, box AP.
+# The OV-LVIS version: federated loss over 100 of the 866 base classes per batch, 300 boxes per image, box AP.
 _base_ = "./open-vocab-owl_smartclip-b16_8xb4-12e_ov-coco.py"
 data_root = "data/lvis/"
 model = dict(bbox_head=dict(federated=100))

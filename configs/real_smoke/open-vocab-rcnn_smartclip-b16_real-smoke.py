@@ -1,5 +1,5 @@
-# The OV-COCO recipe cut down to a folder of a few dozen real photographs: same classes, smaller sizes and schedule.
-# data_root: a folder with instances_train2017.json and images/.
+# The OV-COCO recipe reduced to a few dozen real photographs: same classes, smaller sizes and shorter schedule.
+# data_root contains instances_train2017.json and images/.
 _base_ = "../ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py"
 
 data_root = "data/coco_mini_train/"
@@ -32,7 +32,7 @@ val_dataloader = dict(num_workers=1, dataset=val_dataset)
 test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=val_ann)
 test_evaluator = val_evaluator
-# One prompt a class: 63 templates of 248 tokens take long on a CPU.
+# One prompt per class: 63 templates of 248 tokens are slow on a CPU.
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
 custom_hooks = [dict(type="VocabularyHook", towers=towers, templates="photo")]
 model = dict(

@@ -1,5 +1,5 @@
-# Boxes of MMDetection's Faster R-CNN, classified by a SmartCLIP tower; nothing is trained. Test it with the
-# proposer's own checkpoint. Any MMDetection detector can stand in model.proposer.
+# Boxes of MMDetection's Faster R-CNN classified by a SmartCLIP tower, without training. Test it with the proposer's own
+# checkpoint. model.proposer can be any MMDetection detector.
 _base_ = [
     "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
     "../_base_/datasets/ov_coco.py",

@@ -1,4 +1,4 @@
-# CLIP fine-tuned on the same captions: no masks, the symmetric cross-entropy once, scale learned.
+# CLIP fine-tuned on the same captions: no masks, symmetric cross-entropy with weight 1, learned scale.
 _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 
 towers = dict(_delete_=True, checkpoint=None, arch="LongCLIP-B-16", stretch=True, seed=0)

@@ -1,5 +1,5 @@
-# DeBias-CLIP's captions (arXiv 2602.22419): the whole one, and a subset of what follows the
-# summary, moved right by padding. Chance and draw of the padding are ours: its code was not available.
+# DeBias-CLIP's captions (arXiv 2602.22419): the full caption, and a subset of the sentences after the summary, shifted
+# right by padding. Its code was not available: probability and distribution of the padding are our choice.
 _base_ = "./clip-b16_1024-3e_sharegpt4v.py"
 
 model = dict(loss=dict(alignment_weight=1.0))

@@ -1,5 +1,5 @@
-# Long-CLIP (arXiv 2403.15378): whole captions, and short ones matched with 32 main components of the image vectors.
-# The sum of two symmetric cross-entropies is the mean of two with twice the weight; the release's scale has no ceiling.
+# Long-CLIP (arXiv 2403.15378): full captions, and short ones matched with 32 principal components of the image vectors.
+# The sum of two symmetric cross-entropies equals their mean with weight 2; the release does not clamp the scale.
 _base_ = "./clip-b16_1024-3e_sharegpt4v.py"
 
 global_batch_size = 2048

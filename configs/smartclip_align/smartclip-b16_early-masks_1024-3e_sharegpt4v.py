@@ -1,5 +1,5 @@
-# What the toy world suggests where masks join towers that are finished, all at once: masks that start open, sparsity
-# that comes later, a larger rate for the mask network, the text masked as well. Not measured on real data.
+# Combines the settings that help on the toy world when masks are added to finished towers: masks initialised open,
+# delayed sparsity, a larger learning rate for the mask network, masked text vectors. Not measured on real data.
 _base_ = "./smartclip-b16_sparsity-ramp_1024-3e_sharegpt4v.py"
 
 towers = dict(mask_bias=2.0)

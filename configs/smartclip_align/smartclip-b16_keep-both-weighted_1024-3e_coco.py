@@ -1,4 +1,4 @@
-# Keeping boxes with learned weights of cells: what tells a region counts more in its mean. The pooled vector has none.
+# Both box-preserving losses with learned pooling weights: informative cells weigh more. Does not affect the pooled vector.
 _base_ = "./smartclip-b16_keep-both_1024-3e_coco.py"
 
 towers = dict(saliency=True)

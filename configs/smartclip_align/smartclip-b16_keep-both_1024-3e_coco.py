@@ -1,5 +1,5 @@
-# Beyond the paper: COCO captions with boxes; dense regions stay near crops and are matched with their class names.
-# The 48 base classes alone have boxes here, so that OV-COCO stays fair.
+# Not in the paper. COCO captions with boxes; dense regions are distilled from crops and matched with their class names.
+# Only the 48 base classes have boxes here, so that OV-COCO stays valid.
 _base_ = "./smartclip-b16_keep-crops_1024-3e_sharegpt4v.py"
 
 data_root = "data/coco/"

@@ -1,8 +1,8 @@
-# Beyond the paper: dense regions stay near what the initial tower saw in crops (as in CLIPSelf, arXiv 2310.01403).
+# Not in the paper. Dense regions are distilled from crops encoded by the initial tower (CLIPSelf, arXiv 2310.01403).
 _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 
 model = dict(distillation=dict(weight=10.0, images=64, teacher="initial"))
-# Whether boxes are kept is measured before training and in each validation.
+# Region accuracy is measured before training and in each validation.
 custom_hooks = [
     *_base_.custom_hooks,
     dict(

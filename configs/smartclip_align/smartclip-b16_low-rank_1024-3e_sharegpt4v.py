@@ -1,4 +1,4 @@
-# Towers stay as they are but for updates of rank 16 (arXiv 2106.09685), at a rate that such updates take.
+# LoRA of rank 16 on frozen towers (arXiv 2106.09685), with a learning rate for LoRA.
 _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 
 model = dict(low_rank=dict(rank=16))

@@ -1,4 +1,4 @@
-# Masks that do not see padding, the clean default for new trainings; texts are encoded in 4 chunks of like length.
+# Masks that ignore padding, the default for new trainings; texts are encoded in 4 chunks of similar length.
 _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", stretch=True, mask_layers=1, mask_pad="ignore", seed=0)

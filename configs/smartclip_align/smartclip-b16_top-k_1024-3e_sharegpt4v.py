@@ -1,4 +1,4 @@
-# Every mask has 256 of 512 dimensions on; there is nothing left for a sparsity term to do.
+# Every mask keeps 256 of 512 dimensions, so there is no sparsity loss.
 _base_ = "./smartclip-b16_1024-3e_sharegpt4v.py"
 
 towers = dict(

@@ -1,5 +1,5 @@
-# gRefCOCO: none, one or many. Ten queries, set matching (SimVG's 1 / 5 / 2). Converted first, sentences of none kept:
-# tools/data/convert_grounding.py "grefs(unc).json" grefcoco.jsonl
+# gRefCOCO: no, one or many targets. Ten queries, set matching (SimVG's weights 1 / 5 / 2). Convert the data first
+# (sentences without a target are kept): tools/data/convert_grounding.py "grefs(unc).json" grefcoco.jsonl
 _base_ = "./referring_smartclip-b16-384_refcoco.py"
 
 annotations = dict(ann_file="refer/grefcoco/grefcoco.jsonl")
@@ -7,6 +7,6 @@ model = dict(head=dict(queries=10), loss_weights=dict(_delete_=True, exists=1.0,
 train_dataloader = dict(dataset=annotations)
 val_dataloader = dict(dataset=annotations)
 test_dataloader = val_dataloader
-# score_threshold is the released evaluator's; calibrate on val: tools/analysis/calibrate_grounding.py
+# score_threshold is that of the released evaluator; calibrate it on val: tools/analysis/calibrate_grounding.py
 val_evaluator = dict(**annotations, protocols=["grefcoco"])
 test_evaluator = val_evaluator

@@ -1,5 +1,5 @@
-# RefCOCO, RefCOCO+ and RefCOCOg together. Images of one set's training are in another's val or test: the list of those
-# that tools/data/check_leakage.py --leaked writes is left out.
+# RefCOCO, RefCOCO+ and RefCOCOg together. Training images of one are val or test images of another; the list of these,
+# written by tools/data/check_leakage.py --leaked, is excluded.
 _base_ = "./referring_smartclip-b16-384_refcoco.py"
 
 train_dataloader = dict(

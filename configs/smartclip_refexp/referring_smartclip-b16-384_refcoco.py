@@ -1,4 +1,4 @@
-# RefCOCO (UNC), one box a sentence, 384 pixels.
+# RefCOCO (UNC), one box per sentence, 384 px.
 _base_ = [
     "../_base_/models/referring_b16.py",
     "../_base_/datasets/refcoco.py",

@@ -1,4 +1,4 @@
-# RefCOCOg (umd): the partition whose training images are in no other split. Sentences are long.
+# RefCOCOg (UMD split, whose training images are in no other split). Sentences are long.
 _base_ = "./referring_smartclip-b16-384_refcoco.py"
 
 annotations = dict(ann_file="refer/refcocog/refs(umd).p")

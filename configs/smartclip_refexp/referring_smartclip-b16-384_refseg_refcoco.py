@@ -1,4 +1,4 @@
-# Referring segmentation beside boxes: refs files with instances.json have the masks.
+# Boxes and referring segmentation: refs files with instances.json have masks.
 _base_ = "./referring_smartclip-b16-384_refcoco.py"
 
 model = dict(head=dict(mask_branch=True))

@@ -1,4 +1,4 @@
-# 448 pixels: a patch is 3.6 % of the side.
+# 448 px: a patch is 3.6 % of the side.
 _base_ = "./referring_smartclip-b16-384_refcoco.py"
 
 model = dict(image_size=448)

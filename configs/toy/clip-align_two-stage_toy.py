@@ -1,4 +1,4 @@
-# Plain CLIP from the same towers, on the same captions for as many steps: what SmartCLIP is compared with.
+# Plain CLIP from the same towers, on the same captions and for as many steps: the baseline of SmartCLIP.
 _base_ = "./smartclip-align_two-stage_toy.py"
 
 towers = dict(_delete_=True, checkpoint=None, arch="CLIP-toy", seed=0)

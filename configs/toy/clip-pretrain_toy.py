@@ -1,4 +1,4 @@
-# CLIP from nothing on short captions: the towers that both two-stage alignments start from, as SmartCLIP starts from
+# CLIP trained from scratch on short captions: initial towers of both two-stage alignments, as SmartCLIP starts from
 # CLIP.
 _base_ = ["../_base_/datasets/toy_captions.py", "../_base_/alignment_runtime.py"]
 

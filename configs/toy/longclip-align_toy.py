@@ -1,4 +1,4 @@
-# Long-CLIP from the same towers: the whole caption, and a short one matched with the main components of the image.
+# Long-CLIP from the same towers: full captions, and short ones matched with the principal components of image vectors.
 _base_ = "./clip-align_two-stage_toy.py"
 
 model = dict(component_matching=32)

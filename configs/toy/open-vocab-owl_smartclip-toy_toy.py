@@ -1,4 +1,4 @@
-# The one-stage recipe at the size of the toy world. towers.checkpoint: what smartclip-align_toy.py wrote.
+# The one-stage recipe for the toy world. towers.checkpoint: output of smartclip-align_toy.py.
 _base_ = [
     "../_base_/models/open_vocab_owl_b16.py",
     "../_base_/datasets/toy_detection.py",

@@ -1,6 +1,6 @@
-# The OV-COCO recipe (frozen tower, F-ViT form) at the size of the toy world: same classes, other sizes and schedule.
-# The small tower has taps at strides 2, 4 and 8 of its own, so no pyramid is made of them.
-# towers.checkpoint: what smartclip-align_toy.py wrote.
+# The OV-COCO recipe (frozen tower, F-ViT) for the toy world: same classes, other sizes and schedule. The small tower
+# has taps at strides 2, 4 and 8, so there is no neck that builds a pyramid.
+# towers.checkpoint: output of smartclip-align_toy.py.
 _base_ = [
     "../_base_/models/open_vocab_rcnn_b16.py",
     "../_base_/datasets/toy_detection.py",
@@ -13,9 +13,9 @@ norm_cfg = dict(type="BN")
 strides = [2, 4, 8, 16]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=64),
-    # F-ViT's exponents times objectness, as CORA does: without it novel boxes drown in background. A real CLIP's
-    # cosines have a factor of 100, these 16. The length of a cell of this tower's dense map is its weight, so cells are
-    # pooled as they are.
+    # F-ViT's exponents times objectness, as in CORA: without it novel boxes rank below background. Cosines of a real
+    # CLIP are scaled by 100, these by 16. The norm of a cell of this tower's dense map acts as its weight, so cells are
+    # pooled without normalisation.
     policy=dict(fusion="cora", alpha=0.1, beta=0.8, dense_temperature=16.0, dense_norm="none", text_norm="masked"),
     backbone=dict(towers=towers, out_indices=(0, 1, 2)),
     neck=dict(_delete_=True, type="FPN", in_channels=[16, 48, 80], out_channels=64, num_outs=4, norm_cfg=norm_cfg),

@@ -1,5 +1,5 @@
-# The trained grounding head at the size of the toy world, with "none" and "many" as answers.
-# towers.checkpoint: what smartclip-align_toy.py wrote.
+# The trained grounding head for the toy world, with sentences that have no target or many.
+# towers.checkpoint: output of smartclip-align_toy.py.
 _base_ = [
     "../_base_/models/referring_b16.py",
     "../_base_/schedules/clip_vg_110e.py",
@@ -30,7 +30,7 @@ val_dataloader = dict(
     dataset=dict(**dataset, ann_file="refs/finetune_toy_val.json", images="images", test_mode=True),
 )
 test_dataloader = val_dataloader
-# The score of an answer is a probability here, and no box is the likelier answer below one half.
+# Scores are probabilities here; below one half, "no box" is the more likely answer.
 val_evaluator = dict(
     type="ReferringMetric",
     data_root=data_root,

@@ -1,4 +1,4 @@
-# Keeping boxes: boxes of base shapes are matched with their texts, each under its own mask; novel ones stay unboxed.
+# Box-preserving loss: boxes of base shapes are matched with their masked texts; novel shapes have no boxes.
 _base_ = "./smartclip-align_two-stage_toy.py"
 
 model = dict(region_contrast=dict(weight=5.0, images=64, scale=15.0))

@@ -1,5 +1,5 @@
-# The published order, masks added to a finished CLIP: SmartCLIP's alignment loss on prefixes of long captions and short
-# ones, from towers of clip-pretrain_toy.py (towers.checkpoint), with a new mask network.
+# The published order, with masks added to a finished CLIP: SmartCLIP's alignment loss on prefixes of long captions and
+# on short ones, from towers of clip-pretrain_toy.py (towers.checkpoint), with a new mask network.
 _base_ = "./clip-pretrain_toy.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)
@@ -22,7 +22,7 @@ custom_hooks = [
     dict(type="CaptionEpochHook"),
     dict(type="TowerCheckpointHook"),
     dict(type="PromptBankHook", templates=["{article} {}"]),
-    # Does the stage cost the towers their boxes? Measured before training and in each validation.
+    # Region accuracy before training and in each validation: does this stage degrade it?
     dict(
         type="RegionProbeHook",
         data_root={{_base_.data_root}},

@@ -1,5 +1,5 @@
-# Test-bed of learned weights of cells: the one stage with a ViT, whose dense map is trained on the captions, too.
-# Compare with plain means: towers.saliency=False.
+# Learned pooling weights of cells: the one-stage recipe with a ViT whose dense map is also trained on captions.
+# Baseline with uniform weights: towers.saliency=False.
 _base_ = "./smartclip-align_toy.py"
 
 towers = dict(arch="SmartCLIP-toy-ViT", saliency=True)

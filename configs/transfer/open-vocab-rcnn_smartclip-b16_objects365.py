@@ -1,4 +1,4 @@
-# Objects365 val; v1 (the F-ViT and ViLD line) or v2 (Detic's) is decided by the annotation file given: say which.
+# Objects365 val. The annotation file determines the version, v1 (F-ViT and ViLD) or v2 (Detic): report which.
 _base_ = "./open-vocab-rcnn_smartclip-b16_transfer.py"
 data_root = "data/objects365/"
 model = dict(policy=dict(alpha=0.3, beta=0.3))

@@ -1,5 +1,5 @@
-# An OV-LVIS detector on another COCO-layout data set, without training: one alpha for all classes, a fixed head
-# temperature of 50, dense temperature 120, no mask head (ovd reference 2.5). Names are those of the annotation file.
+# An OV-LVIS detector on another COCO-format data set, without training: one alpha for all classes, head temperature
+# fixed at 50, dense temperature 120, no mask head (F-ViT, arXiv 2310.01403). Class names are read from the annotations.
 _base_ = "../ov_lvis/open-vocab-mask-rcnn_smartclip-b16_8xb8-48e_ov-lvis.py"
 data_root = "data/coco/"
 model = dict(

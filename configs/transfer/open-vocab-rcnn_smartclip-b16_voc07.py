@@ -1,4 +1,4 @@
-# VOC2007 test in COCO layout (tools/data/to_coco.py), AP50 and AP75 of COCO's rules.
+# VOC2007 test in COCO format (tools/data/to_coco.py), with AP50 and AP75 as defined by COCO.
 _base_ = "./open-vocab-rcnn_smartclip-b16_transfer.py"
 data_root = "data/voc07/"
 model = dict(policy=dict(alpha=0.3, beta=0.3))

@@ -1,4 +1,4 @@
-# OV-COCO: 48 base classes for training, 65 for testing (ovd reference 2.1). data_root holds COCO 2017.
+# OV-COCO (OVR-CNN, arXiv 2011.10678): 48 base classes for training, 65 for testing. data_root contains COCO 2017.
 data_root = "data/coco/"
 image_size = (640, 640)
 train_ann = "annotations/instances_train2017.json"

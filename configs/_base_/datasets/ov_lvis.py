@@ -1,5 +1,5 @@
-# OV-LVIS: 866 common and frequent classes with boxes and masks for training, 1,203 for testing (ovd reference 2.2).
-# data_root holds LVIS v1 and the folders train2017 and val2017 of COCO.
+# OV-LVIS (ViLD, arXiv 2104.13921): train on boxes and masks of 866 common and frequent classes, test on 1,203.
+# data_root contains LVIS v1 and the folders train2017 and val2017 of COCO.
 _base_ = "./ov_coco.py"
 
 data_root = "data/lvis/"

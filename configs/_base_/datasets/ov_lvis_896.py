@@ -1,4 +1,4 @@
-# At 896 px, the size of the ViT-L/14 recipes.
+# 896 px, the input size of the ViT-L/14 recipes.
 _base_ = "./ov_lvis.py"
 image_size = (896, 896)
 train_pipeline = [

@@ -1,4 +1,4 @@
-# RefCOCO (UNC): refs(unc).p with instances.json beside it, images of COCO train2014.
+# RefCOCO (UNC): refs(unc).p and instances.json in the same folder, images of COCO train2014.
 data_root = "data/"
 annotations = dict(ann_file="refer/refcoco/refs(unc).p")
 dataset = dict(type="ReferringDataset", data_root=data_root, **annotations, images="coco/train2014", image_size=384)
@@ -12,7 +12,7 @@ train_dataloader = dict(
     dataset=dict(
         **dataset,
         split="train",
-        # About 8 x 8 sentences a process, each drawn anew in every epoch.
+        # About 8 x 8 sentences per process, sampled again in every epoch.
         sentences_per_image=8,
     ),
 )

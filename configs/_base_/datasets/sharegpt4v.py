@@ -1,4 +1,4 @@
-# ShareGPT4V captions (share-captioner, 1,246,901 records): the first 1,000 are validation, the others are trained on.
+# ShareGPT4V captions (share-captioner, 1,246,901 records): the first 1,000 are for validation, the rest for training.
 data_root = "data/sharegpt4v/"
 ann_file = "share-captioner_coco_lcs_sam_1246k_1107.json"
 

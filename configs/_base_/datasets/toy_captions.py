@@ -1,7 +1,7 @@
 # Toy world captions (tools/data/make_toy.py).
 data_root = "data/toy/"
 images = dict(size=64, fit="pad", keep=True)
-# How much a partial caption says: any of the objects, each with these chances of being described.
+# Content of a partial caption: any subset of the objects, each with these probabilities of being described.
 speech = dict(any_subset=1.0, colour=0.6, size=0.3, texture=0.3)
 
 train_dataloader = dict(

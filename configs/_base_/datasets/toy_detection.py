@@ -1,4 +1,4 @@
-# Toy world boxes (tools/data/make_toy.py): base shapes in training, all shapes in testing; sizes of the toy towers.
+# Toy world boxes (tools/data/make_toy.py): base shapes for training, all shapes for testing; sizes of the toy towers.
 _base_ = "./ov_coco.py"
 
 data_root = "data/toy/"
@@ -36,7 +36,7 @@ train_set = dict(
     data_prefix=dict(img="images/train/"),
     vocabulary=base_shapes + novel_shapes,
     seen=base_shapes,
-    indices=10000,  # heads learn from half of the images; alignment needs them all
+    indices=10000,  # half of the images are enough to train heads; alignment uses all of them
     pipeline=train_pipeline,
 )
 train_dataloader = dict(batch_size=16, num_workers=2, dataset=train_set)

@@ -1,4 +1,4 @@
-# CLIP's own image statistics, for RGB in 0..255; the tower pads to whole patches by itself.
+# CLIP's image statistics, for RGB in 0..255; the tower pads to whole patches.
 data_preprocessor = dict(
     type="DetDataPreprocessor",
     mean=[122.7709383, 116.7460125, 104.09373615],

@@ -1,4 +1,4 @@
-# F-ViT for OV-LVIS: a class-agnostic mask head, an RPN with norms, 300 detections (ovd reference 2.5).
+# F-ViT for OV-LVIS (CLIPSelf, arXiv 2310.01403): class-agnostic mask head, RPN with norm layers, 300 detections.
 _base_ = "./open_vocab_rcnn_b16.py"
 norm_cfg = dict(type="SyncBN")
 model = dict(

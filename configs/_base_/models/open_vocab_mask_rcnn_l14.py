@@ -1,4 +1,4 @@
-# The same on ViT-L/14.
+# The ViT-L/14 version.
 _base_ = "./open_vocab_rcnn_l14.py"
 norm_cfg = dict(type="SyncBN")
 model = dict(

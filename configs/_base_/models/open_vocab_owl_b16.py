@@ -1,4 +1,4 @@
-# OWL-ViT form: a trained tower, one box and one class vector for each patch token (arXiv 2205.06230).
+# OWL-ViT architecture: trained tower, one box and one class vector per patch token (arXiv 2205.06230).
 _base_ = "./clip_preprocessor.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)

@@ -1,7 +1,7 @@
-# F-ViT form: frozen tower, four taps, FPN, class-agnostic RPN, open-vocabulary box head (arXiv 2310.01403).
+# F-ViT architecture: frozen tower, four taps, FPN, class-agnostic RPN, open-vocabulary box head (arXiv 2310.01403).
 _base_ = "./clip_preprocessor.py"
 
-# A checkpoint of None means the named architecture with random weights.
+# With checkpoint=None the architecture is initialised at random.
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
 norm_cfg = dict(type="SyncBN")
 width = 768

@@ -1,4 +1,4 @@
-# The same on ViT-L/14: wider taps, patches of 14 pixels.
+# The ViT-L/14 version: wider taps, patches of 14 pixels.
 _base_ = "./open_vocab_rcnn_b16.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-L-14", seed=0)

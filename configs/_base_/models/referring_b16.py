@@ -1,4 +1,4 @@
-# A light head (the shape of CLIP-VG, arXiv 2305.08685) on frozen towers; masks enter by a gate that starts at zero.
+# A light head (as in CLIP-VG, arXiv 2305.08685) on frozen towers; masks are added through a gate initialised to zero.
 towers = dict(checkpoint=None, arch="SmartCLIP-B-16", seed=0)
 model = dict(
     type="SmartCLIPReferring",
@@ -7,6 +7,6 @@ model = dict(
     out_indices=(0, 3, 7, 11),
     mask_mode="hard",
     head=dict(dim=512, layers=6, heads=8, feedforward=2048, queries=1, gate=True),
-    # One box a sentence: CLIP-VG's L1 and GIoU, 1 : 1.
+    # One box per sentence: CLIP-VG's L1 and GIoU losses with equal weights.
     loss_weights=dict(bbox=1.0, giou=1.0),
 )

@@ -1,4 +1,4 @@
-# CLIP-VG's schedule: AdamW, one rate for all that is trained, 110 epochs, cosine, 320 sentences a step.
+# CLIP-VG's schedule: AdamW, one learning rate for all trained parameters, 110 epochs, cosine, 320 sentences per step.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=2.5e-4, betas=(0.9, 0.999), weight_decay=1e-4),

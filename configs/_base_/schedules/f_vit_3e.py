@@ -1,4 +1,4 @@
-# F-ViT on OV-COCO: AdamW, constant rate, 250 warm-up iterations, 3 epochs at a global batch of 64.
+# F-ViT on OV-COCO: AdamW, constant learning rate, 250 warm-up iterations, 3 epochs, global batch 64.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),

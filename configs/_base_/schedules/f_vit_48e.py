@@ -1,4 +1,4 @@
-# F-ViT on OV-LVIS: as on OV-COCO, 48 epochs with decays after 32 and 44.
+# F-ViT on OV-LVIS: as on OV-COCO, with 48 epochs and decays after 32 and 44.
 _base_ = "./f_vit_3e.py"
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),

@@ -1,5 +1,5 @@
-# The released schedule (pretrain reference 1.4): AdamW 1e-6, decay 1e-2 and 200 steps of warm-up for the towers, 1e-3
-# and neither for the mask network; half a cosine to zero over 3 epochs; 1,024 images a step on any number of cards.
+# SmartCLIP's released schedule: AdamW, lr 1e-6, weight decay 1e-2 and 200 warm-up steps for the towers; lr 1e-3 without
+# decay or warm-up for the mask network; cosine to zero over 3 epochs; global batch 1,024 on any number of GPUs.
 _base_ = "../alignment_runtime.py"
 
 global_batch_size = 1024

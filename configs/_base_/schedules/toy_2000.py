@@ -1,4 +1,4 @@
-# One stage from nothing: 2,000 steps of 128 pictures, AdamW 2e-3, 8 % of warm-up, half a cosine to zero, fp32.
+# Single-stage training from scratch: 2,000 steps of 128 images, AdamW, lr 2e-3, 8 % warm-up, cosine to zero, fp32.
 _base_ = "../alignment_runtime.py"
 
 max_steps = 2000
