@@ -1,4 +1,4 @@
-"""Shared fixtures. Real test data live outside the repository; tests that need them skip, loudly, without."""
+"""Shared fixtures. Real test data are outside the repository; without them, the tests that need them are skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import smartclip_det  # noqa: F401  (MMDetection finds its operators from here on)
+import smartclip_det  # noqa: F401  (registers the operators for MMDetection)
 
 REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run in parallel processes
@@ -25,7 +25,7 @@ def shared() -> Path:
     """Folder of real test data (photographs, annotations, expected values)."""
     found = find_shared()
     if found is None:
-        message = "real test data absent: set SMARTCLIP_DET_TEST_DATA to their folder"
+        message = "no real test data: set SMARTCLIP_DET_TEST_DATA to their folder"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
     return found

@@ -1,4 +1,4 @@
-"""A server on the loopback address that speaks the Hugging Face hub's protocol, and serves plain files with ranges."""
+"""Server on the loopback address that implements the Hugging Face hub's protocol, and plain files with ranges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "c0ffee" + "0" * 34
 
 @dataclass
 class Repository:
-    """A repository of the hub: its files, all of them large (LFS) but ``.json``."""
+    """A hub repository; all files except ``.json`` are large (LFS)."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     gated: bool = False
@@ -24,10 +24,10 @@ class Repository:
 
 
 class Loopback:
-    """Two ports, as the hub has two hosts: metadata on one, contents of large files on the other.
+    """Two ports, because the hub has two hosts: one for metadata, one for the contents of large files.
 
-    ``cuts`` gives, by the end of a path, after how many bytes each of the next answers breaks off; ``lies`` gives other
-    contents than the hub says; ``requests`` tells what was asked: method, path and range.
+    ``cuts`` maps the end of a path to the numbers of bytes after which the next responses break off; ``lies`` maps it
+    to contents that differ from the metadata; ``requests`` records method, path and range.
     """
 
     def __init__(self):
@@ -53,7 +53,7 @@ class Loopback:
             server.server_close()
 
     def asked(self, method: str = "GET") -> list[tuple[str, str | None]]:
-        """Paths and ranges of contents that were asked for."""
+        """Paths and ranges of requested contents."""
         return [(p, r) for m, p, r in self.requests if m == method and "/api/" not in p]
 
     def answer(self, request):

@@ -1,12 +1,12 @@
-"""A pretended card: tensors have a place, host or card, while all arithmetic is the CPU's.
+"""A simulated GPU: tensors have a location, host or card, while all arithmetic runs on the CPU.
 
-Inside ``with PretendedCard() as card`` the name ``cuda`` is a device that tensors move to, also where there is none.
-What a real card would refuse is a **fault**: an operator on tensors of both places, numpy of a card's tensor. What
-would make the host stand still until the card is done is a **wait**: reading a number, shapes that depend on values,
-copies that are not asked to run beside. Both are told with the line of ours that led there, and the library's below it.
+Inside ``with PretendedCard() as card``, ``cuda`` is a device that tensors can be moved to, even without a GPU.
+What a GPU would reject is a **fault**: an operator on tensors of both locations, numpy of a card tensor. What would
+synchronise the host with the card is a **wait**: reading a number, data-dependent shapes, blocking copies. Both are
+reported with the line of this package that caused them, and the library's line below it.
 
-What it cannot know: tensors made inside C++ without any input (a C++ function may make them on the card) count as
-being where they are needed; copies with ``non_blocking=True`` to the card are believed to start from pinned memory.
+Limits: tensors created in C++ without inputs (which C++ code may create on the card) are assumed to be where they are
+first used; copies with ``non_blocking=True`` to the card are assumed to start from pinned memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import smartclip_det
 HOST, CARD = torch.device("cpu"), torch.device("cuda", 0)
 _PACKAGE = str(Path(smartclip_det.__file__).parent)
 _LIBRARIES = ("mmengine", "mmdet", "mmcv", "torchvision", "torch/optim", "torch/nn/utils", "transformers")
-#: Operators whose result or its shape the host must read.
+#: Operators that make the host read their result or its shape.
 _READS = frozenset(
     {
         "_local_scalar_dense",
@@ -49,9 +49,9 @@ _READS = frozenset(
     }
 )
 _INDEXING = frozenset({"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"})
-#: Operators that look at a tensor without touching its values.
+#: Operators that do not access a tensor's values.
 _LOOKS = frozenset({"detach", "alias", "set_", "lift_fresh", "is_same_size", "_to_copy", "sym_size", "sym_stride"})
-#: Even a scalar of the host is refused by these.
+#: These reject even a scalar of the host.
 _STRICT = frozenset({"cat", "stack", "mm", "bmm", "addmm"})
 _MAKERS = (
     "arange",
@@ -74,14 +74,14 @@ _NEW = ("new_empty", "new_full", "new_ones", "new_zeros")
 
 @dataclass
 class Report:
-    """What was seen, each ``what @ our line < library's line`` with its number."""
+    """Events, each ``what @ our line < library's line`` with its count."""
 
     faults: Counter = field(default_factory=Counter)
     waits: Counter = field(default_factory=Counter)
 
     @property
     def own_waits(self) -> int:
-        """Waits that a line of this package asked for itself, not through a library that it called."""
+        """Waits caused directly by a line of this package, not through a library."""
         return sum(n for line, n in self.waits.items() if " < " not in line and "@ -" not in line)
 
     def __str__(self) -> str:
@@ -94,7 +94,7 @@ def _place(device: Any) -> torch.device:
 
 
 def _line() -> str:
-    """The innermost line of ours, and a library's below it where it is a library that asks."""
+    """The innermost line of ours, and the library's line below it if a library caused the event."""
     frame, library = sys._getframe(3), ""
     while frame is not None:
         name = frame.f_code.co_filename
@@ -109,18 +109,18 @@ def _line() -> str:
 
 
 class PretendedCard(TorchDispatchMode):
-    """The mode; :attr:`seen` is the report, :meth:`watch` one of a part."""
+    """Dispatch mode; :attr:`seen` is the report, :meth:`watch` reports on a block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = Report()
-        # By storage; None: made without any input, so wherever it is first needed. Storages are kept: an address that
-        # is used again would carry the place of what was there before.
+        # By storage; None: created without inputs, so located wherever it is first used. Storages are kept alive: a
+        # reused address would inherit the location of the freed tensor.
         self._places: dict[int, tuple[torch.device | None, Any]] = {}
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Report]:
-        """A report of what happens inside."""
+        """Report the events inside the block."""
         before, self.seen = self.seen, Report()
         try:
             yield self.seen
@@ -130,13 +130,13 @@ class PretendedCard(TorchDispatchMode):
     # --- where a tensor is
 
     def where(self, x: torch.Tensor) -> torch.device | None:
-        """The place of a tensor; None where only its first use will tell."""
+        """Location of a tensor; None if only its first use determines it."""
         if x.layout != torch.strided:
             return HOST
         return self._places.get(x.untyped_storage()._cdata, (HOST, None))[0]
 
     def put(self, x: Any, place: torch.device | None) -> Any:
-        """Say where the tensors of ``x`` are."""
+        """Set the location of the tensors of ``x``."""
         for t in tree_leaves(x):
             if isinstance(t, torch.Tensor) and t.layout == torch.strided:
                 storage = t.untyped_storage()
@@ -150,7 +150,7 @@ class PretendedCard(TorchDispatchMode):
         self.seen.faults[f"{what} @ {_line()}"] += 1
 
     def move(self, x: torch.Tensor, place: torch.device, cast: Callable[[Any], Any], beside: bool = False) -> Any:
-        """A tensor brought to a place; a copy that runs ``beside`` keeps nobody waiting on its way to the card."""
+        """Move a tensor; a copy to the card with ``beside`` (non-blocking) is not a wait."""
         here, out = self.where(x), cast(x)
         if (here or place) == place:
             return self.put(out, place) if here is None else out
@@ -196,7 +196,7 @@ class PretendedCard(TorchDispatchMode):
             self._wait(name)
         if name in _INDEXING:
             flags = [i for i in args[1] or [] if isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8)]
-            # A single value put by flags becomes masked_fill.
+            # Assignment of a scalar by a boolean mask becomes masked_fill.
             if flags and (name in ("index", "_unsafe_index") or args[2].dim() > 0):
                 self._wait(f"{name} by flags")
 
@@ -300,11 +300,11 @@ class PretendedCard(TorchDispatchMode):
         )
 
     def _copied(self, before: Any, x: torch.Tensor, memo: Any) -> Any:
-        with self.watch():  # bytes are copied where they are
+        with self.watch():  # bytes are copied in place
             return self.put(before(x, memo), self.where(x))
 
     def _to(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """``Tensor.to`` of any form."""
+        """``Tensor.to`` with any signature."""
         native = torch._C.TensorBase.to
         device, beside = kwargs.pop("device", None), kwargs.pop("non_blocking", False)
         if args and isinstance(args[0], torch.Tensor):

@@ -1,6 +1,6 @@
-"""Processes of their own for tests: a tool with arguments, or several that meet.
+"""Run tests in separate processes: a tool with arguments, or several ranks.
 
-Both are forked from one server for each pytest worker, in which the libraries are already imported: importing
+Both are forked from one server per pytest worker, which has already imported the libraries, because importing
 MMDetection takes longer than most tools run.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import multiprocessing
 
 REPO = Path(__file__).resolve().parents[1]
-#: Libraries alone: what a tool imports of this package is imported by the tool.
+#: Libraries only; a tool imports this package itself.
 PRELOADED = ["smartclip_det", "torch", "torchvision", "mmengine.runner", "mmdet.models", "mmdet.datasets"]
 TIMEOUT = 560
 
@@ -33,14 +33,14 @@ def _server() -> multiprocessing.context.BaseContext:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
+    """An unused TCP port of the loopback address."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def run_process(*args, cwd=REPO, env=None) -> SimpleNamespace:
-    """A tool (``.py``) or a shell script (``.sh``) with arguments: its exit code and both outputs."""
+    """Run a tool (``.py``) or shell script (``.sh``): its exit code and both outputs."""
     command = [str(a) for a in args]
     environment = {
         **os.environ,
@@ -87,7 +87,7 @@ def _tool(command: list[str], cwd: str, environment: dict[str, str], folder: str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    torch.set_num_threads(1)  # the library was imported before OMP_NUM_THREADS was set
+    torch.set_num_threads(1)  # torch was imported before OMP_NUM_THREADS was set
     script = str(Path(cwd) / command[0])
     sys.argv = [script, *command[1:]]
     sys.path[0:0] = [str(Path(script).parent)]
@@ -98,10 +98,9 @@ def _tool(command: list[str], cwd: str, environment: dict[str, str], folder: str
 
 
 def run_processes(function, world: int, folder: Path, *arguments) -> list[dict]:
-    """``function(rank, world, *arguments)`` in each of ``world`` processes: what they return, rank by rank.
+    """Run ``function(rank, world, *arguments)`` in ``world`` processes; their return values by rank.
 
-    A process that does not come to its end tells where it stands, and fails the test, instead of the suite waiting
-    for it.
+    A process that hangs prints its stack and fails the test, so that the suite does not wait for it.
     """
     _server()
     multiprocessing.start_processes(
@@ -114,13 +113,13 @@ def _one(rank, function, world, folder, arguments):
     faulthandler.enable()
     faulthandler.dump_traceback_later(450, exit=True)
     torch.set_num_threads(1)
-    # Meeting at a file: no port that another test could take, no server that leaves before its last client.
+    # Rendezvous by file: no port that another test could take, no server that exits before its last client.
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world, timeout=timedelta(seconds=300)
     )
     torch.save(function(rank, world, *arguments), f"{folder}/returned.{rank}.pt")
     torch.distributed.barrier()
-    # Not Python's own end: gloo's threads may free tensors while it goes down, which aborts (see utils.cli).
+    # Skip Python's own shutdown: gloo's threads may free tensors during it, which aborts (see utils.cli).
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

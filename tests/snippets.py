@@ -1,8 +1,8 @@
-"""Python blocks of the documentation, checked without running them: imports, names, attributes and arguments exist.
+"""Check Python blocks of the documentation without running them: imports, names, attributes and arguments must exist.
 
-Blocks need weights and photographs that a test does not have. So the block is compiled and read statement by statement:
-every import is carried out, every name must be bound, and where the class of a value is known (from a constructor or a
-return annotation) its attributes must exist and calls must fit the signature.
+Blocks need weights and photographs that tests do not have. So a block is parsed and checked statement by statement: all
+imports are executed, all names must be bound, and where the class of a value is known (from a constructor or a return
+annotation) its attributes must exist and calls must match the signature.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 
 class SnippetError(AssertionError):
-    """A line that could not run."""
+    """A line that would fail."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """An object of a known class, or ``many`` of them."""
+    """An object of a known class, or a sequence of them (``many``)."""
 
     kind: type
     many: bool = False
 
 
-#: An object that nothing is known about.
+#: An object of unknown type.
 UNKNOWN = object()
 
 
@@ -39,7 +39,7 @@ def check(source: str) -> None:
     """Check one block.
 
     Raises:
-        SnippetError: names the line and what is wrong with it.
+        SnippetError: with the line and the problem.
     """
     tree = ast.parse(source)
     compile(tree, "<block>", "exec")
@@ -47,7 +47,7 @@ def check(source: str) -> None:
 
 
 class Checker(ast.NodeVisitor):
-    """Reads statements in order; ``scope`` maps names to objects, :class:`Value` or :data:`UNKNOWN`."""
+    """Checks statements in order; ``scope`` maps names to objects, :class:`Value` or :data:`UNKNOWN`."""
 
     def __init__(self, source: str) -> None:
         self.lines = source.splitlines()
@@ -192,19 +192,19 @@ class Checker(ast.NodeVisitor):
 
 @dataclass(frozen=True)
 class Method:
-    """A function that takes its object first."""
+    """A function whose first argument is the instance."""
 
     function: Any
 
 
 def returned(function: Any) -> Any:
-    """What a function gives, by its annotation; :data:`UNKNOWN` where that does not say."""
+    """Return type by annotation; :data:`UNKNOWN` without one."""
     function = inspect.unwrap(function)
     hint = getattr(function, "__annotations__", {}).get("return")
     if isinstance(hint, str):
         try:
             hint = eval(hint, getattr(function, "__globals__", {}))
-        except NameError:  # Imported for type checkers alone.
+        except NameError:  # Imported only for type checkers.
             return UNKNOWN
     return of_hint(hint)
 

@@ -1,4 +1,4 @@
-"""A service of the page on tiny random towers, with boxes from a file: answers take milliseconds."""
+"""Service of the web page on tiny random towers, with boxes from a file, so that answers take milliseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = (64, 48)
 
 
 def write_images(folder: Path, count: int) -> list[Path]:
-    """Images of noise, each with its own boxes in ``boxes.json``."""
+    """Write noise images, and boxes for each to ``boxes.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, boxes = [], {}
     for n in range(count):
@@ -31,13 +31,13 @@ def write_images(folder: Path, count: int) -> list[Path]:
 
 
 def tiny_options(folder: Path) -> PredictorOptions:
-    """Tiny towers in a file, and the boxes of :func:`write_images`."""
+    """Options with tiny towers and the boxes of :func:`write_images`."""
     towers = SmartCLIP.from_arch("SmartCLIP-tiny", seed=0).save(folder / "tiny.safetensors")
     return PredictorOptions(encoder=str(towers), boxes=str(folder / "boxes.json"), device="cpu")
 
 
 def tiny_service(folder: Path, count: int) -> tuple[AppService, list[Path]]:
-    """A service and ``count`` images that it knows boxes of."""
+    """A service, and ``count`` images that it has boxes for."""
     paths = write_images(folder, count)
     options = tiny_options(folder)
     return AppService(load_predictor(options), options), paths

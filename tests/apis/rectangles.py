@@ -1,4 +1,4 @@
-"""A detector that needs no training: it finds rectangles of pure red, green and blue. Scores are its own size rule."""
+"""A training-free detector of pure red, green and blue rectangles. Scores depend on their size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class Rectangles:
-    """``detect_images`` as predictors have it; ``batches`` tells how many images came together."""
+    """Has the ``detect_images`` of predictors; ``batches`` records batch sizes."""
 
     def __init__(self, near=0):
         self.near, self.batches, self.names = near, [], tuple(COLOURS)
@@ -48,7 +48,7 @@ class Rectangles:
 
 
 def scene(size, count, seed=0, colours=tuple(COLOURS)):
-    """An image of rectangles, none of which touches another, and their boxes."""
+    """An image of rectangles that do not touch each other, and their boxes."""
     g = np.random.default_rng(seed)
     image, boxes = np.zeros((size[1], size[0], 3), np.uint8), []
     for _ in range(100 * count):

@@ -1,4 +1,4 @@
-"""Every test here may be the first of its process: parts are registered and MMDetection's scope is the default."""
+"""Register components and set MMDetection's default scope, because any test here can be the first of its process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real configs at sizes that a test can afford: same classes, tiny tower, narrow heads."""
+"""The real configs, reduced for tests: same classes, tiny tower, narrow heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMOKE = REPO / "configs/real_smoke/open-vocab-rcnn_smartclip-b16_real-smoke.py"
 
 
 def smoke_config(data_root: Path | str = "absent/", **options: Any) -> Config:
-    """The real-smoke config on the tiny tower (patch 8): strides 2 to 16 become 4 to 32 by a wider patch grid."""
+    """The real-smoke config on the tiny tower (patch 8); a wider patch grid turns strides 2 to 16 into 4 to 32."""
     tiny = {
         "data_root": f"{data_root}/",
         "towers": dict(TOWERS),
@@ -55,7 +55,7 @@ def smoke_config(data_root: Path | str = "absent/", **options: Any) -> Config:
 
 
 def build(config: Config) -> Any:
-    """The detector of a config, seeded."""
+    """Build the detector of a config with a fixed seed."""
     from mmdet.registry import MODELS
 
     from smartclip_det import register_detection  # noqa: F401
@@ -68,5 +68,5 @@ def build(config: Config) -> Any:
 
 
 def encoder() -> SmartCLIP:
-    """The towers behind :data:`TOWERS`."""
+    """The towers of :data:`TOWERS`."""
     return SmartCLIP.from_arch(TOWERS["arch"], seed=TOWERS["seed"])

@@ -12,11 +12,11 @@ from smartclip_det.operators import finder
 
 @pytest.fixture(scope="session")
 def compiled():
-    """mmcv's compiled operators, where installed (``make setup OPS=compiled``)."""
+    """mmcv's compiled operators, if installed (``make setup OPS=compiled``)."""
     pytest.importorskip("mmcv")
     extension = importlib.import_module("mmcv._ext")
     if finder.MARK in vars(extension):
-        message = "compiled operators absent: ours are compared with loops alone"
+        message = "no compiled operators: ours are compared only with loops"
         warnings.warn(message, stacklevel=1)
         pytest.skip(message)
     return extension
@@ -24,7 +24,7 @@ def compiled():
 
 @pytest.fixture(scope="session", autouse=True)
 def in_force(ours):
-    """``mmcv.ops`` calls our operators here, also where compiled ones are installed."""
+    """Make ``mmcv.ops`` call our operators, even if compiled ones are installed."""
     importlib.import_module("mmcv.ops")
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):

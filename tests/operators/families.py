@@ -1,4 +1,4 @@
-"""MMDetection's own configs at sizes that a test can afford: one of each folder in its wheel, and a batch for it."""
+"""MMDetection's own configs, reduced for tests: one of each folder in its wheel, and a batch for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData, PixelData
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim/configs"
-#: Where the first file of a folder is larger than another, or shows less.
+#: Used instead of the first file of a folder, where that is larger or covers less.
 CHOICE = {
     "atss": "atss_r18_fpn_8xb8-amp-lsj-200e_coco.py",
     "bytetrack": "yolox_x_8xb4-amp-80e_crowdhuman-mot17halftrain_test-mot17halfval.py",
@@ -44,9 +44,9 @@ CHOICE = {
     "strongsort": "yolox_x_8xb4-80e_crowdhuman-mot17halftrain_test-mot17halfval.py",
     "yolox": "yolox_nano_8xb8-300e_coco.py",
 }
-#: Image sides, where the default is too small for a network.
+#: Image sides of networks for which the default is too small.
 SIDES = {"cornernet": 128, "centripetalnet": 128, "ssd": 320}
-#: Smaller values of settings that change no shape elsewhere. Batch statistics keep untrained features in range.
+#: Smaller values of settings that do not change other shapes. Batch statistics keep untrained features in range.
 SMALL = {
     "fc_out_channels": 32,
     "deform_fc_channels": 16,
@@ -60,12 +60,12 @@ SMALL = {
     "norm_eval": False,
     "frozen_stages": -1,
 }
-#: Names of classes, of detectors that read them.
+#: Class names for detectors that read them.
 WORDS = ("a", "b", "c")
 
 
 def family_names() -> list[str]:
-    """Every folder of configs."""
+    """Names of all config folders."""
     return sorted(p.name for p in CONFIGS.iterdir() if p.is_dir())
 
 
@@ -75,12 +75,12 @@ def config_of(family: str) -> Path:
 
 
 def has_model(family: str) -> bool:
-    """Whether the config describes a model; some folders hold data and schedules alone."""
+    """Whether the config defines a model; some folders contain only data and schedules."""
     return "model" in Config.fromfile(config_of(family), import_custom_modules=False)
 
 
 def shorten_backbones(monkeypatch: Any) -> None:
-    """One block a stage: channels, and so all that is built on them, stay."""
+    """One block per stage; channels, and so the layers built on them, are unchanged."""
     for owner in (
         backbones.ResNet,
         backbones.ResNeXt,
@@ -96,7 +96,7 @@ def shorten_backbones(monkeypatch: Any) -> None:
 
 
 def _shrink_kind(kind: str, out: dict[str, Any], bert: str) -> None:
-    """Settings that one type of module needs changed together."""
+    """Change settings that one type of module needs changed together."""
     if kind.startswith("SwinTransformer"):
         out.update(depths=[1, 1, 1, 1])
     elif kind.startswith("PyramidVision"):
@@ -124,9 +124,9 @@ def _shrink_kind(kind: str, out: dict[str, Any], bert: str) -> None:
 
 
 def shrink(node: Any, bert: str, key: str = "") -> Any:
-    """The same model with fewer layers, queries and samples, and without pretrained weights.
+    """Reduce layers, queries and samples of a model, and remove pretrained weights.
 
-    ``bert`` is the folder that stands in for the name of a language model.
+    ``bert`` is the folder that replaces the name of a language model.
     """
     if isinstance(node, (list, tuple)):
         return type(node)(shrink(item, bert) for item in node)
@@ -146,7 +146,7 @@ def shrink(node: Any, bert: str, key: str = "") -> Any:
     if isinstance(out.get("num_classes"), int):
         out["num_classes"] = min(out["num_classes"], 400)
     if out.get("eps") == 0:
-        out["eps"] = 1e-5  # torch refuses 0 on the CPU
+        out["eps"] = 1e-5  # torch rejects 0 on the CPU
     if "lang_model_name" in out:
         out["lang_model_name"] = bert
     if isinstance(out.get("teacher_config"), str):
@@ -192,7 +192,7 @@ def sample(size: int, classes: int, seed: int) -> DetDataSample:
 
 
 def batch(model: Any, side: int, classes: int) -> dict[str, Any]:
-    """What a model's own preprocessor makes of two images, of clips of two frames, or of three branches."""
+    """Output of a model's own preprocessor for two images, clips of two frames, or three branches."""
 
     def images() -> list[torch.Tensor]:
         return [torch.randint(0, 255, (3, side, side), dtype=torch.uint8) for _ in range(2)]
@@ -214,12 +214,12 @@ def batch(model: Any, side: int, classes: int) -> dict[str, Any]:
 
 
 def train_step(family: str, bert: str) -> tuple[float, float]:
-    """Build a family's model, run its loss backward; loss and sum of the gradients' sizes."""
+    """Build a family's model and run its loss backward; returns the loss and the summed gradient norms."""
     config = model_config(family, bert)
     torch.manual_seed(0)
     MessageHub.get_current_instance().update_info("epoch", 0)  # read by TOOD
-    model = revert_sync_batchnorm(MODELS.build(config))  # as MMEngine's runner does for one process
-    model.init_weights()  # some parameters hold whatever was in memory before
+    model = revert_sync_batchnorm(MODELS.build(config))  # as MMEngine's runner does for a single process
+    model.init_weights()  # some parameters are uninitialised memory before
     model.train()
     classes = [c for c in find_all(config, "num_classes") if isinstance(c, int)]
     data = batch(model, SIDES.get(family, 64), min([*classes, len(WORDS)]))

@@ -1,4 +1,4 @@
-"""mmcv's operators as plain loops over numbers: what their source says, and nothing of our own forms."""
+"""mmcv's operators as plain loops over numbers, written from its source and independent of our implementation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def soft_nms(boxes, scores, threshold, sigma, min_score, method, offset):
 
 
 def bilinear(plane, y, x):
-    """RoIAlign's rule: up to one pixel outside takes the border's value, further out is 0."""
+    """Sampling rule of RoIAlign: up to one pixel outside the value of the border is used, beyond that 0."""
     height, width = len(plane), len(plane[0])
     if y < -1 or y > height or x < -1 or x > width:
         return 0.0
@@ -80,7 +80,7 @@ def bilinear(plane, y, x):
 
 
 def roi_align(image, rois, bins, scale, ratio, aligned, mode="avg", offset=None, gamma=0.0):
-    """Average or highest sample, and the place of the highest; ``offset`` makes it deformable RoI pooling."""
+    """Average or maximum of samples, and the position of the maximum; ``offset`` makes it deformable RoI pooling."""
     image = image.tolist()
     out = np.zeros((len(rois), len(image[0]), *bins))
     places = np.full((2, *out.shape), -1.0)
@@ -128,7 +128,7 @@ def roi_pool(image, rois, bins, scale):
 
 
 def zero_padded(plane, y, x):
-    """Deformable convolution's and attention's rule: every pixel outside of the map is 0."""
+    """Sampling rule of deformable convolution and attention: pixels outside the map are 0."""
     total = 0.0
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):

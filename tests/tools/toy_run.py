@@ -1,4 +1,4 @@
-"""A finished run of the toy story in its file formats, answers drawn at random around the annotated boxes."""
+"""A finished toy run in its file formats, with random predictions around the annotated boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stamped(path: Path, metrics: dict) -> None:
 
 
 def answer(rng, box, share):
-    """The box, or with chance 1 - share another one."""
+    """The box, or with probability 1 - share another one."""
     x1, y1, x2, y2 = box
     if rng.random() > share:
         x1, y1 = rng.uniform(0, 40, 2)
@@ -28,7 +28,7 @@ def answer(rng, box, share):
 
 
 def write_run(folder: Path, data: Path, towers: dict[str, str], detector: str, seed: int = 0) -> None:
-    """Everything that ``study toy-report`` reads; masks hard is right more often than the others."""
+    """Write all files that ``study toy-report`` reads; hard masks are right more often than the others."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     shares = {"hard": 0.9, "off": 0.7, "shuffled": 0.6, "random": 0.4, "text_shuffled": 0.1, "random_tower": 0.5}
