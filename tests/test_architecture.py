@@ -1,4 +1,4 @@
-"""The layers of the house: a lower one never imports a higher one, and the GPU-only floor needs no mmdet."""
+"""Layers: a lower one never imports a higher one; the modules for GPU-only installations do not need mmdet."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def imports_of(path: Path, top_level_only: bool = False):
 
 
 def test_scoring_saved_predictions_needs_no_torch():
-    """It takes seconds to import, where most files are scored in one."""
+    """Its import takes seconds, and most files are scored within one."""
     found = subprocess.run(
         [sys.executable, "-c", "import sys; import smartclip_det.protocols.detection; print('torch' in sys.modules)"],
         capture_output=True,
@@ -147,7 +147,7 @@ def test_the_rules_bite():
 
 
 def test_models_know_nothing_of_files_and_scores():
-    """What a run is measured by stands beside the models, never inside of them."""
+    """Metrics are computed next to the models, never inside them."""
     for path in (PACKAGE / "models").rglob("*.py"):
         for name in imports_of(path):
             room = name.removeprefix("smartclip_det.").split(".")[0]
@@ -191,7 +191,7 @@ def test_masks_become_binary_in_one_place():
 
 
 def test_texts_are_encoded_in_one_place():
-    """Training reads texts with gradients; everything else calls ``towers.text_encoding``."""
+    """Training encodes texts with gradients; everything else calls ``towers.text_encoding``."""
     callers = {
         dotted(p)
         for p in modules()

@@ -117,7 +117,7 @@ def test_grounding_config_builds_and_takes_a_step(path):
 
 
 def test_the_grounding_recipe_is_clip_vg():
-    """rec reference, section 4."""
+    """Sizes and schedule of CLIP-VG (arXiv 2305.08685)."""
     config = load_config(REPO / "configs/smartclip_refexp/referring_smartclip-b16-384_refcoco.py")
     head = config.model.head
     assert (head.dim, head.layers, head.heads, head.feedforward, head.queries) == (512, 6, 8, 2048, 1)
@@ -191,7 +191,7 @@ def test_configs_are_short_overrides(path):
 
 
 def test_the_published_f_vit_recipe_on_lvis_and_large_towers():
-    """ovd reference 2.5, number by number."""
+    """Every number of F-ViT's released OV-COCO config (CLIPSelf, arXiv 2310.01403)."""
     name = "configs/ov_lvis/open-vocab-mask-rcnn_smartclip-{}_8xb8-48e_ov-lvis.py"
     for tower, size, beta, stride in (("b16", 1024, 0.6, 16), ("l14", 896, 0.4, 14)):
         config = load_config(REPO / name.format(tower))
@@ -216,7 +216,7 @@ def test_the_published_f_vit_recipe_on_lvis_and_large_towers():
 
 
 def test_the_published_f_vit_recipe():
-    """ovd reference 2.5, number by number."""
+    """Every number of F-ViT's released OV-LVIS config (CLIPSelf, arXiv 2310.01403)."""
     config = load_config(REPO / "configs/ov_coco/open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py")
     assert config.model.policy.dense_temperature == 75
     assert config.model.policy.background_weight == 0.6

@@ -1,4 +1,4 @@
-"""Old import paths work for one version, and say where things are."""
+"""Old import paths work for one version, and name the new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebooks: both forms hold the same cells, outputs are small and of no machine, and a toy run is found or asked for.
+"""Notebooks: both files contain the same cells, outputs are small and machine-independent, toy runs are looked for.
 
 `make notebooks` executes them.
 """
@@ -87,7 +87,7 @@ def test_every_notebook_is_in_the_site():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A function that writes a run into the current folder."""
+    """A function that writes a toy run into the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(VARIABLE, raising=False)
 

@@ -1,7 +1,7 @@
-"""Every family on a pretended card: nothing that a card would refuse, and few moments at which the host waits for it.
+"""Every family on a simulated GPU: nothing that a GPU would reject, and few synchronisations with the host.
 
-Ceilings are of waits that lines of this package ask for, in a step after the first; what MMEngine and MMDetection ask
-for by themselves is theirs. A ceiling stands beside its reason.
+Limits count waits caused by lines of this package, in a step after the first; waits inside MMEngine and MMDetection are
+not counted. Each limit has a comment with its reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOWERS = {"arch": "SmartCLIP-tiny", "seed": 0}
 
 
 def watched(card, step, times=1):
-    """What the second run of a step waits for; the first may put things in place."""
+    """Waits of the second run of a step; the first may initialise state."""
     step()
     with card.watch() as seen:
         for _ in range(times):
@@ -39,7 +39,7 @@ def watched(card, step, times=1):
 
 
 def training(model, batch, **optimizer):
-    """A step as MMEngine's loop and :class:`FiniteGuardHook` take it; what is logged are numbers then."""
+    """A step as in MMEngine's loop with :class:`FiniteGuardHook`, which makes logged values Python numbers."""
     wrapper = build_optim_wrapper(model, {"optimizer": {"type": "AdamW", "lr": 1e-4, **optimizer}})
     runner = SimpleNamespace(model=model, optim_wrapper=wrapper, iter=0, rank=0, work_dir="absent")
     guard = FiniteGuardHook()
@@ -60,7 +60,7 @@ def training(model, batch, **optimizer):
 
 
 def planted(x, host):
-    """Name, what is done, and what must be told: ``fault``, ``wait`` or nothing."""
+    """Name, code, and the expected report: ``fault``, ``wait`` or nothing."""
     index = torch.tensor([0, 2])
     yield "mixed places", lambda: x + host, "fault"
     yield "a host's scalar", lambda: x + torch.tensor(2.0), ""

@@ -1,4 +1,4 @@
-"""The predictor on a pretended card: nothing a card would refuse, and waits that do not grow with the number of texts."""
+"""The predictor on a simulated GPU: nothing a GPU would reject, and waits independent of the number of texts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPRESSIONS = ["the red cup", "the dog left of the cup", "the leftmost bird"]
 
 
 def build(kind):
-    """A predictor as ``device="cuda"`` builds it where there is one."""
+    """A predictor as built with ``device="cuda"``."""
     torch.manual_seed(0)
     if kind == "towers alone":
         towers = SmartCLIP.from_arch("SmartCLIP-tiny").to("cuda")

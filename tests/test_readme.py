@@ -1,6 +1,6 @@
-"""What the pages say can be done: python blocks run or fit the code, shell blocks are read by the parsers, links exist.
+"""Documentation pages are executable: Python blocks run or type-check, shell blocks parse, links resolve.
 
-Python blocks of README files run, those with weights by name apart. Python blocks of docs/ are checked by
+Python blocks of README files run, except those with weights by name. Python blocks of docs/ are checked by
 :mod:`tests.snippets` without running them.
 """
 
@@ -29,7 +29,7 @@ PAGES = [*READMES, *DOCS]
 
 
 def blocks(page, language):
-    """Fenced blocks, also those that are indented in lists."""
+    """Fenced blocks, including those indented in lists."""
     found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     return [textwrap.dedent(b) for b in found]
 
@@ -98,7 +98,7 @@ PLACEHOLDERS = {"T": "0.5"}
 
 
 def words_of_commands(block, folder):
-    """The words of every command that a block would start, from within ``folder``."""
+    """The words of every command that a block would run inside ``folder``."""
     nowhere = folder / "empty"
     nowhere.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -114,7 +114,7 @@ def words_of_commands(block, folder):
 
 
 def calls(page, folder):
-    """Every command that the shell blocks of a page start, as its words."""
+    """The words of every command in the shell blocks of a page."""
     return [words for block in blocks(page, "bash") for words in words_of_commands(block, folder)]
 
 
@@ -134,7 +134,7 @@ def test_blocks_are_read_and_start_nothing(tmp_path):
 
 
 def words_of_verb(call):
-    """What a call gives to ``smartclip-det``, under the name of a tool, too; None where it starts something else."""
+    """Arguments of a call of ``smartclip-det``, also through a tool script; None for other programs."""
     program, *rest = call
     if program == "smartclip-det":
         return rest
@@ -155,7 +155,7 @@ CONFIG_FOLDERS = {p.parent.name for p in (REPO / "configs").rglob("*.py")}
 
 @functools.cache
 def open_config(path, options):
-    """A config with the overrides of a command line: keys that it does not have are an error."""
+    """A config with command-line overrides; unknown keys are errors."""
     return load_config(REPO / path, json.loads(options))
 
 

@@ -1,4 +1,4 @@
-"""The documentation site without building it: every page is in the navigation, and links are rewritten or refused.
+"""The documentation site without building it: every page is in the navigation; links are rewritten or rejected.
 
 ``make docs`` builds it, and ``.ci/run`` calls that.
 """
@@ -30,7 +30,7 @@ def hooks():
 
 
 class Loader(yaml.SafeLoader):
-    """MkDocs' own tags are of no interest here."""
+    """MkDocs' own YAML tags are ignored."""
 
 
 Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)

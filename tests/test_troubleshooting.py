@@ -1,4 +1,4 @@
-"""Messages on the page of troubles are those of the code; small changes of wording do not matter."""
+"""Messages on the troubleshooting page are in the code; small differences in wording are allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def written():
-    """The words of every text in the package that could be a message; docstrings are none."""
+    """The words of every string in the package that could be a message, without docstrings."""
     found = []
     for path in (REPO / "smartclip_det").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))

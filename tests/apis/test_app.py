@@ -1,4 +1,4 @@
-"""The page without gradio: what it answers, keeps and refuses, and the code that reproduces its answers."""
+"""The web page without gradio: answers, state, rejected input, and the code that reproduces its answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def counted(tiny, monkeypatch):
-    """A fresh service, its images, and the calls of the predictor."""
+    """A new service, its images, and the predictor's calls."""
     calls = []
     for name in ("encode_image", "detect", "ground", "explain"):
         method = getattr(Predictor, name)
@@ -87,7 +87,7 @@ def ask(service, kind, path, phrases, threshold=0.0, top_k=2):
 
 
 def run_command(command, folder, capsys):
-    """Answers of ``smartclip-det demo``, as the shell would start it."""
+    """Answers of ``smartclip-det demo``, parsed as a shell would."""
     argv = shlex.split(command)
     assert argv[:2] == ["smartclip-det", "demo"]
     with pytest.raises(SystemExit) as left:
@@ -150,7 +150,7 @@ def test_a_toy_run_answers_with_its_template_and_scenes(toy_run, tmp_path, capsy
 
 
 def test_an_installed_command_takes_the_command_line_from_a_shell(tmp_path):
-    """Quoting is for a shell: one reads it here."""
+    """The command is quoted for a shell, so a shell must parse it."""
     command = command_line(PredictorOptions(encoder="w.pt"), Query("detect", "-a b.png", tuple(PHRASES), 0.5))
     script = command.replace("smartclip-det", f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[1:])'", 1)
     said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The page in headless Chromium. Skips, with a warning, without gradio, playwright or a ``chromium`` on the PATH."""
+"""The web page in headless Chromium. Skips with a warning without gradio, playwright or ``chromium`` on the PATH."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def served(tmp_path_factory):
 
 
 def status(page, kind, words):
-    """The answer of a tab, once it has some words."""
+    """The answer of a tab, as soon as it contains some words."""
     page.wait_for_function(
         "([kind, words]) => document.querySelector(`#${kind}-status textarea`)?.value.includes(words)",
         arg=[kind, words],
@@ -58,7 +58,7 @@ def status(page, kind, words):
 
 
 def canvas(page, kind, old=None):
-    """Pixels and address of the drawn picture, once it is another than ``old``."""
+    """Pixels and address of the drawn image, as soon as it differs from ``old``."""
     page.wait_for_function(
         "([kind, old]) => { const i = document.querySelector(`#${kind}-boxes img`); return i && i.src !== old; }",
         arg=[kind, old],
@@ -70,7 +70,7 @@ def canvas(page, kind, old=None):
 
 
 def coloured(pixels, index):
-    """How many pixels have the colour of the ``index``-th phrase."""
+    """Number of pixels in the colour of the ``index``-th phrase."""
     return int((pixels == PALETTE[index]).all(-1).sum())
 
 

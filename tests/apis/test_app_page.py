@@ -1,4 +1,4 @@
-"""The page as a server: many users at once, and what it does not serve. Skips without gradio (extra ``app``)."""
+"""The web page as a server: concurrent users, and what it must not serve. Skips without gradio (extra ``app``)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def page(tmp_path_factory):
 
 
 class User:
-    """A session that speaks gradio's protocol: upload, call, read the event."""
+    """A session that implements gradio's protocol: upload, call, read the event."""
 
     def __init__(self, url):
         self.api, self.session = f"{url}gradio_api/", uuid.uuid4().hex
@@ -65,7 +65,7 @@ class User:
         return picture(place, path.name)
 
     def ask(self, kind, *values):
-        """Values of the outputs; None for an error that is gradio's."""
+        """Values of the outputs; None for an error raised by gradio."""
         body = json.dumps({"data": values, "session_hash": self.session}).encode()
         event = self.send(f"call/{kind}", body, "application/json")["event_id"]
         with urllib.request.urlopen(f"{self.api}call/{kind}/{event}", timeout=200) as response:
@@ -93,7 +93,7 @@ def test_twenty_users_at_once_get_their_own_answers(page):
     url, service, paths, *_ = page
 
     def use(n):
-        """Each user has an image, and asks for other phrases at other thresholds, on two tabs."""
+        """Each user has an image, and requests different phrases and thresholds in two tabs."""
         mine, answers = User(url), []
         image = mine.upload(paths[n])
         for m in range(REQUESTS):

@@ -1,4 +1,4 @@
-"""Thresholds by class: chosen right, told with honest numbers, taken by what labels."""
+"""Thresholds by class: how they are chosen, cross-validated estimates, and their use in labelling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_wilson_s_interval():
 
 
 def test_what_is_told_is_of_held_out_images():
-    """One image whose false detection scores best would be cut off by a threshold that was chosen with it."""
+    """Precision and recall use thresholds chosen without the image that they are applied to."""
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     hits = np.array([[False, True, True, True, True]])
     matches = ClassMatches(
@@ -82,7 +82,7 @@ def test_rare_classes_share_a_threshold():
 
 
 class Doubtful(Rectangles):
-    """Finds also what is not there: blue things where there are none, at lower scores."""
+    """Also returns false positives: blue objects that do not exist, with lower scores."""
 
     def detect(self, image, names):
         found = super().detect(image, names)

@@ -1,4 +1,4 @@
-"""Detections: taken apart like a list, read back by the tools that others use."""
+"""Detections: indexing and slicing, and export to the readers of other tools."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ RCNN = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
 
 
 def trained(config, path):
-    """Weights whose heads answer something: zeros and tiny values would tie every box with every other."""
+    """Weights that give distinct scores: zeros and tiny values would tie all boxes."""
     from smartclip_det.apis.detector_loading import build_detector
 
     _, detector = build_detector(str(REPO / config), None)
@@ -49,7 +49,7 @@ def trained(config, path):
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Noise: in the flat areas of toy scenes an untrained RPN has equal scores, and ties go either way."""
+    """Noise: in flat areas of toy scenes an untrained RPN has tied scores, whose order is arbitrary."""
     rng = np.random.default_rng(0)
     # Wide, tall, and larger than the input.
     sizes = ((60, 28), (30, 64), (128, 128))
@@ -66,7 +66,7 @@ def picture_folder(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_stage(tmp_path_factory, picture_folder):
-    """The two-stage detector with the bank as input: what was written, and the same model in PyTorch."""
+    """The two-stage detector with the bank as input: the written file, and the same model in PyTorch."""
     folder = tmp_path_factory.mktemp("two_stage")
     options = ExportOptions(
         out=folder / "model.onnx",
@@ -123,7 +123,7 @@ def test_any_number_of_names_fits_one_two_stage_file(two_stage, pictures, count)
 
 
 def test_a_wrong_mask_is_seen(two_stage, one_stage, pictures):
-    """Each text under its neighbour's mask: as input of the two-stage file, and folded into the one-stage one."""
+    """Each text with its neighbour's mask: as input of the two-stage file, and folded into the one-stage file."""
     for exported, subject in (two_stage, one_stage):
         assert exported.comparisons[0].passed, exported.comparisons[0].lines()
         assert compared(exported, subject, pictures).passed

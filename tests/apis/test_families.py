@@ -1,4 +1,4 @@
-"""One predictor for every family: what it says is what the model's own run says; towers are read once."""
+"""One predictor for every family: its answers equal the model's own; towers are loaded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in every form that people have them in; addresses that are no good; folders with broken files."""
+"""Image inputs of every type; invalid addresses; folders with broken files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Silence."""
+        """Suppress log output."""
 
 
 @pytest.fixture(scope="module")

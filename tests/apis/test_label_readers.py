@@ -1,7 +1,7 @@
-"""Labels by Label Studio's and FiftyOne's own readers, where they are installed.
+"""Labels read by Label Studio and FiftyOne, where installed.
 
-Both bring other versions of numpy and OpenCV than the tests have, so they live in an environment of their own, whose
-Python is named by SMARTCLIP_DET_READERS_PYTHON (``uv pip install label-studio-sdk fiftyone``).
+Both need other versions of numpy and OpenCV than the tests, so they are in a separate environment, whose Python is
+given by SMARTCLIP_DET_READERS_PYTHON (``uv pip install label-studio-sdk fiftyone``).
 """
 
 from __future__ import annotations

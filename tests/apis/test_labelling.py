@@ -1,4 +1,4 @@
-"""A folder to a data set: killed anywhere and gone on with, equal to the byte; broken files told; corrections kept."""
+"""Labelling a folder: resumed runs are byte-identical, broken files are reported, corrections are kept."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tree(folder):
 
 
 class Dying(Rectangles):
-    """Kills its process, without a word, at the n-th picture."""
+    """Kills its process without cleanup at the n-th image."""
 
     def __init__(self, at):
         super().__init__()
@@ -251,7 +251,7 @@ class TestReview:
 
 
 class TestReadBack:
-    """Each layout by its own readers, and by ours."""
+    """Each layout is read by its own reader and by ours."""
 
     @pytest.fixture(scope="class")
     def sets(self, photos, tmp_path_factory):

@@ -1,4 +1,4 @@
-"""Predictors: no hidden state between images and threads, batches, precision, trees that are used, bad input."""
+"""Predictors: no hidden state between images and threads, batches, precision, trees, bad input."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_expressions_are_encoded_as_they_stand_and_class_names_by_templates(pred
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_box_beyond_its_picture_is_cut_at_the_border(predictor, pictures, monkeypatch, n):
-    """With a regressor that makes every box 54 times as wide and high."""
+    """With a regressor that scales every box by 54."""
     regressor = predictor.detector.roi_head.bbox_head.fc_reg
     monkeypatch.setattr(regressor, "forward", lambda x: x.new_tensor([0.0, 0, 20, 20]).expand(len(x), 4))
     boxes = predictor.encode_image(pictures[n]).boxes

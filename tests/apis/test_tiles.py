@@ -1,4 +1,4 @@
-"""Tiles equal supervision's slicer; batches run over pictures and folders, and broken files among thousands are told."""
+"""Tiles equal supervision's slicer; batches over images and folders; broken files among thousands are reported."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestBatches:
         assert all(f.names == ("blue", "red") for f in found)
 
     def test_thousands_of_pictures_of_which_some_are_broken(self, tmp_path):
-        """Links to one file: what is asked is the loop's memory and its account, not the disk's."""
+        """Symlinks to one file, because the test is about the loop's memory and counts, not the disk."""
         good, bad = tmp_path / "good.png", tmp_path / "bad.png"
         Image.new("RGB", (24, 24), COLOURS["red"]).save(good)
         bad.write_bytes(good.read_bytes()[:50])

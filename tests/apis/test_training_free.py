@@ -1,4 +1,4 @@
-"""Towers alone: views, objectness, given boxes, batches, rows from pictures, the oracle gate, bad input."""
+"""Towers without training: views, objectness, given boxes, batches, rows from images, the oracle test, bad input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = ["a cup", "a dog"]
 
 
 def picture(place=4, seed=0):
-    """Noise, and in one cell of the grid a red cross on blue."""
+    """Noise, with a red cross on blue in one cell of the grid."""
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (96, 96, 3), dtype=np.uint8))
     draw, (x, y, right, bottom) = ImageDraw.Draw(image), GRID[place]
     draw.rectangle((x, y, right - 1, bottom - 1), fill=(20, 40, 230))
@@ -34,7 +34,7 @@ def picture(place=4, seed=0):
 
 
 class GridBoxes:
-    """The cells of the grid, the later the better."""
+    """The cells of the grid, with increasing scores."""
 
     def __init__(self):
         self.asked = 0

@@ -1,4 +1,4 @@
-"""Videos: every n-th frame, whole or cut, turned ones upright; boxes drawn into one; objects followed."""
+"""Videos: every n-th frame, whole or trimmed, rotated; drawing boxes into a video; tracking."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAMES, SIZE = 30, (96, 64)
 
 
 def frame(n):
-    """A red square goes right and a blue one left, in rows of their own; green comes late."""
+    """A red square moves right and a blue one left, in separate rows; a green one appears late."""
     image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
     image[6:26, 2 * n : 2 * n + 20] = COLOURS["red"]
     image[36:56, 70 - 2 * n : 90 - 2 * n if n < 35 else None] = COLOURS["blue"]
@@ -149,7 +149,7 @@ def test_an_error_leaves_no_half_video(clip, tmp_path):
 
 
 def test_telephones_films_are_upright(clip, tmp_path):
-    """The display matrix of a film that was taken upright, in a copy of the stream."""
+    """Set the display matrix of an upright recording in a copy of the stream."""
     turned = tmp_path / "turned.mp4"
     with av.open(str(clip)) as source, av.open(str(turned), "w") as out:
         stream = out.add_stream_from_template(source.streams.video[0])

@@ -1,4 +1,4 @@
-"""Values of --cfg-options: what MMEngine's syntax reads, text kept as written, and the way there and back."""
+"""Values of --cfg-options: MMEngine's syntax, strings kept verbatim, round trips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo without training: towers and a source of boxes, and options that do not go together."""
+"""The demo without training: towers with a source of boxes, and conflicting options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The face of the package: lazy, complete, and quick to import."""
+"""The package's public names: lazy, complete, and quick to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every verb: help without torch, help text of every option, one word for one thing, old spellings, near names."""
+"""Every command: help without torch, help text of every option, consistent names, old spellings, near names."""
 
 from __future__ import annotations
 

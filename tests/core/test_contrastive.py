@@ -21,7 +21,7 @@ from smartclip_det.core.softmax_tile import SoftmaxTile
 
 
 def released_broadcast_form(v, t, m, scale=100.0):
-    """The loss as the paper states it: each pair (image i, caption j) written out."""
+    """The loss as in the paper, with a loop over pairs (image i, caption j)."""
     b = len(v)
     sim = torch.empty(b, b, dtype=v.dtype)
     rows = []
@@ -100,7 +100,7 @@ def test_the_sigmoid_form_is_the_sum_over_pairs(tile):
 
 
 def spread(values, rows, dim):
-    """Vectors around a mean with these shares of spread in orthogonal directions."""
+    """Vectors around a mean with these fractions of variance in orthogonal directions."""
     g = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(dim, len(values), generator=g)).Q
     return 3 * torch.ones(dim) + torch.randn(rows, len(values), generator=g) * torch.tensor(values) @ axes.t()
@@ -122,7 +122,7 @@ def test_the_principal_part_is_the_projection_on_the_main_directions():
 
 @pytest.mark.parametrize("power", [0.0, 0.3, 1.0])
 def test_directions_without_an_svd_hold_what_those_of_an_svd_do(power):
-    """Spectra from flat, where any directions are as good, to steep."""
+    """Spectra from flat, where the principal directions are arbitrary, to steep."""
     rows = spread([(n + 1) ** -power for n in range(48)], 64, 96)
     rows = rows - rows.mean(0)
     found = main_directions(rows, 16)
@@ -147,7 +147,7 @@ def test_sparsity_is_the_share_of_dimensions_kept():
 
 
 def saved_bytes(batch, tile):
-    """What a strip of ``batch`` x ``batch`` keeps for its backward pass."""
+    """Elements that a strip of ``batch`` x ``batch`` saves for its backward pass."""
     g = torch.Generator().manual_seed(0)
     given = [torch.randn(batch, 8, generator=g).requires_grad_() for _ in range(3)]
     seen = {}
@@ -163,7 +163,7 @@ def saved_bytes(batch, tile):
 
 
 def test_tiles_keep_inputs_and_sums_alone():
-    """Two sums for each line of a tile: 2 B^2 / sqrt(tile) numbers, beside what goes in; the strip itself is B^2."""
+    """Two sums per row of a tile: 2 B^2 / sqrt(tile) numbers in addition to the inputs; the strip itself is B^2."""
     whole, tiled = saved_bytes(256, 1 << 24), saved_bytes(256, 256)
     # One tile: its logits, what goes in, and a few vectors.
     assert 4 * 256**2 < whole < 4 * (256**2 + 4 * 256 * 8 + 10 * 256)

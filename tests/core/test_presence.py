@@ -1,4 +1,4 @@
-"""Presence: off is off, texts do not look at each other, more presence is never a lower score; calibration."""
+"""Presence: off has no effect, texts are independent, more presence never lowers a score; calibration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NORMS = st.sampled_from(["full", "masked"])
 
 
 def made(seed, classes=6, cells=5, dim=12):
-    """A bank, and the vectors of a picture."""
+    """A bank, and the vectors of an image."""
     g = torch.Generator().manual_seed(seed)
     names = tuple(f"name {n}" for n in range(classes))
     masks = (torch.rand(classes, dim, generator=g) < 0.5).float()
@@ -104,7 +104,7 @@ def test_calibration_of_what_is_told_apart_wholly_is_finite():
 
 
 def test_a_scale_that_a_policy_refuses_is_bounded():
-    """Labels that fall with the cosine, as random towers may give them."""
+    """Labels that decrease with the cosine, as random towers may give."""
     falling = fit_sigmoid(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([True, False, True, False]))
     assert falling[0] < 0
     scale, bias = rising(falling)

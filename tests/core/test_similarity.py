@@ -18,7 +18,7 @@ from smartclip_det.core.similarity import (
 
 
 def broadcast_reference(v, t, m, text_norm="full"):
-    """The definition with an R x K x D tensor, written without the code under test."""
+    """The definition with an R x K x D tensor, independent of the code under test."""
     masked = v[:, None, :] * m[None]
     text = t * m if text_norm == "masked" else t
     dots = (masked * t[None]).sum(-1)

@@ -1,4 +1,4 @@
-"""Protocol files from official annotations: counts, content, resuming, refusals."""
+"""Protocol files from official annotations: counts, contents, resuming, errors."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_real_slice(shared: Path, tmp_path: Path) -> None:
 
 
 def lvis_file(path: Path, boxes: int) -> Path:
-    """1,203 classes as in LVIS v1; polygons of real length; every third box is of a rare class."""
+    """1,203 classes as in LVIS v1; realistic polygons; every third box is of a rare class."""
     counts = [("f", 405), ("c", 461), ("r", 337)]
     categories = [{"frequency": f} for f, n in counts for _ in range(n)]
     categories = [{"id": i, "name": f"class {i}", **c} for i, c in enumerate(categories, 1)]
@@ -132,7 +132,7 @@ def test_lvis_of_other_counts_is_refused() -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, repo: Path) -> None:
-    """70 MB of annotations are about 700 MB of Python objects; the streamed split stays far below."""
+    """70 MB of annotations are about 700 MB of Python objects; the streamed split needs far less."""
     path = lvis_file(tmp_path / "lvis.json", 60_000)
     assert path.stat().st_size > 60e6
     code = (

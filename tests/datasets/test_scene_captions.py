@@ -1,4 +1,4 @@
-"""Captions drawn from scenes: what may be said, how much of it, and when."""
+"""Captions generated from scenes: allowed contents, their amount, and the schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words of side in mirrored pictures: what turns, what stays, and what is not known."""
+"""Side words in flipped images: what changes, what does not, and what is unknown."""
 
 from __future__ import annotations
 

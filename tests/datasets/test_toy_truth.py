@@ -1,4 +1,4 @@
-"""Whether a caption is true of a scene."""
+"""Whether a caption matches a scene."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_pictures_without_a_scene_are_refused():
 
 @pytest.fixture(scope="module")
 def told():
-    """Facts of small scenes, and all that is said of each."""
+    """Facts of small scenes, and all captions generated for each."""
     world = ToyWorld(WorldConfig(seed=3, val=60, side=64))
     facts, captions, rng = {}, {}, np.random.default_rng(0)
     for index in range(60):

@@ -133,7 +133,7 @@ def test_captions_tell_what_is_there():
 
 
 def read_expression(sentence, scene):
-    """An independent reading: which objects a sentence fits, or None where this reader knows no rule."""
+    """Independent interpretation of a sentence: the objects it matches, or None if no rule applies."""
     objects = scene.objects
     m = re.fullmatch(r"the (\w+) (left of|right of|above|below) the (\w+) (\w+)", sentence)
     if m:

@@ -1,4 +1,4 @@
-"""Gates that a fake cannot pass, on real photographs: oracle, overfit, geometry, bank swap."""
+"""End-to-end checks on real photographs: oracle, overfit, geometry, bank swap."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dataset_of(config, **changes):
 def oracle_run(detector, dataset, bank, true_bank, fused=False):
     """Predict with ground-truth boxes as proposals and the true class's text vector as region vector.
 
-    ``true_bank`` gives the region vectors, ``bank`` is in force: the same for the oracle, another for controls.
+    ``true_bank`` gives the region vectors, ``bank`` is used for scoring: equal for the oracle, not for controls.
     """
     head = detector.roi_head
     metric = OpenVocabMetric(head.ann_file, protocol="ov-coco")
@@ -70,7 +70,7 @@ def oracle(shared):
 
 
 def distinct_bank(names):
-    """One orthogonal-ish vector per class name, whatever the order of the names."""
+    """One nearly orthogonal vector per class name, independent of the order of names."""
     from smartclip_det.core.similarity import text_seed
     from smartclip_det.core.text_bank import TextBank
 
@@ -108,7 +108,7 @@ def test_oracle_does_not_see_the_order_of_the_vocabulary(oracle):
 
 
 def test_oracle_on_the_80_class_file_by_the_published_split(oracle):
-    """Only base classes get their vectors: base stays perfect, novel falls to nothing."""
+    """Only base classes get their vectors: base AP stays perfect, novel AP drops to zero."""
     config, detector = oracle
     bank = distinct_bank(OV_COCO_65)
     blank = bank.embeds.clone()
@@ -193,7 +193,7 @@ def test_overfit_eight_real_photographs(shared, tmp_path):
 
 
 class TestGeometry:
-    """Boxes that the head copies from its proposals must be the annotation's boxes, whatever the pipeline did."""
+    """Boxes that the head copies from its proposals must equal the annotated boxes after any pipeline."""
 
     @pytest.mark.parametrize("flip", [0.0, 1.0])
     @pytest.mark.parametrize("scale", [(320, 320), (200, 333), (500, 170), (97, 211)])
@@ -230,7 +230,7 @@ class TestGeometry:
                 assert found.label_names[close] == OV_COCO_65[instance["bbox_label"]] or (distance < 1.0).sum() > 1
 
     def test_padding_to_odd_sizes_moves_no_box(self, shared):
-        """The same photograph alone and beside a larger one in a batch gives the same detections."""
+        """A photograph gives the same detections alone and in a batch with a larger one."""
         config = smoke_config(shared / "coco_mini_train", **{"model.data_preprocessor.pad_size_divisor": 192})
         detector = build(config).eval()
         detector.set_text_bank(build_bank(encoder(), ["cat", "dog"], progress=False))

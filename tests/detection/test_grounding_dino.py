@@ -1,4 +1,4 @@
-"""Grounding DINO joined by a sentence: as it was at step 0, the branch alone trained, everything trained."""
+"""Grounding DINO with a sentence-level score: equal at step 0, training the branch only, training everything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOWERS = {"arch": "SmartCLIP-tiny", "seed": 0}
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A small random BERT whose words are letters."""
+    """A small random BERT with letters as words."""
     folder = tmp_path_factory.mktemp("bert")
     letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "dog", "red", "cup", *letters]
@@ -36,7 +36,7 @@ def bert(tmp_path_factory):
 
 
 def small(bert, plain=False, **options):
-    """The real config at sizes that a test can afford; or MMDetection's own detector of it."""
+    """The real config, reduced for tests, or the MMDetection detector that it extends."""
     config = load_config(CONFIG, {"towers": dict(TOWERS), **options}).model
     config.language_model.name = str(bert)
     config.num_queries = 12
@@ -177,7 +177,7 @@ def test_bad_sentences_and_foreign_weights_are_told(bert):
 
 @pytest.mark.slow
 def test_the_layouts_are_those_of_mmdetections_configs(bert):
-    """Key and shape of every part of the manifest, in models that MMDetection's own configs build."""
+    """Keys and shapes of every part of the manifest, for models built by MMDetection's own configs."""
     import mmdet
     from mmengine.config import Config
 

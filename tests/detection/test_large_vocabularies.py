@@ -1,4 +1,4 @@
-"""Vocabularies in pieces: the same scores and detections as at once, whatever the policy; 100,000 names work."""
+"""Chunked vocabularies: the same scores and detections as unchunked, for every policy; 100,000 names work."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_pieces_select_like_the_whole_with_ties(seed, classes, size, levels, lim
 
 
 def test_a_hundred_thousand_names_in_bounded_memory(head):
-    """1,000 regions x 100,000 names are 381 MiB a matrix; in pieces of 2,048 they never exist at once."""
+    """1,000 regions x 100,000 names are 381 MiB per matrix; with chunks of 2,048 they never exist at once."""
     from smartclip_det.studies.benchmarks.measuring import PeakMemory
 
     bank = bank_of(100_000)

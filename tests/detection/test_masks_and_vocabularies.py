@@ -1,4 +1,4 @@
-"""Mask head, normed RPN, vocabularies from the annotations, names in prompts, and masks in metrics."""
+"""Mask head, RPN with norm layers, vocabularies from annotations, prompt names, and masks in metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection, heads, data sets, hook, routes and stock detectors."""
+"""Selection, heads, data sets, hooks, code paths and stock detectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.detection.tiny import TOWERS, build, smoke_config
 
 
 def full_nms(boxes, scores, score_threshold, iou_threshold, limit):
-    """All pairs, NMS class by class, then the best; ties by box, then class."""
+    """All pairs, NMS per class, then the best; ties by box, then class."""
     rows, classes, values = [], [], []
     for c in range(scores.shape[1]):
         keep = (scores[:, c] > score_threshold).nonzero().squeeze(1)
@@ -233,7 +233,7 @@ class TestRoIHead:
 
     @pytest.mark.parametrize("rescale", [False, True])
     def test_detections_are_cut_at_the_border_and_pass_nms_class_by_class(self, tmp_path, rescale):
-        """Proposals as they stand (the regressor says nothing): of pairs over an IoU of 0.5 one is left for a class."""
+        """Proposals are kept unchanged (the regressor is zero): of pairs with IoU above 0.5 one remains per class."""
         from mmdet.structures import DetDataSample
 
         options = {"model.test_cfg.rcnn": {"score_thr": 0.0, "nms_iou": 0.5, "max_per_img": 50}}
@@ -585,7 +585,7 @@ def test_a_stack_without_mmcv_gets_one_readable_error(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_frozen_tower_and_the_neck_run_in_bf16_and_all_else_in_fp32(precision, monkeypatch):
-    """Cards that have bf16 take it by default; here it is asked for by name."""
+    """GPUs with bf16 use it by default; here it is requested explicitly."""
     from smartclip_det.utils import devices
 
     detector = build(smoke_config(**{"model.backbone.precision": precision})).eval()

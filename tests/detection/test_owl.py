@@ -1,4 +1,4 @@
-"""One-stage head: closed forms, matching, federated loss, geometry, and the overfit gate."""
+"""One-stage head: closed forms, matching, federated loss, geometry, and overfitting."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_boxes_come_back_in_original_pixels_inside_the_image():
 
 
 def test_boxes_are_cut_at_the_border_of_a_wide_or_a_tall_picture():
-    """To the pixel, at width in x and at height in y; the padded input is another rectangle still."""
+    """Exact to the pixel, with different scales in x and y and yet another padded shape."""
     bank, part = bank_of(), head(test_cfg={"max_per_img": 1})
     boxes = torch.tensor([[[0.5, 0.5, 0.9, 1.2]]])
     found = TokenPredictions(bank.embeds[1][None, None], torch.zeros(1, 1), torch.full((1, 1), 5.0), boxes)
@@ -214,7 +214,7 @@ def _other():
 
 
 def test_overfit_real_photographs(shared, tmp_path):
-    """Six photographs with large objects: a head and a tower that learn must find nearly all of them."""
+    """Six photographs with large objects: a head and a tower that learn must detect nearly all of them."""
     from mmdet.registry import MODELS
     from mmengine.dataset import Compose, pseudo_collate
 

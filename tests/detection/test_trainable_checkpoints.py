@@ -1,4 +1,4 @@
-"""Checkpoints without the frozen tower load like full ones, and refuse other towers."""
+"""Checkpoints without the frozen tower load like full ones, and reject other towers."""
 
 from __future__ import annotations
 

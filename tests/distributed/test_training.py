@@ -1,4 +1,4 @@
-"""Training on two processes (gloo): DDP as one process, what runs use on many cards, and FSDP with its checkpoints.
+"""Training on two processes (gloo): DDP equals one process, features of multi-GPU runs, FSDP with its checkpoints.
 
 One start of two processes runs everything; the tests look at what it left.
 """

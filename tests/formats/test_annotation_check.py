@@ -1,4 +1,4 @@
-"""The check of annotation files: what is refused, what is mended, and that nothing else is touched."""
+"""Validation of annotation files: errors, fixes, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -396,7 +396,7 @@ class TestPredictions:
 
 @given(st.lists(st.sampled_from([0, 1, 1, 2, 3, None, "5", 2.0]), min_size=1, max_size=8), st.integers(1, 4))
 def test_ids_differ_and_pieces_change_nothing(ids, piece):
-    """However ids are spoilt, and in whatever pieces a file is read, all are usable and the entries stay in order."""
+    """For any invalid ids and any chunking of a file, ids become valid and entries keep their order."""
     entries = [
         {"id": i, "image_id": 1, "category_id": 1, "bbox": [n, 0, 1, 1], "area": 1, "iscrowd": 0}
         for n, i in enumerate(ids)

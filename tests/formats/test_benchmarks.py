@@ -1,4 +1,4 @@
-"""Benchmarks by name, from a server on the loopback address with generated archives: cut, wrong, full, evil, whole."""
+"""Benchmarks by name, from a loopback server with generated archives: truncated, wrong, disk full, malicious, valid."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def md5(content):
 
 @pytest.fixture
 def tiny(server, monkeypatch):
-    """A benchmark of three parts under the name of ``tiny``."""
+    """A benchmark of three parts named ``tiny``."""
 
     def file(name, part, gives, **facts):
         content = SERVED[f"/{name}"]

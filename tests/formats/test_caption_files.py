@@ -1,4 +1,4 @@
-"""Caption files in every layout, images that cannot be read, prepared images, streams of batches."""
+"""Caption files in every layout, unreadable images, cached images, streams of batches."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_policies_of_several_texts():
 
 @given(st.integers(20, 300), st.integers(20, 300), st.sampled_from(["crop", "pad", "squash"]))
 def test_boxes_of_the_square_lie_where_the_picture_does(width, height, fit):
-    """A white box in a black picture is found at the box's place, to a pixel or two of resampling."""
+    """A white box in a black image is at the box's position, within one or two pixels of resampling."""
     canvas = np.zeros((height, width, 3), np.uint8)
     x1, y1, x2, y2 = width // 4, height // 4, width // 4 + width // 2, height // 4 + height // 2
     canvas[y1:y2, x1:x2] = 255
@@ -246,7 +246,7 @@ def test_a_box_over_the_whole_picture_reaches_its_last_pixel(fit, far):
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize(("fit", "side", "left"), [("crop", 40, 3), ("pad", 80, 23)])
 def test_boxes_of_regions_and_their_texts_are_mirrored_with_the_picture(tmp_path, flip, fit, side, left):
-    """A red patch is where its box is, pixel by pixel, mirrored or not."""
+    """A red patch is inside its box, pixel by pixel, flipped or not."""
     image = Image.new("RGB", (80, 40), (0, 0, 255))
     image.paste((255, 0, 0), (23, 10, 35, 30))
     image.save(tmp_path / "1.png")

@@ -1,4 +1,4 @@
-"""The same picture in several records is one picture; long and short captions are taken as asked for."""
+"""Several records of one image are one image; long and short captions are selected as requested."""
 
 from __future__ import annotations
 

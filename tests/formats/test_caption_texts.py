@@ -1,4 +1,4 @@
-"""Captions that are no plain text, other encodings, conversations by role, folders and shards as people have them."""
+"""Captions that are not plain strings, other encodings, conversations by role, real-world folders and shards."""
 
 from __future__ import annotations
 

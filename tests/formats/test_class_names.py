@@ -1,4 +1,4 @@
-"""Files of class names in every common form, and folders of classes as people have them."""
+"""Files of class names in every common format, and real-world class folders."""
 
 from __future__ import annotations
 

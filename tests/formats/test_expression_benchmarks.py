@@ -1,4 +1,4 @@
-"""Expressions out of D-cube, FG-OVD, Ref-L4 and Flickr30k Entities."""
+"""Expressions from D-cube, FG-OVD, Ref-L4 and Flickr30k Entities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong in a file of expressions is refused with line and id, in every layout."""
+"""Invalid expression files are rejected with line and id, in every layout."""
 
 from __future__ import annotations
 

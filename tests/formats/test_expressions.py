@@ -1,4 +1,4 @@
-"""Layouts of expressions there and back, full counts, leakage."""
+"""Round trips of expression layouts, full counts, leakage."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
 
 
 def full_rows(full):
-    """Sentences in the numbers of a full set, with as many images and objects."""
+    """Sentences in the numbers of a full data set, with as many images and objects."""
     box, rows = ((0.0, 0.0, 1.0, 1.0),), []
     for split in full.splits:
         objects = full.objects.get(split, 1)

@@ -1,4 +1,4 @@
-"""JSON in the forms that people have."""
+"""JSON variants found in practice."""
 
 from __future__ import annotations
 

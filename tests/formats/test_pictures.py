@@ -1,4 +1,4 @@
-"""Pictures of annotation files and the boxes that training takes from them."""
+"""Images of annotation files, and the boxes that training uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.formats.test_annotation_check import content, fresh_notes  # noqa: F4
 
 
 def photograph(path, width=128, height=96, orientation=1):
-    """A picture that is shown at this size, stored turned where EXIF says so."""
+    """An image that displays at this size, stored rotated if EXIF says so."""
     stored = (height, width) if orientation >= 5 else (width, height)
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -1,4 +1,4 @@
-"""Segmentations of every form: read to the same mask, or refused before C code sees them."""
+"""Segmentations of every format: decoded to the same mask, or rejected before C code sees them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def runs_of(mask):
-    """Lengths of runs in column order, zeros first, by numpy alone."""
+    """Run lengths in column-major order, zeros first, with numpy only."""
     flat = np.r_[0, mask.T.ravel().astype(np.int64), -1]
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return [int(n) for n in np.diff(np.r_[0, edges])]

@@ -1,4 +1,4 @@
-"""VOC xml files as people have them."""
+"""VOC XML files as found in practice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def xml(*things, name="a.jpg", size=SIZE, head=""):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes xml files and pictures; the pictures are 128 x 96."""
+    """Write XML files and 128 x 96 images."""
 
     def write(files, pictures=()):
         (tmp_path / "xml").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""YOLO labels as people have them; the same real images as in COCO form give the same boxes."""
+"""YOLO labels as found in practice; real images give the same boxes as in COCO format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIXELS = [48, 24, 32, 48]
 
 @pytest.fixture
 def yolo(tmp_path):
-    """Two images, one turned by EXIF; a box, an outline, and an image without a label file."""
+    """Two images, one rotated by EXIF; a box, an outline, and an image without a label file."""
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "labels/train").mkdir(parents=True)
     Image.new("RGB", (200, 100)).save(tmp_path / "images/train/a.jpg")
@@ -38,7 +38,7 @@ def yolo(tmp_path):
 
 @pytest.fixture
 def one(tmp_path):
-    """One picture of 128 x 96; gives boxes of label lines, and the reasons told."""
+    """One 128 x 96 image; returns the boxes of label lines, and the reported reasons."""
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     Image.new("RGB", (128, 96)).save(tmp_path / "images/a.jpg")

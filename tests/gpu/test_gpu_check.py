@@ -1,4 +1,4 @@
-"""The GPU checks: on the CPU that they run and can fail, on a GPU (``pytest -m gpu``) that they pass."""
+"""The GPU checks: on the CPU, that they run and can fail; on a GPU (``pytest -m gpu``), that they pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/ground.py on real photographs and saved boxes, and what it says to bad input."""
+"""tools/ground.py on real photographs and saved boxes, and its messages for bad input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def towers(tmp_path_factory):
 
 
 def test_real_sentences_on_a_detectors_boxes(shared, towers, tmp_path):
-    """The slice of testA with MAttNet's boxes: what they allow, chance, and the same digits from the saved file."""
+    """A subset of testA with MAttNet's boxes: upper bound, chance, and equal metrics from the saved file."""
     folder = shared / "refcoco_testA_slice"
     everything = load_expressions(folder / "refs(unc).p")
     real = [e for e in everything if (folder / "images" / e.file_name).is_file()]

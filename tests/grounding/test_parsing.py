@@ -1,4 +1,4 @@
-"""Expressions as trees of entities, by rules and by dependency trees."""
+"""Expressions parsed into trees of entities, by rules and by dependency trees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smartclip_det.models.grounding.spatial_words import RELATIONS, SUPERLATIVES
 
 
 def of(text, *relations, extremes=()):
-    """An entity whose anchors may be texts."""
+    """An entity; anchors can be given as strings."""
     made = tuple((n, tuple(a if isinstance(a, Entity) else Entity(a) for a in anchors)) for n, *anchors in relations)
     return Entity(text, tuple(extremes), made)
 
@@ -195,7 +195,7 @@ def reader():
 
 
 def lost_words(expression, tree):
-    """Words that are in no text of the tree and belong to no relation, extreme or its place."""
+    """Words that are in no text of the tree and belong to no relation or extreme."""
     kept = set(re.findall(r"[a-z0-9]+", " ".join(tree.texts())))
     spatial = {w for phrase in [*RELATIONS, *SUPERLATIVES] for w in re.findall(r"[a-z]+", phrase)}
     places = re.findall(
@@ -219,7 +219,7 @@ def test_no_word_of_real_expressions_is_lost_by_the_dependency_reader(real_expre
 
 
 def is_right(tree, wanted):
-    """Extremes, relations and what their anchors are called, at any depth, as read by a person."""
+    """Extremes, relations and names of their anchors, at any depth, annotated by hand."""
 
     def relations(entity):
         for name, anchors in entity.relations:
@@ -239,7 +239,7 @@ def is_right(tree, wanted):
 
 
 def test_relations_of_a_checked_sample(real_expressions, reader):
-    """100 expressions with a spatial word, read by a person; the file holds line numbers, not the sentences."""
+    """100 expressions with a spatial word, annotated by hand; the file contains line numbers, not the sentences."""
     sample = json.loads((Path(__file__).parent / "refcocog_relations.json").read_text(encoding="utf-8"))
     assert len(sample) == 100
     wrong = [

@@ -1,4 +1,4 @@
-"""Images with sentences: what augmentation may do, what a sample holds, and how a run is scored."""
+"""Images with sentences: augmentation, contents of samples, and scoring of runs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_no_crop_where_a_sentence_names_a_place(word):
 
 @pytest.fixture
 def sentences(tmp_path):
-    """Two images, five sentences: one, none and many."""
+    """Two images, five sentences with one, no and many targets."""
     for n, size in enumerate([(120, 60), (40, 80)]):
         Image.new("RGB", size, (10, 200, 30)).save(tmp_path / f"{n}.png")
     rows = [
@@ -160,7 +160,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(sentences):
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("fit", ["pad", "squash"])
 def test_masks_and_boxes_are_mirrored_with_the_picture(tmp_path, flip, fit):
-    """A red patch is where its mask and its box are, pixel by pixel, mirrored or not."""
+    """A red patch is inside its mask and its box, pixel by pixel, flipped or not."""
     image = Image.new("RGB", (64, 64 if fit == "squash" else 32), (0, 0, 255))
     image.paste((255, 0, 0), (4, 6, 20, 14))
     image.save(tmp_path / "0.png")

@@ -1,4 +1,4 @@
-"""The trained grounding head: zero-started masks, set losses by hand, frozen towers, real photographs overfitted."""
+"""The trained grounding head: zero-initialised masks, set losses by hand, frozen towers, overfitting on photographs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_paired_cosine_is_the_diagonal_of_the_full_one():
 
 
 def test_a_new_head_equals_the_one_without_masks():
-    """The gate, the map's channel and the refinement start at zero."""
+    """Gate, map channel and refinement are zero-initialised."""
     samples = [sample(["a red cup", "a dog"], [[[0, 0, 9, 9]], []]), sample(["a cat"], [[[0, 0, 9, 9]]])]
     outputs = []
     for options in ({"head": {"gate": True}}, {"head": {"gate": False}}, {"mask_mode": "off"}, {"mask_mode": "random"}):
@@ -215,7 +215,7 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
 
 @pytest.mark.parametrize(("fit", "on_square"), [("squash", [6.4, 32, 38.4, 64]), ("pad", [6.4, 12.5, 38.4, 25])])
 def test_boxes_and_masks_come_back_to_a_wide_picture(tmp_path, monkeypatch, fit, on_square):
-    """From the picture to the square, through a head that answers right, and back: by the data set and the predictor."""
+    """From the image to the square, through an oracle head, and back: by the data set and the predictor."""
     Image.new("RGB", (100, 40)).save(tmp_path / "0.png")
     outline = [10, 20, 60, 20, 60, 40, 10, 40]
     write_expressions(
@@ -289,7 +289,7 @@ def test_bad_input_is_told():
 
 
 def real_expressions(shared, folder):
-    """Every sentence of the slices whose photograph is there: RefCOCO (two partitions) and RefCOCOg."""
+    """Every sentence of the samples whose photograph is available: RefCOCO (two splits) and RefCOCOg."""
     test_a, google, first = (shared / n for n in ("refcoco_testA_slice", "refcocog_google_val", "refcoco_ref0"))
     rows = [(test_a / "images" / e.file_name, e.sentence, e.boxes[0]) for e in load_expressions(test_a / "refs(unc).p")]
     for t in json.loads((google / "triples_with_box.json").read_text()):
@@ -309,7 +309,7 @@ def real_expressions(shared, folder):
 
 @pytest.mark.slow
 def test_real_expressions_are_learned_by_heart(shared, tmp_path):
-    """The overfit gate: Acc@0.5 of 0.9 on the expressions of real photographs that it was trained on."""
+    """Overfitting: Acc@0.5 of 0.9 on the training expressions of real photographs."""
     count = real_expressions(shared, tmp_path)
     assert count >= 20
     data = ReferringDataset("real.jsonl", "/", str(tmp_path), image_size=128, test_mode=True)

@@ -248,7 +248,7 @@ def test_a_threshold_is_found_between_none_and_many():
 
 
 def reclip_by_hand(regions, texts, boxes, sentence):
-    """ReCLIP's score written anew, with loops (rec reference, 3.1): p0 times the relation of head and anchor."""
+    """ReCLIP's score (arXiv 2204.05991) reimplemented with loops: p0 times the relation of head and anchor."""
     import math
 
     def chances(text):
@@ -324,7 +324,7 @@ def test_the_mask_view_sees_the_outline_alone():
 
 
 def photographs(shared):
-    """Boxes and class names of each photograph, crowds left out."""
+    """Boxes and class names of each photograph, without crowds."""
     import json
 
     data = json.loads((shared / "coco_mini_train/instances_train2017.json").read_text())
@@ -339,7 +339,7 @@ def photographs(shared):
 
 @pytest.mark.parametrize("reading", ["chunks", "both"])
 def test_an_oracle_tower_grounds_real_objects_and_their_places(shared, reading):
-    """The gate: region vectors that know their class find every single object, and every leftmost one of several."""
+    """Oracle region vectors must select every single object, and every leftmost one of several."""
     by_image = photographs(shared)
     classes = sorted({name for rows in by_image.values() for _, name in rows})
     g = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""One ranking of all detections, false alarms at equal recall, and "none" at equal targets."""
+"""Pooled ranking of all detections, false alarms at equal recall, and "none" at equal target recall."""
 
 from __future__ import annotations
 

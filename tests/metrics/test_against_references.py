@@ -1,4 +1,4 @@
-"""Both backends, and lvis-api by itself, on generated files: ties, crowds, empty and thin boxes, boxes and masks."""
+"""Both backends, and lvis-api alone, on generated files: ties, crowds, empty and thin boxes, boxes and masks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mask_of(box):
 
 @st.composite
 def files(draw, lvis):
-    """Annotations and detections of a few small images; half of the detections lie on objects."""
+    """Annotations and detections of a few small images; half of the detections are on objects."""
     masks = draw(st.booleans())
     annotations, results = [], []
     for n in range(draw(st.integers(0, 8))):
@@ -78,7 +78,7 @@ def files(draw, lvis):
 
 
 def lvis_api(data, results, iou_type, max_dets):
-    """What lvis-api itself says of the two lists."""
+    """Result of lvis-api itself on the two lists."""
     allow_numpy_float()
     from lvis import LVIS, LVISEval, LVISResults
 
@@ -93,7 +93,7 @@ def lvis_api(data, results, iou_type, max_dets):
 
 
 def fixed_choice(results, limit):
-    """The best of each class over all images, as the fixed protocol says it."""
+    """The top detections of each class over all images, as the fixed protocol defines them."""
     kept = []
     for category in range(1, CLASSES + 1):
         mine = [r for r in results if r["category_id"] == category]
@@ -149,7 +149,7 @@ def test_coco_backends_agree(content, limit):
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_what_has_no_area_counts_on_neither_side(iou_type):
-    """An empty box ranked first halves AP where it counts, as it did; so does an object without area."""
+    """An empty box with the top score halves AP where it counts; so does an object without area."""
     real, empty = [2, 2, 10, 10], [14, 14, 0, 8]
     data = {
         "images": [{"id": 1, "width": SIDE, "height": SIDE, "neg_category_ids": [], "not_exhaustive_category_ids": []}],

@@ -1,4 +1,4 @@
-"""Sentences of none, one and many: unit cases by hand, properties, real files, the tool."""
+"""Sentences with no, one and many targets: cases by hand, properties, real files, the tool."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_grefcoco_files_keep_none_and_many(tmp_path):
 
 
 def described(tmp_path):
-    """Two images, three sentences; one describes an absence."""
+    """Two images, three sentences, one of which describes an absence."""
     data = {
         "images": [
             {"id": 1, "file_name": "a.jpg", "width": 50, "height": 20, "sent_ids": [1, 2]},

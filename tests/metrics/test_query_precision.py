@@ -1,4 +1,4 @@
-"""Precision query by query, binding, what recall can be, and what masks gain."""
+"""Precision by query, binding, bounds of recall, and gains of masks."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def total(losses):
 
 
 def broadcast_loss(model, pixels, texts, modular=True):
-    """The released form, pair by pair, written anew: [B, B, D] masked images, normalised, times texts."""
+    """The released loss reimplemented pair by pair: [B, B, D] masked images, normalised, times texts."""
     towers = model.towers
     found = towers.forward_text(towers.tokenize(texts))
     v, t = towers.encode_image(pixels), functional.normalize(found.embeds, dim=-1)
@@ -50,7 +50,7 @@ def broadcast_loss(model, pixels, texts, modular=True):
 
 
 def same_gradients(found, model):
-    """Within fp32 rounding of the largest gradient: some are zero but for rounding (a bias before a softmax)."""
+    """Within fp32 rounding of the largest gradient: some are zero up to rounding (a bias before a softmax)."""
     own = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == own.keys()
     largest = max(float(g.abs().max()) for g in own.values())
@@ -142,7 +142,7 @@ SHARES = {
 
 
 def run_rank(rank, world):
-    """Mean loss and gradients of every form and share of this many processes."""
+    """Mean loss and gradients of each variant, for this number of processes."""
     from torch.nn.parallel import DistributedDataParallel
 
     found = {}
@@ -187,7 +187,7 @@ FEATURE_SHARES = [(8,), (5, 3), (2, 3, 3), (1, 1, 6)]
 
 
 def features_rank(rank, world):
-    """Loss and gradients of this process's rows; DDP would average: the joint loss is the mean over processes."""
+    """Loss and gradients of this process's rows; DDP averages them, so the joint loss is the mean over processes."""
     found = {}
     for share in [s for s in FEATURE_SHARES if len(s) == world]:
         rows = slice(sum(share[:rank]), sum(share[: rank + 1]))
@@ -201,7 +201,7 @@ def features_rank(rank, world):
 @pytest.mark.dist
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_in_single_precision_loss_and_gradients_equal_the_released_form_to_a_millionth(world, tmp_path):
-    """Of images, texts and mask logits, against fp32 of the form written out as one tensor."""
+    """For images, texts and mask logits, against fp32 of the loss written as one tensor."""
     processes = [features_rank(0, 1)] if world == 1 else run_processes(features_rank, world, tmp_path)
     v, t, logits = (x.clone().requires_grad_() for x in features())
     p = logits.sigmoid()

@@ -1,4 +1,4 @@
-"""Sources of boxes: torchvision's proposals, detectors of transformers, and what somebody gave."""
+"""Sources of boxes: torchvision's proposals, detectors of transformers, and given boxes."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ class TestErrors:
 
 
 class TestReadings:
-    """A file that can be read in more than one way says so."""
+    """A file that can be read in more than one way is reported."""
 
     @pytest.fixture
     def two(self):

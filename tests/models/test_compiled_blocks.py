@@ -1,4 +1,4 @@
-"""Compiled transformer blocks: the same losses and gradients, one graph a size, none for new lengths of texts."""
+"""Compiled transformer blocks: equal losses and gradients, one graph per size, none for new text lengths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def losses_and_gradients(model, given):
 
 
 def close(found, expected):
-    """Losses to 1e-5 of each, gradients to 1e-5 of the largest: those of keys' biases are rounding alone."""
+    """Losses to 1e-5 each, gradients to 1e-5 of the largest: those of key biases are pure rounding."""
     for k, v in expected[0].items():
         torch.testing.assert_close(found[0][k], v, rtol=1e-5, atol=1e-6)
     assert found[1].keys() == expected[1].keys()

@@ -1,4 +1,4 @@
-"""A run whose numbers are no longer finite stops before its step is taken; the learned scale keeps its bounds."""
+"""A run with non-finite numbers stops before the step is taken; the learned scale stays within its bounds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Model(torch.nn.Module):
 
 
 class Run:
-    """What a hook sees of a runner, one step at a time."""
+    """A minimal runner for a hook, one step at a time."""
 
     def __init__(self, folder, wrapper, hook=None):
         self.hook = hook or FiniteGuardHook()

@@ -1,4 +1,4 @@
-"""The local image tower: closed forms of its pooling, taps, files, and what it refuses."""
+"""The local image tower: closed forms of its pooling, taps, files, and rejected options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def images(count=2, height=64, width=64, seed=0):
 
 @pytest.fixture(scope="module")
 def towers():
-    """With saliencies that differ, as trained ones do, and batch norm that has seen something."""
+    """With non-uniform saliencies, as after training, and updated batch norm statistics."""
     found = SmartCLIP.from_arch("SmartCLIP-toy", seed=1)
     tower = found.image_tower
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_the_pooled_vector_is_the_weighted_mean_of_the_values(towers):
 
 
 def test_a_region_of_the_dense_map_points_where_its_weighted_mean_points(towers):
-    """Regions of two by two whole cells, whose centres are RoIAlign's samples."""
+    """Regions of two by two whole cells, whose centres are RoIAlign's sampling points."""
     value, weight = values_and_weights(towers.image_tower, images())
     dense = towers.encode_dense(images()).detach()
     assert torch.allclose(dense, value * weight[:, None], rtol=1e-4, atol=1e-5)
@@ -183,7 +183,7 @@ def test_a_frozen_backbone_never_moves_its_batch_norm():
 
 @pytest.mark.parametrize("embed_dim", [64, 128])
 def test_masks_start_open_where_asked_for(embed_dim):
-    """With a projection (W and D differ) and without one: every logit moves by the bias."""
+    """With a projection (W and D differ) and without: every logit is shifted by the bias."""
     sizes = {"embed_dim": embed_dim}
     plain, opened = (
         load_towers({"arch": "SmartCLIP-toy", "sizes": sizes, **more}) for more in ({}, {"mask_bias": 3.0})

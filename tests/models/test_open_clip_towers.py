@@ -17,7 +17,7 @@ from tests.processes import run_process
 
 
 def letters(texts):
-    """A tokenizer of letters: SigLIP's own must be downloaded."""
+    """A letter tokenizer, because SigLIP's own must be downloaded."""
     rows = [([ord(c) % 30000 + 2 for c in t] + [1] * 64)[:64] for t in texts]
     return torch.tensor(rows)
 

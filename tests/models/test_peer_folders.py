@@ -1,4 +1,4 @@
-"""Folders of Hugging Face and open_clip, read and written; equal in the peer's own loader."""
+"""Hugging Face and open_clip folders, read and written; equal outputs in their own loaders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def loud(**changes):
-    """Towers far from their start, so that activations and positions matter."""
+    """Towers far from initialisation, so that activations and positions matter."""
     model = towers(**changes)
     with torch.no_grad():
         for name, value in model.named_parameters():

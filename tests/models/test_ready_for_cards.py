@@ -1,4 +1,4 @@
-"""What strategies for several cards ask of models: no scalar parameters, and weights in half precision whole."""
+"""Requirements of multi-GPU strategies on models: no scalar parameters, and complete half-precision weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_moments_of_older_checkpoints_fit():
     ],
 )
 def test_weights_in_bf16_take_uint8_and_fp32_pixels(options):
-    """DeepSpeed turns the whole model into bf16; pixels stay fp32 until the first convolution."""
+    """DeepSpeed casts the whole model to bf16; pixels stay fp32 until the first convolution."""
     pixels, samples = batch()
     exact = SmartCLIPAlignment(TINY, **options).train()
     whole = copy.deepcopy(exact).bfloat16()
@@ -128,7 +128,7 @@ def test_vectors_of_a_tower_in_bf16_are_near():
 
 
 class Saved:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
+    """Bytes that autograd saves for the backward pass, each storage once."""
 
     def __enter__(self):
         self.kept = {}

@@ -1,4 +1,4 @@
-"""Region vectors on towers whose answers are known: every vector is the mean colour of what it was made from."""
+"""Region vectors on towers with known outputs: every vector is the mean colour of its input."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_the_probe_with_an_oracle_is_perfect_and_with_swapped_texts_is_not(tmp_p
 
 
 def test_the_probe_scores_under_the_mask_mode_that_it_names():
-    """One box whose class wins under the masks alone, by arithmetic: 0.71 to 0.45 with them, 0.50 to 0.95 without."""
+    """One box whose class wins only with masks, by arithmetic: 0.71 to 0.45 with them, 0.50 to 0.95 without."""
     from smartclip_det.core.text_bank import TextBank
 
     masks = torch.tensor([[1.0, 0, 1], [0, 1, 1]])

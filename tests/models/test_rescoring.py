@@ -1,4 +1,4 @@
-"""Rescoring by hand, the config type with a real MMDetection proposer, and the tool on real photographs."""
+"""Rescoring by hand, the detector type with a real MMDetection proposer, and the tool on real photographs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_real_proposer_gives_boxes_and_the_tower_classes(detector):
 
 
 def test_classes_and_boxes_follow_the_proposals(detector, monkeypatch):
-    """Proposals at known places: classes are those of pooled features, boxes come back in original pixels."""
+    """Proposals at known positions: classes are those of pooled features, boxes are in original pixels."""
     from smartclip_det.models.regions import pool_regions
 
     images = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -158,7 +158,7 @@ def test_trained_heads_refuse_presence():
 
 
 def test_the_proposer_sees_its_own_statistics(detector):
-    """Pixels of constant colour, normalised for the tower, reach the proposer as if loaded for it."""
+    """Pixels of constant colour, normalised for the tower, reach the proposer as if preprocessed for it."""
     colour = torch.tensor([200.0, 100.0, 50.0]).view(1, 3, 1, 1).expand(1, 3, 96, 96)
     ours, theirs = detector.data_preprocessor, detector.proposer.data_preprocessor
     sent = detector._for_proposer((colour - ours.mean) / ours.std, samples())

@@ -1,4 +1,4 @@
-"""A run that goes on under other settings: each sample once, the new schedule at the old place, one line that says so."""
+"""Resuming with other settings: each sample once, the new schedule at the old step, one log line about it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Line(BaseModel):
 def train(
     folder, *, stream, batch=8, epochs=2, resume=None, lr=0.1, count=22, optimizer="SGD", seed=0, stop=None, **more
 ):
-    """Train; the rates and samples of each step, and the log."""
+    """Train; returns the learning rates and samples of each step, and the log."""
     SEEN.clear()
     loader = {
         "batch_size": batch,
@@ -96,7 +96,7 @@ def train(
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_what_is_asked_for_holds_from_the_place_of_the_checkpoint(tmp_path, stream):
-    """As if the run had been of the new settings from its start: rates, also of a longer run."""
+    """As if the run had used the new settings from the start: learning rates, also for a longer run."""
     name = "iter_3.pth" if stream else "epoch_1.pth"
     train(tmp_path / "old", stream=stream)
     checkpoint = tmp_path / "old" / name

@@ -1,4 +1,4 @@
-"""Learned weights of the cells of a ViT's dense map: equal at first, closed forms, gradients, files."""
+"""Learned weights of the cells of a ViT's dense map: equal at initialisation, closed forms, gradients, files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def images(count=2, seed=0):
 
 
 def taught(towers, scale=0.1):
-    """As training leaves it: weights that differ from cell to cell."""
+    """As after training: weights that differ between cells."""
     with torch.no_grad():
         towers.image_tower.saliency.normal_(0, scale, generator=torch.Generator().manual_seed(1))
     return towers
@@ -31,7 +31,7 @@ def taught(towers, scale=0.1):
 
 @torch.no_grad()
 def weights_by_hand(towers, pixels, mode="value"):
-    """``[B, h, w]`` exp(saliency) of the states that the norm gave the projection."""
+    """``[B, h, w]`` exp(saliency) of the states after the final norm."""
     caught = []
     handle = towers.image_tower.ln_post.register_forward_hook(lambda module, given, out: caught.append(out))
     towers.encode_dense(pixels, mode)

@@ -22,7 +22,7 @@ SMALL = {
 
 
 def pair(name: str):
-    """An open_clip model with random weights and our towers with the same ones."""
+    """An open_clip model with random weights, and our towers with the same weights."""
     if name == "small":
         oracle = open_clip.CLIP(**SMALL)
     elif name == "small-gelu-248":

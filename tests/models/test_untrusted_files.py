@@ -1,4 +1,4 @@
-"""Files that were made to run something, or to take all memory: none does, and each is one error."""
+"""Malicious files, which try to execute code or exhaust memory: each gives one error and nothing else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Pair(nn.Module):
-    """Modules where CLIP's are, half precision, a buffer, and an attribute that is no part of the state."""
+    """Modules named as in CLIP, half precision, a buffer, and an attribute that is not in the state dict."""
 
     def __init__(self, visual, text):
         super().__init__()
@@ -56,7 +56,7 @@ class Pair(nn.Module):
 
 
 class Restored(nn.Module):
-    """Its ``__setstate__`` leaves a file when ``torch.jit.load`` runs it."""
+    """Its ``__setstate__`` creates a file if ``torch.jit.load`` runs it."""
 
     def __init__(self, path):
         super().__init__()
@@ -97,7 +97,7 @@ def test_gelu_by_tanh_is_told_apart(tmp_path):
 
 
 def clip_archive(path, activation):
-    """Towers in OpenAI's names with MLPs that compute by an activation."""
+    """Towers with OpenAI's parameter names and a given activation in the MLPs."""
     model = towers(activation="gelu" if activation is nn.GELU else "quick_gelu")
     whole = nn.Module()
     for name, value in model.openai_state().items():

@@ -149,7 +149,7 @@ def test_the_cache_survives_two_writers(tmp_path):
 
 
 def test_published_embeddings_behave_as_published(shared):
-    """Detic's stored vectors through our similarity: 78 of 79 COCO classes find their LVIS synset."""
+    """Detic's stored vectors with our similarity: 78 of 79 COCO classes match their LVIS synset."""
     from smartclip_det.core.similarity import masked_cosine
 
     folder = shared / "text_embeddings"

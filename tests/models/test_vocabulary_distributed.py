@@ -1,4 +1,4 @@
-"""Rank 0 encodes, the others receive."""
+"""Rank 0 encodes and broadcasts to the other ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights by name, through the real clients, from a server on the loopback address with random weights."""
+"""Weights by name, with the real clients, from a loopback server with random weights."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def server(towers, tmp_path_factory):
 
 @pytest.fixture
 def hub(server, tmp_path, monkeypatch):
-    """The server as the hub of this test, with empty caches; the client's pauses between tries are left out."""
+    """The loopback server as hub, with empty caches and without the client's pauses between retries."""
     server.reset()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(

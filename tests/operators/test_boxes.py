@@ -1,4 +1,4 @@
-"""Suppression against loops over numbers, with ties and boxes without area."""
+"""NMS against loops over numbers, with ties and boxes without area."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Our operators beside mmcv's compiled ones, called as ``mmcv.ops`` calls them; skipped where none are compiled.
+"""Our operators against mmcv's compiled ones, called through ``mmcv.ops``; skipped if none are compiled.
 
-The kernels of the CPU are compared: mmcv has none there for RoIPool, focal losses, attention and CARAFE.
+Only CPU kernels are compared: mmcv has none for RoIPool, focal losses, attention and CARAFE.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ SEEDS = range(5)
 
 
 def crowd(seed, count=60):
-    """Boxes with many overlaps and equal scores."""
+    """Boxes with many overlaps and tied scores."""
     torch.manual_seed(seed)
     start = torch.randint(0, 25, (count, 2)).float()
     boxes = torch.cat([start, start + torch.randint(1, 15, (count, 2))], dim=1)
@@ -20,13 +20,13 @@ def crowd(seed, count=60):
 
 
 def ranked(seed):
-    """The same with no two scores equal: NMS of mmcv leaves the order of equal ones to the sort."""
+    """The same without tied scores, because the order of ties in mmcv's NMS depends on the sort."""
     boxes, scores = crowd(seed)
     return boxes, (scores + torch.randperm(len(scores)) / 1000) / 2
 
 
 def both(ours, compiled, name, *arguments, written=(), **options):
-    """Call both forms on copies; return what they return or write."""
+    """Call both implementations on copies; returns what they return or write."""
     results = []
     for form in (ours[name], getattr(compiled, name)):
         copies = [a.clone() if i in written else a for i, a in enumerate(arguments)]

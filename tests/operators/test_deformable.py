@@ -1,4 +1,4 @@
-"""Deformable convolution and attention through ``mmcv.ops``: values against loops, gradients by differences."""
+"""Deformable convolution and attention with ``mmcv.ops``: values against loops, gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_gradients_of_deformable_convolution(geometry):
 
 
 def test_offsets_larger_than_the_output_are_read_in_order_of_memory():
-    """As dynamic heads pass them: mmcv does not look at their height and width."""
+    """As dynamic heads pass them: mmcv ignores their height and width."""
     image, _, _, weight, bias = tensors(*GEOMETRY[0], count=1)
     geometry = GEOMETRY[0]
     both = torch.randn(1, 27, 8, 9, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""A training step of one detector of every folder of configs in MMDetection's wheel, on our operators.
+"""A training step with one detector of every config folder in MMDetection's wheel, on our operators.
 
-``docs/operators.md`` names the folders that take none, each with its reason, and the operators that we lack.
+``docs/operators.md`` lists the folders that cannot train, each with its reason, and the missing operators.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAGE = (REPO / "docs/operators.md").read_text(encoding="utf-8")
 
 
 def table(title):
-    """First and second column of the table under a heading of the page."""
+    """First and second column of the table below a heading of the page."""
     part = PAGE.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", part, flags=re.MULTILINE)
     return dict(rows[1:])
@@ -38,7 +38,7 @@ WITHOUT_STEP = {name.strip("`"): reason for name, reason in table("Folders of co
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A random BERT of one layer; GLIP's head takes vectors of any width."""
+    """A random one-layer BERT; GLIP's head accepts vectors of any width."""
     folder = tmp_path_factory.mktemp("bert")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *families.WORDS]
     (folder / "vocab.txt").write_text("\n".join(words))
@@ -51,7 +51,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_networks():
-    """Backbones of one block a stage, and a group of one process, which MMSyncBN asks for."""
+    """Backbones with one block per stage, and a single-process group, which MMSyncBN needs."""
     compat.install_language_routes()
     init_default_scope("mmdet")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -87,7 +87,7 @@ def test_the_page_names_folders_that_exist():
 
 
 def asked_for():
-    """Every name that ``mmcv.ops`` takes from its compiled module."""
+    """Every name that ``mmcv.ops`` loads from its compiled module."""
     names = set()
     for path in (Path(mmcv.__file__).parent / "ops").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""How ``mmcv._ext`` is found: ours where none is compiled, a compiled one before ours, at Python's start if wished."""
+"""How ``mmcv._ext`` is found: ours if none is compiled, a compiled one before ours, optionally at Python's start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(code, *folders):
 
 @pytest.fixture
 def library(tmp_path):
-    """A package named mmcv with a compiled module, as its wheel has it beside its other files."""
+    """A package named mmcv with a compiled module, laid out as in its wheel."""
     folder = tmp_path / "mmcv"
     folder.mkdir()
     (folder / "__init__.py").touch()
@@ -44,7 +44,7 @@ def test_compiled_operators_come_first(library):
 
 
 def test_a_line_at_the_start_of_python_is_enough(library, tmp_path):
-    """What the wheel puts beside the package: MMDetection may then be imported first."""
+    """Files that the wheel installs next to the package, so that MMDetection can be imported first."""
     (library / "mmcv/_ext.py").unlink()
     site = tmp_path / "site"
     site.mkdir()

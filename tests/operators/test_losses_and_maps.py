@@ -1,4 +1,4 @@
-"""Focal losses, CARAFE, masked convolution and MMSyncBN against formulas written out here."""
+"""Focal losses, CARAFE, masked convolution and MMSyncBN against formulas."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_batch_norm_over_one_process(one_process):
 
 
 def test_batch_norm_over_two_processes_is_that_of_the_whole_batch(ours):
-    """The steps that ``mmcv.ops`` takes, its sums over processes written out."""
+    """The steps of ``mmcv.ops``, with explicit sums over processes."""
     torch.manual_seed(0)
     whole, weight, bias = torch.randn(4, 3, 6), torch.rand(3), torch.randn(3)
     halves = whole.split(2)

@@ -1,4 +1,4 @@
-"""Pooling of regions through ``mmcv.ops``: values against loops, gradients by finite differences."""
+"""Region pooling with ``mmcv.ops``: values against loops, gradients by finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs are found by short name from any folder, and by path as before."""
+"""Configs are found by short name from any folder, and still by path."""
 
 from __future__ import annotations
 

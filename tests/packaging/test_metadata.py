@@ -1,4 +1,4 @@
-"""What the package imports is what it asks for."""
+"""The package declares what it imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What upstream MMEngine lacks and compat mends: safe loading on each of its paths, packages without pkg_resources."""
+"""What compat fixes in upstream MMEngine: safe loading on each of its paths, packages without pkg_resources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import REPO
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, path):
         self.path = str(path)

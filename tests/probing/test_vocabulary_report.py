@@ -18,7 +18,7 @@ from tests.protocols.test_rules import perfect, small_truth
 
 
 def test_by_hand():
-    """Two images with a cat each, three names. Image 1: a hit, a double and an absent dog; image 2: an absent bus."""
+    """Two images with a cat each, three names. Image 1: a hit, a duplicate, an absent dog; image 2: an absent bus."""
     images = [{"id": i, "width": 100, "height": 100} for i in (1, 2)]
     boxes = [
         {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0} for i in (1, 2)

@@ -1,4 +1,4 @@
-"""One prediction set, scored by the metric of a run and by the command line's entry: equal metrics, equal stamps."""
+"""Predictions scored by the metric of a run and by the command line: equal metrics, equal stamps."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_detections(detections, tmp_path, protocol, options, suffix):
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """Sentences of one target each, sentences of none to two, and answers near and far from them."""
+    """Sentences with one target each, sentences with up to two, and predictions near and far from them."""
     root, rng = tmp_path_factory.mktemp("sentences"), np.random.default_rng(1)
     groups = {"one": [1] * 8, "any": [0, 1, 2, 1, 0, 2, 1, 1]}
     for name, numbers in groups.items():
@@ -246,7 +246,7 @@ def test_retrieval(tmp_path):
 
 
 class _Truth:
-    """A drop is in pictures 0 and 1, a heart in 1 and 2; a red drop in 0, a red heart in 2."""
+    """A drop is in images 0 and 1, a heart in 1 and 2; a red drop in 0, a red heart in 2."""
 
     def table(self, captions, image_ids):
         answers = {"a drop": [1, 1, 0], "a heart": [0, 1, 1], "a red drop": [1, 0, 0]}

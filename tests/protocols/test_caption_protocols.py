@@ -1,4 +1,4 @@
-"""Named retrieval sets, saved vectors, classification, anchors: sizes, hand-made files, the tools end to end."""
+"""Named retrieval sets, saved vectors, classification, published results: sizes, small files, tools end to end."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_class_folders_and_cifar_files(tmp_path):
 
 
 class Python2Pickler(pickle._Pickler):
-    """Text and bytes as Python 2 wrote both: strings of bytes."""
+    """Strings and bytes as Python 2 pickled both: byte strings."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -239,7 +239,7 @@ class Python2Pickler(pickle._Pickler):
 
 
 def python_2_pickle(content, path):
-    """As CIFAR's files: protocol 2, and arrays of the old numpy."""
+    """Like CIFAR's files: protocol 2, and arrays of old numpy."""
     with path.open("wb") as handle:
         Python2Pickler(handle, protocol=2).dump(content)
     path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))

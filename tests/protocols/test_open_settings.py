@@ -1,4 +1,4 @@
-"""Target-only, fixed AP, runs that died, and results held as columns."""
+"""Target-only, fixed AP, interrupted runs, and columnar results."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def lvis_truth():
 
 
 def test_fixed_ap_counts_what_the_limit_per_image_cuts():
-    """The true cat is below two dogs: two detections per image lose it, the best two of each class do not."""
+    """The true cat ranks below two dogs: two detections per image drop it, the top two of each class do not."""
     truth = lvis_truth()
     dogs = [{"image_id": i, "category_id": 2, "bbox": [50 + j, 50, 9, 9], "score": 0.9} for i in (1, 2) for j in (0, 1)]
     results = [*dogs, *perfect(truth, 0.1)]

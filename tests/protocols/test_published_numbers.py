@@ -1,4 +1,4 @@
-"""Every expected value of the real test data, by both backends, through the command-line protocols."""
+"""Every expected value of the real test data, with both backends, through the command line."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_voc_published_case(shared, backend):
 
 
 def referring_rule(rows, rule, tmp_path):
-    """Prediction lines of a picking rule over the candidate boxes of each sentence."""
+    """Prediction lines of a selection rule over the candidate boxes of each sentence."""
     from smartclip_det.metrics.referring import box_overlap
 
     lines = []

@@ -69,7 +69,7 @@ def test_perfect_hopeless_and_permuted_classes(backend):
 
 @pytest.mark.parametrize("backend", ["fast", "reference"])
 def test_classes_are_matched_by_name_in_any_order(backend):
-    """The file's ids run against the order of names; half of the dogs are found."""
+    """The file's ids run against the order of names; half of the dogs are detected."""
     truth = small_truth()
     results = perfect(truth)
     dogs = [r for r in results if r["category_id"] == 9]
@@ -484,7 +484,7 @@ class TestBootstrap:
         ]
 
     def test_weights_equal_repeated_images(self):
-        """Drawing an image twice is the same as writing it twice into both files."""
+        """Drawing an image twice equals writing it twice into both files."""
         truth = small_truth(images=5)
         results = self.noisy(truth, 1, 0.2)
         names = ["cat", "dog", "bus"]

@@ -1,4 +1,4 @@
-"""The alignment recipe through the tools: groups and schedule, exact resume after a kill, images that cannot be read."""
+"""The alignment recipe through the tools: groups and schedule, exact resume after a kill, unreadable images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory):
 
 
 def options(pairs, **more):
-    """22 images in joint batches of 8: 3 steps an epoch, the last of 6 images."""
+    """22 images in global batches of 8: 3 steps per epoch, the last with 6 images."""
     given = {
         "towers.arch": "SmartCLIP-tiny",
         "towers.mask_pad": "ignore",
@@ -68,7 +68,7 @@ def options(pairs, **more):
 
 
 def losses(folder):
-    """Loss of each step, from MMEngine's scalars of all starts of a work folder."""
+    """Loss of each step, from MMEngine's scalars of all starts in a work folder."""
     rows = [
         json.loads(line) for f in sorted(folder.glob("*/vis_data/scalars.json")) for line in f.read_text().splitlines()
     ]
@@ -199,7 +199,7 @@ def test_a_batch_of_one_has_nothing_to_tell_apart():
 
 
 def test_the_released_recipe_number_by_number():
-    """Pretrain reference 1.4."""
+    """Parameter groups and schedule of SmartCLIP's released recipe (arXiv 2507.22264)."""
     from mmengine.registry import MODELS, PARAM_SCHEDULERS
 
     from smartclip_det import register_alignment  # noqa: F401

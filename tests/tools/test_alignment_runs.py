@@ -1,4 +1,4 @@
-"""Alignment through the tools on a tiny toy world: train, go on, test, probe, ground."""
+"""Alignment through the tools on a tiny toy world: train, resume, test, probe, ground."""
 
 from __future__ import annotations
 

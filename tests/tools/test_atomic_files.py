@@ -1,4 +1,4 @@
-"""Checkpoints are written beside training, whole or not at all."""
+"""Checkpoints are written in the background of training, atomically."""
 
 from __future__ import annotations
 

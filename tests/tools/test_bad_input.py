@@ -1,4 +1,4 @@
-"""Odd images, vocabularies and checkpoints: a defined result, or a message that says what to do; nothing in between."""
+"""Odd images, vocabularies and checkpoints: a defined result, or a message that says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of the training-free predictor measures what it says, on small models."""
+"""The benchmark of the training-free predictor, on small models: it measures what it reports."""
 
 from __future__ import annotations
 

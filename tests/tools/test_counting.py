@@ -1,4 +1,4 @@
-"""FLOP and bytes of operators, by hand; the host's share of an alignment step."""
+"""FLOPs and bytes of operators, by hand; the host's share of an alignment step."""
 
 from __future__ import annotations
 

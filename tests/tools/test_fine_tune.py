@@ -1,4 +1,4 @@
-"""Own data in one command: real VOC photographs onto a tiny detector, reported before and after."""
+"""Fine-tuning with one command: real VOC photographs on a tiny detector, with metrics before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identification test-bed: its parts by hand, and the theory's claims with thresholds (pretrain reference 6.4)."""
+"""The identifiability study: components by hand, and the claims of the theory with thresholds (arXiv 2507.22264)."""
 
 from __future__ import annotations
 

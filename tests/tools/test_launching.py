@@ -1,4 +1,4 @@
-"""How runs are started: mixed precision by name, Slurm's requests, tools of a checkout that is not installed."""
+"""Launching runs: mixed precision by name, Slurm options, tools of a checkout that is not installed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_precisions_that_cannot_be_are_refused(monkeypatch):
 
 
 def srun(tmp_path, *options, **environment):
-    """What a stand-in for ``srun`` is asked for."""
+    """Arguments received by a stand-in for ``srun``."""
     fake = tmp_path / "srun"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -92,7 +92,7 @@ def test_slurm_gives_each_worker_a_core(tmp_path):
 
 @pytest.mark.slow
 def test_tools_of_a_checkout_need_no_python_path(tmp_path):
-    """As on a machine with nothing but a checkout and wheels: ``-I`` hides PYTHONPATH and what is in this folder."""
+    """As on a machine with only a checkout and wheels: ``-I`` ignores PYTHONPATH and the current folder."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     for tool in ("train.py", "analysis/gpu_check.py", "data/make_toy.py"):
         done = subprocess.run(

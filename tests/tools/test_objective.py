@@ -1,4 +1,4 @@
-"""The study of the objective: scenes, captions and truth by hand, and a run of a few steps through the command."""
+"""The objective study: scenes, captions and ground truth by hand, and a run of a few steps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def generator(seed=0):
 
 
 def things(*rows):
-    """Scenes or captions of words: ``[["heart red", "star"], ...]``."""
+    """Scenes or captions from words: ``[["heart red", "star"], ...]``."""
     most = max(map(len, rows))
     facts, there = torch.zeros(len(rows), most, sum(PARTS)), torch.zeros(len(rows), most, dtype=torch.bool)
     column = {w: n for n, w in enumerate([*SHAPES, *COLOURS])}
@@ -83,7 +83,7 @@ def test_truth_binds_a_colour_to_its_shape():
 
 
 def test_confusions_are_told_apart():
-    """The red heart scores above an unbound one and below a heart of another colour, and like what is red."""
+    """The red heart scores above an unbound one, below a heart of another colour, and equal to another red object."""
     scenes = things(["heart red"], ["heart blue", "star red"], ["heart blue"], ["star red"])
     pair = list(SHAPES).index("heart") * len(COLOURS) + list(COLOURS).index("red")
     scores = torch.zeros(4, PARTS[0] * PARTS[1])

@@ -1,4 +1,4 @@
-"""The way of docs/own-photographs.md on real photographs: thresholds, labels, corrections, fine-tuning, report."""
+"""The steps of docs/own-photographs.md on real photographs: thresholds, labels, corrections, fine-tuning, report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def own(shared, tmp_path_factory):
-    """Five photographs, one of them broken; true boxes; towers whose names mean nothing, so that no score matters."""
+    """Five photographs, one of them broken; true boxes; towers with meaningless names, so that scores do not matter."""
     root = tmp_path_factory.mktemp("own")
     source = shared / "voc_real_detections"
     (root / "photos").mkdir()
@@ -139,7 +139,7 @@ def test_what_does_not_go_together_is_told_first(own, tmp_path):
 
 
 def test_a_vocabulary_of_a_hundred_thousand_lines(own, tmp_path):
-    """It is read in a moment, and what is wrong with a line is said before anything is encoded."""
+    """It is quick to read, and invalid lines are reported before anything is encoded."""
     from smartclip_det.core.errors import UserError
 
     names = [f"thing {n}" for n in range(100_000)]

@@ -1,4 +1,4 @@
-"""The presence study on a tiny world and random towers, and what it draws."""
+"""The presence study on a tiny world and random towers, and its plots."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ INSIDE = (
 
 
 def run(*args, check=True, cwd=REPO):
-    """A tool with arguments: its exit code and both outputs, as of a process of its own."""
+    """Run a tool with arguments: its exit code and both outputs, as of a separate process."""
     name = str(args[0]).removeprefix("tools/").removesuffix(".py")
     done = run_inside(*args) if name in INSIDE and cwd == REPO else run_process(*args, cwd=cwd)
     if check:
@@ -69,7 +69,7 @@ def run_inside(tool, *args):
 
 @pytest.fixture(scope="module")
 def small(shared, tmp_path_factory):
-    """A config file of its own on twelve real photographs, and a checkpoint after one epoch."""
+    """A separate config file on twelve real photographs, and a checkpoint after one epoch."""
     root = tmp_path_factory.mktemp("runs")
     source = shared / "coco_mini_train"
     data = json.loads((source / "instances_train2017.json").read_text())

@@ -1,4 +1,4 @@
-"""Resumable steps, the report page, and what the toy summary promises."""
+"""Resumable steps, the report page, and the contents of the toy summary."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_changed_config_is_a_changed_step(monkeypatch, tmp_path):
 
 
 def test_a_step_starts_a_verb_from_any_folder_with_any_name(tmp_path, monkeypatch):
-    """Spaces, commas, brackets and digits reach the verb that a step starts, as they were written."""
+    """Spaces, commas, brackets and digits reach the command of a step unchanged."""
     from smartclip_det.utils.cfg_options import format_options
     from smartclip_det.utils.steps import verb
 

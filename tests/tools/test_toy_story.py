@@ -1,4 +1,4 @@
-"""The toy story: its commands, what its report concludes from numbers, and the page as a whole."""
+"""The toy run: its commands, the report's conclusions from numbers, and the page as a whole."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def has(config, key):
 
 
 def check_step(step):
-    """The verb takes the options, and every override but a file to write is a key that the config has."""
+    """The command accepts the options, and every override except output files is a key of the config."""
     verb, rest = dispatch.find_verb(step.command[2:])
     args = dispatch.parser_of(verb).parse_args(rest)
     config = getattr(args, "config", None)

@@ -1,4 +1,4 @@
-"""The end of tools: exit codes, and process groups that are left before Python is."""
+"""Exit of tools: exit codes, and process groups that are destroyed before Python exits."""
 
 import subprocess
 import sys

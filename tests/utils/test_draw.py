@@ -102,7 +102,7 @@ def picture_of(phrase, names=None):
 
 
 def test_phrases_in_any_script_do_not_look_the_same(monkeypatch, caplog):
-    """With the fonts of this machine, and where no font has the letters."""
+    """With the installed fonts, and if no font has the glyphs."""
     assert picture_of(CHINESE[0]) != picture_of(CHINESE[1])
     lettering._file_for.cache_clear()
     monkeypatch.setattr(lettering, "_files", list)

@@ -1,4 +1,4 @@
-"""Pictures of every kind: squares of extreme shapes, reduced decoding, modes, damaged files."""
+"""Images of every kind: extreme aspect ratios, reduced decoding, modes, damaged files."""
 
 from __future__ import annotations
 
