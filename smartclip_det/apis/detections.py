@@ -1,4 +1,4 @@
-"""What predictors answer: detections of an image."""
+"""Results of predictors: detections of an image."""
 
 from __future__ import annotations
 
@@ -387,7 +387,7 @@ class Detections:
         return None if self.image is None else png_of(self.plot())
 
     def _repr_html_(self) -> str:
-        """Picture and table for notebooks."""
+        """Image and table for notebooks."""
         from smartclip_det.visualization.notebook import ROWS, answer_page
 
         return answer_page(repr(self), self._repr_png_(), [(d.name, d.score, d.box) for d in self[:ROWS]], len(self))

@@ -1,4 +1,4 @@
-"""What predictors answer of one text: where it matches the image, and by which dimensions."""
+"""Results of predictors for one text: where it matches the image, and with which dimensions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Explanation:
-    """Where and by which dimensions a text matches an image.
+    """Where a text matches an image, and with which dimensions.
 
     Attributes:
         similarity: ``[h, w]`` masked cosine of each grid cell, -1..1.

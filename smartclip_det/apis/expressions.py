@@ -1,4 +1,4 @@
-"""Referring expressions that a predictor is asked about: read into entities and relations, and grounded."""
+"""Grounding of referring expressions: parsed into entities and relations, then located."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from smartclip_det.models.grounding.parsing import Entity
 
 
 class GroundsExpressions(EncodesImages):
-    """The part of :class:`Predictor` that grounds expressions."""
+    """Mixin of :class:`Predictor` that grounds expressions."""
 
     parser: str
     _reader: Callable[[str], Entity] | None = None
 
     def tree(self, expression: str) -> Entity:
-        """The entities, places and relations that :meth:`ground` reads in an expression."""
+        """Parse an expression into entities, locations and relations, as used by :meth:`ground`."""
         if self._reader is None:
             self._reader = reader_of(self.parser)
         return self._reader(expression)
 
     @property
     def reads_trees(self) -> bool:
-        """Whether :meth:`ground` reasons over :meth:`tree`; a trained head reads the whole expression."""
+        """Whether :meth:`ground` uses :meth:`tree`; a trained head takes the whole expression."""
         return getattr(self.family, "policy", None) is not None
 
     @overload
@@ -59,30 +59,30 @@ class GroundsExpressions(EncodesImages):
         reading: str | None = None,
         image: Any = None,
     ) -> Detections | list[Detections]:
-        """The boxes that referring expressions mean: by a trained head, or zero-shot by regions and reasoning.
+        """Locate referring expressions: with a trained head, or zero-shot with regions and parsed expressions.
 
-        Texts are encoded as they stand, without a template, and all in one pass; the image is not encoded again.
+        Texts are encoded without a template, all in one pass; the image is not encoded again.
 
         Args:
-            expression: one text, or several.
-            top_k: boxes of each expression at most.
-            threshold: lowest score; an expression that no box reaches has no boxes: "none".
-            reading: ``chunks`` (default): the entities of :meth:`tree`, each under its own mask, joined by places and
-                relations; ``expression``: the whole text under its mask; ``both``: their geometric mean. A trained head
-                reads the whole expression.
-            image: what :meth:`encode_image` gave; default: the image that this thread set.
+            expression: one expression, or several.
+            top_k: maximum number of boxes per expression.
+            threshold: minimum score; an expression without boxes above it means "none".
+            reading: ``chunks`` (default): the entities of :meth:`tree`, each with its own mask, combined with locations
+                and relations; ``expression``: the whole text with its mask; ``both``: their geometric mean. A trained
+                head takes the whole expression.
+            image: output of :meth:`encode_image`; default: the image set by this thread.
 
         Returns:
-            Detections best first, or a list of them for several expressions.
+            Detections by descending score, or a list of them for several expressions.
 
         Raises:
-            UserError: without an image, for blank texts, and for limits outside their range.
+            UserError: without an image, for blank texts, and for limits out of range.
         """
         texts, image = check_texts(expression, "expression"), self._image(image)
         top_k, threshold = check_count("top_k", top_k), check_threshold(threshold)
         chosen = check_choice("reading", reading or ("chunks" if self.reads_trees else "expression"), READINGS)
         if chosen != "expression" and not self.reads_trees:
-            raise UserError(f"A {self.family.kind} reads the whole expression: reading={chosen!r} is not for it.")
+            raise UserError(f"A {self.family.kind} takes the whole expression, so reading={chosen!r} does not apply.")
         trees = {t: Entity(t) if chosen == "expression" else self.tree(t) for t in texts}
         answers = self.family.ground(image, trees, chosen, top_k, threshold)
         found = [answers[t] for t in texts]

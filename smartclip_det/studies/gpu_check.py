@@ -162,7 +162,7 @@ def many_negatives(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def training_step(task: GpuCheckOptions, count: int, **options: Any) -> Callable[[], None]:
-    """A step with its optimizer, in bf16."""
+    """A bf16 training step with optimizer."""
     model = model_on(task.device, task.arch, **options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     pixels, samples = batch_on(task.device, model, count)
@@ -226,7 +226,7 @@ def waits(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def busy(task: GpuCheckOptions) -> dict[str, Any]:
-    """Share of a training step's time in which the device computes, by torch's profiler."""
+    """Fraction of a training step during which the device computes, measured with torch's profiler."""
     step = training_step(task, task.batch)
     step()
     card = task.device != "cpu"
@@ -245,7 +245,7 @@ def busy(task: GpuCheckOptions) -> dict[str, Any]:
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of spans."""
+    """Total length of the union of spans."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -254,7 +254,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def compiled(task: GpuCheckOptions) -> dict[str, Any]:
-    """A training step with blocks compiled beside the same in eager mode; the CPU has no compiler to wait for."""
+    """Compare a training step with compiled blocks to eager mode; the CPU uses a backend without a compiler."""
     backend = "aot_eager" if task.device == "cpu" else "inductor"
     losses, seconds = {}, {}
     for name, chosen in (("eager", ""), ("compiled", backend)):

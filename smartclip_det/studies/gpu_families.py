@@ -47,11 +47,11 @@ def waits_of(step: Callable[[], Any]) -> int | None:
 
 
 def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
-    """Losses of one batch by a fresh model of a family on a device.
+    """Build a step that computes the losses of one batch with a new model of a family.
 
     Args:
         family: ``two-stage``, ``one-stage``, ``referring`` or ``grounding-dino``.
-        device: where it runs.
+        device: device of the model.
     """
     from mmengine.registry import init_default_scope
 
@@ -84,7 +84,7 @@ def build_step(family: str, device: str) -> Callable[[], dict[str, Any]]:
 
 
 def _toy_config(family: str) -> Any:
-    """The toy config of a family, with nothing in it that random numbers or precision change by device."""
+    """The toy config of a family, without parts whose results depend on the device's random numbers or precision."""
     from smartclip_det.engine.config import fit_norm_layers, load_config
 
     names = {"two-stage": "open-vocab-rcnn", "one-stage": "open-vocab-owl", "referring": "referring"}
@@ -105,7 +105,7 @@ def _built(config: Any) -> Any:
 
     torch.manual_seed(0)
     model = MODELS.build(copy.deepcopy(config))
-    # MMEngine tells of every weight how it was made.
+    # MMEngine logs the initialisation of every parameter.
     logging.disable(logging.INFO)
     model.init_weights()
     logging.disable(logging.NOTSET)
@@ -113,7 +113,7 @@ def _built(config: Any) -> Any:
 
 
 def _grounding_dino() -> Any:
-    """The joined Grounding DINO of the published config, at small sizes, with a random BERT whose words are letters."""
+    """Grounding DINO with a sentence-level score, as in the published config, at small sizes, with a letter BERT."""
     from transformers import BertConfig, BertModel, BertTokenizer
 
     from smartclip_det.engine.config import load_config
@@ -127,7 +127,7 @@ def _grounding_dino() -> Any:
     config.neck.in_channels = [48, 96, 192]
     config.encoder.update(num_layers=1, num_cp=1)
     config.decoder.num_layers = 2
-    # Denoising queries are drawn at random, on the device.
+    # Denoising queries are sampled on the device.
     config.dn_cfg.group_cfg.num_dn_queries = 0
     with tempfile.TemporaryDirectory() as folder:
         letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase)]

@@ -1,6 +1,6 @@
-"""Whole training runs of the GPU check: loader and all, killed and resumed, and under torchrun with FSDP.
+"""Whole training runs of the GPU check, with data loading: killed and resumed, and under torchrun with FSDP.
 
-Each is a process of its own, as a user starts it, on generated pictures with captions.
+Each is a separate process, started like a user's run, on generated images with captions.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from smartclip_det.utils.steps import python_path, verb
 
 RECIPE = "smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py"
 SHARDED = "smartclip_align/smartclip-b16_fsdp_1024-3e_sharegpt4v.py"
-#: Steps between checkpoints of a run that is killed, and steps of a run.
+#: Steps between checkpoints of the killed run, and total steps.
 INTERVAL, STEPS = 4, 24
 
 
 def whole_run(arch: str, device: str, batch: int) -> dict[str, Any]:
-    """``smartclip-det train`` of the published recipe: killed after a checkpoint, resumed, and run to its end.
+    """``smartclip-det train`` with the published recipe: killed after a checkpoint, resumed, and run to the end.
 
     Returns:
-        ``killed_after`` and ``steps`` it came to, ``images_per_second`` of the resumed part (its first three steps
-        apart), the loader's share of that time, and whether it ``passed``.
+        ``killed_after``, final ``steps``, ``images_per_second`` of the resumed part (without its first three steps),
+        the loader's share of that time, and whether it ``passed``.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -58,7 +58,7 @@ def whole_run(arch: str, device: str, batch: int) -> dict[str, Any]:
 
 
 def torchrun(arch: str, device: str, batch: int) -> dict[str, Any]:
-    """The recipe under torchrun with FSDP, a process for each card; one process (gloo) on a CPU."""
+    """The recipe under torchrun with FSDP, one process per GPU; one process (gloo) on a CPU."""
     processes = 1 if device == "cpu" else torch.cuda.device_count()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -79,7 +79,7 @@ def torchrun(arch: str, device: str, batch: int) -> dict[str, Any]:
 
 
 def settings(root: Path, arch: str, batch: int) -> dict[str, Any]:
-    """Overrides that run the recipe on generated pairs."""
+    """Config overrides that run the recipe on generated pairs."""
     config = architecture(arch)
     workers = max(1, available_cores() // 2)
     loaders = {"num_workers": workers, "persistent_workers": True} if workers > 1 else {"num_workers": 1}
@@ -100,14 +100,14 @@ def settings(root: Path, arch: str, batch: int) -> dict[str, Any]:
         "default_hooks.logger.interval": 1,
         "param_scheduler.warmup": 2,
         "param_scheduler.end": STEPS,
-        # Two steps an epoch.
+        # Two steps per epoch.
         "train_cfg.max_epochs": STEPS // 2,
         "train_cfg.val_begin": 10 * STEPS,
     }
 
 
 def write_pairs(folder: Path, count: int, side: int) -> None:
-    """Generated pictures at about COCO's size, as JPEG, each with a caption of two sentences."""
+    """Write generated images of about COCO's size as JPEG, each with a caption of two sentences."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for n in range(count):
@@ -119,12 +119,12 @@ def write_pairs(folder: Path, count: int, side: int) -> None:
 
 
 def environment(device: str) -> Mapping[str, str]:
-    """Of a run: this package, and no card where the CPU is asked for."""
+    """Environment of a run: this package, and no visible GPU for the CPU."""
     return {**os.environ, "PYTHONPATH": python_path(), **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})}
 
 
 def run_and_kill(command: list[str], device: str, root: Path, seconds: float = 220.0) -> int:
-    """Start a run and kill it once a checkpoint is whole; the step of the newest one, 0 where there is none."""
+    """Start a run and kill it once a checkpoint is complete; returns the newest checkpoint's step, or 0."""
     with (root / "killed.log").open("w", encoding="utf-8") as out:
         process = subprocess.Popen([sys.executable, *command], env=environment(device), stdout=out, stderr=out)
         begun = time.monotonic()
@@ -136,12 +136,12 @@ def run_and_kill(command: list[str], device: str, root: Path, seconds: float = 2
 
 
 def saved_steps(work_dir: Path) -> list[int]:
-    """Steps of the checkpoints of a run; files appear under their name when they are whole."""
+    """Steps of a run's checkpoints; a file gets its final name when it is complete."""
     return [int(p.stem.rsplit("_", 1)[1]) for p in work_dir.glob("iter_*.pth")]
 
 
 def run_to_end(command: list[str], device: str, root: Path, seconds: float = 220.0) -> str:
-    """Run to the end, or until the time is over; the log."""
+    """Run to the end, or until the time limit; returns the log."""
     path = root / "run.log"
     with path.open("w", encoding="utf-8") as out:
         try:
@@ -159,7 +159,7 @@ def run_to_end(command: list[str], device: str, root: Path, seconds: float = 220
 
 
 def progress(work_dir: Path) -> list[dict[str, Any]]:
-    """Logged training steps of all starts of a run, in order; of a step that was done twice the later."""
+    """Logged training steps of all starts of a run, in order; for repeated steps the last one."""
     rows: dict[int, dict[str, Any]] = {}
     for path in sorted(work_dir.glob("*/vis_data/*.json")):
         if path.name == "config.json":

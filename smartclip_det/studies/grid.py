@@ -1,8 +1,8 @@
-"""A grid on the toy world: alignments x seeds, heads with masks on and off; tables of means and spreads, and pairs.
+"""Grid on the toy world: alignments x seeds, detector heads with and without masks; tables of means, spreads and pairs.
 
-CLIP and SmartCLIP are trained from nothing; the published order, masks added to a finished CLIP, and the variants that
-keep boxes are measured beside them, from pretrained towers that a seed's two-stage variants share. What is done is not
-done again.
+CLIP and SmartCLIP are trained from scratch. The published order (masks added to a finished CLIP) and the variants that
+preserve region accuracy start from pretrained towers, which the two-stage variants of a seed share. Finished steps are
+not repeated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Variant:
     """An alignment.
 
     Attributes:
-        config: in ``configs/toy``.
-        scorings: mask modes that its texts are scored by.
-        stages: 1: from nothing; 2: from pretrained towers.
+        config: config in ``configs/toy``.
+        scorings: mask modes for scoring its texts.
+        stages: 1: from scratch; 2: from pretrained towers.
     """
 
     config: str
@@ -56,7 +56,7 @@ HEADS = {
     "keep_both_hard": ("keep_both", "hard"),
 }
 TEST_MODES = RETRIEVAL_MODES
-#: What else is varied in testing, on heads that were trained with masks: by name, the policy's changes.
+#: Further test settings of heads that were trained with masks: name -> policy changes.
 POLICIES: dict[str, dict[str, str]] = {
     "head hard, dense off": {"dense_mask_mode": "off"},
     "head off, dense hard": {"mask_mode": "off", "dense_mask_mode": "hard"},
@@ -71,18 +71,18 @@ POLICIES: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class GridOptions:
-    """Which variants, how long, on which seeds.
+    """Options of the grid: variants, lengths and seeds.
 
     Attributes:
-        seeds: of weights, order and captions.
-        data: the world, one for all seeds.
-        out: folder that is written to.
-        steps: of each alignment from nothing.
-        pretrain: epochs of CLIP from nothing, for the two-stage variants.
+        seeds: seeds of weights, data order and captions.
+        data: toy world, shared by all seeds.
+        out: output folder.
+        steps: steps of each alignment from scratch.
+        pretrain: epochs of CLIP from scratch, for the two-stage variants.
         align: epochs of their second stage.
         variants: alignments.
-        heads: detector heads of those.
-        policies: test one head under further policies.
+        heads: detector heads on these alignments.
+        policies: test one head with further policies.
         pretrained: folder of an earlier study whose pretrained towers are used.
         detector: epochs of each detector; 0 for none.
     """
@@ -106,12 +106,12 @@ class GridOptions:
 
     @property
     def chosen_heads(self) -> list[str]:
-        """Heads that are trained: those whose towers are."""
+        """Heads whose towers are trained in this run."""
         return [n for n, (towers, _) in HEADS.items() if self.detector and n in self.heads and towers in self.variants]
 
     @property
     def tests(self) -> dict[str, tuple[str, dict[str, str]]]:
-        """Rows of detection: heads, and what their policy changes."""
+        """Detection rows: heads, and changes of their policy."""
         rows = {f"{n}, tested {m}": (n, {"mask_mode": m}) for n in self.chosen_heads for m in TEST_MODES}
         if self.policies and "smartclip_hard" in self.chosen_heads:
             rows |= {
@@ -121,7 +121,7 @@ class GridOptions:
 
 
 def run_grid(task: GridOptions) -> None:
-    """Run what is not done, seed by seed, and write the tables after each."""
+    """Run unfinished steps, seed by seed, and write the tables after each seed."""
     world = Step("world", verb("data make-toy", "--out", str(task.data)), [task.data / "world.json"])
     if not world.outputs[0].is_file():
         StepRunner(task.out).run(world, 1)
@@ -166,7 +166,7 @@ class Seed:
         return self.out / name / (f"iter_{self.task.steps}.pth" if one else f"epoch_{self.task.align}.pth")
 
     def one_stage(self, name: str) -> Step:
-        """An alignment from nothing."""
+        """An alignment from scratch."""
         return self.alignment(name, VARIANTS[name].config, alignment_options(self.task.steps, self.seed))
 
     def two_stage(self, name: str) -> Step:
@@ -176,7 +176,7 @@ class Seed:
         return self.epochs(name, VARIANTS[name].config, self.task.align, {**source, **new})
 
     def epochs(self, name: str, config: str, epochs: int, source: dict[str, Any]) -> Step:
-        """An alignment that counts epochs."""
+        """An alignment whose length is given in epochs."""
         return self.alignment(
             name,
             config,
@@ -203,7 +203,7 @@ class Seed:
         return Step(name, command, [self.towers(name), metrics])
 
     def probe(self, name: str) -> Step:
-        """The region probe of one alignment; texts are normed as in its training."""
+        """Region probe of one alignment; with the text norm of its training."""
         annotations, out = self.task.data / "annotations", self.out / f"probe_{name}.json"
         command = verb(
             "probe",
@@ -229,7 +229,7 @@ class Seed:
         return Step(f"probe_{name}", command, [out])
 
     def detector_options(self, name: str) -> dict[str, Any]:
-        """Overrides that training and testing share."""
+        """Overrides shared by training and testing."""
         return {"data_root": f"{self.task.data}/", "towers.checkpoint": self.towers(HEADS[name][0])}
 
     def heads(self, name: str) -> Path:
@@ -253,7 +253,7 @@ class Seed:
         return Step(f"heads_{name}", command, [self.heads(name)])
 
     def test(self, row: str, name: str, policy: dict[str, str]) -> Step:
-        """One test of trained heads under changes of the policy."""
+        """One test of trained heads with changes of the policy."""
         out = self.out / f"detection_{slug(row)}.json"
         options = {**self.detector_options(name), **{f"model.policy.{k}": v for k, v in policy.items()}}
         command = verb(
@@ -270,5 +270,5 @@ class Seed:
 
 
 def slug(name: str) -> str:
-    """A name for files."""
+    """Convert a name to a file name."""
     return name.replace(", ", "_").replace(" ", "_")

@@ -233,7 +233,7 @@ def kernel_r2(inputs: Tensor, targets: Tensor, ridge: float = 1e-3) -> float:
 
 @torch.no_grad()
 def usual_masks(nature: Nature, encoders: Encoders, count: int = 400) -> dict[tuple[int, ...], Tensor]:
-    """``[D]`` Return, per set of concepts, the dimensions ``[D]`` that the masks of most of its captions keep."""
+    """Return, per set of concepts, the dimensions ``[D]`` that the masks of most of its captions keep."""
     out = {}
     for n in (1, 2):
         for s in combinations(range(nature.world.concepts), n):

@@ -1,7 +1,7 @@
-"""The whole story on the toy world: alignments, region probe, detection of never-labelled shapes, grounding, report.
+"""The full pipeline on the toy world: alignments, region probe, detection of unlabelled shapes, grounding, report.
 
-Every step is a public verb with a public config; its command is printed, and its output kept in ``OUT/logs``. A step
-that is done is not run again unless its command changed or an earlier step ran.
+Every step is a public command with a public config; its command line is printed, and its output kept in ``OUT/logs``.
+Finished steps are skipped unless their command line changed or an earlier step ran.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from smartclip_det.utils.steps import Step, StepRunner, verb, write_json
 
 DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
 HEAD = "configs/toy/referring_smartclip-toy_toy.py"
-#: How each set of heads is tested: the mask mode, or a control of its own.
+#: Tests of each set of heads: a mask mode, or a control.
 TESTS = ("hard", "off", "random", "shuffled", "text_shuffled", "random_tower")
 GROUNDING_MODES = ("hard", "off", "random", "shuffled")
 HEAD_MODES = ("hard", "off")
@@ -28,16 +28,16 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Size:
-    """How much is drawn and trained.
+    """Amounts of data and training.
 
     Attributes:
         world: options of ``smartclip-det data make-toy``.
-        steps: of each alignment, 128 pictures each.
-        images: that the detector's heads learn from.
-        control_images: that the heads on a random tower learn from, which is a control and need not be good.
-        head_images: that the grounding head learns from.
-        head_epochs: of the grounding head, two sentences a picture each.
-        sentences: expressions that are grounded zero-shot, 0 for all.
+        steps: steps of each alignment, 128 images each.
+        images: training images of the detector's heads.
+        control_images: training images of the heads on a random tower, a control that need not be good.
+        head_images: training images of the grounding head.
+        head_epochs: epochs of the grounding head, with two sentences per image.
+        sentences: number of expressions for zero-shot grounding, 0 for all.
     """
 
     world: tuple[str, ...]
@@ -55,12 +55,12 @@ QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 100, 480, 240,
 
 @dataclass(frozen=True)
 class ToyOptions:
-    """Which story is told.
+    """Options of the toy run.
 
     Attributes:
-        out: folder of everything; None: ``work_dirs/toy``, or ``work_dirs/toy_quick``.
-        data: the world; None: ``data/toy``, or ``data/toy_quick``.
-        seed: of world, weights, order and captions.
+        out: output folder; None: ``work_dirs/toy``, or ``work_dirs/toy_quick``.
+        data: toy world; None: ``data/toy``, or ``data/toy_quick``.
+        seed: seed of data, weights, order and captions.
         quick: a small world and short training.
     """
 
@@ -71,7 +71,7 @@ class ToyOptions:
 
 
 def tell_story(options: ToyOptions) -> None:
-    """Run what is not done yet, then report."""
+    """Run unfinished steps, then write the report."""
     size, ending = (QUICK, "_quick") if options.quick else (DEFAULT, "")
     out = options.out or Path(f"work_dirs/toy{ending}")
     data = options.data or Path(f"data/toy{ending}" + (f"_seed{options.seed}" if options.seed else ""))
@@ -83,7 +83,7 @@ def tell_story(options: ToyOptions) -> None:
 
 
 def alignment_options(steps: int, seed: int) -> dict[str, Any]:
-    """Overrides of the one-stage alignments for a length and a seed: warm-up and captions keep their shares of it."""
+    """Overrides of the one-stage alignments for a length and a seed; warm-up and captions scale with the length."""
     return {
         "randomness.seed": seed,
         "towers.seed": seed,
@@ -102,7 +102,7 @@ class Story:
         self.out, self.data, self.seed, self.size = out, data, seed, size
 
     def stages(self) -> list[list[Step]]:
-        """Steps in order; those of one stage do not need each other and run side by side, the longest first."""
+        """Steps in order; those of one stage are independent and run in parallel, the longest first."""
         world = verb("data make-toy", "--out", str(self.data), "--seed", str(self.seed), *self.size.world)
         detectors = [
             self.detector("detector", self.towers("smartclip"), self.size.images),
@@ -125,11 +125,11 @@ class Story:
         return self.out / name / f"iter_{self.size.steps}.pth"
 
     def heads(self, name: str) -> Path:
-        """Final checkpoint of what is trained on frozen towers."""
+        """Final checkpoint of a model trained on frozen towers."""
         return self.out / name / f"epoch_{self.size.head_epochs if name == 'referring' else 1}.pth"
 
     def alignment(self, name: str) -> Step:
-        """An alignment run from nothing; its metrics are written at the end."""
+        """An alignment run from scratch; its metrics are written at the end."""
         metrics = self.out / f"{name}.metrics.json"
         options = {
             "data_root": f"{self.data}/",
@@ -142,7 +142,7 @@ class Story:
         return Step(name, command, [self.towers(name), metrics])
 
     def probe(self, name: str) -> Step:
-        """The region probe of one pair of towers."""
+        """Region probe of one pair of towers."""
         where = ["--arch", "SmartCLIP-toy"] if name == "random" else ["--encoder", str(self.towers(name))]
         modes = GROUNDING_MODES if name == "smartclip" else ("off",)
         annotations, out = self.data / "annotations", self.out / f"probe_{name}.json"
@@ -173,11 +173,11 @@ class Story:
         return Step(f"probe_{name}", command, [out])
 
     def frozen(self, towers: Path | None) -> dict[str, Any]:
-        """Overrides that training and testing on frozen towers share."""
+        """Overrides shared by training and testing on frozen towers."""
         return {"data_root": f"{self.data}/", **({"towers.checkpoint": towers} if towers else {})}
 
     def detector(self, name: str, towers: Path | None, images: int) -> Step:
-        """The detector's heads on frozen towers; without towers on random ones, as a control."""
+        """Detector heads on frozen towers; without towers on random ones, as a control."""
         options = {
             **self.frozen(towers),
             "randomness.seed": self.seed,
@@ -203,7 +203,7 @@ class Story:
         return Step("referring", command, [self.heads("referring")])
 
     def tests(self) -> list[Step]:
-        """The detector under mask modes and controls."""
+        """The detector with mask modes and controls."""
         changes: dict[str, dict[str, Any]] = {
             "text_shuffled": {"custom_hooks.0.control": "text_shuffled"},
             "random_tower": {},
@@ -220,7 +220,7 @@ class Story:
         return steps
 
     def head_tests(self) -> list[Step]:
-        """The grounding head under mask modes, with "none" and "many" as answers."""
+        """The grounding head with mask modes, including sentences with no and many targets."""
         return [
             self.test(
                 f"referring_{m}",
@@ -233,7 +233,7 @@ class Story:
         ]
 
     def test(self, name: str, config: str, checkpoint: Path, options: dict[str, Any], ending: str) -> Step:
-        """One test; predictions and metrics are kept."""
+        """One test with its predictions and metrics."""
         out = self.out / f"{name}{ending}"
         command = verb(
             "test",
@@ -291,7 +291,7 @@ class Story:
         return steps
 
     def keep_checkpoints(self) -> None:
-        """Weights without the state of training, under names that do not depend on its length."""
+        """Copy weights without optimizer state to names that do not depend on the training length."""
         folder = self.out / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         trained = {
@@ -304,7 +304,7 @@ class Story:
             keep_weights(path, folder / f"{name}.pth")
 
     def report(self, runner: StepRunner, quick: bool) -> None:
-        """The page and the summary."""
+        """Write the page and the summary."""
         facts = {
             "seed": self.seed,
             "quick": quick,
@@ -328,7 +328,7 @@ class Story:
 
 
 def keep_weights(source: Path, out: Path) -> None:
-    """Write the weights and facts of a checkpoint, without the optimizer's state."""
+    """Write weights and metadata of a checkpoint, without optimizer state."""
     import torch
 
     found = safe_torch_load(source)

@@ -116,7 +116,7 @@ def test_a_row_from_a_picture_finds_its_own_region_beside_texts(detector):
 def test_a_grounding_head_reads_words_alone():
     p = build("grounding head")
     bank = p.set_vocabulary(TEXTS)
-    with pytest.raises(UserError, match="reads word tokens"):
+    with pytest.raises(UserError, match="needs word tokens"):
         p.set_vocabulary(bank.with_images("my mug", [(picture(), GRID[4])]))
     p.set_image(wide())
     both, one = p.detect(TEXTS), p.ground("a dog", top_k=10)

@@ -253,7 +253,7 @@ def test_a_predictor_without_image_masks_or_text_says_so(tmp_path):
     for bad, message in ((" ", "is empty"), ([], "No expression"), ("dog " * 300, "token")):
         with pytest.raises(UserError, match=message):
             predictor.ground(bad)
-    with pytest.raises(UserError, match="reads the whole expression"):
+    with pytest.raises(UserError, match="takes the whole expression"):
         predictor.ground("a dog", reading="chunks")
     with pytest.raises(UserError, match="has no proposals"):
         predictor.proposals()

@@ -259,14 +259,14 @@ class OneStage(DetectorFamily):
         assert image.scale is not None
         head = self.detector.bbox_head
         if bank.dim != head.embed_dim:
-            raise UserError(f"The bank has D = {bank.dim}, this head {head.embed_dim}: they are of different towers.")
+            raise UserError(f"The bank has D = {bank.dim}, this head {head.embed_dim}: their towers differ.")
         cosine = bank.cosine(image.vectors, self.policy, counter=head.counter)
         return owl_logits(cosine, image.shift, image.scale).sigmoid()
 
     def select(
         self, image: EncodedImage, bank: TextBank, threshold: float, limit: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (token, class) pairs."""
+        """Select the best (token, class) pairs."""
         most = self.detector.bbox_head.max_per_img if limit is None else limit
         parts = bank.parts(CHUNK) if len(bank) > CHUNK else [bank]
         return select_from_parts(

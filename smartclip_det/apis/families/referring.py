@@ -1,4 +1,4 @@
-"""Trained grounding heads: no proposals; the whole expression is read at once, and may have no target.
+"""Trained grounding heads: no proposals; an expression is encoded as a whole, and may have no target.
 
 Shape letters: K texts, H W image pixels, h w grid cells, D joint embedding.
 """
@@ -89,7 +89,7 @@ class Referring(Family):
         """
         if "rows_from_pictures" in bank.provenance:
             raise UserError(
-                "A grounding head reads word tokens, which rows from pictures do not have. Use a detector or "
+                "A grounding head needs word tokens, which rows from images do not have. Use a detector or "
                 "Predictor.from_pretrained instead."
             )
         return super().check_bank(bank)

@@ -1,6 +1,6 @@
-"""FLOP and bytes of every operator of a step, counted on fake tensors: no card, no memory, no arithmetic.
+"""FLOPs and bytes of every operator of a step, counted on fake tensors: no GPU, no memory, no arithmetic.
 
-An estimate of a card's time follows from its peaks: an operator takes as long as its arithmetic or its memory traffic,
+GPU time is estimated from data sheet peaks: an operator takes as long as its arithmetic or its memory traffic,
 whichever is longer. Nothing here is a measurement.
 """
 
@@ -21,13 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Card:
-    """Peaks of a card, dense, by its data sheet.
+    """Dense peaks of a GPU, from its data sheet.
 
     Attributes:
-        bf16: FLOP/s of products in bf16.
-        tf32: of convolutions in fp32, which torch runs in TF32 unless it is told otherwise.
-        fp32: of matrix products in fp32.
-        bandwidth: bytes/s of its memory.
+        bf16: FLOP/s of bf16 matrix products.
+        tf32: FLOP/s of fp32 convolutions, which torch runs in TF32 by default.
+        fp32: FLOP/s of fp32 matrix products.
+        bandwidth: memory bandwidth in bytes/s.
     """
 
     bf16: float
@@ -41,9 +41,9 @@ CARDS = {
     "H100": Card(bf16=989.4e12, tf32=494.7e12, fp32=66.9e12, bandwidth=3.35e12),
     "H200": Card(bf16=989.4e12, tf32=494.7e12, fp32=66.9e12, bandwidth=4.8e12),
 }
-#: What kernels are assumed to reach of the peaks: large products, and streams through memory.
+#: Assumed fractions of the peaks: of arithmetic for large products, of bandwidth for streaming kernels.
 PRODUCT_SHARE, MEMORY_SHARE = 0.65, 0.80
-#: Make or look at tensors without moving their values.
+#: Operators that allocate or view tensors without moving values.
 _FREE = (
     "empty",
     "new_empty",
@@ -54,7 +54,7 @@ _FREE = (
     "lift_fresh",
     "device",
 )
-#: Read of their first argument what they give.
+#: Operators that read only as much of their first argument as they return.
 _GATHERS = ("embedding", "index", "index_select", "gather")
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 #: Functions that autocast runs in low precision on CUDA, and in fp32 (torch's documentation of autocast, operators).
@@ -87,7 +87,7 @@ _HIGH = {
 
 
 class CudaAutocast(TorchFunctionMode):
-    """What autocast does on CUDA, for tensors elsewhere, wherever autocast to bf16 is on: on a CPU its lists differ."""
+    """Emulate CUDA's autocast for tensors on other devices wherever bf16 autocast is on; the CPU's lists differ."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -101,7 +101,7 @@ class CudaAutocast(TorchFunctionMode):
 
 @dataclass
 class Operator:
-    """One call: its name, FLOP, precision of its products, and bytes by storage that it reads and writes."""
+    """One call: name, FLOPs, precision of its products, and bytes read and written by storage."""
 
     name: str
     flop: float
@@ -111,11 +111,11 @@ class Operator:
 
     @property
     def bytes(self) -> int:
-        """Moved, where nothing stays in a cache."""
+        """Bytes moved without caching."""
         return sum(self.reads.values()) + sum(self.writes.values())
 
     def seconds(self, card: Card, products: float = PRODUCT_SHARE, memory: float = MEMORY_SHARE) -> float:
-        """On a card whose kernels reach these shares of its peaks."""
+        """Time on a GPU whose kernels reach these fractions of its peaks."""
         peak = {torch.bfloat16: card.bf16, torch.float16: card.bf16}.get(
             self.dtype, card.tf32 if "convolution" in self.name else card.fp32
         )
@@ -124,13 +124,13 @@ class Operator:
 
 @dataclass
 class Counter(TorchDispatchMode):
-    """Records the operators of what runs inside, in order."""
+    """Records the operators executed inside, in order."""
 
     operators: list[Operator] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
-        # Kept, so that no storage takes the number of another.
+        # Keep storages alive, so that ids are not reused.
         self._storages: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -146,7 +146,7 @@ class Counter(TorchDispatchMode):
                 flop = self._flop(func, name, args, kwargs, out)
                 reads = self._bytes([args, kwargs])
                 if name in _GATHERS:
-                    # Rows that are taken, not the table.
+                    # Count the selected rows, not the whole table.
                     table = args[0].untyped_storage()._cdata
                     reads[table] = min(reads[table], sum(results.values()))
                 first = next(
@@ -156,7 +156,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def _bytes(self, found: Any) -> dict[int, int]:
-        """Bytes by storage; what is expanded is read once."""
+        """Bytes by storage; expanded tensors are read once."""
         out: dict[int, int] = {}
         for t in tree_leaves(found):
             if isinstance(t, Tensor):
@@ -177,10 +177,10 @@ class Counter(TorchDispatchMode):
 
 
 def fused(operators: Sequence[Operator]) -> list[Operator]:
-    """The same work as a compiler would group it: each run of operators without products becomes one kernel.
+    """Group operators as a compiler would: each run of operators without products becomes one kernel.
 
-    It reads what comes from outside of it and writes what is read after it, or by nobody; what lives within costs
-    nothing. An upper bound of what ``torch.compile`` can save, whose groups end at reductions, too.
+    A kernel reads inputs from outside the group and writes values that are read later or never; intermediate values are
+    free. This is an upper bound of the gain of ``torch.compile``, whose groups also end at reductions.
     """
     last_read: dict[int, int] = {}
     for n, op in enumerate(operators):
@@ -210,11 +210,11 @@ def fused(operators: Sequence[Operator]) -> list[Operator]:
 
 
 def estimate(operators: Sequence[Operator], card: Card) -> dict[str, float]:
-    """What a card needs for operators one after the other.
+    """Estimated time of operators executed one after the other.
 
     Returns:
-        ``milliseconds`` at the assumed shares of the peaks and ``bound_milliseconds`` at the peaks themselves; of the
-        former ``product_milliseconds`` in operators that are bound by arithmetic; ``share_of_peak`` of bf16 products.
+        ``milliseconds`` at the assumed fractions of the peaks and ``bound_milliseconds`` at the peaks; of the former,
+        ``product_milliseconds`` in operators with products; ``share_of_peak`` of bf16 products.
     """
     seconds = sum(op.seconds(card) for op in operators)
     arithmetic = sum(op.seconds(card) for op in operators if op.flop)
@@ -228,7 +228,7 @@ def estimate(operators: Sequence[Operator], card: Card) -> dict[str, float]:
 
 
 def by_operator(operators: Sequence[Operator], card: Card, most: int = 12) -> list[dict[str, Any]]:
-    """Calls, FLOP, bytes and milliseconds by name of operator and precision, the longest first."""
+    """Calls, FLOPs, bytes and milliseconds by operator name and precision, slowest first."""
     rows: dict[tuple[str, torch.dtype], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
     for op in operators:
         for n, value in enumerate((1, op.flop, op.bytes, 1e3 * op.seconds(card))):
@@ -242,7 +242,7 @@ def by_operator(operators: Sequence[Operator], card: Card, most: int = 12) -> li
 
 
 class FakeSaved:
-    """Bytes that autograd keeps for the backward pass, each storage once; of fake tensors, which have no address."""
+    """Count bytes that autograd saves for the backward pass, each storage once; for fake tensors without addresses."""
 
     def __enter__(self) -> FakeSaved:
         """Start counting."""
@@ -263,7 +263,7 @@ class FakeSaved:
 
 
 def record(step: Callable[[], Any]) -> tuple[list[Operator], float]:
-    """Operators of a step under :class:`CudaAutocast`, and GiB that its forward pass saves."""
+    """Operators of a step with :class:`CudaAutocast`, and GiB saved by its forward pass."""
     with Counter() as counter, CudaAutocast(), FakeSaved() as saved:
         step()
     return counter.operators, saved.gib

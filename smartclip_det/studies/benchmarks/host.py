@@ -1,4 +1,4 @@
-"""Work of the training process in an alignment step before the towers have their batch: a card waits for all of it."""
+"""Host work of an alignment step before the towers receive their batch; a GPU is idle for all of it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from smartclip_det.models.alignment import SmartCLIPAlignment
 from smartclip_det.studies.benchmarks.alignment import PREFIX_TOKENS, caption_tokens
 from smartclip_det.studies.benchmarks.measuring import in_turns
 
-#: Milliseconds before the first kernel that a step of 256 may take.
+#: Target in milliseconds before the first kernel, for a step of 256 pairs.
 AIM = 5.0
 
 
 def caption_rows(count: int, side: int, context: int) -> list[dict[str, Any]]:
-    """Samples as the data set gives them: pixels, tokens of a caption, and facts."""
+    """Samples as returned by the data set: pixels, caption tokens, and metadata."""
     tokens = caption_tokens(count, context, min(PREFIX_TOKENS, context // 2))
     ends = (tokens.argmax(dim=1) + 1).tolist()
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
@@ -43,8 +43,8 @@ class _ReachedError(Exception):
 
 
 def run(batch: int, rounds: int, device: str) -> dict[str, Any]:
-    """Milliseconds of each stage, as trained and as MMEngine does by default, and whether the aim is reached."""
-    # The width of the towers does not matter: they are not run.
+    """Measure each stage, as trained and with MMEngine's defaults, and compare the total with the target."""
+    # The width of the towers does not matter, because they are not run.
     model = SmartCLIPAlignment({"arch": "SmartCLIP-tiny", "seed": 0}).to(device).train()
     rows = caption_rows(batch, 224, 77)
     ours = stages(model, caption_batch(rows), rounds)
@@ -55,7 +55,7 @@ def run(batch: int, rounds: int, device: str) -> dict[str, Any]:
     for name, found in (("MMEngine's defaults", theirs), ("as trained", ours)):
         parts = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
         print(f"  {name:20s} {sum(found.values()):7.2f}: {parts}")
-    print(f"  in a worker, beside the step: collating {collate:.2f}")
+    print(f"  in a worker, in parallel: collating {collate:.2f}")
     print(f"  {'reached' if total <= AIM else 'MISSED'}: {total:.2f} of {AIM} ms")
     return {
         "batch": batch,
@@ -70,8 +70,8 @@ def run(batch: int, rounds: int, device: str) -> dict[str, Any]:
 
 
 def stages(model: SmartCLIPAlignment, batch: dict[str, Any], rounds: int) -> dict[str, float]:
-    """From what a worker sent to the call of the image tower."""
-    # Pixels are in memory that both processes see; the rest is pickled.
+    """Time from the worker's message to the call of the image tower."""
+    # Pixels are in shared memory; the rest is pickled.
     sent = pickle.dumps({k: v for k, v in batch.items() if k != "inputs"})
     ready = model.data_preprocessor(batch, True)
     return milliseconds(
@@ -85,7 +85,7 @@ def stages(model: SmartCLIPAlignment, batch: dict[str, Any], rounds: int) -> dic
 
 
 def default_stages(model: SmartCLIPAlignment, rows: list[dict[str, Any]], rounds: int) -> dict[str, float]:
-    """The same of a list of samples: collated by MMEngine, copied by its data preprocessor, padded in the model."""
+    """The same for a list of samples: collated by MMEngine, copied by its data preprocessor, padded in the model."""
     sent = pickle.dumps(pseudo_collate([{"data_samples": r["data_samples"]} for r in rows]))
     batch = {"inputs": default_collate([r["inputs"] for r in rows]), "data_samples": [r["data_samples"] for r in rows]}
     ids = [r["data_samples"].drawn_tokens[0] for r in rows]
@@ -104,7 +104,7 @@ def default_stages(model: SmartCLIPAlignment, rows: list[dict[str, Any]], rounds
 
 
 def until_towers(model: SmartCLIPAlignment, batch: dict[str, Any]) -> None:
-    """The forward pass up to the image tower."""
+    """Run the forward pass up to the image tower."""
 
     def stop(*_: Any, **__: Any) -> None:
         raise _ReachedError
@@ -120,5 +120,5 @@ def until_towers(model: SmartCLIPAlignment, batch: dict[str, Any]) -> None:
 
 
 def milliseconds(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median of each."""
+    """Median milliseconds of each variant."""
     return {name: 1e3 * row["median"] for name, row in in_turns(variants, rounds).items()}

@@ -1,6 +1,6 @@
-"""The bound of a training step by counting: alignment and the two-stage detector, each change beside what it replaces.
+"""Roofline estimate of training steps, alignment and two-stage detector, with each optimisation and its baseline.
 
-Estimates for cards by their data sheets; see :mod:`counting`. The detector's part needs MMDetection.
+Estimates use GPU data sheets; see :mod:`counting`. The detector's part needs MMDetection.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from smartclip_det.models.towers import SmartCLIP
 from smartclip_det.models.towers.transformer import MLP
 from smartclip_det.studies.benchmarks.counting import CARDS, Operator, by_operator, estimate, fused, record
 
-#: Bytes that AdamW moves for a parameter in fp32: its kernel reads weight, gradient and two moments and writes three;
-#: torch's default without it passes over them in nine kernels.
+#: Bytes that AdamW moves per fp32 parameter: the fused kernel reads weight, gradient and two moments and writes three;
+#: torch's foreach implementation makes nine passes.
 ADAMW_BYTES = {"fused": 28, "foreach": 80}
-#: RoIs of an image in training.
+#: RoIs per image in training.
 ROIS = 512
 
 
 def run(arch: str, batch: int, images: int) -> dict[str, Any]:
-    """Alignment of ``batch`` pairs and, where MMDetection is installed, detection of ``images`` pictures."""
+    """Estimate alignment of ``batch`` pairs and, if MMDetection is installed, detection on ``images`` images."""
     found: dict[str, Any] = {"alignment": alignment(arch, batch)}
     if importlib.util.find_spec("mmdet") is None:
-        print("The detector is left out: MMDetection is not installed.")
+        print("Detector skipped: MMDetection is not installed.")
         return found
     found["detection"] = {
         "B/16, 640 px": detection("open-vocab-rcnn_smartclip-b16_8xb8-3e_ov-coco.py", images, 640),
@@ -45,7 +45,7 @@ def run(arch: str, batch: int, images: int) -> dict[str, Any]:
 
 @contextmanager
 def plain_quick_gelu() -> Iterator[None]:
-    """QuickGELU as three kernels."""
+    """Run QuickGELU as three kernels."""
     before = MLP.folds
     MLP.folds = lambda self, x: False  # type: ignore[method-assign]
     try:
@@ -55,7 +55,7 @@ def plain_quick_gelu() -> Iterator[None]:
 
 
 def alignment_step(arch: str, batch: int, **options: Any) -> tuple[list[Operator], float]:
-    """Operators of forward and backward pass of the published recipe, all texts at the whole context; GiB saved."""
+    """Operators of forward and backward pass of the published recipe, with full-length texts; GiB saved."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = SmartCLIPAlignment({"arch": arch, "seed": 0, "mask_pad": "include"}, **options).train()
         config = model.towers.config
@@ -73,14 +73,14 @@ def alignment_step(arch: str, batch: int, **options: Any) -> tuple[list[Operator
 
 
 def parameters(arch: str) -> int:
-    """Trained numbers of an alignment model."""
+    """Number of trained parameters of an alignment model."""
     with FakeTensorMode():
         model = SmartCLIPAlignment({"arch": arch, "seed": 0})
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def alignment(arch: str, batch: int) -> dict[str, Any]:
-    """The step in bf16 as it is trained, before and after each change."""
+    """The bf16 step as trained, before and after each optimisation."""
     with plain_quick_gelu():
         before = alignment_step(arch, batch)
     now = alignment_step(arch, batch)
@@ -110,7 +110,7 @@ def alignment(arch: str, batch: int) -> dict[str, Any]:
 
 
 def detection(config: str, images: int, side: int) -> dict[str, Any]:
-    """A two-stage step without assignment and NMS: frozen tower, then neck, RPN head and box head both ways."""
+    """A two-stage step without assignment and NMS: frozen tower, then neck, RPN head and box head, in fp32 and bf16."""
     variants = {}
     for name, tower, neck in (("fp32", False, False), ("bf16 tower and neck", True, True)):
         operators = detection_step(config, images, side, tower, neck)
@@ -166,7 +166,7 @@ def detection_step(config: str, images: int, side: int, tower_bf16: bool, neck_b
 
 
 def summary(operators: Sequence[Operator], gib: float | None) -> dict[str, Any]:
-    """FLOP, bytes, kernels, and the estimate of each card."""
+    """FLOPs, bytes, kernels, and the estimate for each GPU."""
     return {
         "teraflop": sum(op.flop for op in operators) / 1e12,
         "gigabytes": sum(op.bytes for op in operators) / 1e9,
@@ -177,7 +177,7 @@ def summary(operators: Sequence[Operator], gib: float | None) -> dict[str, Any]:
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """A line for each variant."""
+    """Print a line per variant."""
     print(f"\n{title}")
     for name, row in rows.items():
         saved = "" if row["saved_gib"] is None else f", saved {row['saved_gib']:.1f} GiB"
