@@ -66,7 +66,7 @@ class MMDetectionBoxes:
         return self
 
     def __call__(self, pictures: Sequence[Photograph]) -> list[ScoredBoxes]:
-        """Boxes of each picture, best first, on the CPU."""
+        """Boxes of each image by descending score, on the CPU."""
         import numpy as np
 
         out = []

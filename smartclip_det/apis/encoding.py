@@ -1,6 +1,6 @@
 """Image side of the predictor: images are read, checked, encoded once, and kept per thread for queries.
 
-Shape letters: N pictures, R regions, D joint embedding, H W image pixels.
+Shape letters: N images, R regions, D joint embedding, H W image pixels.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ class EncodesImages:
         vectors = []
         for picture in pictures:
             if not isinstance(picture, tuple | list) or len(picture) != 2:
-                raise UserError("Pictures must be pairs of an image and a box: [(image, [x1, y1, x2, y2]), ...].")
+                raise UserError("Images must be pairs of an image and a box: [(image, [x1, y1, x2, y2]), ...].")
             taken = picture_of(picture[0])
             width, height = taken.image.size
-            box = checked_boxes([picture[1]], (width, height), "The picture's box")
+            box = checked_boxes([picture[1]], (width, height), "The example's box")
             if (box[:, 2:] - box[:, :2] < 1).any():
                 raise UserError(
-                    f"The picture's box {list(picture[1])} is empty: it must be at least 1 pixel wide and high."
+                    f"The example's box {list(picture[1])} is empty: it must be at least 1 pixel wide and high."
                 )
             both = torch.cat([box, box.new_tensor([[0, 0, width, height]])])
             (encoded,) = self.family.encode([taken], [both], 1)

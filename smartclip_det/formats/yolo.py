@@ -218,7 +218,7 @@ def _pictures(sources: Sequence[Path], notes: Counter[str]) -> list[Path]:
 
 def _listed(source: Path) -> list[Path]:
     """Read a list of images, relative to the list's folder or one of its parents (as in Darknet)."""
-    lines = [line.strip().replace("\\", "/") for line in read_text(source, "list of pictures").splitlines()]
+    lines = [line.strip().replace("\\", "/") for line in read_text(source, "list of images").splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise UserError(f"{source} lists no images.")

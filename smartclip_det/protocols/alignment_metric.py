@@ -192,7 +192,7 @@ class AlignmentMetric(BaseMetric):
         for k, value in reader_recalls(counts, RECALLS).items():
             metrics[f"t2i_r{k}_{kind}_reader"] = value
         out: Precisions = {f"map_caption_{_CAPTIONS[kind]}": {}}
-        held = {
+        with_phrase = {
             n: [c for c, t in enumerate(texts) if any(p in t for p in phrases)]
             for n, phrases in self._phrases.items()
             if kind == "short"
@@ -204,7 +204,7 @@ class AlignmentMetric(BaseMetric):
             masks = resolve_masks(vectors.masks[kept], mode, texts)
             values = query_precisions(true, masked_cosine(vectors.images, vectors.texts[kept], masks).numpy())
             out[f"map_caption_{_CAPTIONS[kind]}"][mode] = values
-            for name, columns in held.items():
+            for name, columns in with_phrase.items():
                 if columns:
                     out.setdefault(f"map_caption_{name}", {})[mode] = values[columns]
         return out

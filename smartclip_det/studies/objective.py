@@ -349,7 +349,7 @@ def compare(task: ObjectiveOptions) -> dict[str, list[dict[str, Any]]]:
         "objective",
         **facts,
         recipes={n: asdict(r) for n, r in chosen.items()},
-        metric="average precision over all true pictures",
+        metric="average precision over all matching images",
     )
     write_results(task.out, stamp, {n: mean_of(f) for n, f in results.items()}, by_seed=results)
     return results

@@ -181,7 +181,7 @@ def measure_presence(options: PresenceOptions) -> tuple[Results, Path]:
         limit=o.limit,
         resamples=o.resamples,
         iou=0.5,
-        measured="half of the pictures; the other half calibrates",
+        measured="half of the images; the other half is for calibration",
         expressions_sha256=None if o.expressions is None else file_hash(o.expressions),
     )
     counts = {"pictures": len(seen), "measured": len(half)}

@@ -1,4 +1,4 @@
-"""Pictures of the toy report, drawn from the prediction files, so that tables and pictures show the same results."""
+"""Figures of the toy report, drawn from the prediction files, so that tables and figures show the same results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The report and the summary of a finished toy run.
 
-Reads the result files of the steps, draws pictures, and writes report.html (self-contained) and summary.json.
+Reads the result files of the steps, draws figures, and writes report.html (self-contained) and summary.json.
 """
 
 from __future__ import annotations

@@ -53,24 +53,23 @@ def review_page(
     kept = [p.above(thresholds) for p in pictures]
     boxes = Counter(k for p in kept for k in p.labels)
     seen_in = Counter(k for p in kept for k in set(p.labels))
-    page = ReportPage("Labels to look over")
+    page = ReportPage("Label review")
     total, empty = sum(boxes.values()), sum(not p.labels for p in kept)
     page.text(
-        f"{len(kept):,} pictures, {total:,} boxes of {len(boxes):,} of {len(names):,} names; {empty:,} pictures "
-        f"without a box; {sum(map(len, left_out.values())):,} files left out."
+        f"{len(kept):,} images, {total:,} boxes of {len(boxes):,} of {len(names):,} names; {empty:,} images "
+        f"without a box; {sum(map(len, left_out.values())):,} files skipped."
     )
     page.heading("Counts by class")
     rows = [[names[k], f"{n:,}", f"{seen_in[k]:,}", float(thresholds[k])] for k, n in boxes.most_common()]
-    page.table(["class", "boxes", "pictures", "threshold"], rows, digits=2)
+    page.table(["class", "boxes", "images", "threshold"], rows, digits=2)
     if len(boxes) < len(names):
-        page.text(f"{len(names) - len(boxes):,} names were found nowhere.", note=True)
+        page.text(f"{len(names) - len(boxes):,} names have no boxes.", note=True)
     for reason, files in left_out.items():
-        page.text(f"Left out, {len(files):,}: {reason} (first: {files[0]}).", note=True)
+        page.text(f"Skipped {len(files):,}: {reason} (first: {files[0]}).", note=True)
     order = sorted(range(len(pictures)), key=lambda n: (certainty(pictures[n], thresholds), pictures[n].file))[:count]
     page.heading("Least certain first")
     page.text(
-        f"The {len(order):,} pictures whose scores are nearest to a threshold, on either side. A click opens the "
-        "picture.",
+        f"The {len(order):,} images with a score nearest to a threshold, above or below it. Click an image to open it.",
         note=True,
     )
     page.links(
@@ -97,10 +96,10 @@ def _thumbnail(picture: PictureLabels, names: Sequence[str], photos: Path) -> Im
 
 def _caption(picture: PictureLabels, kept: PictureLabels, names: Sequence[str], thresholds: np.ndarray) -> str:
     """File name, boxes, and the least certain box."""
-    told = f"{picture.file}: {len(kept.labels)} boxes"
+    summary = f"{picture.file}: {len(kept.labels)} boxes"
     if not picture.scores:
-        return told
+        return summary
     nearest = min(range(len(picture.scores)), key=lambda n: abs(picture.scores[n] - thresholds[picture.labels[n]]))
     label, score = picture.labels[nearest], picture.scores[nearest]
     side = "kept" if score >= thresholds[label] - 1e-9 else "not kept"
-    return f"{told}; {names[label]} {score:.2f} {side} (threshold {thresholds[label]:.2f})"
+    return f"{summary}; {names[label]} {score:.2f} {side} (threshold {thresholds[label]:.2f})"

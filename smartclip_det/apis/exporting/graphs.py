@@ -221,16 +221,17 @@ class TwoStageGraph(DetectorGraph):
     def _check_parts(self) -> None:
         rpn, head = self.detector.rpn_head, self.detector.roi_head
         extractors = (head.bbox_roi_extractor, head.dense_extractor)
-        told = [
+        unsupported = [
             *(f"coder {type(c).__name__}" for c in (rpn.bbox_coder, head.bbox_head.bbox_coder) if not _plain_coder(c)),
             *(f"extractor {type(e).__name__}" for e in extractors if not _plain_extractor(e)),
             *(["an RPN with softmax"] if not rpn.use_sigmoid_cls else []),
             *([f"{rpn.test_cfg.nms.type} in the RPN"] if rpn.test_cfg.nms.get("type", "nms") != "nms" else []),
         ]
-        if told:
+        if unsupported:
             raise UserError(
                 "The two-stage graph supports DeltaXYWHBBoxCoder, SingleRoIExtractor with average RoIAlign, a sigmoid "
-                f"RPN and plain NMS; this detector has {', '.join(told)}. Export only its image tower: --encoder FILE."
+                f"RPN and plain NMS; this detector has {', '.join(unsupported)}. Export only its image tower: "
+                "--encoder FILE."
             )
 
     @property

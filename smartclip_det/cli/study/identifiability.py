@@ -13,7 +13,7 @@ held-out images:
   partial          text-to-image recall@1 among 512 for partial captions: SmartCLIP scored with masks (hard) and
                    without (off), and CLIP (clip)
 
-Prints a table and draws a picture next to the JSON; takes some minutes on a CPU.
+Prints a table and draws a plot next to the JSON; takes some minutes on a CPU.
 """
 
 from __future__ import annotations
