@@ -20,15 +20,15 @@ from types import SimpleNamespace
 import torch
 from torch import multiprocessing
 
+from smartclip_det.utils.child_processes import LIBRARIES
+
 REPO = Path(__file__).resolve().parents[1]
-#: Libraries only; a tool imports this package itself.
-PRELOADED = ["smartclip_det", "torch", "torchvision", "mmengine.runner", "mmdet.models", "mmdet.datasets"]
 TIMEOUT = 560
 
 
 def _server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(list(LIBRARIES))
     return context
 
 

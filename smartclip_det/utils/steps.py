@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.core.errors import UserError
+from smartclip_det.utils.child_processes import start_python
 from smartclip_det.utils.config_files import config_root, find_config
 from smartclip_det.utils.files import write_whole
 from smartclip_det.utils.parallel import available_cores
@@ -132,22 +131,18 @@ class StepRunner:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path()}
         configs = step.config_hash()
         begin = time.perf_counter()
-        with log.open("w", encoding="utf-8") as handle:
-            child = subprocess.Popen(
-                [sys.executable, *step.command], stdout=handle, stderr=subprocess.STDOUT, env=environment
-            )
-            shown = begin
-            while child.poll() is None:
-                time.sleep(0.2)
-                if time.perf_counter() - shown >= 10:
-                    shown = time.perf_counter()
-                    print(f"    {step.name} {shown - begin:4.0f} s  {last_progress(log)}", flush=True)
+        exit_code, shown = start_python(step.command, log, environment), begin
+        while (code := exit_code()) is None:
+            time.sleep(0.2)
+            if time.perf_counter() - shown >= 10:
+                shown = time.perf_counter()
+                print(f"    {step.name} {shown - begin:4.0f} s  {last_progress(log)}", flush=True)
         seconds = time.perf_counter() - begin
         missing = [p for p in step.outputs if not p.is_file()]
-        if child.returncode or missing:
+        if code or missing:
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise UserError(
-                f"{step.name} failed (exit {child.returncode}"
+                f"{step.name} failed (exit {code}"
                 + (f", did not write {missing[0]}" if missing else "")
                 + f"). End of {log}:\n{tail}\nRun the same command again to resume."
             )
