@@ -1,16 +1,16 @@
-# make toy | setup | test | lint | docs | notebooks | wheel | env | clean. Each target prepares what it needs.
+# make toy | setup | test | lint | docs | notebooks | wheel | env | clean. Each target sets up the environment first.
 .PHONY: toy setup test lint docs notebooks wheel env clean help
 PYTEST_ARGS ?=
 TOY_ARGS ?=
 
 help:
-	@echo "make toy     setup, then the whole story on a drawn world; QUICK=1 for a small one"
-	@echo "make setup   environment in .venv, nothing compiled; OPS=compiled compiles mmcv's operators (minutes)"
+	@echo "make toy     setup, then the full pipeline on the toy world; QUICK=1 for a small run"
+	@echo "make setup   environment in .venv without compiling; OPS=compiled compiles mmcv's operators (minutes)"
 	@echo "make test    setup, then all tests"
 	@echo "make lint    setup, then ruff, mypy, codespell"
-	@echo "make docs    setup, then the documentation site in work_dirs/site; a warning is an error"
-	@echo "make notebooks  setup, then every notebook on the run that make toy left behind"
-	@echo "make wheel   setup, then the package built, installed in fresh environments and used there"
+	@echo "make docs    setup, then the documentation site in work_dirs/site; warnings are errors"
+	@echo "make notebooks  setup, then all notebooks on the run of make toy"
+	@echo "make wheel   setup, then build the package, install it in fresh environments and test it there"
 	@echo "make env     versions and an operator check"
 
 setup:
@@ -28,7 +28,7 @@ lint: setup
 	.venv/bin/mypy
 	.venv/bin/codespell
 
-# The variable silences an announcement of the theme's next version.
+# The variable silences an announcement about the theme's next version.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "open work_dirs/site/index.html"

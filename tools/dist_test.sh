@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on one machine: bash tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [test.py options]
+# Multi-process testing on one machine: bash tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [test.py options]
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: bash tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]" >&2; exit 2; }
 config=$1 checkpoint=$2 processes=$3

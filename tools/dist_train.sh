@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several processes on one machine: bash tools/dist_train.sh CONFIG PROCESSES [train.py options]
+# Multi-process training on one machine: bash tools/dist_train.sh CONFIG PROCESSES [train.py options]
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: bash tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]" >&2; exit 2; }
 config=$1 processes=$2

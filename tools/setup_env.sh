@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the environment in .venv; nothing is compiled. Safe to repeat.
+# Creates the environment in .venv without compiling anything. Can be run again.
 #
-# PYTHON=python3.13 picks an interpreter. OPS=compiled compiles mmcv's operators on this machine instead of using those
-# of smartclip_det/operators: it needs g++ and Python's headers, and takes minutes. Later calls keep that choice;
-# OPS=torch takes it back.
+# PYTHON=python3.13 selects an interpreter. OPS=compiled compiles mmcv's operators instead of using
+# smartclip_det/operators: this needs g++ and Python's headers, and takes minutes. The choice is kept for later calls;
+# OPS=torch reverts it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV_VERSION=0.13.9
@@ -33,12 +33,12 @@ if [ "$operators" = det-compiled ]; then
     command -v g++ >/dev/null 2>&1 || fail "OPS=compiled needs g++ (Debian: apt-get install g++)."
     "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
         || fail "OPS=compiled needs Python's headers (Debian: apt-get install python3-dev)."
-    # mmcv compiles for CUDA when it sees a GPU, and fails without a matching nvcc: then it is built for the CPU.
+    # mmcv compiles for CUDA if it sees a GPU, and fails without a matching nvcc; it is then built for the CPU.
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
         if command -v nvcc >/dev/null 2>&1 && nvcc --version | grep -q "release 13\."; then
-            echo "setup: GPU and nvcc 13 found: operators are compiled for CUDA."
+            echo "setup: found GPU and nvcc 13: compiling operators for CUDA."
         else
-            echo "setup: GPU without nvcc 13: operators are compiled for the CPU alone."
+            echo "setup: found GPU, but not nvcc 13: compiling operators for the CPU only."
             hide_gpu=(env CUDA_VISIBLE_DEVICES= FORCE_CUDA=0)
         fi
     fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a Slurm cluster: GPUS=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [train.py options]
-# GPUS_PER_NODE: GPUs of a node, default 8. CPUS_PER_TASK: default one for each worker of the loader and one for the
-# training; workers are 8 (the most that a shipped config has) or train_dataloader.num_workers=N of the options.
+# GPUS_PER_NODE: GPUs per node, default 8. CPUS_PER_TASK: default one per data loader worker plus one for training;
+# workers are 8 (the maximum in shipped configs), or train_dataloader.num_workers=N from the options.
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: GPUS=8 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options]" >&2; exit 2; }
 partition=$1 job=$2 config=$3
