@@ -47,7 +47,7 @@ LAYERS = [
     ("studies",),
     ("cli", "__main__"),
 ]
-#: Rooms of one layer that do not know each other's insides; what two of them need lies lower.
+#: Packages of one layer that do not import each other; shared code belongs in a lower layer.
 SISTERS = [
     ("datasets",),
     ("protocols",),
@@ -120,7 +120,7 @@ def test_lower_layers_never_import_higher_ones(path):
     for name in imports_of(path):
         if name.startswith("smartclip_det."):
             other = layer_of(name.removeprefix("smartclip_det."))
-            # Building towers of a config is offered beside them and used lazily by the predictor's floor only.
+            # Building the towers of a config is next to them, and imported lazily only by the predictor's layer.
             assert other is None or other <= mine, f"{dotted(path)} imports {name}"
 
 
@@ -165,7 +165,7 @@ def test_core_is_torch_only():
 
 def test_one_file_imports_open_clip():
     users = [dotted(p) for p in modules() if any(n.split(".")[0] == "open_clip" for n in imports_of(p))]
-    # Benchmarks measure it as a peer.
+    # Benchmarks compare with it.
     assert [u for u in users if not u.startswith("studies.benchmarks.")] == ["models.towers.tokenizer"]
 
 
@@ -262,7 +262,7 @@ for name in sys.argv[1:]:
         print('needs det:', name.removeprefix('smartclip_det.'))
 assert not any(m.split('.')[0] in ('mmdet', 'mmcv') for m in sys.modules)
 """
-#: All that needs the extra ``det``; a package stands for its modules.
+#: Modules that need the extra ``det``; a package includes its modules.
 NEEDS_DET = {
     "parts",
     "register_detection",
@@ -299,7 +299,7 @@ def test_files_and_functions_stay_short():
         assert len(text.splitlines()) <= 400, f"{path} has {len(text.splitlines())} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                # The signature has a line for each argument, and the docstring as many as it needs.
+                # Signatures and docstrings may have any number of lines.
                 described = ast.get_docstring(node, clean=False) is not None and len(node.body) > 1
                 start = node.body[int(described)].lineno
                 length = (node.end_lineno or 0) - start + 1

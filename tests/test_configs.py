@@ -24,7 +24,7 @@ def test_config_builds_on_tiny_towers(path):
 
     from smartclip_det import register_detection  # noqa: F401
 
-    # The toy world's own towers are tiny.
+    # The towers of the toy world are tiny already.
     toy = "toy" in path.stem
     config = load_config(path, {} if toy else {"towers": dict(TOWERS)})
     model = config.model

@@ -19,7 +19,7 @@ from tests.conftest import REPO
 FOLDER = REPO / "docs/notebooks"
 NOTEBOOKS = sorted(p for p in FOLDER.glob("*.py") if p.name != "make.py")
 BYTES = 300_000
-#: Paths of a machine that an output must not show.
+#: Local paths that must not occur in outputs.
 MACHINE = re.compile(r"/(home|root|tmp|work|Users|mnt|usr)/")
 
 

@@ -150,7 +150,7 @@ def caption_rows(count):
 
 
 ALIGNMENT = {
-    # The numbers that are logged, fetched once.
+    # Logged numbers, fetched once.
     "recipe": ({}, 1),
     "soft": ({"loss": {"mask_mode": "soft"}}, 1),
     "clip": ({"loss": {"mask_mode": "off"}}, 1),
@@ -159,7 +159,7 @@ ALIGNMENT = {
     "text chunks": ({"text_chunks": 3}, 1),
     "distillation": ({"distillation": {"images": 2}, "dense_weight": 0.5}, 1),
     "main components": ({"component_matching": 2}, 1),
-    # Texts of boxes come as words: ids, order and its inverse, boxes and targets are brought to the card.
+    # Texts of boxes are strings: ids, order and its inverse, boxes and targets are copied to the card.
     "regions": ({"region_contrast": {"images": 4}}, 6),
 }
 
@@ -192,7 +192,7 @@ def test_validation_of_alignment_waits_for_results_and_not_for_vocabularies():
 
             seen = watched(card, step)
             waits.append(seen.own_waits)
-    # Vectors of images and texts, and a table of scores for each vocabulary and mask mode, which go to the host.
+    # Vectors of images and texts, and scores for each vocabulary and mask mode, are copied to the host.
     assert waits[1] - waits[0] <= 2 * 5, str(seen)
     assert waits[0] <= 14, str(seen)
 
@@ -242,7 +242,7 @@ def test_two_stage(names, seen_names):
     with PretendedCard() as card:
         detector.to("cuda").set_text_bank(names.with_seen(seen_names))
         seen = watched(card, training(detector.train(), detection_batch))
-        # The logged numbers; and where some classes are unseen, whether a box is of one.
+        # Logged numbers; with unseen classes, whether a box belongs to one.
         assert seen.own_waits <= (1 if len(seen_names) == 3 else 2), str(seen)
         found = watched(card, lambda: detector.eval().test_step(detection_batch()))
         # Scale factors and, image by image, candidates over the threshold, NMS and the labels' names.
@@ -266,7 +266,7 @@ def test_one_stage(names):
         # Logged numbers, unseen boxes, the frame's size, and for each image which tokens the assigner matched.
         assert seen.own_waits <= 3 + 2, str(seen)
         found = watched(card, lambda: detector.eval().test_step(detection_batch()))
-        # The frame's size; for each image what is over the threshold, its scale factor, the labels' names.
+        # The frame's size; for each image the selection by threshold, its scale factor, the label names.
         assert found.own_waits <= 1 + 2 * 4, str(found)
 
 

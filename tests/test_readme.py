@@ -91,9 +91,9 @@ TOLD = r"""
 command_not_found_handle() { printf '%s\0' "$@"; printf '\n'; }
 function .venv/bin/python { command_not_found_handle .venv/bin/python "$@"; }
 """
-#: Programs of others that pages start.
+#: Third-party programs used on pages.
 PROGRAMS = ("git", "ls", "make", "pip", "pre-commit", "pytest", "uv")
-#: Numbers that the reader puts in.
+#: Placeholders for the reader's numbers.
 PLACEHOLDERS = {"T": "0.5"}
 
 
@@ -142,7 +142,7 @@ def words_of_verb(call):
         verb = re.search(r'run_verb\("([a-z -]+)"\)', (REPO / rest[0]).read_text(encoding="utf-8"))
         return [*verb[1].split(), *rest[1:]]
     if program == "bash":
-        if rest[0] == "tools/slurm_train.sh":  # Partition and name of the job come first.
+        if rest[0] == "tools/slurm_train.sh":  # Partition and job name come first.
             return ["train", *rest[3:]]
         verb, places = {"tools/dist_train.sh": ("train", 1), "tools/dist_test.sh": ("test", 2)}[rest[0]]
         assert rest[places + 1].isdigit(), f"number of processes: {rest}"

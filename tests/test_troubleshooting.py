@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPO
 
-#: Of other software.
+#: Messages of other software.
 FOREIGN = ("No module named 'mmcv._ext'", "ImportError: libGL.so.1: cannot open shared object file", "out of memory")
 PAGE = (REPO / "docs/tasks/troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = [m for m in re.findall(r"^> `([^`]+)`$", PAGE, flags=re.M) if m not in FOREIGN]

@@ -23,7 +23,7 @@ from smartclip_det.cli import dispatch
 from smartclip_det.models.towers import SmartCLIP
 from tests.apis.app_service import tiny_service, write_images
 
-#: Quotes, a variable of the shell, a leading dash, letters beyond ASCII.
+#: Quotes, a shell variable, a leading dash, non-ASCII letters.
 PHRASES = ["a cup", 'it\'s a $HOME "cup"', "-x", "été; rm `x`"]
 
 
@@ -141,7 +141,7 @@ def test_a_toy_run_answers_with_its_template_and_scenes(toy_run, tmp_path, capsy
     service = AppService(load_predictor(source.predictor), source.predictor, known)
     view = ask(service, "detect", samples[0].path, samples[0].phrases, threshold=0.02)
     shown = json.loads(view.data)
-    # The copy goes by the path of the original, which a user can name.
+    # The copy is shown under the path of the original.
     assert shown["image"] == str(toy_run / "images/val/1.png")
     assert len(shown["detections"]) > 0
     assert run_command(view.command, tmp_path / "out", capsys)["detections"] == shown["detections"]

@@ -103,7 +103,7 @@ def test_a_visit(browser, served, tmp_path):
     assert shown["detections"] == everything.to_list()
     assert "smartclip-det demo 'photo 0.png'" in page.locator("#detect-command textarea").input_value()
 
-    # Between the scores of both phrases: boxes of the better one stay.
+    # Between the scores of both phrases, so that only boxes of the better one remain.
     threshold = round(float(everything.scores[2]), 2)
     kept = everything.above(threshold)
     assert 0 < len(kept) < len(everything)

@@ -32,10 +32,10 @@ def page(tmp_path_factory):
     """URL, service, images and upload folder of a page with one sample and a limit of 1 MB."""
     with pytest.MonkeyPatch.context() as patch, upload_folder() as folder:
         patch.setenv("SMARTCLIP_DET_CACHE", str(tmp_path_factory.mktemp("cache")))
-        # Small pictures are written faster.
+        # Small images are written faster.
         patch.setattr(service_module, "NARROW", 64)
         patch.setenv("no_proxy", "127.0.0.1,localhost")
-        # Set for other apps of this machine; this one decides for itself.
+        # Set for other apps; this one must ignore it.
         patch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
         patch.setenv("GRADIO_SHARE", "True")
         patch.setenv("GRADIO_ALLOWED_PATHS", "/")
@@ -113,7 +113,7 @@ def test_twenty_users_at_once_get_their_own_answers(page):
         name = str(paths[n]) if n == 0 else paths[n].name
         assert shown == {"image": name, "texts": phrases, "detections": found.to_list()}
         seen.add(json.dumps(shown))
-    # Answers that are all alike would hide a mix-up.
+    # Identical answers would hide a mix-up.
     assert len(seen) > len(answers) / 2
 
 
@@ -163,7 +163,7 @@ def test_errors_are_text_on_the_page(page, tmp_path, monkeypatch):
     assert mine.ask("detect", None, "a cup", 0.5)[0] == "Error: No image. Upload one or choose a sample."
     image = mine.upload(paths[1])
     assert mine.ask("masks", image, "")[0].startswith("Error: No phrase")
-    # A fault of ours: nothing of the server's insides is shown.
+    # An internal error: no server details are shown.
     monkeypatch.setattr(service.predictor.family, "explain", lambda *a: 1 / 0)
     assert mine.ask("masks", image, "x")[0] == "Error: ZeroDivisionError on the server; see its log."
 

@@ -62,7 +62,7 @@ def test_what_is_told_is_of_held_out_images():
     )
     (row,), _ = calibrate_classes([matches], 0.5)
     assert row.threshold == 0.5
-    # Image 4 held out: the others choose 0.6, and its box at 0.5 is lost.
+    # With image 4 held out, the others choose 0.6, so its box at 0.5 is missed.
     assert (row.hits, row.misses, row.boxes) == (3, 1, 4)
 
 

@@ -319,7 +319,7 @@ def test_detections_are_compared_by_label_box_and_score():
         told = Comparison("x", 1e-4)
         compare_detections(told, two, found, 100)
         assert told.passed is passed, found
-    # NaN on the other side is no match either, whatever the expected detections are.
+    # NaN in the other result does not match, whatever is expected.
     told = Comparison("x", 1e-4)
     compare_detections(told, answers([], [], []), answers([box], [float("nan")], [0]), 100)
     assert not told.passed
@@ -327,13 +327,13 @@ def test_detections_are_compared_by_label_box_and_score():
     told = Comparison("x", 1e-4)
     compare_detections(told, answers([box], [0.9], [0]), answers([box, other], [0.9, 0.30005], [0, 1]), 100, 0.3)
     assert (told.passed, told.at_the_cut) == (True, 1)
-    # Of a full answer, the last may be another one of the same score.
+    # The last row of a full result may be another one with the same score.
     told = Comparison("x", 1e-4)
     compare_detections(told, two, answers([box, [7, 7, 9, 9]], [0.9, 0.5], [0, 1]), 2)
     assert told.passed
     assert told.at_the_cut == 2
     assert not Comparison("x", 1e-4).passed
-    # One of two detections is another: within the limit of a file that may lose half of them, not of a quarter.
+    # One of two detections differs: within a limit of half of them, not of a quarter.
     for share, passed in ((0.5, True), (0.25, False)):
         told = Comparison("x", 1e-4, share)
         compare_detections(told, two, answers([box, [7, 7, 9, 9]], [0.9, 0.5], [0, 1]), 100)

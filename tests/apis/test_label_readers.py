@@ -102,7 +102,7 @@ def test_fiftyone_reads_three_layouts(readers, sets, tmp_path):
     root, rows = sets
     found = readers(FIFTYONE, root, tmp_path)
     for layout in ("coco", "yolo", "voc"):
-        # Whole pixels of VOC hold the box.
+        # VOC's integer pixels enclose the box.
         slack = 2.1 / 60 if layout == "voc" else 1e-3
         for row in rows:
             read = found[layout][row.file.rpartition("/")[2]]

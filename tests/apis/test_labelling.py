@@ -221,7 +221,7 @@ def test_pictures_that_would_share_a_file_of_labels(photos, tmp_path):
     with pytest.raises(UserError, match="a.jpg and a.png would share one yolo label file"):
         label_folder(options(own, tmp_path / "out", layout="yolo"), Rectangles())
     assert label_folder(options(own, tmp_path / "out"), Rectangles()).pictures == 2
-    # What was written among the pictures is not labelled.
+    # Files written into the image folder are not labelled.
     assert label_folder(options(own, own / "labels"), Rectangles()).pictures == 2
     assert label_folder(options(own, own / "labels"), Rectangles()).pictures == 2
 

@@ -199,7 +199,7 @@ def test_ranks_by_a_tree_by_hand():
     rows, values = rank_by_tree(parse_expression("leftmost cup"), {"cup": cup}, BOXES, top_k=3)
     assert rows[0] == 0
     assert values[0] == pytest.approx(0.6)
-    # A good jar in the middle: only the box on its right keeps its score, however little it looks like a cup.
+    # A good jar in the middle: only the box to its right keeps its score, however little it resembles a cup.
     jar = torch.tensor([0.01, 0.99, 0.01])
     rows, values = rank_by_tree(parse_expression("cup right of the jar"), {"cup": cup, "the jar": jar}, BOXES, top_k=3)
     assert rows[0] == 2

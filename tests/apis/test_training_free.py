@@ -139,7 +139,7 @@ def test_batches_equal_single_images_and_a_wide_picture_shows_its_cells(predicto
     with pytest.raises(UserError, match="3 images are set"):
         predictor.detect(TEXTS)
     explained = predictor.explain("a cup", image=predictor.encode_image(wide, boxes=[]))
-    assert explained.similarity.shape == (15, 24)  # 192 pixels in patches of 8, and their part of 60 / 96
+    assert explained.similarity.shape == (15, 24)  # 192 pixels in patches of 8, cropped to 60 / 96
 
 
 def test_grounding_reasons_and_answers_know_their_image(predictor):
@@ -152,7 +152,7 @@ def test_grounding_reasons_and_answers_know_their_image(predictor):
         predictor.segment("a cup")
     vectors = predictor.embed()
     assert vectors.shape == (9, 64)
-    # The source's best come first: those of the last cells.
+    # The source's boxes are sorted by score: the last cells first.
     assert np.allclose(predictor.embed([GRID[3]])[0], vectors[8 - 3], atol=1e-5)
     assert np.allclose(predictor.embed([GRID[3]], image=picture())[0], vectors[8 - 3], atol=1e-5)
 
@@ -171,12 +171,12 @@ def test_a_row_from_pictures_finds_its_own_region_beside_texts(towers, regions):
         assert same(found.of(*TEXTS), texts_alone)
         row = more.masks[-1]
         assert row.all() if "like" not in options else torch.equal(row, bank.masks[bank.index_of("a cup")])
-    # Without contrast its own region is nearest, too, but all others are near as well.
+    # Without contrast its own region is nearest as well, but all others are close.
     plain = bank.with_images("my mug", [(picture(), GRID[4])], contrast=False)
     encoded = p.encode_image(picture())
     assert plain.cosine(torch.from_numpy(p.embed(image=encoded)), p.policy)[:, -1].argmax() == 4
     assert p.detect(plain, image=encoded).of("my mug").scores.mean() > found.of("my mug").scores.mean() + 0.1
-    # In a picture that it has not seen, from two examples.
+    # In a new image, from two examples.
     two = bank.with_images("my mug", [(picture(4), GRID[4]), (picture(1, seed=8), GRID[1])])
     found = p.detect(two, image=p.encode_image(picture(6, seed=9)))
     assert found.of("my mug").boxes[0].tolist() == GRID[6]
@@ -195,7 +195,7 @@ def test_rows_from_pictures_join_texts_of_their_name_and_survive_a_file(predicto
         back.with_images("my mug", [(picture(), GRID[4])])
     again = back.with_images("my mug", [(picture(), GRID[4])], encoder=predictor.picture_vectors)
     assert torch.allclose(again.embeds[-1], joined.embeds[-1])
-    # What its picture shows everywhere has no contrast: the row is the region itself.
+    # A uniform image has no contrast, so the row is the region itself.
     plain = Image.new("RGB", (96, 96), (90, 90, 200))
     whole = bank.with_images("blue", [(plain, [0, 0, 96, 96])])
     assert torch.isfinite(whole.embeds).all()
@@ -299,7 +299,7 @@ def test_the_oracle_reaches_the_ceiling_on_real_photographs_and_shuffled_texts_r
     ann = root / "instances_train2017.json"
     truth = load_ground_truth(ann)
     assert len(truth.data["images"]) == 80
-    # Real objects of one class overlap: NMS at less costs points. One score for each cosine, so that none are tied.
+    # Real objects of one class overlap, so a lower NMS threshold loses AP. Scores are distinct, so there are no ties.
     monotone = {"sigmoid_reference": "bias", "sigmoid_bias": -75.0}
     p = build(towers, boxes=ann, masks="off", nms_iou=0.95, dense_size=64, max_detections=300, policy=monotone)
     oracle = Oracle(truth)
@@ -310,7 +310,7 @@ def test_the_oracle_reaches_the_ceiling_on_real_photographs_and_shuffled_texts_r
     p.set_images(paths)
     assert ap50(p, truth, oracle.bank) >= 0.99
     assert ap50(p, truth, oracle.bank.text_shuffled()) < 0.05
-    # The default policy compares with the text "background": exact where texts are apart, as those of a trained tower.
+    # The default policy compares with the text "background"; exact if texts are well separated, as with trained towers.
     apart = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(text_seed(n))) for n in names])
     oracle.bank = replace(oracle.bank, embeds=torch.nn.functional.normalize(apart, dim=1))
     monkeypatch.setattr(

@@ -158,7 +158,7 @@ def test_telephones_films_are_upright(clip, tmp_path):
                 packet.stream = stream
                 out.mux(packet)
     content = bytearray(turned.read_bytes())
-    # tkhd holds the matrix of nine 32-bit numbers 40 bytes after its flags: a quarter turn clockwise.
+    # tkhd has the matrix of nine 32-bit numbers 40 bytes after its flags: a quarter turn clockwise.
     at = content.index(b"tkhd") + 4 + 40
     turn = [0, 1 << 16, 0, -(1 << 16), 0, 0, SIZE[1] << 16, 0, 1 << 30]
     content[at : at + 36] = b"".join(v.to_bytes(4, "big", signed=True) for v in turn)

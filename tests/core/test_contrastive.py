@@ -165,7 +165,7 @@ def saved_bytes(batch, tile):
 def test_tiles_keep_inputs_and_sums_alone():
     """Two sums per row of a tile: 2 B^2 / sqrt(tile) numbers in addition to the inputs; the strip itself is B^2."""
     whole, tiled = saved_bytes(256, 1 << 24), saved_bytes(256, 256)
-    # One tile: its logits, what goes in, and a few vectors.
+    # One tile: its logits, the inputs, and a few vectors.
     assert 4 * 256**2 < whole < 4 * (256**2 + 4 * 256 * 8 + 10 * 256)
     assert tiled < 4 * (4 * 256**2 / 16 + 3 * 256 * 8 + 4 * 256)
 
@@ -186,7 +186,7 @@ def test_a_tile_gives_what_autograd_gives_also_where_nothing_is_left(text_norm, 
     v[1] = 0
     t[2] = 0
     m[3] = 0
-    m[4], v[2, :3] = torch.tensor([1.0, 1, 1, 0, 0, 0, 0]), 0  # this image has nothing under that mask
+    m[4], v[2, :3] = torch.tensor([1.0, 1, 1, 0, 0, 0, 0]), 0  # this image is zero under that mask
     scale = torch.tensor(10.0, dtype=torch.float64)
     given = [x.requires_grad_() for x in (v, t, *([m] if masked else []), scale)]
     masks = m if masked else None

@@ -10,7 +10,7 @@ from smartclip_det.core.fusion import FUSIONS, fuse, fuse_named, owl_logits
 from smartclip_det.core.grid import padded_size, resize_image_positions, stretch_text_positions
 from smartclip_det.core.scoring_policy import ScoringPolicy
 
-# One region, a base and a novel class, then background: numbers below are worked out by hand.
+# One region, a base and a novel class, then background; expected values are computed by hand.
 DET = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
 VLM = torch.tensor([[0.2, 0.6, 0.2]], dtype=torch.float64)
 BASE = torch.tensor([True, False])

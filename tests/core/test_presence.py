@@ -72,7 +72,7 @@ def test_the_largest_weighted_cell_counts_and_lengths_are_relative(seed, mode):
     found = presence_cosine(picture, bank, policy)
     assert torch.allclose(found, expected, atol=1e-6)
     assert torch.allclose(presence_cosine(100 * picture, bank, policy), found, atol=1e-5)
-    # A cell that nothing is said by says nothing.
+    # A zero cell has cosine 0.
     louder = torch.cat([picture, torch.zeros(1, picture.shape[1])])
     assert torch.allclose(presence_cosine(louder, bank, policy), found.clamp(min=0), atol=1e-6)
     one = presence_cosine(picture[:1], bank, policy)
@@ -99,7 +99,7 @@ def test_calibration_of_what_is_told_apart_wholly_is_finite():
     scale, bias = fit_sigmoid(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.tensor([False, False, True, True]))
     chances = [1 / (1 + math.exp(-(scale * c + bias))) for c in (0.2, 0.8)]
     assert chances[0] < 0.3 < 0.7 < chances[1]
-    # Platt's targets: 3/4 and 1/4 for two of each.
+    # Platt's targets are 3/4 and 1/4 for two samples each.
     assert sum(chances) == pytest.approx(1, abs=0.05)
 
 

@@ -76,7 +76,7 @@ def test_samples_in_columns_are_read_like_a_list():
         _ = samples[0].absent
     with pytest.raises(IndexError):
         _ = samples[4]
-    # MMEngine hands it on as it is, where it would copy each of a list's samples.
+    # MMEngine passes it on unchanged, but would copy each sample of a list.
     assert BaseDataPreprocessor()(batch, True)["data_samples"] is batch["data_samples"]
     assert isinstance(batch["data_samples"], SampleColumns)
 

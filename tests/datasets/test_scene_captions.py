@@ -49,7 +49,7 @@ def test_how_much_is_said_follows_the_chances():
     sizes = np.mean([any(w in p for w in ("small", "large", "medium")) for p in parts])
     assert colours == pytest.approx(0.6, abs=0.03)
     assert sizes == pytest.approx(0.3, abs=0.03)
-    # Half of the captions name one or two, half one to three.
+    # Half of the captions mention one or two objects, half one to three.
     counts = np.bincount([len(c.split(" and ")) for c in captions], minlength=4)[1:] / len(captions)
     assert counts == pytest.approx([5 / 12, 5 / 12, 1 / 6], abs=0.03)
 

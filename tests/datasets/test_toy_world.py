@@ -38,7 +38,7 @@ def test_same_seed_same_bytes_and_another_seed_another_world(folder, tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
     other = ToyWorld(WorldConfig(seed=2, train=120, val=40, test=20, side=96))
     assert not np.array_equal(other.scene("val", 0).image, ToyWorld(SMALL).scene("val", 0).image)
-    # A scene depends on its own index alone, not on what was drawn before.
+    # A scene depends only on its index, not on earlier scenes.
     assert np.array_equal(ToyWorld(SMALL).scene("train", 77).image, ToyWorld(SMALL).scene("train", 77).image)
 
 

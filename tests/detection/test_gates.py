@@ -63,7 +63,7 @@ def oracle(shared):
             "model.roi_head.bbox_head.learn_temperature": False,
         },
     )
-    # Real objects of one class overlap: at the recipe's 0.4, NMS alone costs the oracle 1.2 points.
+    # Real objects of one class overlap: NMS at the recipe's 0.4 costs the oracle 1.2 points.
     detector = build(config).eval()
     detector.roi_head.ann_file = str(root / "instances_train2017.json")
     return config, detector

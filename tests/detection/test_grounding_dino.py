@@ -42,7 +42,7 @@ def small(bert, plain=False, **options):
     config.num_queries = 12
     config.backbone.update(embed_dims=24, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], init_cfg=None, with_cp=False)
     config.neck.in_channels = [48, 96, 192]
-    # As the real config, which recomputes every layer.
+    # As in the real config, with activation checkpointing of every layer.
     config.encoder.update(num_layers=1, num_cp=1)
     config.decoder.num_layers = 2
     config.test_cfg.max_per_img = 5
@@ -59,7 +59,7 @@ def build(bert, plain=False, **options):
     init_default_scope("mmdet")
     torch.manual_seed(0)
     model = MODELS.build(small(bert, plain, **options))
-    # MMDetection leaves the level embedding as the memory was until now.
+    # MMDetection leaves the level embedding uninitialised.
     model.init_weights()
     return model
 
@@ -138,7 +138,7 @@ def test_c1_trains_the_branch_alone(bert):
     moved = changed(model, before)
     assert moved
     assert all(".project." in k or ".scale" in k for k in moved)
-    # The branch of the encoder's proposals takes part as well.
+    # The branch of the encoder's proposals gets gradients as well.
     assert {k.split(".")[2] for k in moved} == {"0", "1", "2"}
     assert not model.backbone.training
     assert model.training
@@ -199,7 +199,7 @@ def test_the_layouts_are_those_of_mmdetections_configs(bert):
         config.decoder.num_layers = 1
         init_default_scope("mmdet")
         state = MODELS.build(config).state_dict()
-        # The real BERT's vocabulary and width; everything else is the config's.
+        # Vocabulary and width of the real BERT; everything else is from the config.
         state[words], state["text_feat_map.weight"] = torch.empty(30522, 768), torch.empty(256, 768)
         assert recognise(state) == name
 

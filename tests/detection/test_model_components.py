@@ -247,7 +247,7 @@ class TestRoIHead:
         )
         detector.set_text_bank(bank)
         sample = DetDataSample(metainfo={"img_shape": (48, 96), "scale_factor": (0.5, 0.25), "img_id": 1})
-        # One beyond each border; two of one place (IoU 0.6); two apart (IoU 0.43).
+        # One beyond each border; two duplicates (IoU 0.6); two distinct (IoU 0.43).
         boxes = [
             [-9.0, -9, 20, 10],
             [70, 30, 150, 150],
@@ -595,7 +595,7 @@ def test_a_frozen_tower_and_the_neck_run_in_bf16_and_all_else_in_fp32(precision,
     detector.neck[0].register_forward_hook(lambda _m, given, out: kinds.append(out[0].dtype))
     with torch.no_grad():
         found, expected = detector.extract_feat(pixels), exact.extract_feat(pixels)
-        # A neck of another house is given what the tower's images were.
+        # Features for a third-party neck have the precision of the images.
         assert all(t.dtype == torch.float32 for t in detector.backbone(pixels))
     assert kinds == [torch.bfloat16 if precision == "bf16" else torch.float32]
     for a, b in zip(found, expected, strict=True):

@@ -53,7 +53,7 @@ def test_other_towers_and_missing_heads_are_refused(tmp_path):
     torch.save({"state_dict": {k: v for k, v in state.items() if "fc_reg" not in k}}, tmp_path / "b.pth")
     with pytest.raises(UserError, match="fc_reg"):
         refuse_foreign_checkpoint(trained, tmp_path / "b.pth")
-    # Without the hash nothing stands for the tower: a file of heads alone is not enough.
+    # Without the hash the tower is not identified: a file with heads only is not enough.
     torch.save({"state_dict": {k: v for k, v in state.items() if "_extra_state" not in k}}, tmp_path / "c.pth")
     with pytest.raises(UserError, match="image_tower"):
         refuse_foreign_checkpoint(trained, tmp_path / "c.pth")

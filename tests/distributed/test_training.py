@@ -25,7 +25,7 @@ from tests.processes import run_processes
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 RECIPE = REPO / "configs/smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py"
 FSDP = REPO / "configs/smartclip_align/smartclip-b16_fsdp_1024-3e_sharegpt4v.py"
-STEPS = 3  # 21 images in joint batches of 8: the last of 5, so 2 on one process and 3 on the other
+STEPS = 3  # 21 images in global batches of 8: the last has 5, 2 on one process and 3 on the other
 
 
 def options(root: Path, **more):
@@ -35,7 +35,7 @@ def options(root: Path, **more):
         "towers.arch": "SmartCLIP-tiny",
         "towers.mask_pad": "ignore",
         "global_batch_size": 8,
-        # A learned scale is a parameter of one number.
+        # A learned scale is a scalar parameter.
         "model.micro_batch": 2,
         "model.loss.mask_mode": "soft",
         "model.loss.scale": "learned",
@@ -54,7 +54,7 @@ def options(root: Path, **more):
         "train_cfg.max_epochs": 1,
         "train_cfg.val_begin": 99,
         "randomness.seed": 3,
-        # bf16, which some CPUs have, would hide differences. Far over the rounding of gradients that are zero but for it (biases of keys).
+        # bf16, which some CPUs support, would hide differences. Far above the round-off of gradients that are exactly zero (key biases).
         "optim_wrapper.type": "OptimWrapper",
         "optim_wrapper.optimizer.eps": 1e-3,
         **more,
@@ -62,7 +62,7 @@ def options(root: Path, **more):
 
 
 def go(root, name, config, launcher, resume=None, **more):
-    # Names keep the runs of a process apart in MMEngine.
+    # MMEngine identifies the runs of a process by name.
     own = f"{Path(root).parent.name}_{name}_{resume is not None}"
     given = options(root, experiment_name=own, **{"visualizer.name": own}, **more)
     train(
@@ -70,7 +70,7 @@ def go(root, name, config, launcher, resume=None, **more):
     )
 
 
-#: Runs of the recipe that one process and two must agree on.
+#: Variants of the recipe for which one and two processes must agree.
 SAME = {
     "plain": {},
     "averaged": {
@@ -89,7 +89,7 @@ def several(rank, world, root):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     for name, more in SAME.items():
         go(root, f"two/{name}", config_of(name, root), "pytorch", **more)
-    # A mean over steps goes on where it was.
+    # A running mean resumes.
     go(
         root,
         "two/averaged_again",
@@ -99,7 +99,7 @@ def several(rank, world, root):
         **SAME["averaged"],
     )
     for form in ("local", "full"):
-        # Validation is under FSDP what it is without: once.
+        # Validation with FSDP equals validation without, so it runs once.
         more = {"strategy.state_dict_cfg": form, "train_cfg.val_begin": 1 if form == "local" else 99}
         go(root, f"fsdp/{form}", f"{root}/fsdp.py", "pytorch", **more)
         go(root, f"fsdp/{form}_again", f"{root}/fsdp.py", "pytorch", resume=f"{root}/fsdp/{form}/iter_2.pth", **more)
@@ -145,7 +145,7 @@ def runs(tmp_path_factory):
         )
     )
     hooks = "custom_hooks = [dict(type='StepSeedHook'), dict(type='TowerCheckpointHook'), {}]\n"
-    # Hooks that use the towers between steps: on all processes (vocabularies), and on one alone (boxes).
+    # Hooks that use the towers between steps: on all processes (vocabularies), and on rank 0 only (boxes).
     probe = (
         f"dict(type='RegionProbeHook', ann_file='{root}/boxes.json', images='{root}/pairs', max_images=4, "
         "dense_size=64, views=['dense'])"
@@ -176,7 +176,7 @@ def assert_near(a, b, tolerance=1e-6):
 @pytest.mark.parametrize("name", SAME)
 def test_two_processes_train_what_one_does(runs, name):
     root, _ = runs
-    # Each process logs its own terms; their mean is the joint loss, which weights tell best.
+    # Each process logs its own terms; their mean is the joint loss. Weights are the stricter comparison.
     assert set(scalars(root / "two" / name)) == {1, 2, 3}
     a, b = weights(root / f"one/{name}/iter_3.pth"), weights(root / f"two/{name}/iter_3.pth")
     moved = max(float((a[k] - v).abs().max()) for k, v in weights(root / f"one/{name}/iter_2.pth").items())
@@ -197,7 +197,7 @@ def test_a_mean_of_weights_is_what_is_validated_and_goes_on(runs):
     root, _ = runs
     for folder in ("one", "two"):
         path, key = root / folder / "averaged/iter_3.pth", "towers.mask_network.attn_pool.attention.weight"
-        # MMEngine swaps them: what is read as weights is the mean, and what was trained is beside it.
+        # MMEngine swaps them: the average is stored as the weights, and the trained weights under another key.
         mean, trained = weights(path)[key], weights(path, "ema_state_dict")[key]
         before = [weights(path.with_name("iter_2.pth"), k)[key] for k in ("state_dict", "ema_state_dict")]
         torch.testing.assert_close(mean, 0.7 * before[0] + 0.3 * trained)
@@ -210,7 +210,7 @@ def test_a_scaled_rate_follows_the_joint_batch(runs):
     plain, scaled = (safe_torch_load(root / "two" / n / "iter_3.pth")["optimizer"]["param_groups"] for n in SAME)
     assert [g["name"] for g in plain] == ["mask_network", "rest"]
     for before, after in zip(plain, scaled, strict=True):
-        # A joint batch of 8 where the rates were chosen for 16.
+        # A global batch of 8 with learning rates chosen for 16.
         assert after["lr"] == pytest.approx(0.5 * before["lr"])
 
 
@@ -229,7 +229,7 @@ def test_fsdp_trains_saves_and_goes_on(runs, form):
         assert_near({k: v for k, v in whole.items() if k in expected}, expected, 0)
         return
     assert_near(weights(folder / "iter_3.pth"), weights(root / "fsdp/full_again/iter_3.pth"), 0)
-    # A checkpoint of the towers for everything else, with the scale as peers read it.
+    # A checkpoint of the towers for other tools, with the scale in the layout they read.
     towers = SmartCLIP.from_checkpoint(folder / "iter_3.pth")
     assert towers.openai_state()["logit_scale"].shape == ()
     assert not list(root.glob("fsdp/**/*.part"))

@@ -144,7 +144,7 @@ def test_mended_told_and_then_scored_in_full(change, reason, count, backend, cap
     assert dict(report.counts) == ({reason: count} if reason else {})
     told = capsys.readouterr().out
     assert told.startswith(f"note: annotations: {count} " if reason else "")
-    # Told once, however often it is read.
+    # Reported once, however often the file is read.
     assert told.count("note:") == bool(reason)
 
 
@@ -246,7 +246,7 @@ def renamed(data, images=str, categories=lambda c: c):
     }
 
 
-#: What image ids and category ids 1 and 2 become.
+#: Replacements for image ids and category ids 1 and 2.
 FORMS = [
     (str, lambda c: c),
     (lambda i: f"{i:012d}", lambda c: c),

@@ -59,7 +59,7 @@ def write_tar(path, *members):
 )
 def test_marked_encodings_come_back(text, encoding):
     found = decode_text(text.encode(encoding))
-    # A text that begins with a mark of its own loses it in plain UTF-8.
+    # A text that starts with its own byte order mark loses it in plain UTF-8.
     assert found == (text.removeprefix("\ufeff") if encoding == "utf-8" else text)
     assert is_text(found)
 

@@ -58,7 +58,7 @@ def test_synonyms(tmp_path):
     assert names_of(tmp_path, "a.json", json.dumps(found)) == expected
     words = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\nn01484850 x"
     assert names_of(tmp_path, "synset_words.txt", words) == expected
-    # Commas are part of other names.
+    # Commas occur inside other names.
     assert names_of(tmp_path, "a.txt", "boat, sailing\ncar", ["a", "b"]) == [("boat, sailing",), ("car",)]
 
 

@@ -153,7 +153,7 @@ def refs_folder(tmp_path, sentence, image_id=1):
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_python_2_strings_keep_their_letters(tmp_path, encoding):
     refs = refs_folder(tmp_path, "PLACE")
-    # Python 2 wrote byte strings with these opcodes; protocol 0 of today does not.
+    # Python 2 wrote byte strings with these opcodes; Python 3's protocol 0 does not.
     content = pickle.dumps(refs, protocol=2)
     word = "caf\u00e9".encode(encoding)
     old = b"X" + (5).to_bytes(4, "little") + b"PLACE"

@@ -139,7 +139,7 @@ def test_layouts_are_recognised_by_content_whatever_the_name(tmp_path):
             ], name
     (tmp_path / "one.json").write_text((tmp_path / "e.jsonl").read_text().splitlines()[1])
     assert [e.boxes for e in load_expressions(tmp_path / "one.json")] == [BOXES]
-    # As an editor writes them: with a byte order mark, and the separator of lines in a sentence unescaped.
+    # As some editors write them: with a byte order mark, and with an unescaped line separator in a sentence.
     row = json.dumps({"id": 1, "boxes": [], "sentence": "a\u2028b"}, ensure_ascii=False)
     (tmp_path / "bom.jsonl").write_text(row + "\r\n\r\n", encoding="utf-8-sig")
     assert [e.sentence for e in load_expressions(tmp_path / "bom.jsonl")] == ["a\u2028b"]
@@ -163,7 +163,7 @@ def full_rows(full):
     box, rows = ((0.0, 0.0, 1.0, 1.0),), []
     for split in full.splits:
         objects = full.objects.get(split, 1)
-        # Enough sentences for all objects where the set's number of sentences is not known.
+        # Enough sentences for all objects if the set's number of sentences is unknown.
         for n in range(full.sentences.get(split, objects + 1)):
             rows.append(
                 Expression(
@@ -188,7 +188,7 @@ def test_full_sets_are_counted(name):
             check_counts(name, [replace(rows[0], image_id=-1), *rows[1:]])
         with pytest.raises(UserError, match=f"objects of train: {full.objects['train'] + 1:,}"):
             check_counts(name, [replace(rows[0], ann_ids=(-1,)), *rows[1:]])
-        # Without names of objects they cannot be counted.
+        # Without object names they cannot be counted.
         assert check_counts(name, [replace(r, ann_ids=()) for r in rows]) == found
 
 

@@ -130,7 +130,7 @@ def test_names_are_trimmed_and_all_splits_get_one_list(folder, tmp_path):
     assert val["annotations"][0]["category_id"] == 2
     with pytest.raises(UserError, match=r"'dog' \(nearest: dogs"):
         voc_to_coco(source, names=["cat", "dogs"])
-    # The VOC protocol numbers its own classes, whichever of them a folder holds.
+    # The VOC protocol has its own class ids, whichever classes a folder contains.
     assert load_voc_folder(source).data["annotations"][0]["category_id"] == 12
 
 

@@ -97,7 +97,7 @@ def test_lines_that_leave_it_open_are_refused_unless_told(one):
         one(line)
     assert one(line, rows="boxes")[0][0]["bbox"] == pytest.approx(PIXELS)
     assert len(one(line, rows="outlines")[0][0]["segmentation"][0]) == 6
-    # The set says it elsewhere: a line of four points, or one with a track id.
+    # Other lines disambiguate: an outline of four points, or a line with a track id.
     outline = "0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9"
     assert all("segmentation" in a for a in one(f"{line}\n{outline}")[0])
     assert not any("segmentation" in a for a in one(f"{line}\n{BOX} 0.7 12")[0])
@@ -303,7 +303,7 @@ def test_both_layouts_of_real_images_agree(shared, tmp_path):
         shutil.copy(root / "labels_yolo" / f"{path.stem}.txt", tmp_path / "labels")
     yolo = yolo_to_coco(root / "JPEGImages", names, tmp_path / "labels").data
     assert len(yolo["images"]) == len(photographs) == 24
-    # The label files number classes by a list of their own: which class is which shows in the boxes.
+    # The label files number classes by their own list; boxes determine which class is which.
     meant: dict[str, set[str]] = {}
     for image in yolo["images"]:
         stem = image["file_name"].rsplit(".", 1)[0]
@@ -311,7 +311,7 @@ def test_both_layouts_of_real_images_agree(shared, tmp_path):
         ours = [a for a in yolo["annotations"] if a["image_id"] == image["id"]]
         assert len(ours) == len(theirs)
         for t in theirs:
-            # That form was made from the corner numbers as they are: a pixel of difference, no more.
+            # That file was made from the unadjusted corners: at most a pixel of difference.
             o = min(ours, key=lambda a, t=t: np.abs(np.subtract(a["bbox"], t["bbox"])).max())
             np.testing.assert_allclose(o["bbox"], t["bbox"], atol=1.6)
             meant.setdefault(names[o["category_id"] - 1], set()).add(names_of[t["category_id"]])

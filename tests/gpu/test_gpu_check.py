@@ -34,7 +34,7 @@ def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path
     assert 0 < found["run"]["killed_after"] < found["run"]["steps"] == STEPS
     assert found["run"]["images_per_second"] > 0
     assert found["torchrun"]["processes"] == 1
-    # A call that was cut off goes on with what is missing, and with what failed.
+    # An interrupted call resumes with the missing and the failed stages.
     del content["metrics"]["waits"]
     content["metrics"]["parity"]["passed"] = False
     task.out.write_text(json.dumps(content))
@@ -44,7 +44,7 @@ def test_the_checks_run_without_a_gpu_and_go_on_where_they_were_cut_off(tmp_path
     again = json.loads(task.out.read_text())["metrics"]
     assert again.keys() == found.keys()
     assert again["steps"] == found["steps"]
-    # Another question is another answer.
+    # Other options give other results.
     assert gpu_check._done(task.out, {"arch": "SmartCLIP-toy"}, content["protocol"]["code"]) == {}
     assert gpu_check._done(task.out, {"arch": "SmartCLIP-tiny"}, "another") == {}
 

@@ -52,10 +52,10 @@ CASES = {
     "zebra is to left of another one": of("zebra", ("left", "zebra")),
     "the zebra on the far right side of the others": of("the zebra", ("right", "the zebra")),
     "the truck that is directly behind the bus": of("the truck", ("above", "the bus")),
-    # Not looked for by themselves: pronouns and what belongs to something said before.
+    # Not searched for on their own: pronouns and anaphoric phrases.
     "table with a lamp on top of it": of("table with a lamp on top of it"),
     "woman with an umbrella over her head": of("woman with an umbrella over her head"),
-    # Words for extremes that are none.
+    # Not superlatives here.
     "man with a phone in his left hand": of("man with a phone in his left hand"),
     "the man who left the room": of("the man who left the room"),
     "dog looking to the left": of("dog looking to the left"),

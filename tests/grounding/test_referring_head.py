@@ -197,7 +197,7 @@ def test_the_predictor_says_what_a_test_run_says(shared, tmp_path, fit):
         run = model([one["inputs"]], [one["data_samples"]], mode="predict")[0].grounded
     predictor = Predictor(Referring(model, fit))
     encoded = predictor.set_image(photo)
-    model.towers.image_tower.features = None  # any further encoding would fail
+    model.towers.image_tower.features = None  # another encoding would fail
     found = predictor.ground(texts, top_k=10)
     for mine, theirs in zip(found, run, strict=True):
         assert mine.boxes == pytest.approx(np.array(theirs["boxes"]), abs=1e-3)

@@ -153,7 +153,7 @@ def test_evidence_compares_over_images_and_a_bank_is_subtracted():
     assert torch.allclose(found, expected)
     less = ZeroShotGrounder(grounder.encoders, views=("crop", "dense"), subtracted=bank)
     assert torch.allclose(less.evidence(vectors, BOXES, texts, bank), expected - expected.mean(dim=0), atol=1e-6)
-    # The best box of a text alone may change; the softmax over boxes follows the subtracted logits.
+    # The best box of a single text may change; the softmax over boxes uses the subtracted logits.
     logits = (expected - expected.mean(dim=0)) * 2 * grounder.policy.temperature
     assert torch.allclose(less.score(vectors, BOXES, texts, bank), logits.softmax(dim=1), atol=1e-5)
 
@@ -176,7 +176,7 @@ def test_presence_takes_from_the_evidence_of_a_text_and_keeps_the_order_of_boxes
     assert after.argsort(dim=1).tolist() == before.argsort(dim=1).tolist()
     with pytest.raises(UserError, match="needs image-level vectors from each encoder"):
         present.evidence(vectors, BOXES, texts, bank)
-    # A whole is no more present than its least present part.
+    # A whole is at most as present as its least present part.
     chunks = ZeroShotGrounder(encoder, views=("crop",), policy=policy, reading="chunks")
     tree = bank_of("the red", "the green")
     told = chunks.evidence(vectors, BOXES, ["the red left of the green"], tree, pictures=pictures)
@@ -368,7 +368,7 @@ def test_an_oracle_tower_grounds_real_objects_and_their_places(shared, reading):
             for text, target in queries.items():
                 asked += 1
                 hits += int(grounder.score(regions, boxes, [text], bank)[0].argmax()) == target
-                # Places tell something without any text: the control is of the others.
+                # Locations are informative without any text, so the control excludes expressions with them.
                 if text == name and len(boxes) > 1:
                     alone += 1
                     permuted += int(grounder.score(regions, boxes, [text], others)[0].argmax()) == target

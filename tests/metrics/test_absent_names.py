@@ -41,10 +41,10 @@ def test_pooled_facts_by_hand():
     facts = found.facts()
     # Hits at ranks 1 and 3 of three objects: 1/3 at precision 1, 1/3 at 2/3.
     assert facts["ap50_pooled"] == pytest.approx((1 + 2 / 3) / 3)
-    # Half of the objects are found at 0.7, over which one absent name scores; 0.7 of them never.
+    # Half of the objects are found at score 0.7, where one absent name scores higher; recall 0.7 is never reached.
     assert facts["absent_per_image_r0.5"] == facts["foreign_per_image_r0.5"] == 0.5
     assert facts["absent_per_image_r0.7"] == -1
-    # An image that is drawn twice counts twice.
+    # An image drawn twice counts twice.
     doubled = PooledDetections.cat([rows[0], rows[1], rows[1]], [1, 2, 2])
     assert found.ap(np.array([1.0, 2.0])) == pytest.approx(doubled.ap())
     with pytest.raises(UserError, match="nothing to detect"):

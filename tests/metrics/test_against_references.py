@@ -21,10 +21,10 @@ from smartclip_det.metrics.lvis import evaluate_lvis
 from smartclip_det.utils.compat import allow_numpy_float
 
 SIDE = 24
-#: Widths and heights: empty, a hair, thin, ordinary.
+#: Widths and heights: empty, nearly empty, thin, ordinary.
 LENGTHS = st.sampled_from([0, 0, 1e-12, 1, 2, 5, 8, 12])
 BOXES = st.tuples(st.integers(0, 12), st.integers(0, 12), LENGTHS, LENGTHS)
-#: Few different scores, so that most of them tie.
+#: Few distinct scores, so that most are tied.
 SCORES = st.sampled_from([0.1, 0.5, 0.5, 0.9])
 IMAGES, CLASSES = 3, 3
 PLACES = st.tuples(st.integers(1, IMAGES), st.integers(1, CLASSES))
@@ -109,7 +109,7 @@ def test_lvis_equals_lvis_api(content, max_dets):
     found, _ = check_predictions(results, truth, iou_type)
     for backend in ("fast", "reference"):
         metrics, _ = evaluate_lvis(truth, found, backend=backend, iou_type=iou_type, max_dets=max_dets)
-        # The library cannot take an empty list.
+        # lvis-api fails on an empty list.
         if results:
             expected = lvis_api(truth.data, results, iou_type, max_dets)
             for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"):

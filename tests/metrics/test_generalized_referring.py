@@ -133,7 +133,7 @@ def test_masks_by_hand():
     assert found_metrics["giou"] == pytest.approx((1 + 0 + 0 + 1) / 4)
     assert found_metrics["ciou"] == pytest.approx(50 / (0 + 50 + 50 + 50))
     assert (found_metrics["n_acc"], found_metrics["t_acc"], found_metrics["p70"]) == (0.5, 0.5, 0.5)
-    # Two overlapping polygons are one region.
+    # Two overlapping polygons form one region.
     square = [[0, 0, 6, 0, 6, 10, 0, 10], [4, 0, 10, 0, 10, 10, 4, 10]]
     assert whole_mask([square], (10, 10)).sum() == 100
     with pytest.raises(UserError, match="sentence 7: Run lengths are for 10 x 10 pixels .*, but the image has 5 x 5"):

@@ -58,7 +58,7 @@ def test_binding_by_hand():
     classes = ["red drop", "blue drop", "red heart", "blue heart"]
     present = np.array(
         [
-            [0, 1, 1, 0],  # Blue drop and red heart: both words of "red drop" and of "blue heart", bound otherwise.
+            [0, 1, 1, 0],  # Blue drop and red heart: both words of "red drop", but on other objects.
             [1, 0, 0, 1],
             [1, 1, 0, 0],
             [0, 0, 1, 0],
@@ -109,7 +109,7 @@ def test_gains_are_of_queries_in_pairs():
     found["hard"][:3] = found["off"][:3] = found["random"][:3] = np.nan
     told = gains(found, ("off", "random", "shuffled"))
     assert set(told) == {"off", "random"}
-    # The same gain on every query: the interval is a point, however much the queries differ.
+    # The same gain on every query: the interval is a point, however different the queries are.
     assert [told["off"][k] for k in ("difference", "low", "high")] == pytest.approx([0.1] * 3)
     assert told["random"]["high"] - told["random"]["low"] > 0.05
     assert gains({"hard": np.array([np.nan]), "off": np.array([np.nan])}, ("off",)) == {}

@@ -17,7 +17,7 @@ from smartclip_det.metrics.retrieval import (
 def test_ranks_by_hand_with_ties_against_us():
     similarity = torch.tensor([[0.9, 0.2, 0.5], [0.9, 0.8, 0.1], [0.1, 0.3, 0.6]])
     owner = torch.tensor([0, 0, 2])
-    # Text 0 ties with image 1; text 1 is behind images 1 and 2; text 2 is first.
+    # Text 0 ties with image 1; text 1 ranks below images 1 and 2; text 2 is first.
     assert text_ranks(similarity, owner).tolist() == [1, 2, 0]
 
 

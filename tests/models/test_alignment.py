@@ -310,7 +310,7 @@ def test_the_initial_tower_teaches_and_is_neither_trained_nor_saved():
         model.towers.image_tower.proj.zero_()
     torch.manual_seed(0)
     losses = model(images(2), samples(TEXTS[:2]), mode="loss")
-    # The trained tower says nothing any more; a target of the initial one still asks for something.
+    # The trained tower outputs zeros; the initial one still gives a target.
     assert losses["loss_distillation"].item() == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(UserError, match="teacher"):
         build(distillation={"teacher": "first"})

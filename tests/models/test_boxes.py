@@ -119,7 +119,7 @@ def test_owlv2_s_boxes_are_those_of_its_own_heads_in_pixels_of_the_picture(tmp_p
         out = source.model(**inputs, input_ids=torch.tensor([[1, 2, 99]]))
     objectness = out.objectness_logits[0].flatten().sigmoid()
     centres, sides = out.pred_boxes[0, :, :2], out.pred_boxes[0, :, 2:]
-    # The picture is padded to a square of 96 x 96; what is outside of it is cut, and what is all outside is none.
+    # The image is padded to 96 x 96; boxes are clipped to the image, and boxes in the padding are dropped.
     corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=1) * 96
     corners = torch.minimum(corners.clamp(min=0), torch.tensor([96.0, 64, 96, 64]))
     there = ((corners[:, 2:] - corners[:, :2]) >= 1).all(dim=1)

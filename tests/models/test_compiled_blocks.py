@@ -50,12 +50,12 @@ def test_steps_are_those_of_eager_blocks_and_lengths_compile_nothing_new(options
     counter = CompileCounterWithBackend("aot_eager")
     assert compile_blocks(model, counter) == sum(isinstance(m, ResidualBlock) for m in model.modules())
     close(losses_and_gradients(model, texts(9)), losses_and_gradients(plain, texts(9)))
-    # Image blocks, text blocks and the mask network's: layers of one tower share a graph.
+    # Image, text and mask network blocks: layers of one tower share a graph.
     assert counter.frame_count == 3
     for longest in (12, 21, 32):
         close(losses_and_gradients(model, texts(longest)), losses_and_gradients(plain, texts(longest)))
     assert counter.frame_count == 3
-    # A further multiple: text blocks and the mask network's once more; one chunk of two stays short.
+    # Another multiple: text and mask network blocks compile once more; one of two chunks stays short.
     close(losses_and_gradients(model, texts(33)), losses_and_gradients(plain, texts(33)))
     assert counter.frame_count == 5
     assert not counters["graph_break"]

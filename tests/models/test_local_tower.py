@@ -64,7 +64,7 @@ def test_a_region_of_the_dense_map_points_where_its_weighted_mean_points(towers)
         expected = (v * w).sum(dim=(1, 2)) / w.sum()
         assert functional.cosine_similarity(vector, expected, dim=0) > 1 - 1e-6
         assert functional.cosine_similarity(v.mean(dim=(1, 2)), expected, dim=0) < 1 - 1e-5
-    # The whole picture as one region has the pooled vector's direction.
+    # The whole image as one region has the direction of the pooled vector.
     whole = dense.mean(dim=(2, 3))
     assert torch.allclose(
         functional.normalize(whole, dim=1), functional.normalize(towers.encode_image(images()), dim=1), atol=1e-5

@@ -52,7 +52,7 @@ def test_no_parameter_is_a_scalar_and_files_hold_scalars():
         scalars = {k for k, v in model.state_dict().items() if v.shape == () and k in dict(model.named_parameters())}
         names |= {n.split(".")[-1] for n in scalars}
         assert all(p.dim() > 0 for p in model.parameters())
-        # What was written before, scalars and all, is read.
+        # Older checkpoints, with scalars, are read.
         state = {k: v.clone() + (1 if k in scalars else 0) for k, v in model.state_dict().items()}
         model.load_state_dict(state)
         own = model.state_dict()
@@ -160,7 +160,7 @@ def test_a_folded_quick_gelu_is_quick_gelu_and_keeps_less(tokens):
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     if tokens == 64:
-        # One of three tensors of the inner width is not kept, for two copies of the weights.
+        # One of three tensors of the MLP's width is not saved, at the cost of two copies of the weights.
         inner = 4 * tokens * 64 * 4
         assert kept[0] <= kept[1] - inner + 3 * 16 * 64 * 4
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_half_residuals_are_half_under_autocast_alone_and_train_alike():
             for block in model.modules()
             if isinstance(block, ResidualBlock)
         ]
-        # The precisions of a card: autocast on a CPU leaves norms in half precision.
+        # Precisions as on a GPU: CPU autocast leaves norms in half precision.
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled), CudaAutocast():
             losses = model(pixels, samples, mode="loss")
         sum(v for k, v in losses.items() if k.startswith("loss")).backward()

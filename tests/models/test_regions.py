@@ -65,7 +65,7 @@ def test_vectors_are_the_colours_of_their_boxes(view, size, fit):
         mask[y1:y2, x1:x2] = True
     found = encoder.vectors(scene(), BOXES, view, masks=masks)
     expected = torch.tensor([COLOURS["red"], COLOURS["blue"]]) / 255
-    # Bicubic resizing and RoIAlign's samples next to the border mix a little of the neighbours in.
+    # Bicubic resizing and RoIAlign's samples near borders mix in some of the neighbours.
     assert torch.allclose(found, expected, atol=0.12)
     assert (functional.cosine_similarity(found, expected) > 0.98).all()
 
@@ -114,7 +114,7 @@ def test_vectors_kept_on_disk_are_those_of_the_encoder_and_of_nothing_else(tmp_p
         for o in ({"crop_context": 2.0}, {"dense_size": 128}, {"fit": "squash"})
     ]
     for name in ("encode_image", "encode_dense"):
-        monkeypatch.setattr(towers, name, None)  # any encoding would fail
+        monkeypatch.setattr(towers, name, None)  # an encoding would fail
     for one, want in zip(asked, wanted, strict=True):
         assert torch.equal(again.vectors(*one), want)
     assert again.vectors(photo, [], "crop").shape == (0, towers.config.embed_dim)

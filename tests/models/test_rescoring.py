@@ -142,7 +142,7 @@ def test_presence_multiplies_what_a_config_detects(detector, monkeypatch, source
         }
     tower, bank = detector.backbone.image_tower, detector.text_bank
     with torch.no_grad():
-        # The image is 96 rows of 64 pixels; what is right of it is padding, of which no cell counts.
+        # The image has 96 rows of 64 pixels; cells to the right of it are padding and are ignored.
         picture = tower(images) if source == "pooled" else detector.extract_feat(images)[0, :, :12, :8].flatten(1).t()
         factor = log_presence(picture, bank, policy, mask_mode=policy.dense_mode).exp()
     assert len(found[0.7]) == 6
@@ -206,7 +206,7 @@ def test_the_tool_on_ground_truth_boxes_and_on_saved_detections(shared, repo, tm
     written = json.loads((tmp_path / "first.metrics.json").read_text())
     assert written["protocol"]["family"] == "rescoring"
     assert written["protocol"]["boxes"] == "ground-truth"
-    # Perfect detections whose scores an encoder without knowledge re-ranks keep their classes: every box is still found.
+    # Perfect detections rescored by an untrained encoder keep their classes, so every box is still found.
     perfect = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
         for a in data["annotations"]

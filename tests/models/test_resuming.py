@@ -122,7 +122,7 @@ def test_every_sample_of_an_epoch_comes_once_whatever_the_batches(tmp_path):
         assert seen == whole[16:]
         assert "sample 16 of 22" in log
         assert runner.iter == runner.max_iters
-    # And again from the middle of the epoch that was shifted.
+    # And again from the middle of the shifted epoch.
     middle = min((tmp_path / "on4").glob("iter_*.pth"), key=lambda p: int(p.stem.split("_")[1]))
     _, seen, _, _ = train(tmp_path / "third", stream=True, batch=3, resume=middle)
     assert seen == whole[20:]

@@ -67,7 +67,7 @@ def test_a_region_points_where_its_weighted_mean_points(mode):
     for found in (vector, masked):
         assert functional.cosine_similarity(found, expected, dim=0) > 1 - 1e-5
         assert functional.cosine_similarity(found, v.mean(dim=(1, 2)), dim=0) < 1 - 1e-4
-    # The class token speaks for the picture as before.
+    # The class token still gives the image vector.
     assert torch.equal(weighted.encode_image(images()), plain.encode_image(images()))
 
 
@@ -133,7 +133,7 @@ def test_files_carry_it(tmp_path, name, layout):
     assert again.config == towers.config
     assert again.checkpoint_hash == towers.checkpoint_hash
     assert torch.equal(again.encode_dense(images()), towers.encode_dense(images()))
-    # Both poolings of one checkpoint.
+    # Both poolings from one checkpoint.
     plain = load_towers({"checkpoint": str(path), "saliency": False})
     assert torch.equal(plain.encode_dense(images()), load_towers(TINY).encode_dense(images()))
     assert plain.checkpoint_hash == load_towers(TINY).checkpoint_hash

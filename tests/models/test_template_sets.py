@@ -17,7 +17,7 @@ from smartclip_det.models.template_sets import class_prompts, clean_name, templa
 def test_template_sets_have_their_published_sizes(shared):
     published = json.loads((shared / "category_metadata/imagenet_templates.json").read_text())
     assert list(templates("clip_80")) == published
-    # Of the texts that the published scores were computed with, in their order.
+    # Hash of the texts that the published scores were computed with, in their order.
     digest = hashlib.sha256("\n".join(templates("clip_80")).encode()).hexdigest()
     assert digest == "4f976686fb651bb5803d4689dcd849f75efe0ef19a3c801355bc9a6f03c8a5af"
     assert len(templates("vild_63")) == 63

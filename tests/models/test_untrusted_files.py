@@ -161,7 +161,7 @@ def repacked(source, target, changes, compression=zipfile.ZIP_STORED):
     return target
 
 
-#: Opcodes that ask for far more than is there, or for what runs.
+#: Opcodes that request far more data than there is, or that execute code.
 HOSTILE = {
     "bytes of 2**60": b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",
     "text of 2**62": b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.",

@@ -253,7 +253,7 @@ class TestWhatStopsADownload:
         hub.cuts[FILE] = [11_000_000, 1_000_000]
         assert SmartCLIP.from_pretrained(NAME).checkpoint_hash == towers["smart"].checkpoint_hash
         ranges = [r for p, r in hub.asked() if p.startswith("/cdn/")]
-        # The client writes pieces of 10 MiB, and goes on behind the last whole one.
+        # The client writes chunks of 10 MiB, and resumes after the last complete one.
         assert ranges == [None, *2 * ["bytes=10485760-"]]
 
     def test_a_connection_that_breaks_for_good_leaves_nothing_half(self, hub, tmp_path, towers):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smartclip_det.operators import boxes as ops
 from tests.operators import reference
 
-#: Whole numbers and few scores: many equal boxes, equal scores, touching and empty boxes.
+#: Integers and few scores: many equal boxes, tied scores, touching and empty boxes.
 ROWS = st.lists(
     st.tuples(*[st.integers(0, 9)] * 2, *[st.integers(0, 6)] * 2, st.integers(1, 8)), min_size=0, max_size=14
 )
@@ -40,7 +40,7 @@ def test_soft_nms_writes_scores_and_order_as_mmcv_does(rows, method, offset, min
     kept = ops.softnms(boxes, scores, dets, 0.31, 0.5, min_score, method, offset)
     expected, indices = reference.soft_nms(boxes.tolist(), scores.tolist(), 0.31, 0.5, min_score, method, offset)
     if any(np.isnan(r[4]) for r in expected):
-        return  # two boxes of no area on one place: 0 / 0 in mmcv, too
+        return  # two empty boxes at one position: 0 / 0 in mmcv as well
     assert kept.tolist() == indices
     np.testing.assert_allclose(dets[: len(kept)].numpy().reshape(-1, 5), np.array(expected).reshape(-1, 5), rtol=1e-12)
     assert bool((dets[len(kept) :] == -7).all())

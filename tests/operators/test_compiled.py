@@ -96,7 +96,7 @@ def test_roi_align(ours, compiled, mode, ratio, aligned):
     mine, theirs = both(ours, compiled, "roi_align_forward", image, rois, out, out, out, written=(2, 3, 4), **options)
     torch.testing.assert_close(mine[0], theirs[0], atol=1e-5, rtol=1e-5)
     if mode == 0:
-        # Where all samples lie outside, any of them is the highest, at 0.
+        # If all samples are outside, any of them is the maximum, 0.
         clear = theirs[0] != 0
         torch.testing.assert_close(mine[1][clear], theirs[1][clear], atol=1e-4, rtol=0)
         torch.testing.assert_close(mine[2][clear], theirs[2][clear], atol=1e-4, rtol=0)

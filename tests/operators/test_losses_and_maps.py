@@ -53,7 +53,7 @@ def test_confident_wrong_scores_keep_loss_and_gradient():
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 def test_softmax_focal_loss(logits, gamma):
-    target = torch.tensor([0, 2, 1, 1, -1])  # a negative label is left out
+    target = torch.tensor([0, 2, 1, 1, -1])  # negative labels are ignored
     p = logits.softmax(1)[range(5), target.clamp(min=0)]
     expected = -0.25 * (1 - p) ** gamma * p.log() * torch.tensor([1.0, 1, 1, 1, 0])
     torch.testing.assert_close(softmax_focal_loss(logits, target, gamma, 0.25, None, "none"), expected)

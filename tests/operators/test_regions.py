@@ -9,7 +9,7 @@ from mmcv.ops import deform_roi_pool, roi_align, roi_pool
 
 from tests.operators import reference
 
-#: Inside; across two borders; outside; smaller than a bin; of no area.
+#: Inside; across two borders; outside; smaller than a bin; empty.
 ROIS = torch.tensor(
     [[0, 3.1, 2.2, 30, 21.7], [1, -6, -5, 18.3, 40.1], [0, 70, 60, 90, 95], [1, 9.3, 9.1, 10.2, 9.9], [0, 8, 8, 8, 8]],
     dtype=torch.float64,
@@ -40,7 +40,7 @@ def test_the_highest_sample_is_told_with_its_place(image, ours):
     out, y, x = (torch.zeros(5, 3, 2, 3, dtype=torch.float64) for _ in range(3))
     ours["roi_align_forward"](image, ROIS, out, y, x, 2, 3, SCALE, 2, 0, True)
     _, places = reference.roi_align(image, ROIS, (2, 3), SCALE, 2, True, "max")
-    inside = (out != 0).numpy()  # far outside all samples are 0: any may win
+    inside = (out != 0).numpy()  # far outside, all samples are 0, so any may be the maximum
     np.testing.assert_allclose(torch.stack([y, x]).numpy()[:, inside], places[:, inside], atol=1e-12)
 
 
@@ -106,5 +106,5 @@ def test_no_regions_strides_and_half_precision(image, name):
         low.backward(grad.to(dtype))
         assert low.dtype == half.grad.dtype == dtype
         torch.testing.assert_close(low.float(), out, atol=0.05, rtol=0.02)
-        # Of nearly equal values another one may be the highest.
+        # Among nearly equal values another one may be the maximum.
         assert float((half.grad.float() - plain.grad).abs().gt(0.1).float().mean()) < 0.1

@@ -14,7 +14,7 @@ from smartclip_det.utils import compat
 from smartclip_det.version import __version__
 from tests.conftest import REPO
 
-#: Import names that are not those of their distributions.
+#: Import names that differ from their distributions.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
@@ -25,7 +25,7 @@ DISTRIBUTIONS = {
     "fontTools": "fonttools",
     "cv2": "opencv-python",
 }
-#: MMEngine brings it, and uses it itself; setup.cfg tells why it is not asked for.
+#: Installed and used by MMEngine; setup.cfg explains why it is not required.
 BROUGHT = {"opencv-python"}
 
 

@@ -41,7 +41,7 @@ def test_no_pickled_code_runs_from_a_file_or_an_address(loading, tmp_path, monke
     file, made = tmp_path / "x.pth", tmp_path / "made"
     torch.save({"state_dict": {}, "message_hub": Bomb(made)}, file)
     for source in (str(file), file.as_uri().replace("file:", "https:", 1)):
-        # The download is the only part that is not MMEngine's.
+        # Only the download is replaced.
         monkeypatch.setattr(
             torch.hub, "download_url_to_file", lambda url, to, *a, **k: Path(to).write_bytes(file.read_bytes())
         )

@@ -48,7 +48,7 @@ def test_overlap_within_a_kind_and_between_kinds():
     assert found["different_colour_size"] == found["different_shape_size"] == 0.5
     assert found["different"] == pytest.approx((2 / 3 + 4 * 0.5) / 8)
     assert "same_size" not in found
-    # The order of the words changes nothing but names of pairs, which go by first appearance.
+    # The order of the words only changes the names of pairs, which follow the first appearance.
     assert kind_overlap(masks.flip(0), ["size", "shape", "shape", "colour", "colour"])["same"] == found["same"]
     with pytest.raises(UserError, match="5 masks but 2 kinds"):
         kind_overlap(masks, ["a", "b"])

@@ -267,7 +267,7 @@ def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
     vectors = {"a drop": axis[0] + 0.5 * axis[1] + 0.1 * axis[2], "a heart": axis[0] + axis[2], "a red drop": axis[0]}
     masks = {"a drop": torch.ones(3), "a heart": torch.tensor([0.0, 0.0, 1.0]), "a red drop": torch.ones(3)}
     present = (["red drop"], ["blue drop", "red heart"], ["blue heart"])
-    # By plain cosine picture 1 is taken for a red drop before picture 0.
+    # With plain cosine, image 1 ranks above image 0 for a red drop.
     cosines = torch.tensor([[0.5, 0.1, 0.1, 0.1], [0.7, 0.9, 0.1, 0.9], [0.1, 0.1, 0.9, 0.1]])
     for n, said in enumerate((["a drop", "a red drop"], ["a drop"], ["a heart"])):
         metric.process(
@@ -292,7 +292,7 @@ def test_every_picture_that_a_caption_is_true_of_counts(tmp_path):
     assert metrics["t2i_r1_short_best"] == 3 / 4
     assert metrics["t2i_r1_short_reader"] == (0.5 + 1 + 0.5 + 0.5) / 4
     assert (metrics["mask_density_short"], metrics["mask_unused_short"]) == (pytest.approx(10 / 12), 0.0)
-    # Picture 1 shows a red heart and a blue drop: it beats the red drop's picture, not the blue heart's.
+    # Image 1 shows a red heart and a blue drop: it outranks the red drop's image, not the blue heart's.
     assert metrics["auc_binding_off"] == 0.5
     assert metrics["map_colour_shape_off"] == pytest.approx((0.5 + 3) / 4)
     assert metrics["map_colour_shape_bound_off"] == 1.0

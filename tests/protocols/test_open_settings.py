@@ -113,7 +113,7 @@ def test_a_run_that_died_is_scored_from_what_it_saved(tmp_path):
     (tmp_path / "ann.json").write_text(json.dumps(truth.data))
     metric = OpenVocabMetric(str(tmp_path / "ann.json"), out_file=str(tmp_path / "out.json"))
     metric.dataset_meta = {"classes": ("bus", "cat", "dog")}
-    # Image 1 holds a cat and image 2 a dog, both at x 10, y 10, 30 wide and high; image 3 was never seen.
+    # Image 1 has a cat and image 2 a dog, both at x 10, y 10, 30 wide and high; image 3 was not reached.
     metric.process(None, [sample(1, [[10, 10, 40, 40]], [1])])
     metric.process(None, [sample(2, [[10, 10, 40, 40]], [0])])
     partial = metric.partial_file
@@ -125,7 +125,7 @@ def test_a_run_that_died_is_scored_from_what_it_saved(tmp_path):
     assert result.per_class["dog"] == 0
     assert result.per_class["bus"] in (None, -1)
     assert result.protocol["images"] == "predicted"
-    # A run that ends leaves the whole file alone.
+    # A finished run leaves only the complete file.
     metrics = metric.evaluate(2)
     assert not partial.exists()
     whole = evaluate("coco", ann=tmp_path / "ann.json", pred=tmp_path / "out.json")
@@ -214,7 +214,7 @@ def test_a_run_on_sentences_has_the_digits_of_its_file(tmp_path, setting):
     metrics = metric.compute_metrics(metric.results)
     again = evaluate("dcube", tmp_path / "d3.json", tmp_path / "out.json", scenario=setting).metrics
     assert metrics == again
-    # On image 1 "two red cups" is a false alarm that the intra scenario does not ask for.
+    # On image 1 "two red cups" is a false positive that the intra scenario does not score.
     assert (metrics["full"] == 1.0) == (setting == "intra")
     with pytest.raises(
         UserError, match="dcube has no option setting. It is an option of ov-coco. dcube takes: .*scenario"

@@ -87,7 +87,7 @@ def test_all_adversarial_cases(shared, backend, tmp_path):
         truth = load_ground_truth(content)
         assert truth.report.counts["renumbered_annotation_ids"] == (name == "duplicate_ann_ids.json")
         if truth.report.counts["renumbered_annotation_ids"]:
-            # The reference reads repeated ids as they are; our reader gives them new numbers.
+            # The reference keeps repeated ids; our reader renumbers them.
             truth = GroundTruth(content, name)
         results, counts = check_predictions(content["detections"], truth, case["iouType"])
         metrics = coco_metrics(

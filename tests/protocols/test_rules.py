@@ -316,7 +316,7 @@ class TestLvis:
     def test_groups_and_federation(self, backend):
         truth = self.truth()
         results = perfect(truth)
-        # Lose half of the rare class; false positives where the class was not looked for, or is not exhaustive.
+        # Drop half of the rare class; false positives where the class was not annotated, or not exhaustively.
         results = [r for r in results if not (r["category_id"] == 1 and r["image_id"] > 4)]
         free = [
             {"image_id": 5, "category_id": 4, "bbox": [100, 60, 30, 30], "score": 0.99},

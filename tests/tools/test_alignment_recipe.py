@@ -60,7 +60,7 @@ def options(pairs, **more):
         "param_scheduler.warmup": 2,
         "train_cfg.max_epochs": 2,
         "model.loss.mask_mode": "hard_concrete",
-        # fp32 on every machine: the precision of a run is not what is tested here.
+        # fp32 on every machine, because precision is not under test.
         "optim_wrapper.type": "OptimWrapper",
         **more,
     }
@@ -170,7 +170,7 @@ def test_long_texts_and_a_slow_loader_are_told_and_another_model_is_refused(pair
     }
     done = run("tools/train.py", CONFIG, "--work-dir", tmp_path / "run", *options(pairs, **more))
     log = done.stdout + done.stderr
-    # Every prefix has at least "Picture number N", a text of 8 tokens and more; the first sentence alone has 5.
+    # Every prefix has at least "Picture number N", 8 tokens or more; the first sentence has 5.
     assert re.search(r"\d+ of 22 texts \(\d+\.\d%\) exceeded the token limit and were cut", log)
     assert "limited by the data loader" in log
     other = options(pairs, **more, **{"model.towers.arch": "SmartCLIP-toy"})

@@ -237,7 +237,7 @@ def test_none_and_many_are_answered_by_a_calibrated_threshold(aligned):
         )
     stamp = json.loads((root / "val.metrics.json").read_text())["protocol"]
     assert (stamp["answers"], stamp["subtract"]["count"]) == ("all", 20)
-    # Predictions cover the first 60 sentences of a split: an annotation file of those.
+    # An annotation file of the first 60 sentences of a split, which the predictions cover.
     for split in ("train", "val"):
         data = json.loads((refs / f"finetune_toy_{split}.json").read_text())
         data["images"] = data["images"][:60]
@@ -351,7 +351,7 @@ def test_a_grounding_head_is_trained_tested_and_scored_again(aligned):
     assert [d["name"] for d in told["detections"]] == asked
     assert told["protocol"]["mask_mode"] == "hard"
     assert {p.name for p in (root / "demo").iterdir()} >= {f"{photo.stem}_ground.png", f"{photo.stem}_masks.png"}
-    # Without --ground the same head answers about names.
+    # Without --ground the same head detects names.
     run(*demo, *options)
     told = json.loads((root / "demo" / f"{photo.stem}.json").read_text())
     assert {d["name"] for d in told["detections"]} <= set(asked)

@@ -222,7 +222,7 @@ def test_large_result_lists_are_read_in_pieces_with_the_same_answer(tmp_path, mo
         assert list(read) == rows
         assert isinstance(read, DetectionColumns) or size < 1000
     monkeypatch.setattr(files, "PIECE", 200)
-    # What is no plain list of boxes goes to the careful reader, which says what is wrong.
+    # Files that are not plain lists of boxes are parsed by the slower, validating reader.
     (tmp_path / "p.json").write_text(json.dumps([*rows, {"image_id": 1}]))
     with pytest.raises(UserError, match=f"Prediction {len(rows)} "):
         files.check_predictions(files.read_predictions(tmp_path / "p.json", truth), truth)

@@ -24,7 +24,7 @@ def test_every_stage_is_measured_for_every_number_of_names(small, tmp_path, caps
         assert list(stages) == list(predict.STAGES)
         assert all(s["seconds"] > 0 for s in stages.values())
         assert found[k]["whole"] == pytest.approx(sum(s["seconds"] for s in stages.values()))
-    # What no name takes part in is measured once for all.
+    # Stages that do not depend on names are measured once.
     assert all(found["1"]["stages"][s] == found["50"]["stages"][s] for s in predict.SAME)
     assert found["growth"] == pytest.approx(found["50"]["whole"] / found["1"]["whole"] - 1)
     assert "from 1 to 50 names the total grows by" in capsys.readouterr().out

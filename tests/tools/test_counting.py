@@ -31,7 +31,7 @@ def test_bytes_and_flop_of_single_operators():
     assert (cast.name, cast.flop, cast.bytes) == ("_to_copy", 0, 200 * 4 + 200 * 2)
     assert (product.name, product.flop, product.dtype) == ("mm", 2 * 10 * 20 * 30, torch.bfloat16)
     assert product.bytes == 2 * (200 + 600 + 300)
-    # What is expanded is read once; of a table only the rows that are taken.
+    # Expanded tensors are read once; of a table only the selected rows.
     assert add.bytes == 2 * (300 + 4 * 300)
     assert zeros.bytes == 5 * 8
     assert rows.bytes == 5 * 8 + 2 * (5 * 8 * 4)
@@ -85,7 +85,7 @@ def test_an_alignment_step_counts_what_its_formula_says_and_changes_save_bytes(c
     config = architecture(arch)
     formula = batch * step_flops(config, config.context_length) / 1e12
     for row in found.values():
-        # The head, the projections, and the image that needs no gradient are not in the formula.
+        # The formula ignores the head, the projections, and that images need no gradient.
         assert row["teraflop"] == pytest.approx(formula, rel=0.05)
         assert row["H200"]["milliseconds"] < row["H100"]["milliseconds"]
         assert row["H100"]["bound_milliseconds"] < row["H100"]["milliseconds"]

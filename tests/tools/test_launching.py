@@ -36,7 +36,7 @@ def wrapper(precision="auto", **options):
 def test_mixed_precision_is_bf16_where_the_card_has_it_and_fp16_by_name(monkeypatch, cuda, has_bf16, asked, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(launch, "bf16_pays", lambda device: has_bf16)
-    # What the other wrapper understood does not stay behind.
+    # Options of the other wrapper are removed.
     for before in ("OptimWrapper", "AmpOptimWrapper", "BFloat16OptimWrapper"):
         given = wrapper(asked, type=before, **({"loss_scale": 512.0, "dtype": "float16"} if "Amp" in before else {}))
         assert given.type == found

@@ -68,7 +68,7 @@ def test_captions_are_true_of_their_own_picture_and_say_what_they_are_told_to():
     assert (said[0].sum(dim=1) == 1).all()
     assert said[1].sum(dim=1).mean().item() == pytest.approx(0.5, abs=0.05)
     assert said[2].sum() == 0
-    # Plain is a texture that nobody says; of the others 0.3 of the objects have one.
+    # The texture "plain" is never mentioned; of the other objects, 0.3 mention theirs.
     assert said[3][:, 0].sum() == 0
     assert said[3].sum(dim=1).mean().item() == pytest.approx(0.3, abs=0.05)
     few = draw_captions(scenes, Speech(any_subset=0), generator(1)).there.sum(dim=1)
@@ -148,7 +148,7 @@ def test_the_command_writes_stamped_numbers_of_each_recipe(tmp_path, capsys):
     assert set(content["metrics"]["clip"]) == {"off", "auc"}
     masked = content["metrics"]["masks"]
     assert set(masked) == {"hard", "off", "random", "shuffled", "auc", "density", "never_on"}
-    # After 25 steps shapes are told well above chance (0.1 of the pictures show one), which a broken order would not.
+    # After 25 steps shapes are recognised well above chance (0.1 of the images show one); a broken order would not be.
     assert content["metrics"]["clip"]["off"]["shape"] > 0.4
     assert content["by_seed"]["masks"][0]["hard"] == masked["hard"]
     assert "col+sh" in capsys.readouterr().out

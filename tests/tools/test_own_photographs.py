@@ -73,7 +73,7 @@ def test_the_whole_way(own, capsys):
     assert _start([*given[:-2], "--format", "yolo", "--out", str(own / "labels")]) == 2
     assert (own / "labels/answers.jsonl").read_bytes() == answers
 
-    # A person corrects: the true boxes, on the pictures and classes of the labels.
+    # Manual corrections: the true boxes, on the images and classes of the labels.
     truth = json.loads((own / "truth.json").read_text())
     by_name = {i["file_name"]: i["id"] for i in labelled.data["images"]}
     file_of = {i["id"]: i["file_name"] for i in truth["images"]}

@@ -20,7 +20,7 @@ from tests.processes import run_process
 pytestmark = pytest.mark.slow
 
 
-#: Tools without an MMEngine run: their main is called in this process, since each start of Python costs seconds.
+#: Tools without an MMEngine run are called in this process, because starting Python takes seconds.
 INSIDE = (
     "demo",
     "ground",
@@ -184,13 +184,13 @@ def test_two_processes_train_with_frozen_parts(small):
         root / "dist",
         "--cfg-options",
         "find_unused_parameters=True",
-    )  # the tiny pyramid leaves its first tap out
+    )  # the tiny pyramid skips its first tap
     log = done.stdout + done.stderr
     assert "Epoch(val) [1]" in log
     assert (root / "dist/epoch_1.pth").is_file()
 
 
-#: Runs a tool with little more memory than its libraries take.
+#: Runs a tool with little more memory than its libraries need.
 SHORT_OF_MEMORY = """
 import resource, runpy, sys
 import torch, mmdet, smartclip_det.register_detection
@@ -361,7 +361,7 @@ class TestPredictor:
         _, source, _ = small
         photo = source / "images/000000037666.jpg"
         predictor.set_image(photo)
-        monkeypatch.setattr(predictor.detector.backbone, "features", None)  # any further encoding would fail
+        monkeypatch.setattr(predictor.detector.backbone, "features", None)  # another encoding would fail
         both = predictor.detect(["cat", "red mug"], max_detections=400)
         alone = predictor.detect(["cat"], max_detections=400)
         cats = both.scores[both.labels == 0]

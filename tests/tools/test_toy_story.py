@@ -24,7 +24,7 @@ from smartclip_det.studies.toy_measures import Gap, mean_precision
 from smartclip_det.studies.toy_pictures import RIGHT, WRONG, draw_marks, match_and_mark
 from tests.tools.toy_run import write_run
 
-#: Keys that classes take and configs leave at their default.
+#: Keys that classes accept and configs leave at their default.
 UNSAID = ("metrics_file", "indices", "control", "seed", "mask_mode")
 
 
@@ -268,7 +268,7 @@ def test_the_page_tells_every_section_and_needs_no_other_file(page):
     assert "<th>partial captions mAP</th>" in text
     assert "<th>full captions mAP</th>" not in text
     assert 'src="http' not in text
-    # A control is explained before the first table that has it.
+    # A control is explained before the first table that shows it.
     assert text.index("<dt>another text&#39;s mask") < text.index("<td>SmartCLIP, another text&#39;s mask")
     assert text.count("smartclip-det train configs/") == 2
 
@@ -276,7 +276,7 @@ def test_the_page_tells_every_section_and_needs_no_other_file(page):
 def test_the_summary_tells_differences_of_the_files(page):
     summary = json.loads((page / "summary.json").read_text())
     gap = summary["gaps"]["grounding random"]
-    # Answers were drawn right in 0.9 and 0.4 of the sentences.
+    # Predictions were generated correct for 0.9 and 0.4 of the sentences.
     assert gap["low"] < gap["value"] < gap["high"]
     assert gap["value"] == pytest.approx(0.5, abs=0.2)
     assert summary["gaps"]["novel shuffled"]["value"] > 0

@@ -44,14 +44,14 @@ def flags(monkeypatch, tmp_path, text):
         (X86.format("avx512_bf16 avx512f"), 1.0, 2.0, True),
         (X86.format("amx_bf16"), 1.0, 2.0, True),
         ("Features\t: fp asimd bf16 i8mm\n", 1.0, 1.0, True),
-        # The flag alone is not enough: a library may not use it.
+        # The CPU flag is not enough: a library may not use it.
         (X86.format("avx512_bf16"), 20.0, 1.0, False),
-        # A busy machine times products badly, and trains in the same precision all the same.
+        # On a busy machine timings of products are unreliable, and the precision must not change.
         (X86.format("avx512_bf16"), 3.0, 1.0, True),
-        # A part of a flag's name is none.
+        # A substring of a flag is not the flag.
         (X86.format("avx512_bf16x"), 1.0, 2.0, False),
         (X86.format(""), 1.0, 2.0, False),
-        # No such file (macOS, Windows): measured alone.
+        # Without this file (macOS, Windows) only the measurement counts.
         (None, 1.0, 2.0, True),
         (None, 80.0, 1.0, False),
     ],

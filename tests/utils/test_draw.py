@@ -142,5 +142,5 @@ def test_a_long_phrase_is_cut_to_the_picture_with_its_score():
         draw_boxes(Image.new("RGB", (120, 90), "white"), [[5, 40, 60, 80]], ["word " * 40], ["word " * 40], [0.5])
     )
     block = (out == np.array(colour_of(0))).all(-1)
-    assert block.sum(axis=1).max() >= 100  # the label is as wide as the picture
+    assert block.sum(axis=1).max() >= 100  # the label is as wide as the image
     assert lettering.fitting("xy", lettering.font(12), 1) == "x…"

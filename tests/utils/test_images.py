@@ -41,13 +41,13 @@ def saved(image, form="PNG", **options):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 700), st.booleans(), st.sampled_from([7, 16, 33]))
 def test_cutting_while_resizing_gives_what_cutting_after_it_gives(short, long, upright, side):
-    # Of middle values: which of Pillow's two passes comes first shows where a bicubic overshoot is cut in between.
+    # Mid-range values: the order of Pillow's two passes matters where a bicubic overshoot is clipped in between.
     image = noise(*((short, long) if upright else (long, short))).point(lambda v: 80 + v * 96 // 255)
     width, height = images._resized(image.size, side, "crop")
     left, top = round((width - side) / 2), round((height - side) / 2)
     expected = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
     difference = np.abs(np.asarray(fit_square(image, side), int) - np.asarray(expected, int))
-    # Up to 16 squares long, bit by bit; beyond, to the rounding of two passes.
+    # Exact for aspect ratios up to 16; above, up to the rounding of two passes.
     assert difference.max() <= (2 if max(width, height) > 16 * side else 0)
 
 
@@ -73,7 +73,7 @@ def test_a_thread_of_pixels_takes_no_gigabytes(size, fit, monkeypatch):
 
 def test_reduced_decoding_stays_within_its_distance(shared):
     files = sorted((shared / "coco_mini_train/images").glob("*.jpg"))[:16]
-    # By a quarter with much to spare, and by a half with little.
+    # By a quarter with a large margin, and by a half with a small one.
     for fit, side in [*((fit, 40) for fit in FITS), ("crop", 224)]:
         found = []
         for path in files:
@@ -82,10 +82,10 @@ def test_reduced_decoding_stays_within_its_distance(shared):
             found.append(np.abs(whole - part).mean())
         assert 0 < np.mean(found) < REDUCED_DISTANCE[0]
         assert max(found) < REDUCED_DISTANCE[1]
-    # Where a half would leave too little, nothing is reduced.
+    # If half the size would be too small, nothing is reduced.
     for fit in FITS:
         whole, part = (np.asarray(read_square(files[0], "x", 400, fit, exact=e), int) for e in (True, False))
-        # A square that is cut before it is resized may differ by rounding.
+        # A square cropped before resizing may differ by rounding.
         assert np.abs(whole - part).max() <= 2
 
 
