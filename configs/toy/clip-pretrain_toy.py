@@ -3,7 +3,6 @@
 _base_ = ["../_base_/datasets/toy_captions.py", "../_base_/alignment_runtime.py"]
 
 towers = dict(checkpoint=None, arch="CLIP-toy", seed=0)
-max_epochs = 8
 
 model = dict(
     type="SmartCLIPAlignment",
@@ -20,9 +19,10 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.04, by_epoch=False, begin=0, end=80),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
+    # Ends with the training, whatever its length.
+    dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=8, val_interval=4)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 custom_hooks = [

@@ -17,7 +17,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=8, T_max=8, convert_to_iter_based=True),
+    # Ends with the training, whatever its length.
+    dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=8, val_interval=8)
 custom_hooks = [dict(type="VocabularyHook", towers=towers, templates=["{article} {}"])]

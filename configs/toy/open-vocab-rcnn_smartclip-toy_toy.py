@@ -33,7 +33,8 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=1, T_max=1, convert_to_iter_based=True),
+    # Ends with the training, whatever its length.
+    dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=1, val_interval=1)
 custom_hooks = [dict(type="VocabularyHook", towers=towers, templates=["{article} {}"])]

@@ -39,10 +39,10 @@ val_evaluator = dict(
     score_threshold=0.5,
 )
 test_evaluator = val_evaluator
-max_epochs = 8
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
+    # Ends with the training, whatever its length.
+    dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(max_epochs=8, val_interval=4)

@@ -3,7 +3,6 @@
 _base_ = "./clip-pretrain_toy.py"
 
 towers = dict(checkpoint=None, arch="SmartCLIP-toy", seed=0, mask_layers=1)
-max_epochs = 2
 
 model = dict(
     towers=towers,
@@ -15,9 +14,10 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.04, by_epoch=False, begin=0, end=80),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, begin=0, end=max_epochs, convert_to_iter_based=True),
+    # Ends with the training, whatever its length.
+    dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(max_epochs=2, val_interval=1)
 custom_hooks = [
     dict(type="CaptionEpochHook"),
     dict(type="TowerCheckpointHook"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
@@ -81,6 +82,7 @@ class TestOptions(RunOptions):
         checkpoint: checkpoint file.
         out: output predictions; metrics go to a ``.metrics.json`` of the same name.
         show_dir: folder for images with drawn detections.
+        control: ``none``, or ``text_shuffled``: score each class with the text of another one.
     """
 
     __test__ = False
@@ -88,6 +90,7 @@ class TestOptions(RunOptions):
     checkpoint: str = ""
     out: str | None = None
     show_dir: str | None = None
+    control: str = "none"
 
 
 def train(options: TrainOptions) -> None:
@@ -135,7 +138,8 @@ def test(options: TestOptions) -> None:
     """Build the runner and test.
 
     Raises:
-        UserError: for invalid configs and checkpoints, or an evaluator that cannot write predictions.
+        UserError: for invalid configs and checkpoints, an evaluator that cannot write predictions, or a control of a
+            model without a vocabulary.
     """
     os.environ.setdefault("LOCAL_RANK", str(options.local_rank))
     config = load_config(options.config, options.cfg_options)
@@ -158,8 +162,26 @@ def test(options: TestOptions) -> None:
         }
     if options.show_dir:
         config.default_hooks.visualization.update(draw=True, test_out_dir=options.show_dir)
+    if options.control != "none":
+        set_control(config, options.control)
     runner = Runner.from_cfg(config)
     refuse_foreign_checkpoint(unwrapped(runner.model), options.checkpoint)
     runner.test()
     if options.out:
         runner.logger.info(f"Predictions: {options.out}\nMetrics:     {evaluator.metrics_file}")
+
+
+def set_control(config: Config, control: str) -> None:
+    """Set the control of the hook that encodes the vocabulary.
+
+    Raises:
+        UserError: for a config without this hook.
+    """
+    hooks = [h for h in config.get("custom_hooks") or [] if h.get("type") == "VocabularyHook"]
+    if not hooks:
+        raise UserError(
+            f"--control {control} permutes the texts of classes and needs a detector: the config has no "
+            "VocabularyHook. For phrases, use smartclip-det ground --control."
+        )
+    for hook in hooks:
+        hook.control = control

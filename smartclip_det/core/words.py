@@ -28,6 +28,8 @@ TEXT_NORMS = ("full", "masked")
 PRESENCE_SOURCES = ("pooled", "cells")
 TEMPLATE_ORDERS = ("per_template", "average_state", "average_mask", "union_mask")
 TEMPLATE_SETS = ("none", "photo", "clip_80", "vild_63")
+#: Controls of a test: ``text_shuffled`` scores each class or phrase with the text of another one.
+CONTROLS = ("none", "text_shuffled")
 #: Image-text retrieval sets.
 CAPTION_SETS = (
     "coco-5k",

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.text_bank import TextBank
+from smartclip_det.core.words import CONTROLS
 from smartclip_det.engine.launch import unwrapped
 from smartclip_det.models.towers.smartclip import SmartCLIP
 from smartclip_det.models.towers.source import load_towers
@@ -45,7 +46,7 @@ class VocabularyHook(Hook):
             control: ``text_shuffled`` gives every class the text of another class in validation and testing, to
                 measure what a detector scores when names are meaningless.
         """
-        self.control = check_choice("control", control, ("none", "text_shuffled"))
+        self.control = check_choice("control", control, CONTROLS)
         self.towers = dict(towers)
         self.templates = templates
         self.cache_dir = default_cache_dir() if cache_dir == "default" else cache_dir and Path(cache_dir)

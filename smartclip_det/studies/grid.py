@@ -15,9 +15,8 @@ from typing import Any
 from smartclip_det.core.errors import check_choice
 from smartclip_det.core.mask_modes import RETRIEVAL_MODES
 from smartclip_det.studies.grid_table import Table, numbers_of, write_table
-from smartclip_det.studies.toy import DETECTOR, TEMPLATE, alignment_options
-from smartclip_det.utils.cfg_options import format_options
-from smartclip_det.utils.steps import Step, StepRunner, verb
+from smartclip_det.studies.toy_steps import DETECTOR, ToySteps, epoch_options, step_options
+from smartclip_det.utils.steps import Step, StepRunner
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class GridOptions:
 
 def run_grid(task: GridOptions) -> None:
     """Run unfinished steps, seed by seed, and write the tables after each seed."""
-    world = Step("world", verb("data make-toy", "--out", str(task.data)), [task.data / "world.json"])
+    world = ToySteps(task.out, task.data, 0).world()
     if not world.outputs[0].is_file():
         StepRunner(task.out).run(world, 1)
     scorings = {n: VARIANTS[n].scorings for n in task.variants}
@@ -140,6 +139,7 @@ class Seed:
 
     def __init__(self, task: GridOptions, seed: int) -> None:
         self.task, self.seed, self.out = task, seed, task.out / f"seed_{seed}"
+        self.steps = ToySteps(self.out, task.data, seed)
 
     def stages(self) -> list[list[Step]]:
         """Steps in order."""
@@ -147,8 +147,9 @@ class Seed:
         two_stage = [n for n in names if VARIANTS[n].stages == 2]
         first = [self.one_stage(n) for n in names if n not in two_stage]
         if two_stage and not self.task.pretrained:
-            options = {"towers.seed": self.seed, "randomness.seed": self.seed}
-            first.append(self.epochs("pretrain", "clip-pretrain_toy", self.task.pretrain, options))
+            length = epoch_options(self.task.pretrain, validate=True)
+            new = {"towers.seed": self.seed}
+            first.append(self.steps.alignment("clip-pretrain_toy", self.towers("pretrain"), new, length))
         stages = [
             first,
             [self.two_stage(n) for n in two_stage],
@@ -167,70 +168,22 @@ class Seed:
 
     def one_stage(self, name: str) -> Step:
         """An alignment from scratch."""
-        return self.alignment(name, VARIANTS[name].config, alignment_options(self.task.steps, self.seed))
+        new, length = {"towers.seed": self.seed}, step_options(self.task.steps)
+        return self.steps.alignment(VARIANTS[name].config, self.towers(name), new, length)
 
     def two_stage(self, name: str) -> Step:
         """An alignment from the pretrained towers."""
-        source = {"towers.checkpoint": self.towers("pretrain"), "randomness.seed": self.seed}
-        new = {} if VARIANTS[name].scorings == ("off",) else {"towers.seed": self.seed}
-        return self.epochs(name, VARIANTS[name].config, self.task.align, {**source, **new})
-
-    def epochs(self, name: str, config: str, epochs: int, source: dict[str, Any]) -> Step:
-        """An alignment whose length is given in epochs."""
-        return self.alignment(
-            name,
-            config,
-            {
-                "train_cfg.max_epochs": epochs,
-                "train_cfg.val_interval": epochs,
-                "param_scheduler.1.T_max": epochs,
-                "param_scheduler.1.end": epochs,
-                "train_dataloader.dataset.seed": self.seed,
-                **source,
-            },
-        )
-
-    def alignment(self, name: str, config: str, options: dict[str, Any]) -> Step:
-        """An alignment run."""
-        metrics = self.out / f"{name}.metrics.json"
-        command = verb(
-            "train",
-            f"configs/toy/{config}.py",
-            "--work-dir",
-            str(self.out / name),
-            *format_options({"data_root": f"{self.task.data}/", "val_evaluator.metrics_file": metrics, **options}),
-        )
-        return Step(name, command, [self.towers(name), metrics])
+        towers: dict[str, Any] = {"towers.checkpoint": self.towers("pretrain")}
+        if VARIANTS[name].scorings != ("off",):
+            # Of the new mask network.
+            towers["towers.seed"] = self.seed
+        length = epoch_options(self.task.align, validate=True)
+        return self.steps.alignment(VARIANTS[name].config, self.towers(name), towers, length)
 
     def probe(self, name: str) -> Step:
         """Region probe of one alignment; with the text norm of its training."""
-        annotations, out = self.task.data / "annotations", self.out / f"probe_{name}.json"
-        command = verb(
-            "probe",
-            "--encoder",
-            str(self.towers(name)),
-            "--ann",
-            str(annotations / "instances_val.json"),
-            "--images",
-            str(self.task.data / "images/val"),
-            "--split-file",
-            str(annotations / "split.json"),
-            "--templates",
-            TEMPLATE,
-            "--crop-context",
-            "2.0",
-            "--mask-modes",
-            *VARIANTS[name].scorings,
-            "--text-norm",
-            "masked" if VARIANTS[name].stages == 1 else "full",
-            "--out",
-            str(out),
-        )
-        return Step(f"probe_{name}", command, [out])
-
-    def detector_options(self, name: str) -> dict[str, Any]:
-        """Overrides shared by training and testing."""
-        return {"data_root": f"{self.task.data}/", "towers.checkpoint": self.towers(HEADS[name][0])}
+        variant = VARIANTS[name]
+        return self.steps.probe(name, self.towers(name), variant.scorings, "masked" if variant.stages == 1 else "full")
 
     def heads(self, name: str) -> Path:
         """Final checkpoint of a detector."""
@@ -238,35 +191,21 @@ class Seed:
 
     def head(self, name: str) -> Step:
         """Heads trained with one mask mode."""
-        epochs = self.task.detector
+        towers, mode = HEADS[name]
         options = {
-            **self.detector_options(name),
-            "model.policy.mask_mode": HEADS[name][1],
-            "randomness.seed": self.seed,
-            "train_cfg.max_epochs": epochs,
-            "train_cfg.val_interval": epochs + 1,
-            "param_scheduler.1.T_max": epochs,
-            "param_scheduler.1.end": epochs,
+            "towers.checkpoint": self.towers(towers),
+            "model.policy.mask_mode": mode,
+            **epoch_options(self.task.detector, validate=False),
         }
-        folder = str(self.heads(name).parent)
-        command = verb("train", DETECTOR, "--work-dir", folder, *format_options(options))
-        return Step(f"heads_{name}", command, [self.heads(name)])
+        return self.steps.heads(DETECTOR, self.heads(name), options)
 
     def test(self, row: str, name: str, policy: dict[str, str]) -> Step:
         """One test of trained heads with changes of the policy."""
-        out = self.out / f"detection_{slug(row)}.json"
-        options = {**self.detector_options(name), **{f"model.policy.{k}": v for k, v in policy.items()}}
-        command = verb(
-            "test",
-            DETECTOR,
-            str(self.heads(name)),
-            "--work-dir",
-            str(self.out / "tests" / out.stem),
-            "--out",
-            str(out),
-            *format_options(options),
-        )
-        return Step(out.stem, command, [out.with_suffix(".metrics.json")])
+        options = {
+            "towers.checkpoint": self.towers(HEADS[name][0]),
+            **{f"model.policy.{k}": v for k, v in policy.items()},
+        }
+        return self.steps.test(self.out / f"detection_{slug(row)}.json", DETECTOR, self.heads(name), options)
 
 
 def slug(name: str) -> str:

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from smartclip_det.protocols.stamp import code_version
+from smartclip_det.studies.toy_steps import DETECTOR, HEAD, ToySteps, epoch_options, step_options
 from smartclip_det.utils.cfg_options import format_options
 from smartclip_det.utils.parallel import available_cores
 from smartclip_det.utils.safe_load import safe_torch_load
 from smartclip_det.utils.steps import Step, StepRunner, verb, write_json
 
-DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
-HEAD = "configs/toy/referring_smartclip-toy_toy.py"
 #: Tests of each set of heads: a mask mode, or a control.
 TESTS = ("hard", "off", "random", "shuffled", "text_shuffled", "random_tower")
 GROUNDING_MODES = ("hard", "off", "random", "shuffled")
 HEAD_MODES = ("hard", "off")
-TEMPLATE = "{article} {}"
-BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -82,40 +79,32 @@ def tell_story(options: ToyOptions) -> None:
     story.report(runner, options.quick)
 
 
-def alignment_options(steps: int, seed: int) -> dict[str, Any]:
-    """Overrides of the one-stage alignments for a length and a seed; warm-up and captions scale with the length."""
-    return {
-        "randomness.seed": seed,
-        "towers.seed": seed,
-        "train_dataloader.dataset.seed": seed,
-        "train_cfg.max_steps": steps,
-        "train_cfg.val_interval": steps,
-        "param_scheduler.warmup": int(0.08 * steps),
-        "train_dataloader.dataset.scenes.ramp": int(0.6 * steps) * BATCH,
-    }
-
-
 class Story:
     """The steps of one run."""
 
     def __init__(self, out: Path, data: Path, seed: int, size: Size) -> None:
         self.out, self.data, self.seed, self.size = out, data, seed, size
+        self.steps = ToySteps(out, data, seed)
 
     def stages(self) -> list[list[Step]]:
         """Steps in order; those of one stage are independent and run in parallel, the longest first."""
-        world = verb("data make-toy", "--out", str(self.data), "--seed", str(self.seed), *self.size.world)
-        detectors = [
-            self.detector("detector", self.towers("smartclip"), self.size.images),
-            self.detector("detector_random", None, self.size.control_images),
+        probes = [
+            self.steps.probe(
+                name,
+                None if name == "random" else self.towers(name),
+                GROUNDING_MODES if name == "smartclip" else ("off",),
+                views=("crop", "dense", "mask"),
+            )
+            for name in ("smartclip", "clip", "random")
         ]
         return [
-            [Step("world", world, [self.data / "world.json"])],
+            [self.steps.world(self.seed, self.size.world)],
             [self.alignment("smartclip"), self.alignment("clip")],
             [
-                detectors[0],
+                self.detector("detector", self.towers("smartclip"), self.size.images),
                 self.grounding_head(),
-                detectors[1],
-                *(self.probe(n) for n in ("smartclip", "clip", "random")),
+                self.detector("detector_random", None, self.size.control_images),
+                *probes,
             ],
             [*self.groundings(), *self.tests(), *self.head_tests()],
         ]
@@ -129,123 +118,46 @@ class Story:
         return self.out / name / f"epoch_{self.size.head_epochs if name == 'referring' else 1}.pth"
 
     def alignment(self, name: str) -> Step:
-        """An alignment run from scratch; its metrics are written at the end."""
-        metrics = self.out / f"{name}.metrics.json"
-        options = {
-            "data_root": f"{self.data}/",
-            **alignment_options(self.size.steps, self.seed),
-            "val_evaluator.metrics_file": metrics,
-        }
-        command = verb(
-            "train", f"configs/toy/{name}-align_toy.py", "--work-dir", str(self.out / name), *format_options(options)
-        )
-        return Step(name, command, [self.towers(name), metrics])
-
-    def probe(self, name: str) -> Step:
-        """Region probe of one pair of towers."""
-        where = ["--arch", "SmartCLIP-toy"] if name == "random" else ["--encoder", str(self.towers(name))]
-        modes = GROUNDING_MODES if name == "smartclip" else ("off",)
-        annotations, out = self.data / "annotations", self.out / f"probe_{name}.json"
-        command = verb(
-            "probe",
-            *where,
-            "--ann",
-            str(annotations / "instances_val.json"),
-            "--images",
-            str(self.data / "images/val"),
-            "--split-file",
-            str(annotations / "split.json"),
-            "--templates",
-            TEMPLATE,
-            "--crop-context",
-            "2.0",
-            "--views",
-            "crop",
-            "dense",
-            "mask",
-            "--mask-modes",
-            *modes,
-            "--text-norm",
-            "masked",
-            "--out",
-            str(out),
-        )
-        return Step(f"probe_{name}", command, [out])
-
-    def frozen(self, towers: Path | None) -> dict[str, Any]:
-        """Overrides shared by training and testing on frozen towers."""
-        return {"data_root": f"{self.data}/", **({"towers.checkpoint": towers} if towers else {})}
+        """An alignment run from scratch."""
+        towers = {"towers.seed": self.seed}
+        return self.steps.alignment(f"{name}-align_toy", self.towers(name), towers, step_options(self.size.steps))
 
     def detector(self, name: str, towers: Path | None, images: int) -> Step:
         """Detector heads on frozen towers; without towers on random ones, as a control."""
-        options = {
-            **self.frozen(towers),
-            "randomness.seed": self.seed,
-            "train_cfg.val_interval": 2,
-            "train_dataloader.dataset.indices": images,
-        }
-        command = verb("train", DETECTOR, "--work-dir", str(self.out / name), *format_options(options))
-        return Step(name, command, [self.heads(name)])
+        options = {**frozen(towers), **epoch_options(1, validate=False), "train_dataloader.dataset.indices": images}
+        return self.steps.heads(DETECTOR, self.heads(name), options)
 
     def grounding_head(self) -> Step:
         """The trained grounding head on the SmartCLIP towers."""
-        epochs = self.size.head_epochs
         options = {
-            **self.frozen(self.towers("smartclip")),
-            "randomness.seed": self.seed,
-            "train_cfg.max_epochs": epochs,
-            "train_cfg.val_interval": epochs + 1,
-            "param_scheduler.1.T_max": epochs,
-            "param_scheduler.1.end": epochs,
+            **frozen(self.towers("smartclip")),
+            **epoch_options(self.size.head_epochs, validate=False),
             "train_dataloader.dataset.indices": self.size.head_images,
         }
-        command = verb("train", HEAD, "--work-dir", str(self.out / "referring"), *format_options(options))
-        return Step("referring", command, [self.heads("referring")])
+        return self.steps.heads(HEAD, self.heads("referring"), options)
 
     def tests(self) -> list[Step]:
         """The detector with mask modes and controls."""
-        changes: dict[str, dict[str, Any]] = {
-            "text_shuffled": {"custom_hooks.0.control": "text_shuffled"},
-            "random_tower": {},
+        trained, towers = self.heads("detector"), frozen(self.towers("smartclip"))
+        cases: dict[str, tuple[Path, dict[str, Any], str | None]] = {
+            **{mode: (trained, {**towers, "model.policy.mask_mode": mode}, None) for mode in GROUNDING_MODES},
+            "text_shuffled": (trained, towers, "text_shuffled"),
+            "random_tower": (self.heads("detector_random"), {}, None),
         }
-        steps = []
-        for mode in TESTS:
-            random = mode == "random_tower"
-            options = {
-                **self.frozen(None if random else self.towers("smartclip")),
-                **changes.get(mode, {"model.policy.mask_mode": mode}),
-            }
-            heads = self.heads("detector_random" if random else "detector")
-            steps.append(self.test(f"detection_{mode}", DETECTOR, heads, options, ".json"))
-        return steps
+        return [
+            self.steps.test(self.out / f"detection_{name}.json", DETECTOR, heads, options, control)
+            for name, (heads, options, control) in cases.items()
+        ]
 
     def head_tests(self) -> list[Step]:
         """The grounding head with mask modes, including sentences with no and many targets."""
+        towers = frozen(self.towers("smartclip"))
         return [
-            self.test(
-                f"referring_{m}",
-                HEAD,
-                self.heads("referring"),
-                {**self.frozen(self.towers("smartclip")), "model.mask_mode": m},
-                ".jsonl",
+            self.steps.test(
+                self.out / f"referring_{m}.jsonl", HEAD, self.heads("referring"), {**towers, "model.mask_mode": m}
             )
             for m in HEAD_MODES
         ]
-
-    def test(self, name: str, config: str, checkpoint: Path, options: dict[str, Any], ending: str) -> Step:
-        """One test with its predictions and metrics."""
-        out = self.out / f"{name}{ending}"
-        command = verb(
-            "test",
-            config,
-            str(checkpoint),
-            "--work-dir",
-            str(self.out / "tests" / name),
-            "--out",
-            str(out),
-            *format_options(options),
-        )
-        return Step(name, command, [out, out.with_suffix(".metrics.json")])
 
     def groundings(self) -> list[Step]:
         """Zero-shot grounding on the detector's proposals and on ground-truth boxes."""
@@ -259,7 +171,7 @@ class Story:
             DETECTOR,
             "--checkpoint",
             str(self.heads("detector")),
-            *format_options(self.frozen(towers)),
+            *format_options({"data_root": f"{self.data}/", **frozen(towers)}),
         ]
         truth = ["--proposals", "ground-truth", "--instances", str(self.data / "annotations/instances_val.json")]
         runs = {
@@ -325,6 +237,11 @@ class Story:
         runner.run(step, available_cores(), "[report]")
         print((self.out / "logs/report.log").read_text(encoding="utf-8").strip())
         print(f"total {runner.spent:.0f} s. Open {self.out / 'report.html'} in a browser.")
+
+
+def frozen(towers: Path | None) -> dict[str, Any]:
+    """Override that puts trained towers under heads."""
+    return {"towers.checkpoint": towers} if towers else {}
 
 
 def keep_weights(source: Path, out: Path) -> None:

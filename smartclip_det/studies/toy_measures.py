@@ -24,7 +24,8 @@ from smartclip_det.metrics.referring import score_referring, single_targets
 from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.protocols.registry import compare
-from smartclip_det.studies.toy import GROUNDING_MODES, HEAD_MODES, TEMPLATE, TESTS
+from smartclip_det.studies.toy import GROUNDING_MODES, HEAD_MODES, TESTS
+from smartclip_det.studies.toy_steps import TEMPLATE
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 
 IMAGE_SIDE = 64

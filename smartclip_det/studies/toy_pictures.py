@@ -20,9 +20,9 @@ from smartclip_det.formats.json_files import read_json
 from smartclip_det.metrics.referring import box_overlap, single_targets
 from smartclip_det.models.towers.source import load_towers
 from smartclip_det.probing.mask_statistics import jaccard
-from smartclip_det.studies.toy import TEMPLATE
 from smartclip_det.studies.toy_conclusions import MaskFacts
 from smartclip_det.studies.toy_measures import IMAGE_SIDE
+from smartclip_det.studies.toy_steps import TEMPLATE
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 from smartclip_det.visualization.draw import colour_of, draw_heatmap, draw_mask_strip
 from smartclip_det.visualization.idea import IdeaText, draw_idea

@@ -358,6 +358,16 @@ class TestBankSwap:
         hook.after_test_epoch(runner)
         assert detector.text_bank is None
         assert runner.message_hub.get_info("vocabulary")["classes"] == 3
+        assert "control" not in runner.message_hub.get_info("vocabulary")
+        # The control exchanges the texts of a test, and leaves the training as it is.
+        control = VocabularyHook(TOWERS, cache_dir=None, control="text_shuffled")
+        control.before_train(runner)
+        assert torch.equal(detector.text_bank.embeds, training.embeds)
+        control.before_val_epoch(runner)
+        plain = hook.bank_for(phases["val"].dataset.metainfo, detector.policy.template_order)
+        assert detector.text_bank.names == plain.names
+        assert not any((a == b).all() for a, b in zip(detector.text_bank.embeds, plain.embeds, strict=True))
+        assert runner.message_hub.get_info("vocabulary")["control"] == "text_shuffled"
         with pytest.raises(UserError, match="takes no text bank"):
             hook.before_train(SimpleNamespace(**{**vars(runner), "model": torch.nn.Linear(1, 1)}))
 

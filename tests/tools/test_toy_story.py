@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.runner import Runner
 from PIL import Image
 
+from smartclip_det.apis import running
 from smartclip_det.cli import dispatch
+from smartclip_det.core.errors import UserError
 from smartclip_det.engine.config import load_config
 from smartclip_det.metrics.query_precision import mean_known, query_precisions
 from smartclip_det.studies import toy_conclusions as conclusions
@@ -22,6 +26,8 @@ from smartclip_det.studies.grid_table import difference, markdown, spread
 from smartclip_det.studies.toy import DEFAULT, QUICK, Story, keep_weights
 from smartclip_det.studies.toy_measures import Gap, mean_precision
 from smartclip_det.studies.toy_pictures import RIGHT, WRONG, draw_marks, match_and_mark
+from smartclip_det.studies.toy_steps import DETECTOR, HEAD
+from tests.conftest import REPO
 from tests.tools.toy_run import write_run
 
 #: Keys that classes accept and configs leave at their default.
@@ -50,6 +56,7 @@ def check_step(step):
     args = dispatch.parser_of(verb).parse_args(rest)
     config = getattr(args, "config", None)
     for key in (getattr(args, "cfg_options", None) or {}) if config else {}:
+        assert not any(part.isdigit() for part in key.split(".")), f"{step.name}: {key} depends on a position"
         new = key.startswith("model.policy.") or key.rpartition(".")[2] in UNSAID
         assert new or has(plain_config(config), key), (step.name, key)
     return args
@@ -67,6 +74,66 @@ def test_each_step_of_the_story_is_a_command_that_can_run(tmp_path, size):
                 for one in path if isinstance(path, list) else [path]:
                     assert one is None or str(one) in written, (step.name, one)
         written |= {str(p) for step in stage for p in step.outputs}
+
+
+def test_the_story_and_the_grid_build_equal_steps_alike(tmp_path):
+    """What both train, in one folder on one world with one seed, is one command."""
+    story = Story(tmp_path / "seed_3", tmp_path / "world", 3, DEFAULT)
+    grid = Seed(GridOptions(out=tmp_path, data=tmp_path / "world", heads=["smartclip_hard"]), 3)
+    mine, theirs = ({s.name: s for stage in run.stages() for s in stage} for run in (story, grid))
+    for name in ("clip", "smartclip"):
+        assert mine[name] == theirs[name]
+    args = {n: check_step(s) for n, s in mine.items()}
+    assert {n for n, a in args.items() if getattr(a, "control", "none") != "none"} == {
+        "detection_text_shuffled",
+        "grounding_text_shuffled",
+    }
+    assert args["detector"].cfg_options["train_dataloader.dataset.indices"] == 10000
+    assert args["detector"].cfg_options["towers.checkpoint"] == args["detection_hard"].cfg_options["towers.checkpoint"]
+    assert "towers.checkpoint" not in args["detector_random"].cfg_options
+    assert "towers.checkpoint" not in args["detection_random_tower"].cfg_options
+    assert {check_step(s).text_norm for n, s in theirs.items() if n == "probe_two_stage_clip"} == {"full"}
+
+
+@pytest.mark.parametrize("name", ["clip-pretrain", "smartclip-align_two-stage", "referring", "open-vocab-rcnn"])
+def test_the_schedule_ends_with_a_training_of_any_length(tmp_path, name):
+    [path] = [
+        p for p in (REPO / "configs/toy").glob(f"{name}*.py") if p.stem.startswith((f"{name}_toy", f"{name}_smart"))
+    ]
+    config = load_config(path, {"train_cfg.max_epochs": 3})
+    runner = Runner(
+        torch.nn.Linear(1, 1),
+        str(tmp_path),
+        train_dataloader=torch.utils.data.DataLoader(range(50)),
+        train_cfg={"by_epoch": True, "max_epochs": config.train_cfg.max_epochs},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 1.0}},
+        param_scheduler=config.param_scheduler,
+        experiment_name=f"schedule_{name}",
+    )
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.optim_wrapper = wrapper
+    *_, cosine = runner.build_param_scheduler(runner.param_schedulers)
+    assert (cosine.begin, cosine.end, cosine.T_max, cosine.by_epoch) == (0, 150, 150, False)
+
+
+def test_the_control_of_a_test_reaches_the_vocabulary(monkeypatch, tmp_path):
+    class BuiltError(Exception):
+        """Carries the config that a runner would be built from."""
+
+    def build(config):
+        raise BuiltError(config)
+
+    monkeypatch.setattr(running.Runner, "from_cfg", build)
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    for control in ("none", "text_shuffled"):
+        options = running.TestOptions(DETECTOR, str(tmp_path), checkpoint=str(tmp_path / "a.pth"), control=control)
+        with pytest.raises(BuiltError) as caught:
+            running.test(options)
+        [hook] = [h for h in caught.value.args[0].custom_hooks if h.type == "VocabularyHook"]
+        assert hook.get("control", "none") == control
+    with pytest.raises(UserError, match="needs a detector"):
+        running.test(replace(options, config=HEAD))
 
 
 def test_both_alignments_of_the_story_differ_in_their_config_alone(tmp_path):

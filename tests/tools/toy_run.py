@@ -9,7 +9,8 @@ import numpy as np
 
 from smartclip_det.formats.expressions.loading import load_expressions
 from smartclip_det.metrics.referring import single_targets
-from smartclip_det.studies.toy import DETECTOR, GROUNDING_MODES, HEAD_MODES, TESTS
+from smartclip_det.studies.toy import GROUNDING_MODES, HEAD_MODES, TESTS
+from smartclip_det.studies.toy_steps import DETECTOR
 
 MODES = ("hard", "off", "random", "shuffled")
 
