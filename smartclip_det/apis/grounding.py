@@ -1,4 +1,4 @@
-"""Zero-shot grounding of a whole file of referring expressions: candidate boxes, ranked by masked cosine."""
+"""Zero-shot grounding of a file of referring expressions: candidate boxes ranked by masked cosine."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ Found = dict[str, dict[int | str, GroundedBoxes]]
 
 @dataclass
 class GroundResult:
-    """What was found.
+    """Result of zero-shot grounding.
 
     Attributes:
-        predictions: by mask mode and sentence id, xyxy boxes in pixels of the image, best first.
+        predictions: by mask mode and sentence id, xyxy boxes in image pixels by descending score.
         metrics: by mask mode; with ``answers="one"`` also of ``chance`` and ``best_possible``.
-        counts: sentences, those left out, images.
+        counts: numbers of sentences, skipped sentences, and images.
         protocol: the stamp.
-        files: predictions written, by mask mode.
+        files: written predictions, by mask mode.
     """
 
     predictions: Found
@@ -61,10 +61,10 @@ class GroundResult:
 
 
 def ground_expressions(options: GroundOptions) -> GroundResult:
-    """Encode each image once, score all its sentences under every mask mode.
+    """Encode each image once, and score all its sentences with every mask mode.
 
     Raises:
-        UserError: for files that are missing or wrong, and options that do not go together.
+        UserError: for missing or invalid files, and conflicting options.
     """
     given = options.expressions
     everything = load_expressions(given.ann, split=given.split)
@@ -95,7 +95,7 @@ def ground_expressions(options: GroundOptions) -> GroundResult:
 
 
 def build_grounders(options: GroundOptions, encoders: Sequence[RegionEncoder]) -> dict[str, ZeroShotGrounder]:
-    """A grounder for each mask mode; they share their encoders."""
+    """Build a grounder for each mask mode; they share their encoders."""
     subtracted = subtracted_banks(options.reading, [e.towers for e in encoders])
     reader = reader_of(options.reading.parser)
     return {
@@ -112,7 +112,7 @@ def build_grounders(options: GroundOptions, encoders: Sequence[RegionEncoder]) -
 
 
 def stamp_of(options: GroundOptions, grounder: ZeroShotGrounder) -> dict[str, Any]:
-    """The protocol of the numbers."""
+    """Build the stamp of the results."""
     data, boxes, texts, every = options.expressions, options.proposals, options.reading, options.every_sentence
     return protocol_stamp(
         "grounding_zero_shot",
@@ -142,7 +142,7 @@ def stamp_of(options: GroundOptions, grounder: ZeroShotGrounder) -> dict[str, An
 def measured(
     options: GroundOptions, wanted: list[Expression], found: Found, boxes: Mapping[int | str, Candidates]
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each mask mode, of chance, and of the best that the proposals allow."""
+    """Metrics of each mask mode, of chance, and of the upper bound set by the proposals."""
     if options.every_sentence:
         return {mode: {} for mode in found}
     metrics = {m: referring_metrics(score_referring(wanted, p).overlap) for m, p in found.items()}
@@ -153,7 +153,7 @@ def measured(
 
 
 def write(result: GroundResult, out: Path) -> None:
-    """One predictions file for each mask mode, and all metrics in one JSON."""
+    """Write a predictions file for each mask mode, and all metrics to one JSON."""
     for mode, predictions in result.predictions.items():
         path = out.with_name(f"{out.stem}.{mode}{out.suffix}") if len(result.predictions) > 1 else out
         lines = (json.dumps({"id": k, "boxes": p.boxes, "scores": p.scores}) for k, p in predictions.items())
@@ -162,7 +162,7 @@ def write(result: GroundResult, out: Path) -> None:
 
 
 def same_boxes(mine: Sequence[Expression], boxes: dict[int | str, Candidates]) -> list[list[Expression]]:
-    """The sentences of an image, those that share their candidates together."""
+    """Group the sentences of an image that share their candidates."""
     groups: dict[int, list[Expression]] = {}
     for e in mine:
         groups.setdefault(id(boxes[e.id]), []).append(e)
@@ -177,7 +177,7 @@ def ground(
     group: Sequence[Expression],
     candidates: Candidates,
 ) -> dict[str, dict[int | str, GroundedBoxes]]:
-    """Boxes of sentences that share their candidates, by mask mode."""
+    """Ground sentences that share their candidates; boxes by mask mode."""
     regions = candidates.boxes
     if not regions:
         return {mode: {e.id: GroundedBoxes((), ()) for e in group} for mode in grounders}
@@ -216,7 +216,7 @@ def detector_scores(candidates: Candidates) -> Tensor:
 
 
 def subtracted_banks(options: ReadingOptions, towers: Sequence[Any]) -> list[TextBank] | None:
-    """Captions drawn by the seed, as a bank of each encoder; None where none is asked for."""
+    """Sample captions and encode a bank with each encoder; None without captions to subtract."""
     if not options.subtract:
         return None
     records, counts = read_caption_records(options.subtract)
@@ -229,7 +229,7 @@ def subtracted_banks(options: ReadingOptions, towers: Sequence[Any]) -> list[Tex
 def proposals(
     options: GroundOptions, wanted: list[Expression], everything: list[Expression]
 ) -> dict[int | str, Candidates]:
-    """Candidate boxes of each sentence, by the kind asked for."""
+    """Candidate boxes of each sentence, from the selected source."""
     given = options.proposals
     if given.source not in ("rpn", "detector"):
         return candidates_of(given.source, wanted, given.instances, given.limit, known=everything)
@@ -240,7 +240,7 @@ def proposals(
 def rpn_boxes(
     options: ProposalOptions, wanted: list[Expression], images: Path, device: str
 ) -> dict[int | str, Candidates]:
-    """The RPN's best boxes, after the detector's own class-agnostic regression."""
+    """Top boxes of the RPN, after the detector's class-agnostic regression."""
     from smartclip_det.apis import Predictor
 
     predictor = Predictor.from_config(
@@ -257,7 +257,7 @@ def rpn_boxes(
 def detector_boxes(
     options: ProposalOptions, wanted: list[Expression], images: Path, device: str
 ) -> dict[int | str, Candidates]:
-    """The best boxes of any MMDetection detector; of one that reads text, for each sentence."""
+    """Top boxes of any MMDetection detector; for each sentence if it has text input."""
     from smartclip_det.apis.proposals import DetectorProposals
 
     detector = DetectorProposals(options.config, options.checkpoint, device=device, cfg_options=options.cfg_options)
@@ -270,6 +270,6 @@ def detector_boxes(
         found = detector(image, [e.sentence for e in mine], options.limit)
         shared: dict[int, Candidates] = {}
         for e, pair in zip(mine, found, strict=True):
-            # One object where the detector reads no text: its regions are then encoded once.
+            # Share one object if the detector has no text input, so that its regions are encoded once.
             out[e.id] = shared.setdefault(id(pair), Candidates(pair[0].tolist(), pair[1].tolist()))
     return out

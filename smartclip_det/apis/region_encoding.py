@@ -1,4 +1,4 @@
-"""The encoder of a run over files, and how it turns regions into vectors."""
+"""Encoders and region views, as options of runs over files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smartclip_det.utils.devices import resolve_device
 
 @dataclass(frozen=True)
 class RegionEncoding:
-    """What encodes the regions of an image, and how.
+    """Encoders of the regions of an image, and their views.
 
     Attributes:
         towers: config of each encoder, see :func:`load_encoder`; several form an ensemble.

@@ -1,4 +1,4 @@
-"""Boxes of any origin for the images of an annotation file, classified by an encoder's region vectors."""
+"""Rescore given boxes of the images of an annotation file with an encoder's region vectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Boxes = tuple[Tensor, Tensor, list[str]]
 
 @dataclass(frozen=True)
 class InputBoxes:
-    """Which boxes are classified.
+    """Boxes to classify.
 
     Attributes:
         source: ``ground-truth``, saved detections, or the output of the demo (a JSON or the folder).
@@ -95,13 +95,13 @@ class RescoreFileOptions:
 
 
 def rescore_file(options: RescoreFileOptions) -> dict[str, float]:
-    """Encode each image once, score its boxes, write predictions and metrics.
+    """Encode each image once, score its boxes, and write predictions and metrics.
 
     Returns:
         The metrics of the protocol.
 
     Raises:
-        UserError: for files that are missing or wrong, and options that do not go together.
+        UserError: for missing or invalid files, and conflicting options.
     """
     truth = load_ground_truth(options.ann, need_annotations=options.boxes.source == GROUND_TRUTH)
     names = resolve_names(options.vocabulary) if options.vocabulary else list(truth.categories.values())
@@ -146,7 +146,7 @@ def _rescored(
 
 
 def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank) -> OpenVocabMetric:
-    """What writes and scores, with its stamp."""
+    """Build the metric that writes and scores predictions, with its stamp."""
     o = options
     metric = OpenVocabMetric(
         str(o.ann),
@@ -174,7 +174,7 @@ def _metric(options: RescoreFileOptions, encoder: RegionEncoder, bank: TextBank)
 
 
 def saved_boxes(boxes: str, truth: GroundTruth) -> dict[Any, Boxes]:
-    """Boxes ``[R, 4]`` xyxy, scores ``[R]`` and class names of each image ("" for classes that are not known)."""
+    """Read boxes ``[R, 4]`` xyxy, scores ``[R]`` and class names of each image ("" for unknown classes)."""
     rows: Any
     if boxes == GROUND_TRUTH:
         rows = [{**a, "score": 1.0} for a in truth.data["annotations"] if not a.get("iscrowd")]

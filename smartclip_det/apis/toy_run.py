@@ -1,4 +1,4 @@
-"""Finished runs of ``make toy``: where their weights and their drawn scenes are."""
+"""Locate finished runs of ``make toy``: their weights and scenes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.formats.json_files import read_json
 
-#: Environment variable that names the folder of a run.
+#: Environment variable with the folder of a run.
 VARIABLE = "SMARTCLIP_TOY_RUN"
-#: Where ``make toy`` and ``make toy QUICK=1`` write, below the folder that they were started in.
+#: Output folders of ``make toy`` and ``make toy QUICK=1``, relative to the folder that they were started in.
 FOLDERS = ("work_dirs/toy", "work_dirs/toy_quick")
 #: Towers trained as CLIP and as SmartCLIP, the detector's heads, and the grounding head.
 WEIGHTS = ("clip", "smartclip", "detector", "referring")
@@ -23,9 +23,9 @@ class ToyRun:
     """A finished run.
 
     Attributes:
-        folder: what the run wrote: ``checkpoints/``, ``report.html``, ``summary.json``.
+        folder: output folder of the run: ``checkpoints/``, ``report.html``, ``summary.json``.
         data: its scenes: ``images/``, ``annotations/``, ``refs/``.
-        quick: whether it was small (``QUICK=1``): everything works, and the models have learned little.
+        quick: whether it is a small run (``QUICK=1``), whose models have learned little.
     """
 
     folder: Path
@@ -33,10 +33,10 @@ class ToyRun:
     quick: bool
 
     def checkpoint(self, name: str) -> str:
-        """The weights of ``clip`` or ``smartclip`` (towers), ``detector`` or ``referring`` (heads).
+        """Weights of ``clip`` or ``smartclip`` (towers), ``detector`` or ``referring`` (heads).
 
         Raises:
-            UserError: for other names, and where the file is missing.
+            UserError: for other names, and for a missing file.
         """
         path = self.folder / "checkpoints" / f"{check_choice('name', name, WEIGHTS)}.pth"
         if not path.is_file():
@@ -45,17 +45,17 @@ class ToyRun:
 
 
 def find_toy_run(folder: str | Path | None = None, *, data: str | Path | None = None) -> ToyRun:
-    """The run in ``folder``, or else the one that the variable ``SMARTCLIP_TOY_RUN`` names, or else the nearest.
+    """Find a run: in ``folder``, else in the folder given by ``SMARTCLIP_TOY_RUN``, else the nearest one.
 
-    The nearest is ``work_dirs/toy``, then ``work_dirs/toy_quick``, of the current folder or of one above it. Paths are
-    relative to the current folder.
+    The nearest is ``work_dirs/toy``, then ``work_dirs/toy_quick``, of the current folder or one of its parents. Paths
+    are relative to the current folder.
 
     Args:
         folder: folder of the run; None: search.
         data: its scenes, if they were moved; None: where the run recorded them.
 
     Raises:
-        UserError: where there is no finished run, with the command that makes one.
+        UserError: if there is no finished run; the message has the command that makes one.
     """
     named = folder or os.environ.get(VARIABLE)
     candidates = [Path(named)] if named else list(_nearby())
@@ -80,12 +80,12 @@ def _read(folder: Path, moved: str | Path | None) -> ToyRun:
         written, quick = Path(facts["data"]), bool(facts["quick"])
     except (KeyError, TypeError):
         raise UserError(
-            f"{folder / 'facts.json'} does not say which scenes the run used (data, quick). Run `make toy` again."
+            f"{folder / 'facts.json'} does not record the scenes of the run (data, quick). Run `make toy` again."
         ) from None
     if moved is not None:
         return ToyRun(folder, Path(moved), quick)
-    # A relative path is seen from where the run was started: two folders above work_dirs/toy.
+    # A relative path refers to the folder that the run was started in, two levels above work_dirs/toy.
     for data in (folder.resolve().parents[1] / written, folder / "../.." / written, written):
         if (data / "world.json").is_file():
             return ToyRun(folder, data if written.is_absolute() else Path(os.path.relpath(data)), quick)
-    raise UserError(f"The scenes of the toy run in {folder} are not in {written} any more. Run `make toy` again.")
+    raise UserError(f"The scenes of the toy run in {folder} are no longer in {written}. Run `make toy` again.")

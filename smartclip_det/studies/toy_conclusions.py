@@ -14,9 +14,9 @@ from typing import Any
 from smartclip_det.studies.toy_measures import Gap
 
 Gaps = Mapping[str, Gap]
-#: What is said of novel shapes whose AP50 is at least this share of the base shapes' AP50,
+#: Verdicts on novel shapes, by the ratio of their AP50 to that of the base shapes.
 DETECTED = ((2 / 3, "are detected"), (1 / 3, "are partly detected"), (-math.inf, "are mostly missed"))
-#: and at least this many times the larger control.
+#: Verdicts on novel shapes, by the ratio of their AP50 to that of the larger control.
 LEARNED = (
     (20.0, "This was learned from captions"),
     (3.0, "This was mostly learned from captions"),
