@@ -1,4 +1,4 @@
-"""Mask modes, named alike everywhere. Torch-free, because the command line lists them."""
+"""Mask modes, with one set of names for the whole package. Torch-free, because the command line lists them."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _masked_cosine_block(
     if counter is not None:
         counter.add(valid)
     safe = torch.where(valid, square, torch.ones_like(square))
-    # Division by 1 where nothing is left, then select: both value and gradient are 0 there.
+    # Divide by 1 where the masked vector is zero, then select: both value and gradient are 0 there.
     return torch.where(valid, numerator * safe.rsqrt(), torch.zeros_like(numerator))
 
 

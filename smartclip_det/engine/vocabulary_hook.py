@@ -44,7 +44,7 @@ class VocabularyHook(Hook):
             templates: template set for datasets that do not name one.
             cache_dir: folder of encoded texts; ``default``: the user's cache; None: no cache.
             control: ``text_shuffled`` gives every class the text of another class in validation and testing, to
-                measure what a detector scores when names are meaningless.
+                measure the scores of a detector with meaningless names.
         """
         self.control = check_choice("control", control, CONTROLS)
         self.towers = dict(towers)

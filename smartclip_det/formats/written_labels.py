@@ -47,7 +47,9 @@ def inside(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     far = (boxes[:, 0] > width) | (boxes[:, 1] > height) | (boxes[:, 2] < 0) | (boxes[:, 3] < 0)
     if far.any():
         box = [round(float(v), 1) for v in boxes[int(np.argmax(far))]]
-        raise UserError(f"The box {box} lies outside an image of {width} x {height} pixels. Is it of another one?")
+        raise UserError(
+            f"The box {box} lies outside an image of {width} x {height} pixels. Does it belong to another one?"
+        )
     return boxes.clip(0, [width, height, width, height])
 
 

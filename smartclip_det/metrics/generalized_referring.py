@@ -70,7 +70,7 @@ def grec_metrics(
 
     Returns:
         ``f1`` (fraction of sentences with F1 = 1), ``f1_mean`` (mean F1), ``n_acc`` (no-target sentences without a
-        box), ``t_acc`` (target sentences with one); -1 where there is no such sentence. And counts.
+        box), ``t_acc`` (target sentences with one); -1 if undefined. And counts.
     """
     check_choice("overlap", overlap, OVERLAPS)
     check_known(truth, predictions)

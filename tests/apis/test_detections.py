@@ -214,7 +214,7 @@ class TestReadBack:
         with pytest.raises(UserError, match="image of these detections is not known"):
             some().to_yolo()
         assert len(some().to_yolo(size=(80, 60)).splitlines()) == 5
-        with pytest.raises(UserError, match="Is it of another one"):
+        with pytest.raises(UserError, match="Does it belong to another one"):
             Detections([[70, 50, 75, 55]], [1], [0], NAMES).to_yolo(size=(40, 40))
 
     def test_json_is_the_demo_s(self, tmp_path):

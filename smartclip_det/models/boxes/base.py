@@ -29,7 +29,7 @@ class Photograph:
     Attributes:
         image: RGB.
         name: path of its file, or another name; empty if unknown.
-        given: what it was read from, passed on to the answers.
+        given: the image as given by the caller, returned with the results.
     """
 
     image: Image.Image

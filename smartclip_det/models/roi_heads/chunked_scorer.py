@@ -2,7 +2,7 @@
 
 Softmax and renormalised fusions couple all classes, so their totals are first summed over the chunks.
 
-Shape letters: R regions, C classes of a piece, D joint embedding.
+Shape letters: R regions, C classes of a chunk, D joint embedding.
 """
 
 from __future__ import annotations

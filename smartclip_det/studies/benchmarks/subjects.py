@@ -30,7 +30,7 @@ class BenchOptions:
         host: alignment: measure the host's work before the first kernel, and nothing else.
         head: alignment: batch of the head alone.
         dim: alignment: D of the head alone.
-        chunks: alignment: chunks of captions of like length.
+        chunks: alignment: chunks of captions of similar length.
         bf16: alignment: autocast to bfloat16.
         images: alignment: folder of images, to benchmark the data loader.
         captions: alignment: captions of ``images``; None: caption files in that folder.
