@@ -63,17 +63,16 @@ PAIRS = {"full+short": ("full", "short")}
 
 
 class CaptionPolicy:
-    """Draws one policy by weight, then one text by that policy."""
+    """Draws one policy by weight, then one text by that policy.
+
+    Args:
+        weights: a name in :data:`POLICIES`, or names with weights (``dict(prefix=0.5, short=0.5)``).
+
+    Raises:
+        UserError: for unknown names or weights that are not positive.
+    """
 
     def __init__(self, weights: str | Mapping[str, float]) -> None:
-        """Build.
-
-        Args:
-            weights: a name in :data:`POLICIES`, or names with weights (``dict(prefix=0.5, short=0.5)``).
-
-        Raises:
-            UserError: for unknown names or weights that are not positive.
-        """
         given = {weights: 1.0} if isinstance(weights, str) else dict(weights)
         self.names = [check_choice("captions", n, [*POLICIES, *PAIRS]) for n in given]
         if any(n in PAIRS for n in self.names):

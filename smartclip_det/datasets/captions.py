@@ -44,6 +44,25 @@ class CaptionDataset(BaseDataset):
     and ``present``, and every image must be readable.
 
     An index of ``epoch * N + i`` is image i in that epoch, so batch streams encode their epoch.
+
+    Args:
+        ann_file: caption file, folder of pairs, or shards.
+        data_root: root of relative paths.
+        layout: see ``caption_files.LAYOUTS``; ``auto`` recognises it.
+        images: options of :class:`ImageOptions`.
+        texts: options of :class:`TextOptions`.
+        tests: options of :class:`CaptionTests`.
+        regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
+        scenes: draw training captions (in place of ``texts.policy``), and the partial captions of tests, from a
+            scene file; options of ``scene_captions.SceneCaptions``.
+        skip: number of records to skip at the start (the release trains without the first 1,000).
+        seed: seed of the captions.
+        test_mode: return all captions instead of drawing one.
+        indices: use only the first n records, or the given ones.
+        former: keys of the previous version (:data:`caption_options.FORMER`).
+
+    Raises:
+        UserError: for unknown options, and values out of range.
     """
 
     def __init__(
@@ -63,27 +82,6 @@ class CaptionDataset(BaseDataset):
         indices: int | Sequence[int] | None = None,
         **former: Any,
     ) -> None:
-        """Build.
-
-        Args:
-            ann_file: caption file, folder of pairs, or shards.
-            data_root: root of relative paths.
-            layout: see ``caption_files.LAYOUTS``; ``auto`` recognises it.
-            images: options of :class:`ImageOptions`.
-            texts: options of :class:`TextOptions`.
-            tests: options of :class:`CaptionTests`.
-            regions: boxes with texts for training, options of ``region_texts.RegionTexts``.
-            scenes: draw training captions (in place of ``texts.policy``), and the partial captions of tests, from a
-                scene file; options of ``scene_captions.SceneCaptions``.
-            skip: number of records to skip at the start (the release trains without the first 1,000).
-            seed: seed of the captions.
-            test_mode: return all captions instead of drawing one.
-            indices: use only the first n records, or the given ones.
-            former: keys of the previous version (:data:`caption_options.FORMER`).
-
-        Raises:
-            UserError: for unknown options, and values out of range.
-        """
         given = {"images": images, "texts": texts, "tests": tests}
         self.images, self.texts, self.tests = read_options(given, former)
         self.exact = test_mode or self.images.exact_decode

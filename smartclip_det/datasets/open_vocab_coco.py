@@ -30,6 +30,20 @@ class OpenVocabCocoDataset(BaseDetDataset):
     """COCO annotations with any vocabulary.
 
     ``metainfo`` has ``classes`` (the vocabulary), ``seen`` and ``templates``, for :class:`VocabularyHook`.
+
+    Args:
+        args: as for MMDetection's datasets.
+        vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), a file, or
+            ``annotations``: the categories of the annotation file, ordered by id.
+        seen: names that training may use, in any of these forms, or ``lvis_base``: the common and frequent
+            categories of the annotation file (OV-LVIS); None: all.
+        seen_only: drop boxes of other classes (training on the base classes).
+        annotated_only: drop images without any box of the vocabulary, also in test mode (OV-COCO validates on
+            4,836 images of val2017).
+        templates: template set for the prompts of this dataset.
+        prompt_names: text used for a class in prompts (``{"creatures": "fish"}``), or a JSON file with such a
+            mapping, as for ODinW. Class names do not change elsewhere. Recorded in the protocol stamp.
+        kwargs: as for MMDetection's datasets.
     """
 
     def __init__(
@@ -43,22 +57,6 @@ class OpenVocabCocoDataset(BaseDetDataset):
         prompt_names: Mapping[str, str] | str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Build.
-
-        Args:
-            args: as for MMDetection's datasets.
-            vocabulary: class names in label order: a list, a known vocabulary (``ov_coco_65``), a file, or
-                ``annotations``: the categories of the annotation file, ordered by id.
-            seen: names that training may use, in any of these forms, or ``lvis_base``: the common and frequent
-                categories of the annotation file (OV-LVIS); None: all.
-            seen_only: drop boxes of other classes (training on the base classes).
-            annotated_only: drop images without any box of the vocabulary, also in test mode (OV-COCO validates on
-                4,836 images of val2017).
-            templates: template set for the prompts of this dataset.
-            prompt_names: text used for a class in prompts (``{"creatures": "fish"}``), or a JSON file with such a
-                mapping, as for ODinW. Class names do not change elsewhere. Recorded in the protocol stamp.
-            kwargs: as for MMDetection's datasets.
-        """
         self.seen_only, self.annotated_only, self._seen = seen_only, annotated_only, seen
         names = None if vocabulary == "annotations" else tuple(resolve_names(vocabulary))
         pipeline = kwargs.get("pipeline", ())

@@ -36,6 +36,25 @@ class ReferringDataset(BaseDataset):
     sentence ``[n, 4]`` xyxy pixels of the square; n = 0 for a sentence without a target), optionally ``masks``
     (``[S, S]`` bool per sentence), and ``scale`` (square over image pixels, x and y), which undoes the letterbox. The
     image is encoded once for all its sentences. An index of ``epoch * N + i`` is image i in that epoch.
+
+    Args:
+        ann_file: expression file, or several to train on jointly.
+        images: folder with the image files (``file_name``).
+        data_root: root of relative paths.
+        split: split of the file.
+        instances: ``instances.json`` for a refs file; default: the one in its folder.
+        image_size: S.
+        fit: ``pad`` (letterbox) or ``squash``.
+        sentences_per_image: number of sentences drawn per image and epoch; 0: all.
+        with_masks: return masks; every target must have one.
+        flip: probability of mirroring an image in training, see ``referring_augment.mirror``. Recent recipes for
+            referring expressions do not use it.
+        crop: probability of a crop in training, see ``referring_augment.random_crop``.
+        without: text file with names of images to exclude; ``tools/data/check_leakage.py`` writes the images of a
+            benchmark's val and test splits.
+        seed: seed of random draws.
+        test_mode: all sentences, no augmentation.
+        indices: use only the first n images, or the given ones.
     """
 
     def __init__(
@@ -56,27 +75,6 @@ class ReferringDataset(BaseDataset):
         test_mode: bool = False,
         indices: int | Sequence[int] | None = None,
     ) -> None:
-        """Build.
-
-        Args:
-            ann_file: expression file, or several to train on jointly.
-            images: folder with the image files (``file_name``).
-            data_root: root of relative paths.
-            split: split of the file.
-            instances: ``instances.json`` for a refs file; default: the one in its folder.
-            image_size: S.
-            fit: ``pad`` (letterbox) or ``squash``.
-            sentences_per_image: number of sentences drawn per image and epoch; 0: all.
-            with_masks: return masks; every target must have one.
-            flip: probability of mirroring an image in training, see ``referring_augment.mirror``. Recent recipes for
-                referring expressions do not use it.
-            crop: probability of a crop in training, see ``referring_augment.random_crop``.
-            without: text file with names of images to exclude; ``tools/data/check_leakage.py`` writes the images of a
-                benchmark's val and test splits.
-            seed: seed of random draws.
-            test_mode: all sentences, no augmentation.
-            indices: use only the first n images, or the given ones.
-        """
         self.files = [ann_file] if isinstance(ann_file, str) else list(ann_file)
         self.images, self.split, self.instances, self.without = images, split, instances, without
         self.image_size, self.fit = image_size, check_choice("fit", fit, ("pad", "squash"))

@@ -60,7 +60,17 @@ def read_presence(
 
 
 class RegionTexts:
-    """Boxes of COCO annotations with one text each, for region-caption contrast."""
+    """Boxes of COCO annotations with one text each, for region-caption contrast.
+
+    Args:
+        file: COCO annotations of the captioned images, matched by image id.
+        pattern: name of an annotation, over its attributes and ``category``.
+        template: text for a name, see ``core.prompts.fill``.
+        classes: use only these categories (the base classes, if novel ones are tested); None: all.
+        limit: maximum number of boxes per image and step, drawn at random.
+        min_side: smallest side in pixels of the square input; smaller boxes are dropped.
+        data_root: root of ``file``.
+    """
 
     def __init__(
         self,
@@ -72,17 +82,6 @@ class RegionTexts:
         min_side: float = 4.0,
         data_root: str = "",
     ) -> None:
-        """Build.
-
-        Args:
-            file: COCO annotations of the captioned images, matched by image id.
-            pattern: name of an annotation, over its attributes and ``category``.
-            template: text for a name, see ``core.prompts.fill``.
-            classes: use only these categories (the base classes, if novel ones are tested); None: all.
-            limit: maximum number of boxes per image and step, drawn at random.
-            min_side: smallest side in pixels of the square input; smaller boxes are dropped.
-            data_root: root of ``file``.
-        """
         if limit < 1:
             raise UserError(f"regions.limit must be at least 1; given {limit}.")
         self.file, self.pattern, self.limit, self.min_side = osp.join(data_root, file), pattern, limit, min_side

@@ -78,7 +78,15 @@ def draw_caption(objects: Sequence[Mapping[str, str]], speech: Speech, rng: np.r
 
 
 class SceneCaptions:
-    """Generates captions from a scene file: a JSON list of ``{"id": ..., "objects": [{"shape": ...}]}``."""
+    """Generates captions from a scene file: a JSON list of ``{"id": ..., "objects": [{"shape": ...}]}``.
+
+    Args:
+        file: scenes, matched by image id.
+        start: initial amount of detail, see :class:`Speech`.
+        end: final amount of detail; None: as initially.
+        ramp: number of training images between the two; 0: ``end`` from the start.
+        data_root: root of ``file``.
+    """
 
     def __init__(
         self,
@@ -88,15 +96,6 @@ class SceneCaptions:
         ramp: int = 0,
         data_root: str = "",
     ) -> None:
-        """Build.
-
-        Args:
-            file: scenes, matched by image id.
-            start: initial amount of detail, see :class:`Speech`.
-            end: final amount of detail; None: as initially.
-            ramp: number of training images between the two; 0: ``end`` from the start.
-            data_root: root of ``file``.
-        """
         self.file = osp.join(data_root, file)
         self.start = Speech.from_dict(start or {})
         self.end = self.start if end is None else Speech.from_dict(end)

@@ -29,14 +29,13 @@ class CaptionEpochHook(Hook):
 
 @HOOKS.register_module()
 class WhitenPatchesHook(Hook):
-    """Initialises a tower trained from scratch with :func:`whiten_patch_embedding`; does nothing when resuming."""
+    """Initialises a tower trained from scratch with :func:`whiten_patch_embedding`; does nothing when resuming.
+
+    Args:
+        images: number of training images to use, from the start, so that every process computes the same weights.
+    """
 
     def __init__(self, images: int = 1000) -> None:
-        """Build.
-
-        Args:
-            images: number of training images to use, from the start, so that every process computes the same weights.
-        """
         self.images = images
 
     def before_train(self, runner: Runner) -> None:
@@ -64,15 +63,14 @@ class LearnedScaleHook(Hook):
 
 @HOOKS.register_module()
 class SparsityRampHook(Hook):
-    """Ramps up the sparsity weight: 0 until step ``begin``, then linearly to its configured value at step ``end``."""
+    """Ramps up the sparsity weight: 0 until step ``begin``, then linearly to its configured value at step ``end``.
+
+    Args:
+        end: step from which the full weight applies.
+        begin: step until which the weight is 0.
+    """
 
     def __init__(self, end: int, begin: int = 0) -> None:
-        """Build.
-
-        Args:
-            end: step from which the full weight applies.
-            begin: step until which the weight is 0.
-        """
         if not 0 <= begin < end:
             raise UserError(f"SparsityRampHook needs 0 <= begin < end, in steps; given {begin} and {end}.")
         self.begin, self.end = begin, end
@@ -98,14 +96,13 @@ class TowerCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class PromptBankHook(Hook):
-    """Before validation, encodes the vocabularies of the dataset's ``metainfo`` with the current towers."""
+    """Before validation, encodes the vocabularies of the dataset's ``metainfo`` with the current towers.
+
+    Args:
+        templates: a template set or a list of templates.
+    """
 
     def __init__(self, templates: str | Sequence[str] = "photo") -> None:
-        """Build.
-
-        Args:
-            templates: a template set or a list of templates.
-        """
         self.templates = templates if isinstance(templates, str) else list(templates)
 
     def _set(self, runner: Runner, metainfo: Any) -> None:

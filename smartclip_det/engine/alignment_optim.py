@@ -68,17 +68,15 @@ class WarmupCosineLR(_ParamScheduler):
     """Linear warm-up followed by half a cosine to zero, per step; each group may have its own warm-up.
 
     Step s (from 0) of T has the rate ``lr (s + 1) / w`` while s < w, then ``lr (1 + cos(pi (s - w) / (T - w))) / 2``.
+
+    Args:
+        optimizer: optimizer or wrapper; the ``warmup`` of a group takes precedence over the argument.
+        warmup: w in steps.
+        end: T in steps; set by the runner to the length of the training unless given.
+        kwargs: arguments of MMEngine's schedulers; ``by_epoch`` must be False.
     """
 
     def __init__(self, optimizer: Any, *, warmup: int = 0, end: int, **kwargs: Any) -> None:
-        """Build.
-
-        Args:
-            optimizer: optimizer or wrapper; the ``warmup`` of a group takes precedence over the argument.
-            warmup: w in steps.
-            end: T in steps; set by the runner to the length of the training unless given.
-            kwargs: arguments of MMEngine's schedulers; ``by_epoch`` must be False.
-        """
         if kwargs.get("by_epoch", True):
             raise UserError("WarmupCosineLR counts steps: set by_epoch=False.")
         kwargs.pop("epoch_length", None)

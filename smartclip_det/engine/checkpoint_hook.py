@@ -27,16 +27,14 @@ class TrainableCheckpointHook(Hook):
 
     ``tools/test.py`` and the Predictor load it like a full checkpoint. The towers come from the config; other towers
     than those used in training are rejected.
+
+    Args:
+        interval: epochs between files; 0 disables the hook.
     """
 
     priority = "VERY_LOW"
 
     def __init__(self, interval: int = 1) -> None:
-        """Build.
-
-        Args:
-            interval: epochs between files; 0 disables the hook.
-        """
         self.interval = interval
         self._last: Path | None = None
 

@@ -29,14 +29,13 @@ class StepSeedHook(Hook):
 
 @HOOKS.register_module()
 class TextLimitHook(Hook):
-    """Counts texts truncated to the context length; reports their number and fraction early on and at the end."""
+    """Counts texts truncated to the context length; reports their number and fraction early on and at the end.
+
+    Args:
+        after: steps before the first report.
+    """
 
     def __init__(self, after: int = 100) -> None:
-        """Build.
-
-        Args:
-            after: steps before the first report.
-        """
         self.after, self.steps, self.cut, self.texts = after, 0, 0, 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -61,17 +60,16 @@ class TextLimitHook(Hook):
 
 @HOOKS.register_module()
 class LoaderAdviceHook(Hook):
-    """Warns once if steps wait for data, with advice."""
+    """Warns once if steps wait for data, with advice.
+
+    Args:
+        share: fraction of the step time that may be spent waiting for data.
+        after: number of steps to measure, after as many warm-up steps.
+    """
 
     priority = "LOW"
 
     def __init__(self, share: float = 0.2, after: int = 50) -> None:
-        """Build.
-
-        Args:
-            share: fraction of the step time that may be spent waiting for data.
-            after: number of steps to measure, after as many warm-up steps.
-        """
         self.share, self.after = share, after
         self._waited, self._spent, self._steps = 0.0, 0.0, 0
 
@@ -93,19 +91,18 @@ class LoaderAdviceHook(Hook):
 
 @HOOKS.register_module()
 class BrokenImagesHook(Hook):
-    """Counts unreadable images that were replaced; stops the run if there are too many."""
+    """Counts unreadable images that were replaced; stops the run if there are too many.
+
+    Args:
+        limit: fraction of samples that may be replaced.
+        after: number of samples, over all processes, before the limit applies.
+        every: steps between checks.
+    """
 
     # After the scheduler step, so that the checkpoint saved before stopping can be resumed exactly.
     priority = "VERY_LOW"
 
     def __init__(self, limit: float = 0.05, after: int = 2000, every: int = 20) -> None:
-        """Build.
-
-        Args:
-            limit: fraction of samples that may be replaced.
-            after: number of samples, over all processes, before the limit applies.
-            every: steps between checks.
-        """
         if not 0 <= limit <= 1 or every < 1:
             raise UserError(f"limit must be in [0, 1] and every at least 1; given {limit} and {every}.")
         self.limit, self.after, self.every, self.steps, self.seen = limit, after, every, 0, 0

@@ -33,17 +33,15 @@ class FiniteGuardHook(Hook):
 
     With loss scaling, such steps are skipped by the scaler, which is normal while it adjusts its scale; too many in a
     row stop the run as well.
+
+    Args:
+        max_skipped: consecutive steps that loss scaling may skip; from its initial 2**16 it needs 16 to reach 1.
     """
 
     # Runs before the hooks that save, and before those that log.
     priority = "HIGHEST"
 
     def __init__(self, max_skipped: int = 25) -> None:
-        """Build.
-
-        Args:
-            max_skipped: consecutive steps that loss scaling may skip; from its initial 2**16 it needs 16 to reach 1.
-        """
         if max_skipped < 1:
             raise UserError(f"max_skipped must be at least 1; given {max_skipped}.")
         self.max_skipped, self.skipped, self.total_skipped = max_skipped, 0, 0

@@ -27,6 +27,18 @@ class RegionProbeHook(Hook):
     Names are ``region_{base|novel|all}_{crop|dense}_{hard|off}``, so ``save_best`` can use them. The probe also runs
     before the first step; validation warns if dense accuracy drops below ``warn_below`` times that value. Rank 0
     measures and broadcasts.
+
+    Args:
+        ann_file: COCO annotations.
+        images: folder with the image files (``file_name``).
+        data_root: root of the three paths.
+        split_file: JSON with ``base`` and ``novel`` names; default: all classes of the annotations.
+        templates: a template set or a list of templates.
+        views: ``crop``, ``dense``.
+        dense_size: side of the dense input in pixels; 0: the tower's own.
+        fit: how an image is made square, ``pad`` or ``squash``.
+        max_images: number of images to use, from the start of the file.
+        warn_below: warn below this fraction of the initial dense accuracy.
     """
 
     def __init__(
@@ -43,20 +55,6 @@ class RegionProbeHook(Hook):
         max_images: int = 500,
         warn_below: float = 0.9,
     ) -> None:
-        """Build.
-
-        Args:
-            ann_file: COCO annotations.
-            images: folder with the image files (``file_name``).
-            data_root: root of the three paths.
-            split_file: JSON with ``base`` and ``novel`` names; default: all classes of the annotations.
-            templates: a template set or a list of templates.
-            views: ``crop``, ``dense``.
-            dense_size: side of the dense input in pixels; 0: the tower's own.
-            fit: how an image is made square, ``pad`` or ``squash``.
-            max_images: number of images to use, from the start of the file.
-            warn_below: warn below this fraction of the initial dense accuracy.
-        """
         self.ann_file, self.images, self.split_file = (
             p and str(Path(data_root) / p) for p in (ann_file, images, split_file)
         )

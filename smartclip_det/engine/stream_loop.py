@@ -34,7 +34,16 @@ class _Stream:
 
 @LOOPS.register_module()
 class StreamTrainLoop(IterBasedTrainLoop):
-    """``max_epochs`` epochs of a stream, counted in steps; resumes exactly at the next step."""
+    """``max_epochs`` epochs of a stream, counted in steps; resumes exactly at the next step.
+
+    Args:
+        runner: the runner.
+        dataloader: a dataloader or its config, with ``batch_sampler=dict(type="StreamBatches")``.
+        max_epochs: length of the run.
+        max_steps: stop earlier; schedules with an explicit ``end`` keep it.
+        val_interval: steps between validations; default: one epoch.
+        kwargs: arguments of ``IterBasedTrainLoop``.
+    """
 
     def __init__(
         self,
@@ -45,16 +54,6 @@ class StreamTrainLoop(IterBasedTrainLoop):
         val_interval: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Build.
-
-        Args:
-            runner: the runner.
-            dataloader: a dataloader or its config, with ``batch_sampler=dict(type="StreamBatches")``.
-            max_epochs: length of the run.
-            max_steps: stop earlier; schedules with an explicit ``end`` keep it.
-            val_interval: steps between validations; default: one epoch.
-            kwargs: arguments of ``IterBasedTrainLoop``.
-        """
         if isinstance(dataloader, dict):
             dataloader = runner.build_dataloader(dataloader, seed=runner.seed)
         if not isinstance(dataloader.batch_sampler, StreamBatches):

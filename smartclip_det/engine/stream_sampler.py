@@ -43,18 +43,16 @@ class StreamBatches:
     Every image is used once per epoch. The last batch of an epoch is kept, as in the released training, and split as
     evenly as possible (losses are weighted by true counts). It is only dropped, with a log message, if it has fewer
     images than there are processes.
+
+    Args:
+        sampler: an :class:`EpochStreamSampler`.
+        batch_size: images per process in a full batch.
+
+    Raises:
+        UserError: for fewer images than processes.
     """
 
     def __init__(self, sampler: EpochStreamSampler, batch_size: int) -> None:
-        """Build.
-
-        Args:
-            sampler: an :class:`EpochStreamSampler`.
-            batch_size: images per process in a full batch.
-
-        Raises:
-            UserError: for fewer images than processes.
-        """
         if not isinstance(sampler, EpochStreamSampler):
             raise UserError(f"StreamBatches needs sampler=dict(type='EpochStreamSampler'); given {type(sampler)}.")
         if batch_size < 1:

@@ -25,19 +25,17 @@ class CachedRegionEncoder(RegionEncoder):
 
     The key covers everything that determines the vectors: pixels, boxes, masks, towers and settings. Files are written
     atomically, so several processes may share a folder.
+
+    Args:
+        towers: the encoder, on any device.
+        folder: cache folder; created if missing.
+        options: passed to :class:`RegionEncoder`.
+
+    Raises:
+        UserError: if the folder cannot be created.
     """
 
     def __init__(self, towers: Encoder, folder: str | Path, **options: Any) -> None:
-        """Build.
-
-        Args:
-            towers: the encoder, on any device.
-            folder: cache folder; created if missing.
-            options: passed to :class:`RegionEncoder`.
-
-        Raises:
-            UserError: if the folder cannot be created.
-        """
         super().__init__(towers, **options)
         self.folder = Path(folder)
         try:

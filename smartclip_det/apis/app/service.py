@@ -103,19 +103,18 @@ class View:
 
 
 class AppService:
-    """Answers queries of several users with one predictor."""
+    """Answers queries of several users with one predictor.
+
+    Args:
+        predictor: shared by all users.
+        options: how the predictor was loaded; used in the snippets.
+        samples: original paths of sample images by content hash (:func:`content_hash`). Other images are named by
+            their file name.
+    """
 
     def __init__(
         self, predictor: Predictor, options: PredictorOptions, samples: Mapping[str, Path] | None = None
     ) -> None:
-        """Build.
-
-        Args:
-            predictor: shared by all users.
-            options: how the predictor was loaded; used in the snippets.
-            samples: original paths of sample images by content hash (:func:`content_hash`). Other images are named by
-                their file name.
-        """
         self.predictor, self.options, self.samples = predictor, options, dict(samples or {})
         self._users: LruDict[str, User] = LruDict(USERS)
         self._lock = threading.Lock()

@@ -22,16 +22,14 @@ class InputBank(TextBank):
     """A bank of traced tensors: one row per class, all classes unseen, no names.
 
     It inherits the scoring of :class:`TextBank` but not its validation, which reads values.
+
+    Args:
+        embeds: ``[K, D]``.
+        masks: ``[K, D]`` in [0, 1].
+        background: background bank of the detector, stored in the graph.
     """
 
     def __init__(self, embeds: Tensor, masks: Tensor, background: TextBank | None) -> None:
-        """Build.
-
-        Args:
-            embeds: ``[K, D]``.
-            masks: ``[K, D]`` in [0, 1].
-            background: background bank of the detector, stored in the graph.
-        """
         seen = torch.zeros_like(embeds[:, 0], dtype=torch.bool)
         for name, value in (("embeds", embeds), ("masks", masks), ("seen", seen), ("background", background)):
             object.__setattr__(self, name, value)

@@ -98,15 +98,14 @@ def detector_size(dataset: Mapping[str, Any], divisor: int) -> tuple[int, int]:
 
 
 class FitInside:
-    """Replacement for a detector's test pipeline that resizes images to fit into H x W."""
+    """Replacement for a detector's test pipeline that resizes images to fit into H x W.
+
+    Args:
+        size: H and W.
+        interpolation: OpenCV interpolation of the config's ``Resize``.
+    """
 
     def __init__(self, size: tuple[int, int], interpolation: str) -> None:
-        """Build.
-
-        Args:
-            size: H and W.
-            interpolation: OpenCV interpolation of the config's ``Resize``.
-        """
         self.size, self.interpolation = size, interpolation
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:

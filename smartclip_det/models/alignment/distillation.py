@@ -24,7 +24,17 @@ TEACHERS = ("initial", "current")
 
 
 class RegionDistillation(nn.Module):
-    """``weight * mean(1 - cos(dense region, crop))`` over random regions of some of the images."""
+    """``weight * mean(1 - cos(dense region, crop))`` over random regions of some of the images.
+
+    Args:
+        weight: weight of the loss.
+        regions: random squares per image.
+        images: maximum number of images per batch.
+        min_side: smallest side of a region relative to the image side.
+        max_side: largest side.
+        teacher: ``initial``: the frozen initial tower, as in CLIPSelf, which preserves what it knows about crops;
+            ``current``: the tower being trained.
+    """
 
     def __init__(
         self,
@@ -35,17 +45,6 @@ class RegionDistillation(nn.Module):
         max_side: float = 0.7,
         teacher: str = "initial",
     ) -> None:
-        """Build.
-
-        Args:
-            weight: weight of the loss.
-            regions: random squares per image.
-            images: maximum number of images per batch.
-            min_side: smallest side of a region relative to the image side.
-            max_side: largest side.
-            teacher: ``initial``: the frozen initial tower, as in CLIPSelf, which preserves what it knows about crops;
-                ``current``: the tower being trained.
-        """
         super().__init__()
         if not 0 < min_side <= max_side <= 1:
             raise UserError(f"Regions need 0 < min_side <= max_side <= 1; given {min_side} and {max_side}.")

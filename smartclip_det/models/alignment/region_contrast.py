@@ -19,16 +19,15 @@ from smartclip_det.models.regions import pool_regions
 
 
 class RegionContrast(nn.Module):
-    """``weight`` times the cross-entropy of each region over the unique region texts of this process's batch."""
+    """``weight`` times the cross-entropy of each region over the unique region texts of this process's batch.
+
+    Args:
+        weight: weight of the loss.
+        images: maximum number of images per batch.
+        scale: multiplies cosines.
+    """
 
     def __init__(self, weight: float = 1.0, images: int = 64, scale: float = 50.0) -> None:
-        """Build.
-
-        Args:
-            weight: weight of the loss.
-            images: maximum number of images per batch.
-            scale: multiplies cosines.
-        """
         super().__init__()
         if images < 1 or scale <= 0:
             raise UserError(f"RegionContrast needs images >= 1 and scale > 0; given {images} and {scale}.")

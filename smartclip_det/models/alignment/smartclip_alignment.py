@@ -60,6 +60,30 @@ class SmartCLIPAlignment(BaseModel):
 
     ``towers`` are saved under their own names with ``meta['tower_config']`` (:class:`TowerCheckpointHook`), so every
     other part of the package can load a checkpoint of this model as towers.
+
+    Args:
+        towers: source of the initial weights, see ``towers.source.load_towers``.
+        loss: options of :class:`AlignmentLoss`; None: the published loss.
+        component_matching: Long-CLIP's primary component matching: all texts of an image but the first are matched
+            with the image vectors projected on this many principal directions of the local batch; 0: off.
+        dense_weight: weight of the same loss on the mean of the dense map instead of the pooled vector, so that
+            patches are trained to match texts as well.
+        dense_mode: mode of the last block for that dense map.
+        distillation: options of :class:`RegionDistillation`; None: off.
+        region_contrast: options of :class:`RegionContrast`; None: off. Needs ``regions`` in the dataset.
+        low_rank: options of ``add_low_rank``: the towers are frozen except for low-rank updates (and mask network).
+        micro_batch: number of images (and texts) encoded at a time; each part is re-encoded in the backward pass,
+            so only the activations of one part are in memory. The loss is exactly that of the full batch. 0: off.
+        text_chunks: number of chunks of texts of similar length, encoded one by one; reduces padding.
+        half_residuals: under autocast, keep tokens between blocks in its precision instead of fp32: less memory
+            traffic, but every addition is rounded.
+        initial_scale: initial value of a learned scale; 0: that of the towers.
+        checkpointing: recompute transformer blocks in the backward pass.
+        compile: ``torch.compile`` backend for transformer blocks in training (``inductor``); empty: not compiled.
+        length_multiple: pad texts to a multiple of this many tokens, so that compiled blocks see few lengths; 0: 64
+            with ``compile``, otherwise no padding. Texts with ``mask_pad='include'`` all have the same length.
+        data_preprocessor: MMEngine's; None: uint8 pixels are normalised when they are encoded.
+        init_cfg: unused; weights come from ``towers``.
     """
 
     def __init__(
@@ -82,32 +106,6 @@ class SmartCLIPAlignment(BaseModel):
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            towers: source of the initial weights, see ``towers.source.load_towers``.
-            loss: options of :class:`AlignmentLoss`; None: the published loss.
-            component_matching: Long-CLIP's primary component matching: all texts of an image but the first are matched
-                with the image vectors projected on this many principal directions of the local batch; 0: off.
-            dense_weight: weight of the same loss on the mean of the dense map instead of the pooled vector, so that
-                patches are trained to match texts as well.
-            dense_mode: mode of the last block for that dense map.
-            distillation: options of :class:`RegionDistillation`; None: off.
-            region_contrast: options of :class:`RegionContrast`; None: off. Needs ``regions`` in the dataset.
-            low_rank: options of ``add_low_rank``: the towers are frozen except for low-rank updates (and mask network).
-            micro_batch: number of images (and texts) encoded at a time; each part is re-encoded in the backward pass,
-                so only the activations of one part are in memory. The loss is exactly that of the full batch. 0: off.
-            text_chunks: number of chunks of texts of similar length, encoded one by one; reduces padding.
-            half_residuals: under autocast, keep tokens between blocks in its precision instead of fp32: less memory
-                traffic, but every addition is rounded.
-            initial_scale: initial value of a learned scale; 0: that of the towers.
-            checkpointing: recompute transformer blocks in the backward pass.
-            compile: ``torch.compile`` backend for transformer blocks in training (``inductor``); empty: not compiled.
-            length_multiple: pad texts to a multiple of this many tokens, so that compiled blocks see few lengths; 0: 64
-                with ``compile``, otherwise no padding. Texts with ``mask_pad='include'`` all have the same length.
-            data_preprocessor: MMEngine's; None: uint8 pixels are normalised when they are encoded.
-            init_cfg: unused; weights come from ``towers``.
-        """
         super().__init__(data_preprocessor=data_preprocessor or {"type": "BaseDataPreprocessor", "non_blocking": True})
         self.towers = load_towers(towers)
         self.loss = AlignmentLoss(**(loss or {}))

@@ -32,7 +32,20 @@ def model_names() -> list[str]:
 
 
 class TorchvisionBoxes:
-    """Top proposals of torchvision's Faster R-CNN, with their objectness."""
+    """Top proposals of torchvision's Faster R-CNN, with their objectness.
+
+    Args:
+        model: one of :func:`model_names`.
+        weights: ``DEFAULT`` or another of torchvision's weight names (downloaded once by torchvision), a weights
+            file, or None for random weights (for tests only).
+        max_boxes: maximum number of boxes per image.
+        nms_iou: IoU above which the lower-scored box is suppressed.
+        size: shorter side of the model input in pixels; default: the model's own.
+        seed: seed of random weights.
+
+    Raises:
+        UserError: for unknown names, a missing or mismatched file, or weights that cannot be downloaded.
+    """
 
     def __init__(
         self,
@@ -44,20 +57,6 @@ class TorchvisionBoxes:
         size: int | None = None,
         seed: int = 0,
     ) -> None:
-        """Build.
-
-        Args:
-            model: one of :func:`model_names`.
-            weights: ``DEFAULT`` or another of torchvision's weight names (downloaded once by torchvision), a weights
-                file, or None for random weights (for tests only).
-            max_boxes: maximum number of boxes per image.
-            nms_iou: IoU above which the lower-scored box is suppressed.
-            size: shorter side of the model input in pixels; default: the model's own.
-            seed: seed of random weights.
-
-        Raises:
-            UserError: for unknown names, a missing or mismatched file, or weights that cannot be downloaded.
-        """
         self.name = check_choice("model", model, model_names())
         options: dict[str, Any] = {"rpn_post_nms_top_n_test": max_boxes, "rpn_nms_thresh": nms_iou}
         options |= {} if size is None else {"min_size": size, "max_size": 2 * size}

@@ -14,16 +14,15 @@ from torch import nn
 
 @MODELS.register_module()
 class NormedRPNHead(RPNHead):
-    """Class-agnostic RPN of the F-ViT recipe for OV-LVIS (CLIPSelf, arXiv 2310.01403)."""
+    """Class-agnostic RPN of the F-ViT recipe for OV-LVIS (CLIPSelf, arXiv 2310.01403).
+
+    Args:
+        args: as for ``RPNHead``.
+        norm_cfg: norm after each convolution; None: no norm.
+        kwargs: as for ``RPNHead``.
+    """
 
     def __init__(self, *args: Any, norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Build.
-
-        Args:
-            args: as for ``RPNHead``.
-            norm_cfg: norm after each convolution; None: no norm.
-            kwargs: as for ``RPNHead``.
-        """
         self.norm_cfg = None if norm_cfg is None else dict(norm_cfg)
         super().__init__(*args, **kwargs)
 

@@ -52,7 +52,19 @@ class TokenPredictions:
 
 @MODELS.register_module()
 class OWLHead(BaseModule):
-    """Class vectors, boxes, set matching and losses of :class:`OpenVocabOWL`."""
+    """Class vectors, boxes, set matching and losses of :class:`OpenVocabOWL`.
+
+    Args:
+        in_channels: C.
+        embed_dim: D.
+        merge_class_token: multiply patch tokens by the class token before the norm, as OWL-ViT does.
+        federated: number of classes in the loss of a batch: those with a box, plus randomly drawn seen classes; 0:
+            all seen classes. For federated annotations and large vocabularies.
+        loss_weights: weights of ``cls``, ``bbox`` (L1 on relative coordinates) and ``giou``.
+        focal: ``alpha`` and ``gamma`` of the focal loss.
+        test_cfg: ``score_thr`` and ``max_per_img``.
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(
         self,
@@ -65,19 +77,6 @@ class OWLHead(BaseModule):
         test_cfg: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            in_channels: C.
-            embed_dim: D.
-            merge_class_token: multiply patch tokens by the class token before the norm, as OWL-ViT does.
-            federated: number of classes in the loss of a batch: those with a box, plus randomly drawn seen classes; 0:
-                all seen classes. For federated annotations and large vocabularies.
-            loss_weights: weights of ``cls``, ``bbox`` (L1 on relative coordinates) and ``giou``.
-            focal: ``alpha`` and ``gamma`` of the focal loss.
-            test_cfg: ``score_thr`` and ``max_per_img``.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(init_cfg=init_cfg)
         self.embed_dim, self.merge_class_token, self.federated = embed_dim, merge_class_token, federated
         self.weights = {"cls": 2.0, "bbox": 5.0, "giou": 2.0, **dict(loss_weights or {})}

@@ -21,7 +21,17 @@ from smartclip_det.models.detectors.active_bank import ActiveBank
 
 @MODELS.register_module()
 class OpenVocabOWL(ActiveBank, BaseDetector):
-    """A trained image tower and an :class:`OWLHead`; the text side of the tower stays frozen."""
+    """A trained image tower and an :class:`OWLHead`; the text side of the tower stays frozen.
+
+    Args:
+        backbone: a :class:`SmartCLIPViT` whose ``out_indices`` contain only the last layer.
+        bbox_head: an :class:`OWLHead`.
+        policy: scoring policy; mask mode, text norm and calibration are used.
+        default_vocabulary: see :class:`OpenVocabRCNN`.
+        test_cfg: test config of the head.
+        data_preprocessor: MMDetection preprocessor with the tower's statistics; images are padded to a square.
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(
         self,
@@ -33,17 +43,6 @@ class OpenVocabOWL(ActiveBank, BaseDetector):
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            backbone: a :class:`SmartCLIPViT` whose ``out_indices`` contain only the last layer.
-            bbox_head: an :class:`OWLHead`.
-            policy: scoring policy; mask mode, text norm and calibration are used.
-            default_vocabulary: see :class:`OpenVocabRCNN`.
-            test_cfg: test config of the head.
-            data_preprocessor: MMDetection preprocessor with the tower's statistics; images are padded to a square.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.policy = ScoringPolicy.from_dict(policy).without_presence("Trained heads")
         self.backbone = MODELS.build(backbone)

@@ -22,7 +22,22 @@ from smartclip_det.models.detectors.active_bank import ActiveBank
 
 @MODELS.register_module()
 class OpenVocabRCNN(ActiveBank, BaseDetector):
-    """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head."""
+    """Frozen tower, pyramid neck, class-agnostic RPN, open-vocabulary RoI head.
+
+    Args:
+        backbone: a :class:`SmartCLIPViT`.
+        neck: an MMDetection neck or a list of them.
+        rpn_head: MMDetection ``RPNHead``.
+        roi_head: :class:`OpenVocabRoIHead`.
+        policy: scoring policy.
+        default_vocabulary: ``dict(towers=..., names=..., templates=...)``, encoded if the detector is used before a
+            bank is set (``init_detector``, ``DetInferencer``); names may be a list, a file or the name of a known
+            vocabulary.
+        train_cfg: ``rpn``, ``rpn_proposal``, ``rcnn``.
+        test_cfg: ``rpn``, ``rcnn``.
+        data_preprocessor: MMDetection preprocessor with the tower's statistics.
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(
         self,
@@ -37,22 +52,6 @@ class OpenVocabRCNN(ActiveBank, BaseDetector):
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            backbone: a :class:`SmartCLIPViT`.
-            neck: an MMDetection neck or a list of them.
-            rpn_head: MMDetection ``RPNHead``.
-            roi_head: :class:`OpenVocabRoIHead`.
-            policy: scoring policy.
-            default_vocabulary: ``dict(towers=..., names=..., templates=...)``, encoded if the detector is used before a
-                bank is set (``init_detector``, ``DetInferencer``); names may be a list, a file or the name of a known
-                vocabulary.
-            train_cfg: ``rpn``, ``rpn_proposal``, ``rcnn``.
-            test_cfg: ``rpn``, ``rcnn``.
-            data_preprocessor: MMDetection preprocessor with the tower's statistics.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.policy = ScoringPolicy.from_dict(policy).without_presence("Trained heads")
         self.backbone = MODELS.build(backbone)

@@ -30,6 +30,17 @@ class RescoringDetector(ActiveBank, BaseDetector):
     """Rescoring as a config: boxes of a proposer, its scores as objectness, classes of the active bank.
 
     A checkpoint of the proposer alone can be loaded: the tower comes from the config.
+
+    Args:
+        proposer: config of an MMDetection detector, with its ``data_preprocessor``.
+        backbone: a :class:`SmartCLIPViT`; only its dense map is used.
+        policy: scoring policy; see ``rescoring.class_scores``.
+        options: see :class:`RescoreOptions`.
+        proposal_nms: IoU of class-agnostic NMS on the proposer's boxes.
+        max_proposals: maximum number of boxes per image.
+        data_preprocessor: preprocessor with the tower's statistics; the same pixels are re-normalised with the
+            proposer's own.
+        init_cfg: as for any MMEngine module.
     """
 
     def __init__(
@@ -43,19 +54,6 @@ class RescoringDetector(ActiveBank, BaseDetector):
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            proposer: config of an MMDetection detector, with its ``data_preprocessor``.
-            backbone: a :class:`SmartCLIPViT`; only its dense map is used.
-            policy: scoring policy; see ``rescoring.class_scores``.
-            options: see :class:`RescoreOptions`.
-            proposal_nms: IoU of class-agnostic NMS on the proposer's boxes.
-            max_proposals: maximum number of boxes per image.
-            data_preprocessor: preprocessor with the tower's statistics; the same pixels are re-normalised with the
-                proposer's own.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.policy = ScoringPolicy.from_dict({"background": "zero", **dict(policy or {})})
         self.options = RescoreOptions(**dict(options or {}))

@@ -65,16 +65,15 @@ def recognise(state: Mapping[str, Any]) -> str:
 
 
 class SentenceContrast(nn.Module):
-    """Token logits of a Grounding DINO branch plus the masked cosine with the full sentence."""
+    """Token logits of a Grounding DINO branch plus the masked cosine with the full sentence.
+
+    Args:
+        base: the original ``ContrastiveEmbed`` of the branch.
+        channels: C.
+        embed_dim: D.
+    """
 
     def __init__(self, base: nn.Module, channels: int, embed_dim: int) -> None:
-        """Build.
-
-        Args:
-            base: the original ``ContrastiveEmbed`` of the branch.
-            channels: C.
-            embed_dim: D.
-        """
         super().__init__()
         self.base = base
         self.project = nn.Linear(channels, embed_dim)
@@ -110,20 +109,19 @@ def _from_base(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -
 
 @MODELS.register_module()
 class SmartCLIPGroundingDINO(GroundingDINO):
-    """Grounding DINO with one sentence per image, as in referring expressions; SmartCLIP's text side stays frozen."""
+    """Grounding DINO with one sentence per image, as in referring expressions; SmartCLIP's text side stays frozen.
+
+    Args:
+        args: as for MMDetection's ``GroundingDINO``.
+        towers: see ``towers.source.load_towers``.
+        mask_mode: one of ``similarity.OWN_MASK_MODES``.
+        trained: one of :data:`TRAINED`.
+        kwargs: as for MMDetection's ``GroundingDINO``.
+    """
 
     def __init__(
         self, *args: Any, towers: Mapping[str, Any], mask_mode: str = "hard", trained: str = "branch", **kwargs: Any
     ) -> None:
-        """Build.
-
-        Args:
-            args: as for MMDetection's ``GroundingDINO``.
-            towers: see ``towers.source.load_towers``.
-            mask_mode: one of ``similarity.OWN_MASK_MODES``.
-            trained: one of :data:`TRAINED`.
-            kwargs: as for MMDetection's ``GroundingDINO``.
-        """
         self.mask_mode = check_choice("mask_mode", mask_mode, OWN_MASK_MODES)
         self.trained = check_choice("trained", trained, TRAINED)
         super().__init__(*args, **kwargs)

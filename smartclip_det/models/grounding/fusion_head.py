@@ -70,7 +70,23 @@ class GroundingOutput:
 
 
 class FusionHead(nn.Module):
-    """Fuses patch and text tokens; predicts boxes, existence, a similarity map and optionally masks."""
+    """Fuses patch and text tokens; predicts boxes, existence, a similarity map and optionally masks.
+
+    Args:
+        channels: T C, total channels of all taps.
+        text_width: W.
+        embed_dim: D.
+        grid: h = w, patches per side.
+        text_length: maximum number of text tokens.
+        dim: E.
+        layers: number of encoder layers.
+        heads: number of attention heads.
+        feedforward: width of the feed-forward layers.
+        dropout: dropout rate of the encoder.
+        queries: Q; 1 for one box per sentence, 10 for any number.
+        gate: feed masks and the similarity map to the tokens; otherwise they only produce the map.
+        mask_branch: also predict masks (three transposed convolutions, as in HiVG, arXiv 2404.13400).
+    """
 
     def __init__(
         self,
@@ -89,23 +105,6 @@ class FusionHead(nn.Module):
         gate: bool = True,
         mask_branch: bool = False,
     ) -> None:
-        """Build.
-
-        Args:
-            channels: T C, total channels of all taps.
-            text_width: W.
-            embed_dim: D.
-            grid: h = w, patches per side.
-            text_length: maximum number of text tokens.
-            dim: E.
-            layers: number of encoder layers.
-            heads: number of attention heads.
-            feedforward: width of the feed-forward layers.
-            dropout: dropout rate of the encoder.
-            queries: Q; 1 for one box per sentence, 10 for any number.
-            gate: feed masks and the similarity map to the tokens; otherwise they only produce the map.
-            mask_branch: also predict masks (three transposed convolutions, as in HiVG, arXiv 2404.13400).
-        """
         super().__init__()
         if queries < 1 or layers < 1 or dim % heads:
             raise UserError(

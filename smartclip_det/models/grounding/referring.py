@@ -30,7 +30,25 @@ from smartclip_det.utils.devices import frozen_precision
 
 @MODELS.register_module()
 class SmartCLIPReferring(BaseModel):
-    """Boxes, existence, similarity maps and masks of referring expressions, on frozen towers."""
+    """Boxes, existence, similarity maps and masks of referring expressions, on frozen towers.
+
+    Args:
+        towers: see ``towers.source.load_towers``; frozen.
+        head: options of :class:`FusionHead`; sizes given by the towers are filled in.
+        image_size: S; the position embeddings of the image tower are interpolated to it.
+        out_indices: tapped layers, 0-based (CLIP-VG taps layers 1, 4, 8 and 12 of ViT-B).
+        dense_mode: mode of the last block for the dense map.
+        mask_mode: one of ``similarity.OWN_MASK_MODES``; modes other than ``hard`` are for ablations and controls.
+        loss_weights: overrides of ``set_losses.WEIGHTS``.
+        text_cache: number of sentences whose frozen features are cached; 0 disables the cache.
+        max_boxes: maximum number of predicted boxes per sentence.
+        nms_iou: IoU above which the lower-scored box of a sentence is suppressed.
+        data_preprocessor: as for any MMEngine model.
+        init_cfg: unused.
+
+    Raises:
+        UserError: for unknown modes or weights, or an image size that is not a multiple of the patch size.
+    """
 
     def __init__(
         self,
@@ -48,25 +66,6 @@ class SmartCLIPReferring(BaseModel):
         data_preprocessor: Any = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            towers: see ``towers.source.load_towers``; frozen.
-            head: options of :class:`FusionHead`; sizes given by the towers are filled in.
-            image_size: S; the position embeddings of the image tower are interpolated to it.
-            out_indices: tapped layers, 0-based (CLIP-VG taps layers 1, 4, 8 and 12 of ViT-B).
-            dense_mode: mode of the last block for the dense map.
-            mask_mode: one of ``similarity.OWN_MASK_MODES``; modes other than ``hard`` are for ablations and controls.
-            loss_weights: overrides of ``set_losses.WEIGHTS``.
-            text_cache: number of sentences whose frozen features are cached; 0 disables the cache.
-            max_boxes: maximum number of predicted boxes per sentence.
-            nms_iou: IoU above which the lower-scored box of a sentence is suppressed.
-            data_preprocessor: as for any MMEngine model.
-            init_cfg: unused.
-
-        Raises:
-            UserError: for unknown modes or weights, or an image size that is not a multiple of the patch size.
-        """
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=None)
         self.mask_mode = check_choice("mask_mode", mask_mode, OWN_MASK_MODES)
         for key in loss_weights or {}:

@@ -102,7 +102,19 @@ def _banks(bank: TextBank | Sequence[TextBank], encoders: Sequence[RegionEncoder
 
 
 class ZeroShotGrounder:
-    """Scores candidate boxes of an image for expressions."""
+    """Scores candidate boxes of an image for expressions.
+
+    Args:
+        encoder: computes region vectors; the logits of several encoders are summed (an ensemble).
+        views: views whose logits are summed.
+        policy: provides ``mask_mode``, ``text_norm``, ``calibration`` and ``temperature``.
+        reading: ``expression``: the whole text under its mask; ``chunks``: the texts of its entities, each under
+            its own mask, combined by relations and superlatives; ``both``: the product of the two.
+        reader: parses an expression into a tree, for ``chunks`` and ``both``.
+        subtracted: texts whose mean score, each under its own mask, is subtracted from the scores of each region.
+            This removes the bias of a region towards all texts (red circles, arXiv 2304.06712). Use a fixed bank of
+            training captions, never of the evaluated split.
+    """
 
     def __init__(
         self,
@@ -114,19 +126,6 @@ class ZeroShotGrounder:
         reader: Callable[[str], Entity] = parse_expression,
         subtracted: TextBank | Sequence[TextBank] | None = None,
     ) -> None:
-        """Build.
-
-        Args:
-            encoder: computes region vectors; the logits of several encoders are summed (an ensemble).
-            views: views whose logits are summed.
-            policy: provides ``mask_mode``, ``text_norm``, ``calibration`` and ``temperature``.
-            reading: ``expression``: the whole text under its mask; ``chunks``: the texts of its entities, each under
-                its own mask, combined by relations and superlatives; ``both``: the product of the two.
-            reader: parses an expression into a tree, for ``chunks`` and ``both``.
-            subtracted: texts whose mean score, each under its own mask, is subtracted from the scores of each region.
-                This removes the bias of a region towards all texts (red circles, arXiv 2304.06712). Use a fixed bank of
-                training captions, never of the evaluated split.
-        """
         if not views:
             raise UserError(f"Grounding needs at least one view of {', '.join(VIEWS)}.")
         self.views = [check_choice("view", v, VIEWS) for v in views]

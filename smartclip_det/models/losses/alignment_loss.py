@@ -45,6 +45,18 @@ class AlignmentLoss(nn.Module):
 
     The terms are weighted so that DDP's average over processes is the loss of the joint batch, even if the processes
     have batches of different sizes.
+
+    Args:
+        mask_mode: ``hard`` (straight-through, as published), ``soft``, ``hard_concrete``, or ``off`` for CLIP.
+        modular: True: each caption masks every image with its own mask. False: each image is masked only with the
+            mask of its own caption (the paper's ablation: it leaks the identity of the pair).
+        scale: scale of cosines: a number (100 in the recipe), or ``learned``.
+        alignment_weight: weight of the sum of both cross-entropies, or of the sigmoid loss.
+        sparsity_weight: weight of the mean mask.
+        form: ``softmax``, or ``sigmoid`` (SigLIP; with a learned bias that starts at -10).
+        label_smoothing: for the softmax form (0.1 in Long-CLIP's release).
+        text_norm: ``masked`` masks the text as well (as in MoVA).
+        tile: logits computed at a time; a larger strip is recomputed in the backward pass.
     """
 
     def __init__(
@@ -59,20 +71,6 @@ class AlignmentLoss(nn.Module):
         text_norm: str = "full",
         tile: int = TILE,
     ) -> None:
-        """Build.
-
-        Args:
-            mask_mode: ``hard`` (straight-through, as published), ``soft``, ``hard_concrete``, or ``off`` for CLIP.
-            modular: True: each caption masks every image with its own mask. False: each image is masked only with the
-                mask of its own caption (the paper's ablation: it leaks the identity of the pair).
-            scale: scale of cosines: a number (100 in the recipe), or ``learned``.
-            alignment_weight: weight of the sum of both cross-entropies, or of the sigmoid loss.
-            sparsity_weight: weight of the mean mask.
-            form: ``softmax``, or ``sigmoid`` (SigLIP; with a learned bias that starts at -10).
-            label_smoothing: for the softmax form (0.1 in Long-CLIP's release).
-            text_norm: ``masked`` masks the text as well (as in MoVA).
-            tile: logits computed at a time; a larger strip is recomputed in the backward pass.
-        """
         super().__init__()
         self.mask_mode = check_choice("mask_mode", mask_mode, TRAINED_MASKS)
         self.form = check_choice("form", form, FORMS)

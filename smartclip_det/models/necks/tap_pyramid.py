@@ -20,16 +20,15 @@ from smartclip_det.core.errors import UserError
 
 @MODELS.register_module()
 class TapPyramid(BaseModule):
-    """Upsamples tap 1 by 4 and tap 2 by 2, keeps tap 3, and halves tap 4; a frozen tower detaches the taps."""
+    """Upsamples tap 1 by 4 and tap 2 by 2, keeps tap 3, and halves tap 4; a frozen tower detaches the taps.
+
+    Args:
+        in_channels: C, the tower width.
+        norm_cfg: norm between the two transposed convolutions; default ``BN`` (``SyncBN`` for multi-GPU training).
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(self, in_channels: int, norm_cfg: Mapping[str, Any] | None = None, init_cfg: Any = None) -> None:
-        """Build.
-
-        Args:
-            in_channels: C, the tower width.
-            norm_cfg: norm between the two transposed convolutions; default ``BN`` (``SyncBN`` for multi-GPU training).
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(init_cfg=init_cfg)
         norm = dict(norm_cfg or {"type": "BN"})
         self.up4 = nn.Sequential(

@@ -25,7 +25,15 @@ Totals = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class ChunkedScorer:
-    """Scores of the same regions for one chunk of the vocabulary after another."""
+    """Scores of the same regions for one chunk of the vocabulary after another.
+
+    Args:
+        head: computes logits and background cosines.
+        vectors: ``[R, D]`` of the box head.
+        dense_vectors: ``[R, D]`` of the dense map, or None if the policy does not use fusion.
+        objectness: ``[R]`` in [0, 1], or None.
+        policy: scoring policy.
+    """
 
     def __init__(
         self,
@@ -35,15 +43,6 @@ class ChunkedScorer:
         objectness: Tensor | None,
         policy: ScoringPolicy,
     ) -> None:
-        """Build.
-
-        Args:
-            head: computes logits and background cosines.
-            vectors: ``[R, D]`` of the box head.
-            dense_vectors: ``[R, D]`` of the dense map, or None if the policy does not use fusion.
-            objectness: ``[R]`` in [0, 1], or None.
-            policy: scoring policy.
-        """
         self.head, self.vectors, self.dense_vectors = head, vectors, dense_vectors
         self.objectness, self.policy = objectness, policy
         self.softmax = policy.activation == "softmax"

@@ -31,7 +31,25 @@ Targets = tuple[Tensor, Tensor, Tensor]
 
 @MODELS.register_module()
 class OpenVocabBBoxHead(BaseModule):
-    """Shared convolutions and linear layers, then a region vector ``[R, D]`` and box deltas ``[R, 4]``."""
+    """Shared convolutions and linear layers, then a region vector ``[R, D]`` and box deltas ``[R, 4]``.
+
+    Args:
+        embed_dim: D of the text banks.
+        in_channels: channels of the pyramid.
+        roi_size: side of pooled regions.
+        num_convs: shared 3x3 convolutions.
+        num_fcs: shared linear layers.
+        fc_channels: width of the linear layers.
+        norm_cfg: norm of the convolutions; None: no norm.
+        learn_temperature: train the scale of cosines, starting from ``initial_temperature``; otherwise the
+            policy's temperature is used.
+        initial_temperature: see ``learn_temperature``.
+        compat_relu: ReLU on region vectors, as in F-ViT's released code; do not use it with masks.
+        bbox_coder: MMDetection box coder; default deltas with stds .1 .1 .2 .2.
+        loss_cls: MMDetection classification loss; default cross-entropy.
+        loss_bbox: MMDetection box loss; default L1.
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(
         self,
@@ -50,25 +68,6 @@ class OpenVocabBBoxHead(BaseModule):
         loss_bbox: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            embed_dim: D of the text banks.
-            in_channels: channels of the pyramid.
-            roi_size: side of pooled regions.
-            num_convs: shared 3x3 convolutions.
-            num_fcs: shared linear layers.
-            fc_channels: width of the linear layers.
-            norm_cfg: norm of the convolutions; None: no norm.
-            learn_temperature: train the scale of cosines, starting from ``initial_temperature``; otherwise the
-                policy's temperature is used.
-            initial_temperature: see ``learn_temperature``.
-            compat_relu: ReLU on region vectors, as in F-ViT's released code; do not use it with masks.
-            bbox_coder: MMDetection box coder; default deltas with stds .1 .1 .2 .2.
-            loss_cls: MMDetection classification loss; default cross-entropy.
-            loss_bbox: MMDetection box loss; default L1.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(init_cfg=init_cfg)
         self.embed_dim, self.compat_relu = embed_dim, compat_relu
         coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}

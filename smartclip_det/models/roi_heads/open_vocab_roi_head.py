@@ -25,7 +25,19 @@ from smartclip_det.models.selection import select_from_parts
 
 @MODELS.register_module()
 class OpenVocabRoIHead(BaseModule):
-    """Second stage of :class:`OpenVocabRCNN`."""
+    """Second stage of :class:`OpenVocabRCNN`.
+
+    Args:
+        bbox_roi_extractor: MMDetection extractor over the pyramid.
+        bbox_head: an :class:`OpenVocabBBoxHead`.
+        dense_stride: pixels per cell of the dense map (the patch size).
+        mask_roi_extractor: extractor for masks; default: the one for boxes with 14 x 14 cells.
+        mask_head: MMDetection mask head; class-agnostic, since it must handle unseen classes. None: no masks.
+        train_cfg: MMDetection ``assigner`` and ``sampler``; ``mask_size`` with a mask head.
+        test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``, ``class_chunk`` (classes scored at once);
+            ``mask_thr_binary`` with a mask head.
+        init_cfg: as for any MMEngine module.
+    """
 
     def __init__(
         self,
@@ -38,19 +50,6 @@ class OpenVocabRoIHead(BaseModule):
         test_cfg: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
     ) -> None:
-        """Build.
-
-        Args:
-            bbox_roi_extractor: MMDetection extractor over the pyramid.
-            bbox_head: an :class:`OpenVocabBBoxHead`.
-            dense_stride: pixels per cell of the dense map (the patch size).
-            mask_roi_extractor: extractor for masks; default: the one for boxes with 14 x 14 cells.
-            mask_head: MMDetection mask head; class-agnostic, since it must handle unseen classes. None: no masks.
-            train_cfg: MMDetection ``assigner`` and ``sampler``; ``mask_size`` with a mask head.
-            test_cfg: ``score_thr``, ``nms_iou``, ``max_per_img``, ``class_chunk`` (classes scored at once);
-                ``mask_thr_binary`` with a mask head.
-            init_cfg: as for any MMEngine module.
-        """
         super().__init__(init_cfg=init_cfg)
         self.bbox_roi_extractor = MODELS.build(dict(bbox_roi_extractor))
         self.bbox_head = MODELS.build(dict(bbox_head))

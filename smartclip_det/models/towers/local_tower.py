@@ -43,6 +43,15 @@ class LocalTower(nn.Module):
 
     Images of any size are zero-padded (right, bottom) to whole cells. The receptive field of a cell is 39 pixels with
     one residual block.
+
+    Args:
+        image_size: native side in pixels, a multiple of 8.
+        width: W, a multiple of 5.
+        layers: residual blocks at stride 8.
+        embed_dim: D.
+        window_size: must be 0: there is no attention.
+        global_layers: must be empty: there is no attention.
+        checkpointing: must be False, see ``recomputable``.
     """
 
     dense_modes: tuple[str, ...] = ("vanilla", "value")
@@ -64,17 +73,6 @@ class LocalTower(nn.Module):
         global_layers: Sequence[int] = (),
         checkpointing: bool = False,
     ) -> None:
-        """Build.
-
-        Args:
-            image_size: native side in pixels, a multiple of 8.
-            width: W, a multiple of 5.
-            layers: residual blocks at stride 8.
-            embed_dim: D.
-            window_size: must be 0: there is no attention.
-            global_layers: must be empty: there is no attention.
-            checkpointing: must be False, see ``recomputable``.
-        """
         super().__init__()
         if image_size % STRIDE or width % 5 or not width:
             raise UserError(

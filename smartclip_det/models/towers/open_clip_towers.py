@@ -42,7 +42,20 @@ class OpenClipConfig:
 
 
 class OpenClipEncoder(nn.Module):
-    """A frozen open_clip model with a timm vision transformer as image tower."""
+    """A frozen open_clip model with a timm vision transformer as image tower.
+
+    Args:
+        name: open_clip model name, e.g. ``ViT-B-16-SigLIP`` or ``EVA02-B-16``.
+        checkpoint: weights file; None for random weights.
+        image_size: input side in pixels, if not the model's own; position embeddings are resized.
+        seed: seed of random weights.
+        tokenizer: Hugging Face tokenizer folder, for models whose tokenizer would have to be downloaded, or a
+            function from texts to ids ``[K, L]``; None: the model's own.
+
+    Raises:
+        UserError: for unknown names, missing files, image towers that are not timm transformers, or tokenizers
+            that are not available offline.
+    """
 
     dense_modes: tuple[str, ...] = DENSE_MODES
 
@@ -55,20 +68,6 @@ class OpenClipEncoder(nn.Module):
         seed: int = 0,
         tokenizer: str | Callable[[list[str]], Tensor] | None = None,
     ) -> None:
-        """Build.
-
-        Args:
-            name: open_clip model name, e.g. ``ViT-B-16-SigLIP`` or ``EVA02-B-16``.
-            checkpoint: weights file; None for random weights.
-            image_size: input side in pixels, if not the model's own; position embeddings are resized.
-            seed: seed of random weights.
-            tokenizer: Hugging Face tokenizer folder, for models whose tokenizer would have to be downloaded, or a
-                function from texts to ids ``[K, L]``; None: the model's own.
-
-        Raises:
-            UserError: for unknown names, missing files, image towers that are not timm transformers, or tokenizers
-                that are not available offline.
-        """
         super().__init__()
         if name not in open_clip_names():
             raise unknown_names("open_clip models", [name], open_clip_names(), "See open_clip.list_models().")
