@@ -97,7 +97,16 @@ def circle_inside(image: Image.Image, box: Sequence[float]) -> Image.Image:
 
 
 class RegionEncoder:
-    """Region vectors of images; the dense map of the current image is computed once."""
+    """Region vectors of images; the dense map of the current image is computed once.
+
+    Args:
+        towers: the encoder, on any device.
+        dense_size: input size of dense maps in pixels; 0: the tower's own.
+        dense_mode: one of the encoder's ``dense_modes``.
+        fit: how an image is made square, ``pad`` or ``squash`` (a crop would lose boxes).
+        crop_context: see :func:`crop_window`.
+        batch_size: images per forward pass for the crop, blur and circle views.
+    """
 
     def __init__(
         self,
@@ -109,16 +118,6 @@ class RegionEncoder:
         crop_context: float = 1.2,
         batch_size: int = 64,
     ) -> None:
-        """Build.
-
-        Args:
-            towers: the encoder, on any device.
-            dense_size: input size of dense maps in pixels; 0: the tower's own.
-            dense_mode: one of the encoder's ``dense_modes``.
-            fit: how an image is made square, ``pad`` or ``squash`` (a crop would lose boxes).
-            crop_context: see :func:`crop_window`.
-            batch_size: images per forward pass for the crop, blur and circle views.
-        """
         self.towers = towers
         self.side = towers.config.image_size
         self.dense_size = dense_size or self.side

@@ -54,19 +54,18 @@ class Graph(nn.Module):
 
 
 class TowerGraph(Graph):
-    """``images [B, 3, H, W]`` to unnormalised ``pooled [B, D]`` and ``dense [B, D, h, w]``."""
+    """``images [B, 3, H, W]`` to unnormalised ``pooled [B, D]`` and ``dense [B, D, h, w]``.
+
+    Args:
+        image_tower: a :class:`VisionTransformer` or :class:`LocalTower`.
+        dense_mode: how the last block computes the dense map.
+    """
 
     kind = "image_tower"
     outputs = ("pooled", "dense")
     image_tower: Any
 
     def __init__(self, image_tower: nn.Module, dense_mode: str) -> None:
-        """Build.
-
-        Args:
-            image_tower: a :class:`VisionTransformer` or :class:`LocalTower`.
-            dense_mode: how the last block computes the dense map.
-        """
         super().__init__()
         self.image_tower, self.dense_mode = image_tower, dense_mode
 
@@ -92,6 +91,13 @@ class DetectorGraph(Graph):
     Outputs ``boxes [B, N, 4]`` (xyxy, input pixels), ``scores [B, N]`` in descending order and ``labels [B, N]``
     (indices into the vocabulary). Images with fewer than N detections are padded with label -1 and score 0. With a bank
     input, ``embeds [K, D]`` and ``masks [K, D]`` are inputs too.
+
+    Args:
+        detector: in eval mode.
+        policy: scoring policy.
+        bank: the vocabulary; with a bank input only its background and D are used.
+        fold: whether the vocabulary is stored in the graph; otherwise it is an input.
+        threshold: minimum score of a detection.
     """
 
     outputs = ("boxes", "scores", "labels")
@@ -100,15 +106,6 @@ class DetectorGraph(Graph):
     def __init__(
         self, detector: nn.Module, policy: ScoringPolicy, bank: TextBank, *, fold: bool, threshold: float
     ) -> None:
-        """Build.
-
-        Args:
-            detector: in eval mode.
-            policy: scoring policy.
-            bank: the vocabulary; with a bank input only its background and D are used.
-            fold: whether the vocabulary is stored in the graph; otherwise it is an input.
-            threshold: minimum score of a detection.
-        """
         super().__init__()
         self.detector, self.policy, self.bank, self.fold = detector, policy, bank, fold
         self.threshold = threshold
