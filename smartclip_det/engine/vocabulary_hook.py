@@ -26,6 +26,13 @@ class VocabularyHook(Hook):
 
     The vocabulary comes from the dataset's ``metainfo``: ``classes``, and optionally ``seen`` and ``templates``.
     Encoders are built on first use and then released; banks are cached by what determines them.
+
+    Args:
+        towers: source of the backbone's towers (see ``towers.source.load_towers``).
+        templates: template set for datasets that do not name one.
+        cache_dir: folder of encoded texts; ``default``: the user's cache; None: no cache.
+        control: ``text_shuffled`` gives every class the text of another class in validation and testing, to
+            measure the scores of a detector with meaningless names.
     """
 
     priority = "VERY_HIGH"
@@ -37,15 +44,6 @@ class VocabularyHook(Hook):
         cache_dir: str | None = "default",
         control: str = "none",
     ) -> None:
-        """Build.
-
-        Args:
-            towers: source of the backbone's towers (see ``towers.source.load_towers``).
-            templates: template set for datasets that do not name one.
-            cache_dir: folder of encoded texts; ``default``: the user's cache; None: no cache.
-            control: ``text_shuffled`` gives every class the text of another class in validation and testing, to
-                measure the scores of a detector with meaningless names.
-        """
         self.control = check_choice("control", control, CONTROLS)
         self.towers = dict(towers)
         self.templates = templates
