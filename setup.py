@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: configs travel in the package, and beside it a line that Python runs at its start."""
+"""What setup.cfg cannot express: configs are packaged, with a .pth file that Python runs at startup."""
 
 import shutil
 from pathlib import Path
@@ -8,9 +8,9 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """Copies ``configs/`` into the package and ``smartclip_det.pth`` beside it (see docs/operators.md).
+    """Copy ``configs/`` into the package and ``smartclip_det.pth`` next to it (see docs/operators.md).
 
-    An editable install finds the configs where they are; tools/setup_env.sh copies the line.
+    An editable install uses the configs in the repository; tools/setup_env.sh copies the .pth file.
     """
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the site that are generated from the code: the names that can be imported from the package."""
+"""Tables generated from the code: the public names of the package."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is(node: ast.Assign, name: str) -> bool:
     return isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
 
 
-#: Comments in a page that a table takes the place of.
+#: Comments in pages that are replaced by tables.
 MARKS = {
     "<!-- api: names -->": names_table,
     "<!-- zoo: configs -->": zoo.configs_tables,
@@ -40,7 +40,7 @@ MARKS = {
 
 
 def expanded(markdown: str) -> str:
-    """A page with its tables."""
+    """The page with its tables inserted."""
     for mark, table in MARKS.items():
         if mark in markdown:
             markdown = markdown.replace(mark, table())

@@ -1,7 +1,7 @@
-"""MkDocs hooks: pages and files of the repository outside ``docs/`` join the site, and every link must lead somewhere.
+"""MkDocs hooks: include pages and files outside ``docs/`` in the site, and check all links.
 
-Links are written as they work in the repository. A link to another Markdown file leads to its page; a link to any other
-file leads to a copy of it in the site. A link to nothing is a warning, and ``mkdocs build --strict`` fails on warnings.
+Links are written relative to the repository. A link to another Markdown file becomes a link to its page; any other
+linked file is copied into the site. A broken link is a warning, and ``mkdocs build --strict`` fails on warnings.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ REPO = Path(__file__).resolve().parents[1]
 LOG = logging.getLogger("mkdocs.hooks.repository")
 #: Group 1 is the target without its anchor, group 2 the anchor.
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|//)([^)\s#]+)(#[^)\s]*)?(?=\))")
-#: Fenced blocks and inline code hold no links.
+#: Fenced blocks and inline code, which contain no links.
 CODE = re.compile(r"(^(`{3,}).*?^\2`*$|`[^`\n]+`)", flags=re.M | re.S)
 
 
 def outside_pages() -> dict[str, str]:
-    """Markdown files outside ``docs/`` and their places in the site."""
+    """Markdown files outside ``docs/`` and their paths in the site."""
     pages = {"data/README.md": "data.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
     for path in sorted((REPO / "configs").glob("*/README.md")):
         pages[path.relative_to(REPO).as_posix()] = f"recipes/{path.parent.name}.md"
@@ -34,12 +34,12 @@ def outside_pages() -> dict[str, str]:
 
 
 def notebook_pages(config: MkDocsConfig) -> list[File]:
-    """A page of each notebook, with the outputs that it was written with, and its pictures."""
+    """A page for each notebook, with its stored outputs and images."""
     made = []
     for path in sorted((REPO / "docs/notebooks").glob("*.ipynb")):
         folder = f"{path.stem}_files"
         text, resources = MarkdownExporter().from_filename(str(path), {"output_files_dir": folder})
-        note = f'<a href="{path.name}" download>Download this notebook</a>: it runs on what `make toy` leaves behind.'
+        note = f'<a href="{path.name}" download>Download this notebook</a>; it needs a finished run of `make toy`.'
         made.append(File.generated(config, f"notebooks/{path.stem}.md", content=f"{text.strip()}\n\n{note}\n"))
         for name, content in resources["outputs"].items():
             made.append(File.generated(config, f"notebooks/{name}", content=content))
@@ -51,17 +51,17 @@ SOURCES = {place: source for source, place in OUTSIDE.items()}
 
 
 def links(markdown: str) -> list[str]:
-    """Relative targets of a text's links, without anchors."""
+    """Relative link targets of a text, without anchors."""
     return [m[1] for part in CODE.split(markdown)[::3] for m in LINK.finditer(part)]
 
 
 def source_of(place: str) -> str:
-    """The repository's file of a page."""
+    """The repository file of a page."""
     return SOURCES.get(place, f"docs/{place}")
 
 
 def target_of(source: str, link: str) -> str:
-    """The repository's file that a link in ``source`` leads to."""
+    """The repository file that a link in ``source`` refers to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 
 
@@ -83,19 +83,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def from_repository(config: MkDocsConfig, place: str, source: str) -> File:
-    """A file of the repository at a place in the site."""
+    """A repository file at a path in the site."""
     return File.generated(config, place, abs_src_path=str(REPO / source), inclusion=InclusionLevel.INCLUDED)
 
 
 def place_of(target: str) -> str | None:
-    """The page of a repository's file; None where it has none."""
+    """The page of a repository file, or None."""
     if target.startswith("docs/"):
         return re.sub(r"(notebooks/[^/]+)\.ipynb$", r"\1.md", target.removeprefix("docs/"))
     return OUTSIDE.get(target)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point each link at the page or the copy that it means."""
+    """Redirect each link to its page or copy."""
     source = source_of(page.file.src_uri)
     here = posixpath.dirname(page.file.src_uri)
 
@@ -115,7 +115,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(parts)
 
 
-#: Addresses that a browser opens by itself while it shows a page.
+#: URLs that a browser loads when it shows a page.
 FETCHED = [
     re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?(https?://[^"'\s>]+)"""),
     re.compile(r"""<link\b[^>]*\srel=["']?(?:stylesheet|preconnect)[^>]*\shref=["']?(https?://[^"'\s>]+)"""),
@@ -123,7 +123,7 @@ FETCHED = [
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Nothing may be fetched from elsewhere while the site is read."""
+    """Reject pages that would load anything from another host."""
     for pattern in FETCHED:
         for address in pattern.findall(output):
             LOG.warning("%s fetches %s.", page.file.src_uri, address)

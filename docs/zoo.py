@@ -1,4 +1,4 @@
-"""Tables of the model zoo from the records: ``configs/*/metafile.yml`` and the registry of named weights."""
+"""Tables of the model zoo, generated from ``configs/*/metafile.yml`` and the registry of named weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import yaml
 REPO = Path(__file__).resolve().parents[1]
 STATUSES = {
     "measured": "trained at toy size; numbers, with commands, in the recipe",
-    "step": "built on small encoders in the tests, and takes a training step there",
-    "builds": "model and optimizer are built on small encoders in the tests",
+    "step": "built with small encoders in the tests, which run a training step",
+    "builds": "model and optimizer are built with small encoders in the tests",
 }
 
 
 def collections() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each collection with its models; a model has ``Name``, ``Config``, ``Status``, ``Command`` and maybe ``Ran``."""
+    """Each collection with its models; models have ``Name``, ``Config``, ``Status``, ``Command``, optionally ``Ran``."""
     found = []
     for path in sorted((REPO / "configs").glob("*/metafile.yml")):
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -32,14 +32,14 @@ def collections() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
 
 
 def configs_tables() -> str:
-    """A section for each collection: its configs, and one command of each kind."""
+    """A section per collection: its configs, and one command of each kind."""
     parts = ["| status | meaning |", "|---|---|", *(f"| {k} | {v} |" for k, v in STATUSES.items())]
     for collection, models in collections():
         parts += ["", f"### {collection['Title']}", ""]
         parts += [f"Recipe: [{collection['README']}](../{collection['README']})", ""]
         parts += ["| config | status | what was run |", "|---|---|---|"]
         parts += [f"| [{m['Name']}](../{m['Config']}) | {m['Status']} | {m['Ran']} |" for m in models]
-        # Commands that differ in more than the config.
+        # Commands that differ in more than the config name.
         kinds = {m["Command"].replace(m["Name"], ""): m["Command"] for m in reversed(models)}
         parts += ["", "```bash", *reversed(kinds.values()), "```"]
     return "\n".join(parts)
@@ -69,7 +69,7 @@ def weights_table() -> str:
 
 
 def published_table() -> str:
-    """Numbers that others published for the named weights, for comparison with your own runs."""
+    """Published results of the named weights, for comparison with your own runs."""
     registry = json.loads((REPO / "smartclip_det/models/zoo/registry.json").read_text(encoding="utf-8"))
     sets = list(dict.fromkeys(s for w in registry.values() for s in w.get("published", {})))
     parts = [f"| name | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]

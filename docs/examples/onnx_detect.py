@@ -1,4 +1,4 @@
-"""Detect with a file of ``smartclip-det export``: numpy and onnxruntime; Pillow only decodes the picture.
+"""Detect with a file of ``smartclip-det export``: needs numpy and onnxruntime; Pillow only decodes the image.
 
 python onnx_detect.py model.onnx photo.jpg [--bank names.npz] [--threshold 0.3]
 """
@@ -25,7 +25,7 @@ def resize_weights(old: int, new: int, kind: str) -> np.ndarray:
 
 
 def prepare(pixels: np.ndarray, rule: dict) -> tuple[np.ndarray, tuple[int, int]]:
-    """RGB ``[h, w, 3]`` to ``images [1, 3, H, W]`` and the picture's height and width inside."""
+    """RGB ``[h, w, 3]`` to ``images [1, 3, H, W]``, and the height and width of the image inside."""
     (height, width), (old_h, old_w) = rule["size"], pixels.shape[:2]
     factor = min(height / old_h, width / old_w)
     h, w = (max(1, min(most, int(n * factor + 0.5))) for n, most in ((old_h, height), (old_w, width)))
@@ -37,7 +37,7 @@ def prepare(pixels: np.ndarray, rule: dict) -> tuple[np.ndarray, tuple[int, int]
 
 
 def main() -> None:
-    """Print a JSON line for each detection: name, score and xyxy box in pixels of the picture."""
+    """Print a JSON line per detection: name, score and xyxy box in pixels of the image."""
     parser = argparse.ArgumentParser(description=__doc__)
     _ = [parser.add_argument(name) for name in ("model", "picture")]
     parser.add_argument("--bank", help=".npz of names, for a model exported with --bank-input")

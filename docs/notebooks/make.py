@@ -1,7 +1,7 @@
 """Execute the notebooks on a finished toy run: `python docs/notebooks/make.py [--write]`.
 
-The sources are the .py files (jupytext's percent format); `--write` makes each .ipynb of them, with its outputs.
-Without it nothing is written: every cell must run, and each pair must hold the same cells. Needs the extra `docs`.
+The sources are the .py files (jupytext's percent format); `--write` creates an .ipynb from each, with outputs. Without
+it nothing is written: every cell must run, and both files of a pair must contain the same cells. Needs the extra `docs`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from smartclip_det.apis.toy_run import find_toy_run
 from smartclip_det.core.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
-#: Colours of a kept picture.
+#: Number of colours of stored images.
 COLOURS = 96
-#: Log lines, which have a date and would differ each time.
+#: Log lines with dates, which would differ in every run.
 LOG = re.compile(r"^(\d\d/\d\d [\d:]+ - mmengine - |Loads checkpoint by ).*\n", flags=re.M)
 
 
@@ -44,15 +44,15 @@ def cells(notebook: Any) -> list[tuple[str, str]]:
 
 
 def in_sync(source: Path) -> bool:
-    """Whether the .ipynb beside a source holds the same cells."""
+    """Whether a source and its .ipynb contain the same cells."""
     pair = source.with_suffix(".ipynb")
     return pair.is_file() and cells(jupytext.read(source)) == cells(nbformat.read(pair, as_version=4))
 
 
 def execute(source: Path) -> Any:
-    """The notebook with its outputs, run in its own folder."""
+    """Execute a notebook in its own folder; returns it with outputs."""
     notebook = jupytext.read(source)
-    with TemporaryDirectory() as folder:  # Its sockets: no port of the network is opened.
+    with TemporaryDirectory() as folder:  # For sockets, so that no network port is opened.
         sockets = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{folder}/kernel"}})
         client = NotebookClient(
             notebook,
@@ -67,7 +67,7 @@ def execute(source: Path) -> Any:
 
 
 def small(output: Any) -> Any:
-    """An output as it is kept: one small picture in place of several forms of it, printed lines without logs."""
+    """Reduce an output for storage: one small image instead of several representations, text without log lines."""
     if output.output_type == "stream":
         output["text"] = LOG.sub("", output["text"])
     data = output.get("data", {})
@@ -81,7 +81,7 @@ def small(output: Any) -> Any:
 
 
 def write(notebook: Any, path: Path) -> None:
-    """Write a notebook so that the same cells and outputs are the same bytes."""
+    """Write a notebook deterministically."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -96,9 +96,9 @@ def write(notebook: Any, path: Path) -> None:
 
 
 def main() -> int:
-    """Run all, or those named."""
+    """Run all notebooks, or the given ones."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="notebooks, without ending; default: all")
+    parser.add_argument("names", nargs="*", help="notebooks, without suffix; default: all")
     parser.add_argument("--write", action="store_true", help="write each .ipynb with its outputs")
     options = parser.parse_args()
     chosen = [s for s in sources() if not options.names or s.stem in options.names]

@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 
 
 def first_answer(predictor: Predictor, data: Path, count: int = 4) -> Image.Image:
-    """Validation scenes of two objects, side by side, each asked for what is in it."""
+    """Validation scenes with two objects, side by side, each with detections of its names."""
     scenes = read_json(data / "annotations/scenes_val.json", "scene file")
     names = {i["id"]: i for i in read_json(data / "annotations/instances_val.json", "annotations")["images"]}
     square = [s for s in scenes if len(s["objects"]) == 2 and names[s["id"]]["width"] == names[s["id"]]["height"]]
@@ -44,7 +44,7 @@ def first_answer(predictor: Predictor, data: Path, count: int = 4) -> Image.Imag
 
 
 def app_page(run: Path, data: Path, sample: int = 2, width: int = 1100) -> Image.Image:
-    """The page of ``smartclip-det app`` after a click on a sample, in headless Chromium (extra ``dev``)."""
+    """Screenshot of ``smartclip-det app`` after a click on a sample, in headless Chromium (extra ``dev``)."""
     from playwright.sync_api import sync_playwright
 
     source = source_of(AppOptions(toy=run, data=data, device="cpu"))
@@ -59,7 +59,7 @@ def app_page(run: Path, data: Path, sample: int = 2, width: int = 1100) -> Image
         page.wait_for_function("document.querySelector('#detect-status textarea').value.includes('score')")
         page.wait_for_function("document.querySelector('#detect-boxes img')?.complete")
         page.mouse.move(0, 0)
-        page.wait_for_timeout(1000)  # Transitions end.
+        page.wait_for_timeout(1000)  # Wait for transitions.
         taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
         browser.close()
         blocks.close(verbose=False)
