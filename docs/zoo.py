@@ -17,7 +17,7 @@ STATUSES = {
 
 
 def collections() -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each collection with its models; models have ``Name``, ``Config``, ``Status``, ``Command``, optionally ``Ran``."""
+    """Each collection with its models: ``Name``, ``Config``, ``Status``, ``Command`` and optionally ``Ran``."""
     found = []
     for path in sorted((REPO / "configs").glob("*/metafile.yml")):
         record = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
 """Execute the notebooks on a finished toy run: `python docs/notebooks/make.py [--write]`.
 
 The sources are the .py files (jupytext's percent format); `--write` creates an .ipynb from each, with outputs. Without
-it nothing is written: every cell must run, and both files of a pair must contain the same cells. Needs the extra `docs`.
+it nothing is written; every cell must run, and both files of a pair must contain the same cells. Needs the extra
+`docs`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers as notebooks show them, and what is in boxes. Boxes are xyxy pixels."""
+"""Notebook display of detections, and crops of boxes. Boxes are xyxy pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from PIL import Image
 
 from smartclip_det.visualization.pages import data_uri, render_page
 
-#: Longer side of a picture in a notebook, and rows of its table.
+#: Longer side of an image in a notebook, and maximum number of table rows.
 SIDE, ROWS = 900, 30
 
 
 def png_of(picture: Image.Image, side: int = SIDE) -> bytes:
-    """A PNG file of a picture, reduced to ``side`` where it is larger."""
+    """Encode an image as PNG, reduced to ``side`` if it is larger."""
     small = picture.copy()
     small.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -26,13 +26,13 @@ def png_of(picture: Image.Image, side: int = SIDE) -> bytes:
 def answer_page(
     title: str, picture: bytes | None, rows: Sequence[tuple[str, float, Sequence[float]]], count: int
 ) -> str:
-    """A picture over a table of name, score and box.
+    """An image above a table of names, scores and boxes.
 
     Args:
-        title: a line above.
-        picture: a PNG file.
-        rows: name, score and box of each line.
-        count: of all detections; those without a row are told.
+        title: title line.
+        picture: PNG file.
+        rows: name, score and box of each row.
+        count: number of all detections; the number of those without a row is shown.
     """
     return render_page(
         "detections.html",
@@ -44,12 +44,12 @@ def answer_page(
 
 
 def crops_of(picture: Image.Image, boxes: np.ndarray, context: float = 1.0) -> list[Image.Image]:
-    """What is in each box, cut at the picture's border; at least one pixel.
+    """Crop each box, clipped to the image; crops have at least one pixel.
 
     Args:
         picture: any PIL image.
-        boxes: ``[N, 4]`` xyxy, inside of the picture.
-        context: sides of the crops over those of the boxes.
+        boxes: ``[N, 4]`` xyxy, inside the image.
+        context: scale of the crop's sides relative to the box.
     """
     wide, high = picture.size
     centres, halves = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * context

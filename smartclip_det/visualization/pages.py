@@ -1,4 +1,4 @@
-"""HTML from the Jinja2 templates of this package. Values are escaped; a misspelled variable is an error."""
+"""HTML from the Jinja2 templates of this package. Values are escaped; undefined variables are errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: object) -> str:
-    """Fill one template of ``visualization/templates``; every value is escaped."""
+    """Render a template of ``visualization/templates``; every value is escaped."""
     return _environment().get_template(template).render(values)
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An image file as an address that needs no other file; ``kind`` is the MIME subtype, e.g. ``png``."""
+    """Encode an image file as a data URI; ``kind`` is the MIME subtype, e.g. ``png``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

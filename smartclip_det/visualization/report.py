@@ -1,4 +1,4 @@
-"""A self-contained HTML page: text, tables, pictures and curves in one file. No metric code."""
+"""A self-contained HTML page: text, tables, images and plots in one file. No metric code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smartclip_det.visualization.pages import data_uri, render_page
 
 
 class ReportPage:
-    """Collects blocks in reading order and writes one file that needs no other."""
+    """Collects blocks in reading order and writes them to a single self-contained file."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -28,38 +28,38 @@ class ReportPage:
         self._add("heading", text=text)
 
     def text(self, text: str, *, note: bool = False) -> None:
-        """A paragraph; ``code`` between backticks."""
+        """Add a paragraph; text between backticks becomes ``code``."""
         self._add("text", text=text, note=note)
 
     def conclusion(self, text: str, *reasons: str) -> None:
-        """What the numbers above say, set off from the text, and the reasons one by one."""
+        """Add a highlighted conclusion, and its reasons as a list."""
         self._add("conclusion", text=text, reasons=reasons)
 
     def code(self, text: str) -> None:
-        """Commands, as they stand."""
+        """Add commands, verbatim."""
         self._add("code", text=text)
 
     def terms(self, terms: Mapping[str, str]) -> None:
-        """Words and what they mean."""
+        """Add terms and their definitions."""
         self._add("terms", terms=terms)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | float | None]], digits: int = 3) -> None:
-        """Numbers with ``digits`` digits; None and -1 read n/a."""
+        """Add a table; numbers have ``digits`` digits, None and -1 are shown as n/a."""
         for row in rows:
             if len(row) != len(columns):
                 raise UserError(f"A row of {len(row)} cells under {len(columns)} columns: {list(row)[:3]}.")
         self._add("table", columns=columns, rows=[[_cell(c, digits) for c in row] for row in rows])
 
     def picture(self, image: Image.Image, caption: str = "") -> None:
-        """One picture over the whole width; on a narrow screen it is scrolled rather than shrunk."""
+        """Add an image at full width; narrow screens scroll it instead of shrinking it."""
         self._add("picture", image=_figure(image, caption))
 
     def gallery(self, images: Sequence[tuple[Image.Image, str]]) -> None:
-        """Small pictures with captions, side by side."""
+        """Add small images with captions, in rows."""
         self._add("gallery", images=[_figure(i, c) for i, c in images])
 
     def links(self, images: Sequence[tuple[Image.Image, str, str]]) -> None:
-        """Small photographs with captions, side by side; each leads to an address."""
+        """Add small photographs with captions, in rows; each links to a URL."""
         self._add("gallery", images=[_figure(i, c, "jpeg", link) for i, c, link in images])
 
     def curves(
@@ -69,15 +69,15 @@ class ReportPage:
         y_label: str,
         caption: str = "",
     ) -> None:
-        """Lines of (x, y) by name in one plot."""
+        """Add a line plot of (x, y) by name."""
         self.picture(plot_curves(curves, x_label, y_label), caption)
 
     def bars(self, values: Mapping[str, float], y_label: str, caption: str = "", line: float | None = None) -> None:
-        """One bar per name; ``line`` marks a level such as chance."""
+        """Add a bar plot by name; ``line`` marks a level such as chance."""
         self.picture(plot_bars(values, y_label, line), caption)
 
     def write(self, path: str | Path) -> Path:
-        """Write the page, whole or not at all."""
+        """Write the page, atomically."""
         return write_whole(path, render_page("report.html", title=self.title, blocks=self._blocks))
 
     def _add(self, kind: str, **values: Any) -> None:
@@ -91,7 +91,7 @@ def _cell(value: str | float | None, digits: int) -> str:
 
 
 def _figure(image: Image.Image, caption: str, kind: str = "png", link: str = "") -> dict[str, Any]:
-    """What the macro ``figure`` needs."""
+    """Arguments of the macro ``figure``."""
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True)
     source = data_uri(buffer.getvalue(), kind)
@@ -101,7 +101,7 @@ def _figure(image: Image.Image, caption: str, kind: str = "png", link: str = "")
 def plot_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str
 ) -> Image.Image:
-    """Lines in the house's palette."""
+    """Line plot in the package's palette."""
     from matplotlib.figure import Figure
 
     from smartclip_det.visualization.draw import PALETTE
@@ -120,7 +120,7 @@ def plot_curves(
 
 
 def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = None) -> Image.Image:
-    """Bars with their values written on top."""
+    """Bar plot with values above the bars."""
     from matplotlib.figure import Figure
 
     from smartclip_det.visualization.draw import PALETTE
@@ -144,7 +144,7 @@ def plot_bars(values: Mapping[str, float], y_label: str, line: float | None = No
 
 
 def rendered(figure: object) -> Image.Image:
-    """A Matplotlib figure as a picture."""
+    """Render a Matplotlib figure as an image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
