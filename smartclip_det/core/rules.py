@@ -11,8 +11,8 @@ IOU_TYPES = ("bbox", "segm")
 #: Images of a detection file to score: all; those with a box of the protocol's classes; or those that the
 #: ``.partial.jsonl`` file of an interrupted run has a line for.
 IMAGES = ("all", "annotated", "predicted")
-#: OV-COCO settings: base and novel classes jointly, or the older and easier one in which the detector was given only
-#: the novel names alone; the two are never comparable.
+#: OV-COCO settings: base and novel classes jointly, or the older and easier one in which the detector is given only
+#: the novel names; the two are not comparable.
 SETTINGS = ("joint", "target-only")
 #: D-cube: an image is queried with the sentences of its own scenario, or with all of them.
 SCENARIOS = ("intra", "inter")
