@@ -55,6 +55,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "study masks": ("study.masks", "analyse a checkpoint's masks; writes an HTML page"),
     "study vocabulary": ("study.vocabulary", "evaluate saved detections with small vocabularies"),
     "study presence": ("study.presence", "does presence scoring help? absent names and no-target sentences"),
+    "study predictor": ("study.predictor", "measure the options of the training-free predictor, one at a time"),
     "study multi-dataset": ("study.multi_dataset", "test one detector on many data sets (ODinW)"),
     "study calibrate": ("study.calibrate", "choose the score threshold of grounding on training sentences"),
     "study grounding-pictures": ("study.grounding_pictures", "draw a sheet of grounding predictions"),

@@ -7,6 +7,7 @@ Shape letters: R regions, K text rows, C classes, D joint embedding.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,6 +193,15 @@ class TextBank:
             mask_probs=probs,
             provenance={**self.provenance, "rows_from_pictures": "contrast" if contrast else "plain"},
         )
+
+    @property
+    def picture_names(self) -> tuple[str, ...]:
+        """Names of the classes that have a row from images, see :meth:`with_images`."""
+        if "rows_from_pictures" not in self.provenance:
+            return ()
+        rows = zip(self.texts, self.class_index.tolist(), strict=True)
+        classes = {c for text, c in rows if re.fullmatch(rf"{re.escape(self.names[c])} \(\d+ pictures\)", text)}
+        return tuple(self.names[c] for c in sorted(classes))
 
     def text_shuffled(self) -> TextBank:
         """A control: each class gets the rows of another class (fixed by the texts) under its own name.

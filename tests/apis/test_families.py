@@ -116,9 +116,16 @@ def test_a_row_from_a_picture_finds_its_own_region_beside_texts(detector):
 def test_a_grounding_head_reads_words_alone():
     p = build("grounding head")
     bank = p.set_vocabulary(TEXTS)
-    with pytest.raises(UserError, match="needs word tokens"):
-        p.set_vocabulary(bank.with_images("my mug", [(picture(), GRID[4])]))
     p.set_image(wide())
+    new, joined = (bank.with_images(name, [(picture(), GRID[4])]) for name in ("my mug", "a dog"))
+    for call in (p.set_vocabulary, p.detect, lambda b: next(p.detect_images([wide()], b))):
+        with pytest.raises(UserError, match=r"needs word tokens.*: my mug\. .*bank\.select.*from_pretrained"):
+            call(new)
+        with pytest.raises(UserError, match=r": a dog\."):
+            call(joined)
+    assert p.vocabulary == tuple(TEXTS)
+    assert p.set_vocabulary(new.select(TEXTS)).names == tuple(TEXTS)
+    p.set_vocabulary(bank)
     both, one = p.detect(TEXTS), p.ground("a dog", top_k=10)
     assert np.allclose(both.of("a dog").scores, one.scores, atol=1e-6)
     with pytest.raises(UserError, match="policy only applies to detectors"):

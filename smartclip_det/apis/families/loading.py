@@ -12,6 +12,7 @@ from smartclip_det.apis.detector_loading import array_pipeline, build_detector
 from smartclip_det.apis.families.base import Family
 from smartclip_det.apis.families.training_free import FreeOptions, TrainingFree, free_policy
 from smartclip_det.core.errors import UserError, nearest
+from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.models.boxes import BoxSource
 from smartclip_det.models.towers.source import load_encoder, load_towers, read_once
 from smartclip_det.models.towers.text_side import TextSide
@@ -73,11 +74,13 @@ def family_of_towers(
             near = ", ".join(nearest(key, known)) or "none"
             raise UserError(f"Unknown option {key!r} of Predictor.from_pretrained. Nearest: {near}.")
     chosen = FreeOptions(**options)
-    scoring = free_policy(masks).with_(**(policy or {}))
     place = resolve_device(device)
-    # Create the box source first, so that an unknown name fails before gigabytes are read.
+    # Check the policy and create the box source first, so that a wrong name fails before gigabytes are read.
+    changes = {"mask_mode": masks, **(policy or {})}
+    ScoringPolicy.from_dict(changes)
     source = box_source(boxes, chosen.max_boxes)
     towers = open_towers(name, str(place))
+    scoring = free_policy(towers).with_(**changes)
     return TrainingFree(towers, source, chosen, policy=scoring, cache_dir=cache_dir, precision=precision)
 
 

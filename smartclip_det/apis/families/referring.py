@@ -87,10 +87,11 @@ class Referring(Family):
         Raises:
             UserError: for rows from images, and those of the base class.
         """
-        if "rows_from_pictures" in bank.provenance:
+        if bank.picture_names:
             raise UserError(
-                "A grounding head needs word tokens, which rows from images do not have. Use a detector or "
-                "Predictor.from_pretrained instead."
+                "A grounding head needs word tokens, which rows from images do not have: "
+                f"{', '.join(bank.picture_names)}. Leave these classes out, bank.select([names of the others]), or use "
+                "a detector or Predictor.from_pretrained, which accept rows from images."
             )
         return super().check_bank(bank)
 

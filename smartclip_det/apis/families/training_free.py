@@ -27,8 +27,11 @@ from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 from smartclip_det.utils.images import square_scale
 
-#: Default side of the dense input, as a multiple of the towers' input size.
-DENSE_FACTOR = 3
+#: Default side of the dense input, as a multiple of the towers' input size, by kind of image tower; see
+#: :class:`FreeOptions`.
+DENSE_FACTORS = {"vit": 3, "local": 1}
+#: Default temperature, as a fraction of the towers' learned scale (``exp(logit_scale)``); see :func:`free_policy`.
+SCALE_FRACTION = 0.75
 #: Classes scored at once, to bound memory.
 CHUNK = 4096
 _VIEWS = {"dense": ("dense",), "crop": ("crop",), "both": ("dense", "crop")}
@@ -77,13 +80,26 @@ class FreeOptions:
             )
 
 
-def free_policy(masks: str = "hard") -> ScoringPolicy:
+def free_policy(towers: Any, masks: str = "hard") -> ScoringPolicy:
     """Return a policy with a sigmoid against the text "background": scores do not depend on the other texts.
 
     Args:
+        towers: any :class:`Encoder`.
         masks: ``hard``, ``off``, or another mask mode.
     """
-    return ScoringPolicy(mask_mode=masks, activation="sigmoid", sigmoid_reference="background", background="text")
+    return ScoringPolicy(
+        mask_mode=masks,
+        activation="sigmoid",
+        dense_temperature=SCALE_FRACTION * float(towers.logit_scale.detach().exp()),
+        sigmoid_reference="background",
+        background="text",
+        dense_norm="none" if _weighs_cells(towers) else "pixel",
+    )
+
+
+def _weighs_cells(towers: Any) -> bool:
+    """Whether the norm of a dense-map cell is a learned weight."""
+    return getattr(towers.config, "vision", "vit") == "local" or getattr(towers.config, "saliency", False)
 
 
 class TrainingFree(RegionFamily):
@@ -112,9 +128,10 @@ class TrainingFree(RegionFamily):
             precision: precision of the image tower; the rest runs in fp32.
         """
         self.towers, self.source, self.options = towers.eval(), boxes, options or FreeOptions()
-        self.policy, self.cache_dir = policy or free_policy(), cache_dir
+        self.policy, self.cache_dir = policy or free_policy(towers), cache_dir
         self.precision = check_precision(precision)
-        patch, side = towers.config.patch_size, self.options.dense_size or DENSE_FACTOR * towers.config.image_size
+        factor = DENSE_FACTORS[getattr(towers.config, "vision", "vit")]
+        patch, side = towers.config.patch_size, self.options.dense_size or factor * towers.config.image_size
         self.regions = RegionEncoder(
             towers,
             dense_size=-(-side // patch) * patch,
