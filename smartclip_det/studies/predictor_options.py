@@ -1,7 +1,7 @@
 """Options of the training-free predictor, changed one at a time, on annotated images.
 
 The predictor's own path (:meth:`Predictor.from_pretrained`) is measured with its defaults, with each change of
-:func:`settings_of`, and with a control. An image is encoded once for all settings that share its region vectors. Boxes
+:func:`settings_of` that differs from them, and with a control. An image is encoded once for all settings that share its region vectors. Boxes
 are those of the annotations, of a box source, or of the RPN of an open-vocabulary detector.
 """
 
@@ -31,7 +31,7 @@ from smartclip_det.utils.devices import resolve_device
 GROUND_TRUTH = "ground-truth"
 DEFAULT, CONTROL = "default", "texts shuffled (control)"
 #: Fractions of the towers' learned scale, as temperatures.
-FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 3.0)
+FRACTIONS = (0.25, 0.5, 0.75, 1.0, 3.0)
 #: Metric -> values of all encoders, by setting.
 Table = dict[str, dict[str, list[float]]]
 
@@ -50,8 +50,10 @@ class PredictorStudyOptions:
         checkpoint: weights of the detector.
         cfg_options: overrides of its config.
         max_boxes: boxes per image, best first.
+        templates: prompt templates of the names, except where a setting changes them.
         only: settings to measure, by parts of their names; empty: all. Default and control are always measured.
-        limit: use only the first N images; 0: all.
+        skip: leave out the first N images, such as those that options were chosen on.
+        limit: use only the first N of the other images; 0: all.
         device: see :func:`resolve_device`.
         out: JSON output.
     """
@@ -65,7 +67,9 @@ class PredictorStudyOptions:
     checkpoint: str | None = None
     cfg_options: Mapping[str, Any] | None = None
     max_boxes: int = 100
+    templates: str | Sequence[str] = "photo"
     only: Sequence[str] = ()
+    skip: int = 0
     limit: int = 0
     device: str = "auto"
     out: Path = Path("work_dirs/predictor_options.json")
@@ -127,7 +131,6 @@ def settings_of(towers: Any) -> dict[str, dict[str, Any]]:
         **{f"temperature {f:g} x learned scale": {"dense_temperature": f * scale} for f in FRACTIONS},
         **{f"background {b}": {"background": b} for b in ("zero", "text_ones")},
         "text norm masked": {"text_norm": "masked"},
-        "calibration ceiling": {"calibration": "ceiling"},
         **{f"cell norm {n}": {"dense_norm": n} for n in ("pixel", "none")},
     }
     return {
@@ -137,12 +140,11 @@ def settings_of(towers: Any) -> dict[str, dict[str, Any]]:
         **{f"masks {m}": {"masks": m} for m in ("off", "soft")},
         **{f"dense input {f} x": {"dense_size": f * side} for f in (1, 2, 3)},
         "regions crop": {"regions": "crop"},
-        "regions crop, context 2": {"regions": "crop", "crop_context": 2.0},
         "regions both": {"regions": "both"},
         "regions both, context 2": {"regions": "both", "crop_context": 2.0},
         **{f"objectness power {p:g}": {"objectness_power": p} for p in (0.0, 1.0)},
         **{f"NMS IoU {t:g}": {"nms_iou": t} for t in (0.3, 0.7)},
-        "template {article} {}": {"templates": ["{article} {}"]},
+        **{f"templates {t}": {"templates": t} for t in ("none", "photo")},
     }
 
 
@@ -153,7 +155,7 @@ def measure_predictor(options: PredictorStudyOptions) -> tuple[Table, Path]:
         UserError: for missing files, names that the annotations lack, and settings that do not exist.
     """
     o = options
-    truth = first_images(load_ground_truth(o.ann), o.limit)
+    truth = chosen_images(load_ground_truth(o.ann), o.skip, o.limit)
     base, novel, split = ov_coco_split(o.split_file)
     truth.category_ids([*base, *novel])
     device = str(resolve_device(o.device))
@@ -163,8 +165,8 @@ def measure_predictor(options: PredictorStudyOptions) -> tuple[Table, Path]:
     for name in o.encoder:
         towers = open_towers(name, device)
         hashes.append(towers.checkpoint_hash)
-        settings = {k: v for k, v in settings_of(towers).items() if _wanted(k, o.only)}
         study = _Study(o, truth, towers, source, (base, novel))
+        settings = {k: v for k, v in study.settings().items() if _wanted(k, o.only)}
         for setting, changes in tqdm(settings.items(), desc=str(name), unit="setting"):
             for metric, value in study.measure(changes, setting == CONTROL).items():
                 table.setdefault(setting, {}).setdefault(metric, []).append(value)
@@ -173,10 +175,12 @@ def measure_predictor(options: PredictorStudyOptions) -> tuple[Table, Path]:
         "predictor_options",
         ann_sha256=file_hash(o.ann),
         images=len(truth.data["images"]),
+        skip=o.skip,
         split=split,
         checkpoint_hash=hashes,
         detector=o.checkpoint and {"config": o.config, "checkpoint_sha256": file_hash(o.checkpoint)},
         max_boxes=o.max_boxes,
+        templates=o.templates,
         default=defaults,
         unit="one value per encoder",
     )
@@ -196,11 +200,16 @@ def _wanted(setting: str, only: Sequence[str]) -> bool:
     return not only or setting in (DEFAULT, CONTROL) or any(part in setting for part in only)
 
 
-def first_images(truth: GroundTruth, limit: int) -> GroundTruth:
-    """Annotations of the first ``limit`` images; 0: all."""
-    if not limit:
-        return truth
-    images = truth.data["images"][:limit]
+def chosen_images(truth: GroundTruth, skip: int, limit: int) -> GroundTruth:
+    """Annotations of the images after the first ``skip``, at most ``limit`` of them (0: all).
+
+    Raises:
+        UserError: if no image is left.
+    """
+    every = truth.data["images"]
+    images = every[skip : skip + limit if limit else None]
+    if not images:
+        raise UserError(f"--skip {skip} leaves none of the {len(every)} images of {truth.path}.")
     ids = {i["id"] for i in images}
     kept = [a for a in truth.data["annotations"] if a["image_id"] in ids]
     return replace(truth, data={**truth.data, "images": images, "annotations": kept})
@@ -223,10 +232,20 @@ class _Study:
 
     def predictor(self, changes: Mapping[str, Any]) -> Predictor:
         """The predictor with changes to its defaults."""
-        given = {"max_boxes": self.options.max_boxes, **changes}
+        given = {"max_boxes": self.options.max_boxes, "templates": self.options.templates, **changes}
         return Predictor.from_pretrained(
             self.towers, boxes=self.source, device=self.options.device, use_cache=False, parser="rules", **given
         )
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Default and control, and the settings that differ from the default."""
+        every = settings_of(self.towers)
+        own = self._identity({})
+        return {k: v for k, v in every.items() if k in (DEFAULT, CONTROL) or self._identity(v) != own}
+
+    def _identity(self, changes: Mapping[str, Any]) -> tuple[Any, Any]:
+        predictor = self.predictor(changes)
+        return predictor.protocol, predictor.templates
 
     def measure(self, changes: Mapping[str, Any], shuffled: bool) -> dict[str, float]:
         """AP of base and novel names at IoU 0.5, and mAP of all, with all names in one vocabulary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -257,6 +258,23 @@ def test_unknown_sources_and_options_name_the_nearest(towers, options, says):
         Predictor.from_pretrained(towers, **{"boxes": None, **options})
 
 
+def test_defaults_follow_the_towers_and_given_values_win():
+    vit, local = (SmartCLIP.from_arch(a, seed=0) for a in ("SmartCLIP-tiny", "SmartCLIP-toy"))
+    weighted = SmartCLIP.from_arch("SmartCLIP-tiny", seed=0, sizes={"saliency": True})
+    vit.logit_scale.data.fill_(math.log(100))
+    weighted.logit_scale.data.fill_(math.log(20))
+    plain, learned, small = (build(t) for t in (vit, weighted, local))
+    # A temperature for CLIP's scale of 100 saturates the sigmoid of towers with a smaller one, and their ranking is lost.
+    assert plain.policy.dense_temperature == pytest.approx(50)
+    assert learned.policy.dense_temperature == pytest.approx(10)
+    assert [p.policy.dense_norm for p in (plain, learned, small)] == ["pixel", "none", "none"]
+    assert [p.protocol["dense_size"] for p in (plain, learned, small)] == [192, 192, 64]
+    assert {p.policy.activation for p in (plain, learned, small)} == {"sigmoid"}
+    given = build(vit, masks="off", dense_size=64, policy={"dense_temperature": 30.0, "dense_norm": "none"})
+    assert (given.policy.dense_temperature, given.policy.dense_norm, given.protocol["dense_size"]) == (30, "none", 64)
+    assert given.policy.mask_mode == "off"
+
+
 def test_no_source_asks_for_boxes(towers):
     with pytest.raises(UserError, match=r"set_image\(image, boxes="):
         build(towers, boxes=None).set_image(picture())
@@ -294,30 +312,23 @@ def ap50(predictor, truth, bank):
 def test_the_oracle_reaches_the_ceiling_on_real_photographs_and_shuffled_texts_reach_nothing(
     shared, towers, monkeypatch
 ):
-    """Ground-truth boxes from the annotation file, through the predictor's own scoring, NMS and answers."""
+    """Ground-truth boxes from the annotation file, through the predictor's default scoring, NMS and answers."""
     root = shared / "coco_mini_train"
     ann = root / "instances_train2017.json"
     truth = load_ground_truth(ann)
     assert len(truth.data["images"]) == 80
-    # Real objects of one class overlap, so a lower NMS threshold loses AP. Scores are distinct, so there are no ties.
-    monotone = {"sigmoid_reference": "bias", "sigmoid_bias": -75.0}
-    p = build(towers, boxes=ann, masks="off", nms_iou=0.95, dense_size=64, max_detections=300, policy=monotone)
+    # Real objects of one class overlap, so a lower NMS threshold loses AP.
+    p = build(towers, boxes=ann, masks="off", nms_iou=0.95, dense_size=64, max_detections=300)
     oracle = Oracle(truth)
     monkeypatch.setattr(p.family.regions, "pool", oracle.pool)
     names = list(truth.categories.values())
-    paths = [root / "images" / i["file_name"] for i in truth.data["images"]]
-    oracle.bank = p.set_vocabulary(names)
-    p.set_images(paths)
+    bank = p.set_vocabulary(names)
+    # Texts of untrained towers are nearly equal; those of trained ones differ, also from "background".
+    apart = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(text_seed(n))) for n in names])
+    oracle.bank = replace(bank, embeds=torch.nn.functional.normalize(apart, dim=1))
+    p.set_images([root / "images" / i["file_name"] for i in truth.data["images"]])
     assert ap50(p, truth, oracle.bank) >= 0.99
     assert ap50(p, truth, oracle.bank.text_shuffled()) < 0.05
-    # The default policy compares with the text "background"; exact if texts are well separated, as with trained towers.
-    apart = torch.stack([torch.randn(64, generator=torch.Generator().manual_seed(text_seed(n))) for n in names])
-    oracle.bank = replace(oracle.bank, embeds=torch.nn.functional.normalize(apart, dim=1))
-    monkeypatch.setattr(
-        p.family, "policy", p.policy.with_(sigmoid_reference="background", dense_temperature=10.0, sigmoid_bias=-5.0)
-    )
-    p.set_images(paths)
-    assert ap50(p, truth, oracle.bank) >= 0.99
 
 
 def test_a_file_of_boxes_goes_by_the_pictures_names(towers, tmp_path):

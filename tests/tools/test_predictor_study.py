@@ -72,21 +72,21 @@ def test_the_first_row_is_the_predictor_with_its_defaults_as_the_protocol_scores
 
 def test_every_setting_reaches_the_predictor_and_images_are_encoded_once_for_equal_vectors(world, towers):
     o = options(world, towers, limit=2)
-    truth = study.first_images(study.load_ground_truth(o.ann), 2)
+    truth = study.chosen_images(full := study.load_ground_truth(o.ann), 3, 2)
+    assert truth.data["images"] == full.data["images"][3:5]
+    assert len(study.chosen_images(full, 3, 0).data["images"]) == 9
     assert {a["image_id"] for a in truth.data["annotations"]} <= {i["id"] for i in truth.data["images"]}
-    assert len(truth.data["images"]) == 2
     one = study._Study(o, truth, towers, study.FileBoxes(o.ann), (["circle"], ["arrow"]))
-    seen = {}
-    for name, changes in study.settings_of(towers).items():
-        p = one.predictor(changes)
-        seen[name] = json.dumps([p.protocol, p.templates])
-    same = [name for name, told in seen.items() if told == seen[study.DEFAULT]]
-    assert same == [
-        study.DEFAULT,
-        study.CONTROL,
-        "temperature 0.75 x learned scale",
+    seen = {n: json.dumps([(p := one.predictor(c)).protocol, p.templates]) for n, c in one.settings().items()}
+    # Each is another predictor, except the control, and what is left out equals the default.
+    assert seen.pop(study.CONTROL) == seen[study.DEFAULT]
+    assert len(set(seen.values())) == len(seen)
+    left_out = [n for n in study.settings_of(towers) if n not in (*seen, study.CONTROL)]
+    assert left_out == [
+        "temperature 0.5 x learned scale",
         "cell norm none",
         "dense input 1 x",
+        "templates photo",
     ]
     assert one._images(one.predictor({})) is one._images(one.predictor({"policy": {"activation": "softmax"}}))
     assert one._images(one.predictor({})) is not one._images(one.predictor({"policy": {"dense_norm": "pixel"}}))
@@ -125,6 +125,7 @@ def test_boxes_are_asked_for_once_and_a_detector_proposes_its_own(world):
         ({"config": "a.py", "checkpoint": "a.pth", "boxes": "torchvision"}, "two sources of boxes"),
         ({"boxes": "torchvison"}, "Nearest: torchvision"),
         ({"split_file": None}, "person"),
+        ({"skip": 12}, "leaves none of the 12 images"),
     ],
 )
 def test_bad_options_are_told(world, towers, changes, says):

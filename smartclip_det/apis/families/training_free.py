@@ -27,11 +27,10 @@ from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 from smartclip_det.utils.images import square_scale
 
-#: Default side of the dense input, as a multiple of the towers' input size, by kind of image tower; see
-#: :class:`FreeOptions`.
+#: Default side of the dense input, as a multiple of the towers' input size, by kind of image tower.
 DENSE_FACTORS = {"vit": 3, "local": 1}
-#: Default temperature, as a fraction of the towers' learned scale (``exp(logit_scale)``); see :func:`free_policy`.
-SCALE_FRACTION = 0.75
+#: Default temperature, as a fraction of the towers' learned scale ``exp(logit_scale)``.
+SCALE_FRACTION = 0.5
 #: Classes scored at once, to bound memory.
 CHUNK = 4096
 _VIEWS = {"dense": ("dense",), "crop": ("crop",), "both": ("dense", "crop")}
@@ -41,9 +40,10 @@ _VIEWS = {"dense": ("dense",), "crop": ("crop",), "both": ("dense", "crop")}
 class FreeOptions:
     """Options of the training-free family.
 
-    Defaults follow ``rescore`` and common practice (one dense pass per image; square root of objectness). To measure
-    them on a data set, run ``smartclip-det rescore --ann A --images I --encoder NAME --boxes SAVED --views dense
-    crop --mask-mode off --objectness-power P --nms-iou U --activation sigmoid`` once per setting.
+    Together with :func:`free_policy` these are the defaults of the predictor. They were chosen on the toy world with
+    ``smartclip-det study predictor``; ``docs/ideas/scores.md`` has the figures. Not measured, and taken from common
+    practice: the dense input of a ViT, three times its input size, as objects in photographs are small. A local tower
+    keeps its own size, because its cells see a fixed number of pixels.
 
     Attributes:
         regions: ``dense`` (one tower pass per image, pooled in each box), ``crop`` (one pass per box) or
@@ -52,7 +52,7 @@ class FreeOptions:
         nms_iou: IoU threshold of per-class NMS.
         max_boxes: boxes per image that are scored, best of the source.
         max_detections: maximum detections per image.
-        dense_size: side of the square dense input in pixels; 0: :data:`DENSE_FACTOR` times the towers' input size.
+        dense_size: side of the square dense input in pixels; 0: :data:`DENSE_FACTORS` times the towers' input size.
         dense_mode: mode of the last block for the dense map.
         crop_context: side of the square crop relative to the longer box side.
     """
@@ -81,7 +81,11 @@ class FreeOptions:
 
 
 def free_policy(towers: Any, masks: str = "hard") -> ScoringPolicy:
-    """Return a policy with a sigmoid against the text "background": scores do not depend on the other texts.
+    """Return the default policy: a sigmoid against the text "background", independent of the other texts.
+
+    The temperature is :data:`SCALE_FRACTION` of the towers' learned scale (50 for CLIP's 100). With a larger one the
+    sigmoid is near 1 for several names of a box, and objectness decides the ranking. Cells of the dense map keep their
+    norm where it is a learned weight; those of other ViTs are normalised, as in F-ViT (CLIPSelf, arXiv 2310.01403).
 
     Args:
         towers: any :class:`Encoder`.

@@ -2,11 +2,11 @@ r"""Measure the options of the training-free predictor, one at a time, on annota
 
     smartclip-det study predictor --encoder work_dirs/toy/smartclip/iter_2000.pth --limit 150 \
         --ann data/toy/annotations/instances_val.json --images data/toy/images/val \
-        --split-file data/toy/annotations/split.json
+        --split-file data/toy/annotations/split.json --templates "{article} {}"
     smartclip-det study predictor --encoder smartclip-b16 --ann instances_val2017.json --images val2017 \
         --boxes torchvision --limit 500
 
-The first row is the predictor with its defaults; each other row changes one option. The control gives each name the
+The first row is the predictor with its defaults; each other row changes one option to another value. The control gives each name the
 text of another one. Several encoders, such as towers of several seeds, give means; the JSON has the value of each.
 Boxes: those of the annotations, a box source as in smartclip-det demo, or with --config and --checkpoint the proposals
 of an open-vocabulary detector.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smartclip_det.cli.options import add_cfg_options, add_device, add_out, at_least
+from smartclip_det.cli.options import add_cfg_options, add_device, add_out, at_least, templates_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +32,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", help="weights of --config")
     add_cfg_options(parser, "overrides of --config")
     add("--max-boxes", type=at_least(1), default=100, help="boxes per image, best first")
+    add("--templates", nargs="+", default=["photo"], help="a template set, or custom templates")
     add("--only", nargs="+", default=[], help="measure only settings whose name contains one of these")
-    add("--limit", type=at_least(0), default=0, help="use only the first N images; 0: all")
+    add("--skip", type=at_least(0), default=0, help="leave out the first N images, for a check on other images")
+    add("--limit", type=at_least(0), default=0, help="use only the first N of the other images; 0: all")
     add_device(parser)
     add_out(parser, "work_dirs/predictor_options.json", "JSON output")
 
@@ -42,8 +44,11 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print and write the table."""
     from smartclip_det.studies.predictor_options import PredictorStudyOptions, measure_predictor, rows_of
 
-    table, path = measure_predictor(PredictorStudyOptions(**vars(args)))
+    given = {**vars(args), "templates": templates_of(args.templates)}
+    table, path = measure_predictor(PredictorStudyOptions(**given))
     print(f"| setting | base | novel | mAP | better of {len(args.encoder)} |\n|---|---|---|---|---|")
     for name, means, better in rows_of(table):
-        print(f"| {name} | " + " | ".join(f"{100 * v:.1f}" for v in means.values()) + f" | {better} |")
+        # -1: no object of these names.
+        cells = ("-" if v < 0 else f"{100 * v:.1f}" for v in means.values())
+        print(f"| {name} | " + " | ".join(cells) + f" | {better} |")
     print(f"written: {path}")

@@ -167,7 +167,10 @@ def _config(
 
 
 def _with_plain_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reshape ``logit_scale`` to a scalar; if it is missing, use CLIP's initial value, which no score here uses."""
+    """Reshape ``logit_scale`` to a scalar; if it is missing, use CLIP's initial value.
+
+    It sets the default temperature of training-free scores; trained heads and benchmarks have their own.
+    """
     scale = state.get("logit_scale")
     if scale is None:
         return {**state, "logit_scale": torch.tensor(math.log(1 / 0.07))}
