@@ -200,8 +200,8 @@ class RegionEncoder:
             boxes: ``[R_b, 4]`` xyxy pixels of each image.
         """
         rois = [
+            # In floats: a factor below 1 would become 0 in an integer tensor.
             torch.cat([b.new_full((len(b), 1), n), b * b.new_tensor(self._factors(size))], dim=1)
-            # Factors below 1 would become 0 in an integer tensor.
             for n, (size, b) in enumerate(zip(sizes, (b.float() for b in boxes), strict=True))
         ]
         return pool_regions(dense, torch.cat(rois).to(dense.device), self.towers.config.patch_size)

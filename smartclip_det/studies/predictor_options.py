@@ -1,8 +1,9 @@
 """Options of the training-free predictor, changed one at a time, on annotated images.
 
 The predictor's own path (:meth:`Predictor.from_pretrained`) is measured with its defaults, with each change of
-:func:`settings_of` that differs from them, and with a control. An image is encoded once for all settings that share its region vectors. Boxes
-are those of the annotations, of a box source, or of the RPN of an open-vocabulary detector.
+:func:`settings_of` that differs from them, and with a control. An image is encoded once for all
+settings that share its region vectors. Boxes are those of the annotations, of a box source, or of the RPN of an
+open-vocabulary detector.
 """
 
 from __future__ import annotations

@@ -70,6 +70,14 @@ def test_vectors_are_the_colours_of_their_boxes(view, size, fit):
     assert (functional.cosine_similarity(found, expected) > 0.98).all()
 
 
+def test_boxes_of_whole_pixels_are_pooled_like_others():
+    encoder = RegionEncoder(ColourTowers(), dense_size=64)  # half of the image: a factor below 1
+    dense, image = encoder.dense_map(scene()), scene()
+    whole, others = (encoder.pool(dense, [image.size], [torch.tensor(BOXES, dtype=d)]) for d in (torch.int64, torch.float32))
+    assert torch.equal(whole, others)
+    assert not torch.allclose(whole[0], whole[1], atol=0.2)
+
+
 def test_blur_keeps_the_inside_and_no_boxes_give_no_vectors():
     encoder = RegionEncoder(ColourTowers())
     assert encoder.vectors(scene(), BOXES, "blur").shape == (2, 3)
