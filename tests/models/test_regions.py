@@ -73,7 +73,9 @@ def test_vectors_are_the_colours_of_their_boxes(view, size, fit):
 def test_boxes_of_whole_pixels_are_pooled_like_others():
     encoder = RegionEncoder(ColourTowers(), dense_size=64)  # half of the image: a factor below 1
     dense, image = encoder.dense_map(scene()), scene()
-    whole, others = (encoder.pool(dense, [image.size], [torch.tensor(BOXES, dtype=d)]) for d in (torch.int64, torch.float32))
+    whole, others = (
+        encoder.pool(dense, [image.size], [torch.tensor(BOXES, dtype=d)]) for d in (torch.int64, torch.float32)
+    )
     assert torch.equal(whole, others)
     assert not torch.allclose(whole[0], whole[1], atol=0.2)
 
