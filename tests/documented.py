@@ -32,9 +32,10 @@ def blocks(page, language):
 RECORD = r"""
 command_not_found_handle() { printf '%s\0' "$@"; printf '\n'; }
 function .venv/bin/python { command_not_found_handle .venv/bin/python "$@"; }
+function source { command_not_found_handle source "$@"; }
 """
 #: Third-party programs used on pages.
-PROGRAMS = ("git", "ls", "make", "pip", "pre-commit", "pytest", "uv")
+PROGRAMS = ("git", "ls", "make", "pip", "pre-commit", "pytest", "source", "uv")
 #: Placeholders for the reader's numbers.
 PLACEHOLDERS = {"T": "0.5"}
 
