@@ -65,6 +65,21 @@ def test_python_blocks_run(page):
         assert done.returncode == 0, done.stderr
 
 
+def test_labels_are_split_as_the_page_shows(tmp_path, monkeypatch):
+    block = next(b for b in blocks(REPO / "docs/own-photographs.md", "python") if "corrected.json" in b)
+    images = [{"id": n} for n in range(10)]
+    data = {"categories": [{"id": 1}], "images": images, "annotations": [{"image_id": n % 10} for n in range(25)]}
+    (tmp_path / "corrected.json").write_text(json.dumps(data))
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    train, val = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("train", "val"))
+    assert sorted(i["id"] for part in (train, val) for i in part["images"]) == list(range(10))
+    assert len(train["annotations"]) + len(val["annotations"]) == 25
+    for part in (train, val):
+        assert part["categories"] == data["categories"]
+        assert {a["image_id"] for a in part["annotations"]} == {i["id"] for i in part["images"]}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):

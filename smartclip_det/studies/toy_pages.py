@@ -73,7 +73,8 @@ OWN_ENCODER = (
         "Add masks by aligning your CLIP weights with long captions, then inspect the masks:",
         "smartclip-det train configs/smartclip_align/smartclip-b16_1024-3e_sharegpt4v.py \\\n"
         "    --cfg-options towers.checkpoint=weights.pt\n"
-        "smartclip-det study masks --encoder work_dirs/smartclip-b16_1024-3e_sharegpt4v/epoch_3.pth --vocabulary coco_80",
+        "smartclip-det study masks --encoder work_dirs/smartclip-b16_1024-3e_sharegpt4v/epoch_3.pth \\\n"
+        "    --vocabulary coco_80",
     ),
     (
         "Train detector heads on it, and always test them with the controls of section 5:",

@@ -30,6 +30,7 @@ from smartclip_det.models.zoo import cached_path, fetch, find, registry
 from smartclip_det.models.zoo.listing import weights_facts, weights_rows
 from smartclip_det.utils import notes
 from tests.conftest import REPO
+from tests.documented import blocks
 from tests.loopback import COMMIT, Loopback, Repository, sha
 
 PLAIN = TowerConfig(
@@ -140,17 +141,21 @@ class TestFirstAndLaterUse:
         with pytest.raises(UserError, match="smartclip-b16"):
             Predictor.from_pretrained("smartclip-b61", boxes=None)
 
-    def test_the_first_lines_of_the_readme(self, hub, tmp_path, monkeypatch):
-        block = re.search(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    @pytest.mark.parametrize("page", ["README.md", "docs/own-photographs.md", "docs/tasks/ground.md"])
+    def test_the_first_lines_of_a_page(self, hub, tmp_path, monkeypatch, page):
+        """The lines run as printed, on two photographs."""
+        block = blocks(REPO / page, "python")[0]
         assert 'from_pretrained("smartclip-b16"' in block
         boxes = get_model(rpn.DEFAULT_MODEL, weights=None, weights_backbone=None).state_dict()
         monkeypatch.setattr(rpn, "safe_url_load", lambda url, **options: boxes)
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)).save(
-            tmp_path / "photo.jpg"
-        )
+        pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir()
+        for path in ("photo.jpg", "photos/1.jpg", "photos/2.jpg"):
+            Image.fromarray(pixels).save(tmp_path / path)
         monkeypatch.chdir(tmp_path)
-        exec(compile(block, "README.md", "exec"), {})
-        assert Image.open(tmp_path / "answer.png").size == (128, 96)
+        exec(compile(block, page, "exec"), {})
+        for path in re.findall(r'save\("(.+?)"\)', block):
+            assert Image.open(tmp_path / path).size == (128, 96)
         assert any(FILE in path for path, _ in hub.asked())
 
     def test_what_is_here_is_used_without_a_word_and_without_the_network(self, hub, towers, monkeypatch, capsys):
