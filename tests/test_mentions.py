@@ -15,7 +15,7 @@ from smartclip_det.cli import dispatch
 from smartclip_det.cli.options import renewed
 from smartclip_det.utils.config_files import config_names
 from tests.conftest import REPO
-from tests.documented import PAGES, blocks, parse, words_of_commands, words_of_verb
+from tests.documented import PAGES, blocks, calls, parse, words_of_commands, words_of_verb
 
 #: Verb as a word of its own: ``smartclip-det VERB --help``.
 PLACEHOLDER = re.compile(r"[A-Z]+$")
@@ -138,6 +138,21 @@ def test_paths_in_prose_exist(page):
             assert list(REPO.glob(span.rstrip("/"))), f"no {span}"
         elif top in folders and span.count("/") == 1 and not span.endswith("/"):
             assert span.removesuffix(".py") in config_names(), f"no config {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+def test_detectors_are_opened_with_their_towers(page, tmp_path):
+    """A packaged config has random towers, and detectors trained on frozen ones refuse them."""
+    for block in blocks(page, "python"):
+        assert "from_config(" not in block or "towers.checkpoint" in block, block
+    for call in calls(page, tmp_path):
+        words = words_of_verb(call)
+        if words is None or "--checkpoint" not in words or "--config" not in words:
+            continue
+        args = parse(words)[1]
+        if args.config.removeprefix("configs/").removesuffix(".py") in config_names():
+            given = getattr(args, "encoder", None) or "towers.checkpoint" in (getattr(args, "cfg_options", None) or {})
+            assert given, " ".join(words)
 
 
 def anchors(page):
