@@ -57,13 +57,15 @@ class ToyOptions:
     Attributes:
         out: output folder; None: ``work_dirs/toy``, or ``work_dirs/toy_quick``.
         data: toy world; None: ``data/toy``, or ``data/toy_quick``.
-        seed: seed of data, weights, order and captions.
+        seed: seed of weights, data order and captions.
+        world_seed: seed of the world; None: ``seed``. Runs that share a world differ in training only.
         quick: a small world and short training.
     """
 
     out: Path | None = None
     data: Path | None = None
     seed: int = 0
+    world_seed: int | None = None
     quick: bool = False
 
 
@@ -71,8 +73,9 @@ def tell_story(options: ToyOptions) -> None:
     """Run unfinished steps, then write the report."""
     size, ending = (QUICK, "_quick") if options.quick else (DEFAULT, "")
     out = options.out or Path(f"work_dirs/toy{ending}")
-    data = options.data or Path(f"data/toy{ending}" + (f"_seed{options.seed}" if options.seed else ""))
-    story = Story(out, data, options.seed, size)
+    world = options.seed if options.world_seed is None else options.world_seed
+    data = options.data or Path(f"data/toy{ending}" + (f"_seed{world}" if world else ""))
+    story = Story(out, data, options.seed, size, world)
     runner = StepRunner(out)
     runner.run_stages(story.stages())
     story.keep_checkpoints()
@@ -82,8 +85,9 @@ def tell_story(options: ToyOptions) -> None:
 class Story:
     """The steps of one run."""
 
-    def __init__(self, out: Path, data: Path, seed: int, size: Size) -> None:
+    def __init__(self, out: Path, data: Path, seed: int, size: Size, world_seed: int | None = None) -> None:
         self.out, self.data, self.seed, self.size = out, data, seed, size
+        self.world_seed = seed if world_seed is None else world_seed
         self.steps = ToySteps(out, data, seed)
 
     def stages(self) -> list[list[Step]]:
@@ -98,7 +102,7 @@ class Story:
             for name in ("smartclip", "clip", "random")
         ]
         return [
-            [self.steps.world(self.seed, self.size.world)],
+            [self.steps.world(self.world_seed, self.size.world)],
             [self.alignment("smartclip"), self.alignment("clip")],
             [
                 self.detector("detector", self.towers("smartclip"), self.size.images),

@@ -76,6 +76,12 @@ def test_each_step_of_the_story_is_a_command_that_can_run(tmp_path, size):
         written |= {str(p) for step in stage for p in step.outputs}
 
 
+def test_runs_of_other_seeds_can_share_a_world(tmp_path):
+    worlds, alignments, *_ = Story(tmp_path, tmp_path / "world", 3, DEFAULT, world_seed=0).stages()
+    assert check_step(worlds[0]).seed == 0
+    assert {check_step(s).cfg_options["randomness.seed"] for s in alignments} == {3}
+
+
 def test_the_story_and_the_grid_build_equal_steps_alike(tmp_path):
     """What both train, in one folder on one world with one seed, is one command."""
     story = Story(tmp_path / "seed_3", tmp_path / "world", 3, DEFAULT)
