@@ -227,7 +227,7 @@ def test_large_result_lists_are_read_in_pieces_with_the_same_answer(tmp_path, mo
     with pytest.raises(UserError, match=f"Prediction {len(rows)} "):
         files.check_predictions(files.read_predictions(tmp_path / "p.json", truth), truth)
     (tmp_path / "p.json").write_text(json.dumps(rows)[:-30])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="may be truncated"):
         files.read_predictions(tmp_path / "p.json", truth)
     (tmp_path / "p.json").write_text('{"a": 1}')
     with pytest.raises(UserError, match="JSON list"):
