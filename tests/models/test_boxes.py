@@ -226,5 +226,5 @@ def test_a_result_list_needs_the_annotations_that_name_its_pictures(tmp_path):
     assert found.scores.tolist() == pytest.approx([0.9, 0.2])
     (none,) = source([Photograph(photo().image, "/data/val/a.png")])
     assert len(none.boxes) == 0
-    with pytest.raises(UserError, match="several pictures that a.png may be"):
+    with pytest.raises(UserError, match="several images that match a.png"):
         source([Photograph(photo().image, "a.png")])
