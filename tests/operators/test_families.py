@@ -33,7 +33,7 @@ def table(title):
     return dict(rows[1:])
 
 
-WITHOUT_STEP = {name.strip("`"): reason for name, reason in table("Folders of configs without a step").items()}
+WITHOUT_STEP = {name.strip("`"): reason for name, reason in table("Config folders that are not tested").items()}
 
 
 @pytest.fixture(scope="module")
