@@ -140,6 +140,14 @@ def _holds_objects(source: Any, error: Exception) -> UserError:
     )
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is in the safetensors format: the length of a JSON header, then the header."""
+    with path.open("rb") as handle:
+        start = handle.read(9)
+    # Little-endian uint64. A pickle or a zip archive starts with bytes that make a length of many gigabytes.
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
 def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; a broken file is a :class:`UserError`."""
     from safetensors import SafetensorError, safe_open

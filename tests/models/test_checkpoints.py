@@ -56,6 +56,13 @@ def test_round_trips_are_exact(tmp_path, suffix, layout, kind):
     assert loaded.checkpoint_hash == model.checkpoint_hash
 
 
+@pytest.mark.parametrize(("written", "renamed"), [("w.safetensors", "w.pt"), ("w.pt", "w.safetensors")])
+def test_a_renamed_file_is_read_by_its_content(tmp_path, written, renamed):
+    model = towers(mask_layers=1)
+    path = model.save(tmp_path / written, layout="native").rename(tmp_path / renamed)
+    assert equal(SmartCLIP.from_checkpoint(path).openai_state(), model.openai_state())
+
+
 @pytest.mark.parametrize(("arch", "count"), [("ViT-B-16", 302), ("LongCLIP-B-16", 303), ("SmartCLIP-B-16", 317)])
 def test_released_layouts_have_their_published_number_of_tensors(tmp_path, arch, count):
     model = SmartCLIP.from_arch(arch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from smartclip_det.core.errors import UserError
 from smartclip_det.models.towers import peer_configs
 from smartclip_det.models.zoo.names import is_name, no_such_file
-from smartclip_det.utils.safe_load import is_torchscript, safe_safetensors_load, safe_torch_load
+from smartclip_det.utils.safe_load import is_safetensors, is_torchscript, safe_safetensors_load, safe_torch_load
 from smartclip_det.utils.torchscript import activation_of, read_torchscript
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def open_container(path: Path) -> Container:
 
 
 def _open_file(path: Path) -> Container:
-    if path.suffix == ".safetensors":
+    # Files are renamed: the content decides. A broken file is described by its suffix.
+    if is_safetensors(path) or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path)):
         tensors, header = safe_safetensors_load(path)
         if header.get("format") == FORMAT:
             return Container({"": tensors}, _own_header(header, path), "native", own=True)
