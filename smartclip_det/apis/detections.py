@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Maximum number of boxes drawn unless more are requested.
 SHOWN = 20
+#: Shorter side, in pixels, at which labels leave objects visible.
+READABLE = 256
 
 
 @dataclass(frozen=True)
@@ -325,12 +327,15 @@ class Detections:
             columns["track"] = self.tracks
         return optional("pandas", "pandas").DataFrame(columns)
 
-    def plot(self, image: ImageLike | None = None, *, limit: int | None = SHOWN) -> Image.Image:
+    def plot(
+        self, image: ImageLike | None = None, *, limit: int | None = SHOWN, min_side: int = READABLE
+    ) -> Image.Image:
         """Draw boxes, names and scores on the image; the colour of a name is fixed for a given vocabulary.
 
         Args:
             image: default: the image of these detections.
             limit: maximum number of boxes, best first; a note reports omitted ones. None: all.
+            min_side: images with a shorter side below this are enlarged, by a whole factor. 0: never.
 
         Raises:
             UserError: if the image is unknown.
@@ -340,9 +345,11 @@ class Detections:
         shown = self if limit is None or len(self) <= check_count("limit", limit) else self.top(limit)
         if len(shown) < len(self):
             note(f"{len(shown)} of {len(self)} boxes are drawn, best first; plot(limit=None) draws all.")
+        canvas = Image.fromarray(self._pixels(image))
+        factor = max(1, -(-min_side // min(canvas.size)))
         return draw_boxes(
-            Image.fromarray(self._pixels(image)),
-            shown.boxes.tolist(),
+            canvas.resize((factor * canvas.width, factor * canvas.height), Image.Resampling.NEAREST),
+            (factor * shown.boxes).tolist(),
             shown.label_names,
             self.names,
             shown.scores.tolist(),

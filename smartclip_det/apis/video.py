@@ -278,7 +278,7 @@ def answer_video(
         return
     with VideoWriter(out, rate) as writer:
         for detections in followed:
-            writer.write(detections.plot(limit=limit))
+            writer.write(detections.plot(limit=limit, min_side=0))
             yield detections
 
 

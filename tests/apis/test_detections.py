@@ -272,6 +272,15 @@ class TestPictures:
         assert np.array_equal(crowd.plot(), crowd[:20].plot())
         assert not np.array_equal(crowd.plot(limit=None), crowd.plot())
 
+    def test_small_images_are_enlarged_with_their_boxes(self):
+        image = Image.new("RGB", (100, 60), "white")
+        one = Detections(np.array([[10.0, 20, 40, 50]]), np.array([0.9]), np.array([0]), ["a"], image=image)
+        drawn = np.asarray(one.plot(min_side=120))
+        assert drawn.shape == (120, 200, 3)
+        # The left edge of the box, at twice its place; its line is 2 pixels wide.
+        assert (drawn[90, 15:25] < 255).any(axis=-1).nonzero()[0].tolist() in ([5, 6], [4, 5])
+        assert np.asarray(one.plot(min_side=60)).shape == np.asarray(one.plot(min_side=0)).shape == (60, 100, 3)
+
     def test_labels_of_a_hundred_boxes_stay_on_the_canvas_and_off_each_other(self, monkeypatch):
         from smartclip_det.visualization import draw
 
@@ -303,7 +312,7 @@ class TestPictures:
         assert "<b>cup" not in page
         data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
         assert data == found._repr_png_()
-        assert Image.open(io.BytesIO(data)).size == (80, 60)
+        assert Image.open(io.BytesIO(data)).size == (400, 300)
         bare = some(50)
         assert bare._repr_png_() is None
         assert bare._repr_html_().count("<tr>") == 31
