@@ -1,8 +1,8 @@
 """Python commands as child processes.
 
-Importing torch and MMDetection takes longer than many a step. Where no CUDA device is visible, children are therefore
-forked from a server that has imported them once. CUDA does not survive a fork, so elsewhere each child is a new
-interpreter.
+Importing torch and MMDetection takes longer than many a step. On Linux without a visible CUDA device, children are
+therefore forked from a server that has imported them once. Neither CUDA nor the libraries of macOS survive a fork, so
+elsewhere each child is a new interpreter.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def start_python(command: Sequence[str], log: Path, environment: Mapping[str, st
 
 
 def _can_fork() -> bool:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":
         return False
     import torch
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 import pytest
+import torch
 
 from smartclip_det.utils import child_processes
 from smartclip_det.utils.child_processes import start_python
@@ -44,8 +46,9 @@ def test_a_child_is_the_same_forked_or_new(monkeypatch, tmp_path, forked):
     assert json.loads(loaded) is forked
 
 
-def test_cuda_is_never_forked(monkeypatch):
-    import torch
-
+def test_neither_cuda_nor_macos_is_forked(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not child_processes._can_fork()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert not child_processes._can_fork()
