@@ -140,7 +140,7 @@ BAD = [
     ("e.jsonl", ["--proposals", "absent.json"], "No proposals at"),
     ("e.jsonl", ["--proposals", "detector"], "needs --config and --checkpoint"),
     ("e.jsonl", ["--detector-weight", "1"], "proposals with scores"),
-    ("e.jsonl", ["--detector-weight", "1", "--answers", "all"], "no part in --answers all"),
+    ("e.jsonl", ["--detector-weight", "1", "--answers", "all"], "does not apply to --answers all"),
     ("e.jsonl", ["--views", "mask"], "proposals with masks"),
     ("e.jsonl", ["--reading", "both", "--parser", "en_core_web_absent"], "--parser rules"),
     ("e.jsonl", ["--split", "val"], "no split"),
