@@ -148,14 +148,14 @@ class TestFirstAndLaterUse:
         assert 'from_pretrained("smartclip-b16"' in block
         boxes = get_model(rpn.DEFAULT_MODEL, weights=None, weights_backbone=None).state_dict()
         monkeypatch.setattr(rpn, "safe_url_load", lambda url, **options: boxes)
-        pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
         (tmp_path / "photos").mkdir()
         for path in ("photo.jpg", "photos/1.jpg", "photos/2.jpg"):
             Image.fromarray(pixels).save(tmp_path / path)
         monkeypatch.chdir(tmp_path)
         exec(compile(block, page, "exec"), {})
         for path in re.findall(r'save\("(.+?)"\)', block):
-            assert Image.open(tmp_path / path).size == (128, 96)
+            assert Image.open(tmp_path / path).size == (320, 256)
         assert any(FILE in path for path, _ in hub.asked())
 
     def test_what_is_here_is_used_without_a_word_and_without_the_network(self, hub, towers, monkeypatch, capsys):
