@@ -43,7 +43,7 @@ for module in pkgutil.walk_packages(smartclip_det.__path__, "smartclip_det.", on
         assert not det and ("mmdet" in str(error) or "mmcv" in str(error)), (module.name, error)
         needing.append(module.name.removeprefix("smartclip_det."))
 print(f"needs det: {', '.join(needing) or 'nothing'}")
-from smartclip_det.core.prompts import templates
+from smartclip_det.models.template_sets import templates
 assert len(templates("vild_63")) == 63 and len(templates("clip_80")) == 80
 from smartclip_det.utils.config_files import config_names
 assert config_names() == repo_configs, set(config_names()) ^ set(repo_configs)
