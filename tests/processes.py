@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import torch
 from torch import multiprocessing
 
-from smartclip_det.utils.child_processes import LIBRARIES
+from smartclip_det.utils.child_processes import LIBRARIES, become
 
 REPO = Path(__file__).resolve().parents[1]
 TIMEOUT = 560
@@ -79,15 +79,8 @@ def _text(path: Path) -> str:
 
 
 def _tool(command: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
-    for name, number in (("out", 1), ("err", 2)):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.setsid()  # a tool may kill its whole group
-    sys.stdout = os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    torch.set_num_threads(1)  # torch was imported before OMP_NUM_THREADS was set
+    become(f"{folder}/out", f"{folder}/err", environment, cwd)
     script = str(Path(cwd) / command[0])
     sys.argv = [script, *command[1:]]
     sys.path[0:0] = [str(Path(script).parent)]

@@ -12,12 +12,15 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import IO
 
 #: Imported by the server; missing ones are skipped. The first lets MMDetection be imported without compiled operators.
 LIBRARIES = ("smartclip_det", "torch", "torchvision", "mmengine.runner", "mmdet.models", "mmdet.datasets")
+_STARTING = threading.Lock()
 
 
 def start_python(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Callable[[], int | None]:
@@ -37,12 +40,10 @@ def start_python(command: Sequence[str], log: Path, environment: Mapping[str, st
                 [sys.executable, *command], stdout=handle, stderr=subprocess.STDOUT, env=dict(environment)
             )
         return child.poll
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(LIBRARIES))
-    # The server does not take over this process's sys.path.
-    os.environ["PYTHONPATH"] = environment.get("PYTHONPATH", "")
+    _ensure_server(environment.get("PYTHONPATH", ""))
     log.write_bytes(b"")
-    process = context.Process(target=_run, args=(list(command[1:]), str(log), dict(environment), os.getcwd()))
+    arguments = (list(command[1:]), str(log), dict(environment), os.getcwd())
+    process = multiprocessing.get_context("forkserver").Process(target=_run, args=arguments)
     process.start()
     return lambda: process.exitcode
 
@@ -55,24 +56,49 @@ def _can_fork() -> bool:
     return not torch.cuda.is_available()
 
 
+def _ensure_server(python_path: str) -> None:
+    """Start the server if it does not run. It reads ``PYTHONPATH``, not this process's ``sys.path``."""
+    forkserver.set_forkserver_preload(list(LIBRARIES))
+    with _STARTING:
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = python_path
+        try:
+            forkserver.ensure_running()
+        finally:
+            del os.environ["PYTHONPATH"]
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
+
+
 def _run(command: list[str], log: str, environment: dict[str, str], folder: str) -> None:
-    """In the child: take over its log, environment and folder, then run the module."""
+    become(log, log, environment, folder)
+    sys.argv = command
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    finally:
+        sys.stdout.flush()
+
+
+def become(out: str, err: str, environment: Mapping[str, str], folder: str) -> None:
+    """In a forked child: take over outputs, environment, number of threads and folder of a new process.
+
+    Args:
+        out: file to which standard output is appended.
+        err: file to which standard error is appended.
+        environment: environment variables, all of them.
+        folder: working folder.
+    """
     import torch
 
-    with open(log, "ab") as handle:
-        os.dup2(handle.fileno(), 1)
-        os.dup2(handle.fileno(), 2)
+    for descriptor, path in ((1, out), (2, err)):
+        with open(path, "ab") as handle:
+            os.dup2(handle.fileno(), descriptor)
     sys.stdout, sys.stderr = _unowned(1), _unowned(2)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     # torch read OMP_NUM_THREADS when the server imported it.
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    sys.argv = command
-    try:
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-    finally:
-        sys.stdout.flush()
 
 
 def _unowned(descriptor: int) -> IO[str]:
