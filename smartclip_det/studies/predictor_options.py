@@ -104,7 +104,7 @@ class RememberedBoxes:
         return [self._found[p.name] for p in pictures]
 
 
-class DetectorProposals:
+class RpnBoxes:
     """Class-agnostic boxes and objectness of an open-vocabulary detector."""
 
     def __init__(self, predictor: Predictor, max_boxes: int) -> None:
@@ -114,7 +114,7 @@ class DetectorProposals:
         """Describe the detector."""
         return {"source": "proposals", "max_boxes": self.max_boxes, "towers": self.predictor.protocol["towers"]}
 
-    def to(self, device: torch.device) -> DetectorProposals:
+    def to(self, device: torch.device) -> RpnBoxes:
         """No-op: the predictor is on its device."""
         return self
 
@@ -168,9 +168,13 @@ def measure_predictor(options: PredictorStudyOptions) -> tuple[Table, Path]:
         hashes.append(towers.checkpoint_hash)
         study = _Study(o, truth, towers, source, (base, novel))
         settings = {k: v for k, v in study.settings().items() if _wanted(k, o.only)}
-        for setting, changes in tqdm(settings.items(), desc=str(name), unit="setting"):
-            for metric, value in study.measure(changes, setting == CONTROL).items():
-                table.setdefault(setting, {}).setdefault(metric, []).append(value)
+        for setting in settings:
+            table.setdefault(setting, {})
+        # Settings that share region vectors follow each other, so that one set of vectors is in memory.
+        order = sorted(settings, key=lambda s: study.vectors_key(study.predictor(settings[s])))
+        for setting in tqdm(order, desc=str(name), unit="setting"):
+            for metric, value in study.measure(settings[setting], setting == CONTROL).items():
+                table[setting].setdefault(metric, []).append(value)
         defaults.append(study.predictor({}).protocol)
     stamp = protocol_stamp(
         "predictor_options",
@@ -191,7 +195,7 @@ def measure_predictor(options: PredictorStudyOptions) -> tuple[Table, Path]:
 def _source(o: PredictorStudyOptions, device: str) -> BoxSource:
     if o.config and o.checkpoint:
         detector = Predictor.from_config(o.config, o.checkpoint, device=device, cfg_options=o.cfg_options)
-        return DetectorProposals(detector, o.max_boxes)
+        return RpnBoxes(detector, o.max_boxes)
     source = FileBoxes(o.ann) if o.boxes == GROUND_TRUTH else box_source(o.boxes, o.max_boxes)
     assert source is not None  # a name was given
     return source
@@ -217,7 +221,7 @@ def chosen_images(truth: GroundTruth, skip: int, limit: int) -> GroundTruth:
 
 
 class _Study:
-    """One encoder; encoded images are kept for settings with the same region vectors."""
+    """One encoder; encoded images are kept for the settings that follow with the same region vectors."""
 
     def __init__(
         self,
@@ -229,7 +233,7 @@ class _Study:
     ) -> None:
         self.options, self.truth, self.towers, self.source, self.split = options, truth, towers, source, split
         self.paths = [picture_path(options.images, i, str(options.ann)) for i in truth.data["images"]]
-        self._encoded: dict[str, list[Any]] = {}
+        self._key, self._encoded = "", []  # type: tuple[str, list[Any]]
 
     def predictor(self, changes: Mapping[str, Any]) -> Predictor:
         """The predictor with changes to its defaults."""
@@ -261,13 +265,17 @@ class _Study:
         metrics = open_vocabulary_metrics(tables, base, novel)
         return {"base_ap50": metrics["base_ap50"], "novel_ap50": metrics["novel_ap50"], "bbox_mAP": tables.ap()}
 
-    def _images(self, predictor: Predictor) -> list[Any]:
+    def vectors_key(self, predictor: Predictor) -> str:
+        """What the region vectors of a predictor depend on."""
         facts = predictor.family.facts()
         used = ("regions", "max_boxes", "dense_size", "dense_mode", "crop_context")
-        key = str([facts[k] for k in used] + [predictor.policy.dense_norm])
-        if key not in self._encoded:
-            self._encoded[key] = predictor.encode_images(self.paths, batch_size=16)
-        return self._encoded[key]
+        return str([facts[k] for k in used] + [predictor.policy.dense_norm])
+
+    def _images(self, predictor: Predictor) -> list[Any]:
+        if (key := self.vectors_key(predictor)) != self._key:
+            self._encoded = []  # freed before the next images are encoded
+            self._key, self._encoded = key, predictor.encode_images(self.paths, batch_size=16)
+        return self._encoded
 
 
 def rows_of(table: Table) -> list[tuple[str, dict[str, float], int]]:

@@ -113,7 +113,7 @@ def test_boxes_are_asked_for_once_and_a_detector_proposes_its_own(world):
         def proposals(self, top_k, *, image):
             return torch.ones(top_k, 4).numpy(), torch.full((top_k,), float(ord(image))).numpy()
 
-    first, second = study.DetectorProposals(Detector(), 3)(pictures)
+    first, second = study.RpnBoxes(Detector(), 3)(pictures)
     assert first.boxes.shape == second.boxes.shape == (3, 4)
     assert second.scores.tolist() == [98.0] * 3
 
