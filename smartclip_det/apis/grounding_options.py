@@ -10,6 +10,7 @@ from typing import Any
 from smartclip_det.apis.region_encoding import RegionEncoding
 from smartclip_det.core.errors import UserError, check_choice
 from smartclip_det.core.scoring_policy import ScoringPolicy
+from smartclip_det.core.words import CONTROLS
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ReadingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("control", self.control, ("none", "text_shuffled"))
+        check_choice("control", self.control, CONTROLS)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from smartclip_det.formats.json_files import read_json
 VARIABLE = "SMARTCLIP_TOY_RUN"
 #: Output folders of ``make toy`` and ``make toy QUICK=1``, relative to the folder that they were started in.
 FOLDERS = ("work_dirs/toy", "work_dirs/toy_quick")
+#: Config of the detector of a run, and the template of its training texts.
+TOY_DETECTOR, TOY_TEMPLATE = "toy/open-vocab-rcnn_smartclip-toy_toy", "{article} {}"
 #: Towers trained as CLIP and as SmartCLIP, the detector's heads, and the grounding head.
 WEIGHTS = ("clip", "smartclip", "detector", "referring")
 

@@ -41,7 +41,7 @@ from smartclip_det.cli.options import (
     presence_of,
 )
 from smartclip_det.core.mask_modes import MASK_MODES
-from smartclip_det.core.words import READINGS
+from smartclip_det.core.words import CONTROLS, READINGS
 from smartclip_det.utils.cli import format_metrics
 
 OLD = (Old("--checkpoint", "--encoder", unless=("--encoder",)), Old("--detector", "--checkpoint"))
@@ -83,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (spaCy if the extra `parse` is installed, else rules), rules, or a spaCy pipeline",
     )
-    add("--control", choices=["none", "text_shuffled"], default="none", help="chance control: permute the text vectors")
+    add("--control", choices=CONTROLS, default="none", help="chance control: permute the text vectors")
     add("--subtract", help="captions (of a training set) whose mean score is subtracted from each region's score")
     add("--subtract-count", type=int, default=500, help="captions sampled from --subtract")
     add("--seed", type=int, default=0, help="seed of that sample")

@@ -85,9 +85,8 @@ def tell_story(options: ToyOptions) -> None:
 class Story:
     """The steps of one run."""
 
-    def __init__(self, out: Path, data: Path, seed: int, size: Size, world_seed: int | None = None) -> None:
-        self.out, self.data, self.seed, self.size = out, data, seed, size
-        self.world_seed = seed if world_seed is None else world_seed
+    def __init__(self, out: Path, data: Path, seed: int, size: Size, world_seed: int) -> None:
+        self.out, self.data, self.seed, self.size, self.world_seed = out, data, seed, size, world_seed
         self.steps = ToySteps(out, data, seed)
 
     def stages(self) -> list[list[Step]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from smartclip_det.apis.toy_run import TOY_TEMPLATE
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.mask_modes import RETRIEVAL_MODES, current_names
 from smartclip_det.core.similarity import masked_cosine, resolve_masks
@@ -25,7 +26,6 @@ from smartclip_det.models.towers.source import load_encoder
 from smartclip_det.models.vocabulary import build_bank
 from smartclip_det.protocols.registry import compare
 from smartclip_det.studies.toy import GROUNDING_MODES, HEAD_MODES, TESTS
-from smartclip_det.studies.toy_steps import TEMPLATE
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 
 IMAGE_SIDE = 64
@@ -262,7 +262,7 @@ def presence(truth: GroundTruth, data: Path, towers: Mapping[str, str]) -> Prese
                 for n in range(0, len(squares), 128)
             ]
         )
-        bank = build_bank(encoder, phrases, templates=[TEMPLATE], progress=False)
+        bank = build_bank(encoder, phrases, templates=[TOY_TEMPLATE], progress=False)
         for mode in RETRIEVAL_MODES if name == "smartclip" else ("off",):
             masks = resolve_masks(bank.masks, mode, bank.texts)
             scores[f"{name} {mode}"] = masked_cosine(vectors, bank.embeds, masks, text_norm="masked").numpy()

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from smartclip_det.apis import Predictor
+from smartclip_det.apis.toy_run import TOY_TEMPLATE
 from smartclip_det.core.similarity import masked_cosine
 from smartclip_det.datasets.toy_world.shapes import COLOURS
 from smartclip_det.formats.annotations import load_ground_truth
@@ -22,7 +23,6 @@ from smartclip_det.models.towers.source import load_towers
 from smartclip_det.probing.mask_statistics import jaccard
 from smartclip_det.studies.toy_conclusions import MaskFacts
 from smartclip_det.studies.toy_measures import IMAGE_SIDE
-from smartclip_det.studies.toy_steps import TEMPLATE
 from smartclip_det.utils.images import fit_square, open_rgb, pixels
 from smartclip_det.visualization.draw import colour_of, draw_heatmap, draw_mask_strip
 from smartclip_det.visualization.idea import IdeaText, draw_idea
@@ -60,7 +60,7 @@ class ToyPictures:
             facts["config"],
             facts["detector"] or None,
             cfg_options=options,
-            templates=[TEMPLATE],
+            templates=[TOY_TEMPLATE],
             use_cache=False,
             device="cpu",
         )

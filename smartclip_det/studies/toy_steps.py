@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smartclip_det.apis.toy_run import TOY_DETECTOR, TOY_TEMPLATE
 from smartclip_det.utils.cfg_options import format_options
 from smartclip_det.utils.steps import Step, verb
 
-DETECTOR = "configs/toy/open-vocab-rcnn_smartclip-toy_toy.py"
+DETECTOR = f"configs/{TOY_DETECTOR}.py"
 #: The trained grounding head.
 HEAD = "configs/toy/referring_smartclip-toy_toy.py"
-TEMPLATE = "{article} {}"
 BATCH = 128
 
 
@@ -136,7 +136,7 @@ class ToySteps:
             "--split-file",
             str(annotations / "split.json"),
             "--templates",
-            TEMPLATE,
+            TOY_TEMPLATE,
             "--crop-context",
             "2.0",
             "--views",

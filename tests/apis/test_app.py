@@ -17,8 +17,9 @@ from smartclip_det.apis.app import service as service_module
 from smartclip_det.apis.app.page import copy_samples
 from smartclip_det.apis.app.service import AppService, LruDict, read_phrases
 from smartclip_det.apis.app.snippets import Query, command_line, python_lines
-from smartclip_det.apis.app.sources import TOY_CONFIG, AppOptions, Sample, source_of, toy_scenes
+from smartclip_det.apis.app.sources import AppOptions, Sample, source_of, toy_scenes
 from smartclip_det.apis.predictor_options import PredictorOptions, load_predictor
+from smartclip_det.apis.toy_run import TOY_DETECTOR
 from smartclip_det.cli import dispatch
 from smartclip_det.models.towers import SmartCLIP
 from tests.apis.app_service import tiny_service, write_images
@@ -56,7 +57,7 @@ def toy_run(tmp_path_factory):
     """A toy run's checkpoints with random weights, and a world of two scenes, one of which has two objects."""
     folder = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
-    predictor = Predictor.from_config(TOY_CONFIG, use_cache=False, device="cpu")
+    predictor = Predictor.from_config(TOY_DETECTOR, use_cache=False, device="cpu")
     (folder / "checkpoints").mkdir()
     torch.save({"state_dict": predictor.detector.state_dict()}, folder / "checkpoints/detector.pth")
     SmartCLIP.from_arch("SmartCLIP-toy", seed=0).save(folder / "checkpoints/smartclip.pth", layout="native")

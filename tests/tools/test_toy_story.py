@@ -65,7 +65,7 @@ def check_step(step):
 @pytest.mark.parametrize("size", [DEFAULT, QUICK], ids=["default", "quick"])
 def test_each_step_of_the_story_is_a_command_that_can_run(tmp_path, size):
     written: set = set()
-    for stage in Story(tmp_path, tmp_path / "world", 3, size).stages():
+    for stage in Story(tmp_path, tmp_path / "world", 3, size, 3).stages():
         for step in stage:
             args = check_step(step)
             given = [getattr(args, k, None) for k in ("encoder", "checkpoint")]
@@ -77,14 +77,14 @@ def test_each_step_of_the_story_is_a_command_that_can_run(tmp_path, size):
 
 
 def test_runs_of_other_seeds_can_share_a_world(tmp_path):
-    worlds, alignments, *_ = Story(tmp_path, tmp_path / "world", 3, DEFAULT, world_seed=0).stages()
+    worlds, alignments, *_ = Story(tmp_path, tmp_path / "world", 3, DEFAULT, 0).stages()
     assert check_step(worlds[0]).seed == 0
     assert {check_step(s).cfg_options["randomness.seed"] for s in alignments} == {3}
 
 
 def test_the_story_and_the_grid_build_equal_steps_alike(tmp_path):
     """What both train, in one folder on one world with one seed, is one command."""
-    story = Story(tmp_path / "seed_3", tmp_path / "world", 3, DEFAULT)
+    story = Story(tmp_path / "seed_3", tmp_path / "world", 3, DEFAULT, 3)
     grid = Seed(GridOptions(out=tmp_path, data=tmp_path / "world", heads=["smartclip_hard"]), 3)
     mine, theirs = ({s.name: s for stage in run.stages() for s in stage} for run in (story, grid))
     for name in ("clip", "smartclip"):
@@ -143,7 +143,7 @@ def test_the_control_of_a_test_reaches_the_vocabulary(monkeypatch, tmp_path):
 
 
 def test_both_alignments_of_the_story_differ_in_their_config_alone(tmp_path):
-    stages = Story(tmp_path, tmp_path / "world", 3, QUICK).stages()
+    stages = Story(tmp_path, tmp_path / "world", 3, QUICK, 3).stages()
     clip, smartclip = (next(s for stage in stages for s in stage if s.name == n) for n in ("clip", "smartclip"))
     renamed = [a.replace("smartclip-align", "clip-align").replace("/smartclip", "/clip") for a in smartclip.command]
     assert renamed == clip.command

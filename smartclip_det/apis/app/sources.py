@@ -9,13 +9,10 @@ from typing import Any
 
 from smartclip_det.apis.inputs import find_images
 from smartclip_det.apis.predictor_options import PredictorOptions
-from smartclip_det.apis.toy_run import find_toy_run
+from smartclip_det.apis.toy_run import TOY_DETECTOR, TOY_TEMPLATE, find_toy_run
 from smartclip_det.core.errors import UserError
 from smartclip_det.formats.json_files import read_json
 
-#: Detector trained by ``make toy``, and its training template.
-TOY_CONFIG = "toy/open-vocab-rcnn_smartclip-toy_toy"
-TOY_TEMPLATES = ("{article} {}",)
 #: Maximum number of images in the gallery.
 SAMPLES = 12
 
@@ -104,11 +101,11 @@ def toy_source(options: AppOptions) -> Source:
             f"{error} Or choose a predictor: --config CONFIG --checkpoint FILE, or --encoder NAME."
         ) from error
     predictor = PredictorOptions(
-        config=TOY_CONFIG,
+        config=TOY_DETECTOR,
         checkpoint=weights,
         encoder=towers,
         device=options.device,
-        templates=options.templates or TOY_TEMPLATES,
+        templates=options.templates or (TOY_TEMPLATE,),
     )
     return Source(predictor, sample_files(options.samples) or toy_scenes(run.data))
 
