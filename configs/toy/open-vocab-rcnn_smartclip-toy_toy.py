@@ -36,5 +36,5 @@ param_scheduler = [
     # Ends with the training, whatever its length.
     dict(type="CosineAnnealingLR", convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=1, val_interval=1)
+train_cfg = dict(max_epochs=1, val_begin=1, val_interval=1)
 custom_hooks = [dict(type="VocabularyHook", towers=towers, templates=["{article} {}"])]

@@ -32,7 +32,9 @@ def step_options(steps: int) -> dict[str, Any]:
 
 def epoch_options(epochs: int, validate: bool) -> dict[str, Any]:
     """Overrides of a training whose length is given in epochs; validation runs after the last epoch or never."""
-    return {"train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs if validate else epochs + 1}
+    options = {"train_cfg.max_epochs": epochs, "train_cfg.val_interval": epochs}
+    # MMEngine always validates after the last epoch, unless validation begins later.
+    return options if validate else {**options, "train_cfg.val_begin": epochs + 1}
 
 
 @dataclass(frozen=True)
