@@ -109,6 +109,21 @@ def alignment(gaps: Gaps) -> list[str]:
     return parts
 
 
+def captions(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Conclusions of section 2 on captions as queries, which have no intervals.
+
+    Args:
+        scores: metrics of both alignments, as in the summary.
+    """
+    kinds = {"map_caption_full": "full captions, which describe every object", "map_caption_partial": "partial ones"}
+    found = [
+        f"{scores['smartclip'][f'{key}_hard']:.2f} (CLIP {scores['clip'][f'{key}_off']:.2f}) on {what}"
+        for key, what in kinds.items()
+        if f"{key}_off" in scores["clip"]
+    ]
+    return [f"With captions as queries, masked SmartCLIP reaches {' and '.join(found)}."] if found else []
+
+
 def probe(summary: Mapping[str, Any]) -> list[str]:
     """Conclusions of section 4: what patch features of the towers know about shapes, without boxes."""
     novel, base = (summary["region_probe"][g]["dense"] for g in ("novel", "base"))

@@ -114,8 +114,8 @@ def opening(page: ReportPage, pictures: ToyPictures, facts: Mapping[str, Any]) -
         page.text(text)
     page.picture(
         pictures.idea(),
-        "Each column is one of the 128 dimensions: red is positive, blue negative, and blank dimensions are "
-        "removed by the text's mask. Drawn with the towers trained in this run.",
+        f"Each column is one of the {pictures.towers.config.embed_dim} dimensions: red is positive, blue negative, and "
+        "blank dimensions are removed by the text's mask. Drawn with the towers trained in this run.",
     )
     if facts["quick"]:
         page.conclusion(
@@ -156,7 +156,7 @@ def alignment_section(
     columns = {k: t for k, t in COLUMNS.items() if f"{k}_off" in table["clip"]}
     rows = [[name, *(table[towers].get(f"{k}_{mode}") for k in columns)] for name, towers, mode in ROWS]
     page.table(["towers and masks", *columns.values()], rows)
-    page.conclusion(*conclusions.alignment(gaps))
+    page.conclusion(*conclusions.alignment(gaps), *conclusions.captions(table))
     page.text(BINDING)
     page.text(
         "Intervals, here and below, are 95 % intervals of a paired bootstrap over the validation images. They cover "

@@ -95,6 +95,10 @@ def test_the_story_and_the_grid_build_equal_steps_alike(tmp_path):
         "grounding_text_shuffled",
     }
     assert args["detector"].cfg_options["train_dataloader.dataset.indices"] == 10000
+    for heads in ("detector", "detector_random", "referring"):
+        options = args[heads].cfg_options
+        # No validation at the end: the tests follow as steps of their own.
+        assert options["train_cfg.val_begin"] > options["train_cfg.max_epochs"]
     assert args["detector"].cfg_options["towers.checkpoint"] == args["detection_hard"].cfg_options["towers.checkpoint"]
     assert "towers.checkpoint" not in args["detector_random"].cfg_options
     assert "towers.checkpoint" not in args["detection_random_tower"].cfg_options
@@ -248,6 +252,19 @@ def test_masks_that_pay_within_a_model_are_no_gain_over_clip():
     assert (
         "does not show that masks help" in conclusions.alignment({**gaps, "colour_shape clip": Gap(0.1, 0.05, 0.15)})[0]
     )
+
+
+def test_captions_are_told_with_both_models_where_they_were_measured():
+    scores = {
+        "smartclip": {"map_caption_full_hard": 0.14, "map_caption_full_off": 0.08, "map_caption_partial_hard": 0.64},
+        "clip": {"map_caption_full_off": 0.31, "map_caption_partial_off": 0.63},
+    }
+    told = " ".join(conclusions.captions(scores))
+    assert "0.14 (CLIP 0.31) on full captions" in told
+    assert "0.64 (CLIP 0.63) on partial" in told
+    del scores["clip"]["map_caption_full_off"]
+    assert "full" not in " ".join(conclusions.captions(scores))
+    assert conclusions.captions({"smartclip": {}, "clip": {}}) == []
 
 
 @pytest.mark.parametrize(
