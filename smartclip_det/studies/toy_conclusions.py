@@ -115,13 +115,13 @@ def captions(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     Args:
         scores: metrics of both alignments, as in the summary.
     """
-    kinds = {"map_caption_full": "full captions, which describe every object", "map_caption_partial": "partial ones"}
+    kinds = {"map_caption_full": "full captions (all objects)", "map_caption_partial": "partial ones"}
     found = [
         f"{scores['smartclip'][f'{key}_hard']:.2f} (CLIP {scores['clip'][f'{key}_off']:.2f}) on {what}"
         for key, what in kinds.items()
         if f"{key}_off" in scores["clip"]
     ]
-    return [f"With captions as queries, masked SmartCLIP reaches {' and '.join(found)}."] if found else []
+    return [f"With captions as queries, the mAP of masked SmartCLIP is {' and '.join(found)}."] if found else []
 
 
 def probe(summary: Mapping[str, Any]) -> list[str]:

@@ -28,10 +28,9 @@ CONTROL_TERMS = {
 
 #: Measured once, outside the toy run, so the numbers are the same on every page.
 BINDING = (
-    "What limits colour + shape for both models is binding, i.e. which colour belongs to which shape. (Last "
-    "column: how "
-    "often a matching image scores above one that shows both words on different objects; 0.5 is chance.) When the same "
-    "losses are trained on symbolic descriptions of the scenes instead of images, so that perception is perfect, "
+    "What limits colour + shape for both models is binding, i.e. which colour belongs to which shape. (Last column: "
+    "how often a matching image scores above one that shows both words on different objects; 0.5 is chance.) When the "
+    "same losses are trained on symbolic descriptions of the scenes instead of images, so that perception is perfect, "
     "matching images are separated from those with the shape alone with an area under the ROC curve of 0.97 (CLIP "
     "0.975, masked 0.974) and from those with the colour alone with 1.00 (0.999, 0.998), but from those with both on "
     "different objects with only 0.75, with or without masks. Masks select dimensions of one vector; they do not say "
@@ -48,18 +47,15 @@ PROBE_TEXT = (
 DETECTION_TEXT = (
     "Detector heads are trained on the frozen SmartCLIP image tower with boxes of the 12 base shapes ({images:,} "
     "images). The test vocabulary has all 18 shapes. AP50 is average precision at IoU 0.5. Two more controls: “names "
-    "permuted” scores each class with the text of another, and “random towers” are heads trained on a tower "
-    "with random "
-    "weights ({control:,} images): novel shapes that these detect were not learned from captions."
+    "permuted” scores each class with the text of another, and “random towers” are heads trained on a tower with "
+    "random weights ({control:,} images): novel shapes that these detect were not learned from captions."
 )
 
 GROUNDING_TEXT = (
-    "Zero-shot: the detector's ten best boxes are cropped, encoded, and ranked by masked cosine with the "
-    "phrase; spatial "
-    "words such as “left of” are handled by rules. The trained head reads image and phrase together and "
-    "predicts its own "
-    "boxes, which may be none or several. All rows use the same {sentences:,} single-target sentences. Chance is high "
-    "because most of the ten boxes cover one of few objects."
+    "Zero-shot: the patch vectors in each of the detector's ten best boxes are averaged and ranked by masked cosine "
+    "with the phrase; spatial words such as “left of” are handled by rules. The trained head reads image and phrase "
+    "together and predicts its own boxes, which may be none or several. All rows use the same {sentences:,} "
+    "single-target sentences. Chance is high because most of the ten boxes cover one of few objects."
 )
 
 OWN_ENCODER = (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch.nn.functional import avg_pool2d
 
 from smartclip_det.apis import Predictor
 from smartclip_det.apis.toy_run import TOY_TEMPLATE
@@ -116,7 +118,7 @@ class ToyPictures:
     def masks(self) -> Image.Image:
         """Draw the masks of a few texts."""
         bank = self.towers.encode_text(list(MASK_TEXTS))
-        return draw_mask_strip(bank.masks.numpy(), list(MASK_TEXTS), cell=6, height=26)
+        return draw_mask_strip(bank.masks.numpy(), list(MASK_TEXTS), cell=3, height=20)
 
     def mask_facts(self) -> MaskFacts:
         """Compute mask statistics of all colour-and-shape phrases."""
@@ -134,7 +136,11 @@ class ToyPictures:
         return MaskFacts(masks.mean(dim=1).tolist(), *(float(overlap[m].mean()) for m in (*alike, neither)))
 
     def heatmaps(self, count: int = 6) -> list[Picture]:
-        """Draw similarity maps for a novel shape in scenes with several objects."""
+        """Draw similarity maps for a novel shape in scenes with several objects.
+
+        Cells are pooled with their neighbours, as boxes pool them: single cells of the background have small weights
+        and random directions.
+        """
         out: list[Picture] = []
         shown: set[str] = set()
         for info in self.truth.data["images"]:
@@ -142,12 +148,14 @@ class ToyPictures:
             novel = [n for n in names if n in self.novel and n not in shown]
             if len(names) >= 2 and novel and len(out) < count:
                 image, text = self.image(info), f"{'an' if novel[0][0] in 'aeiou' else 'a'} {novel[0]}"
-                self.predictor.set_image(image)
+                encoded = self.predictor.encode_image(image)
+                pooled = replace(encoded, dense=avg_pool2d(encoded.dense[None], 3, stride=1, padding=1)[0])
+                explained = self.predictor.explain(text, image=pooled)
                 shown.add(novel[0])
                 out.append(
                     (
-                        draw_heatmap(enlarge(image), self.predictor.explain(text).similarity),
-                        f"Masked cosine of each patch with “{text}”; red is highest",
+                        draw_heatmap(enlarge(image), explained.similarity),
+                        f"Masked cosine of 3 x 3 patches with “{text}”; red is highest",
                     )
                 )
         return out
@@ -174,30 +182,28 @@ class ToyPictures:
         return shown[True] + shown[False]
 
     def vocabulary_swap(self, count: int = 3) -> list[Picture]:
-        """Draw detections of colours, then of colours with shapes, on the same scenes with three objects."""
+        """Draw detections of colours with shapes, then of colours, on the same scenes with three objects."""
         several = [i for i in self.truth.data["images"] if len(self.objects.get(i["id"], [])) == 3][:count]
-        own = [
-            list(
-                dict.fromkeys(
-                    f"{a['attributes']['colour']} {n}"
-                    for a, (_, n) in zip(self.objects[i["id"]], self.boxes(i["id"]), strict=True)
-                )
-            )
-            for i in several
+        colours = [f"{c} shape" for c in COLOURS]
+        return [
+            *(self._three_best(i, [*self._described(i["id"]), *ELSEWHERE]) for i in several),
+            *(self._three_best(i, colours) for i in several),
         ]
-        out: list[Picture] = []
-        for vocabularies in ([[f"{c} shape" for c in COLOURS]] * len(several), [[*o, *ELSEWHERE] for o in own]):
-            for info, vocabulary in zip(several, vocabularies, strict=True):
-                names = list(dict.fromkeys(vocabulary))
-                image = self.image(info)
-                self.predictor.set_image(image)
-                detections = self.predictor.detect(names, max_detections=20).nms(0.5, across_names=True).top(3)
-                marks = [
-                    (b, n, colour_of(names.index(n)))
-                    for b, n in zip(detections.boxes.tolist(), detections.label_names, strict=True)
-                ]
-                out.append((draw_marks(image, marks), f"Vocabulary: {', '.join(names)}. Three best detections."))
-        return out
+
+    def _described(self, image_id: Any) -> list[str]:
+        """Objects of an image as colour and shape."""
+        rows = zip(self.objects[image_id], self.boxes(image_id), strict=True)
+        return [f"{a['attributes']['colour']} {name}" for a, (_, name) in rows]
+
+    def _three_best(self, info: Mapping[str, Any], vocabulary: Sequence[str]) -> Picture:
+        names, image = list(dict.fromkeys(vocabulary)), self.image(info)
+        self.predictor.set_image(image)
+        detections = self.predictor.detect(names, max_detections=20).nms(0.5, across_names=True).top(3)
+        marks = [
+            (b, n, colour_of(names.index(n)))
+            for b, n in zip(detections.boxes.tolist(), detections.label_names, strict=True)
+        ]
+        return draw_marks(image, marks), f"Vocabulary: {', '.join(names)}. Three best detections."
 
     def groundings(self, file: str, each: int = 3) -> list[Picture]:
         """Draw phrases in scenes with several objects from a prediction file, correct ones first."""

@@ -230,7 +230,9 @@ def detection_section(
     page.gallery(pictures.detections())
     page.heading("6. Another vocabulary without training")
     page.text(
-        "The same weights with other class names: a vocabulary is a list of texts and can be changed at any time."
+        "The same weights with other class names: a vocabulary is a list of texts and can be changed at any time. "
+        "First names like those in captions; then colours alone, such as “red shape”, which no caption of the training "
+        "uses: a model is only as good as the language that it was trained on."
     )
     page.gallery(pictures.vocabulary_swap())
 
@@ -256,9 +258,8 @@ def grounding_section(
     page.table(["method and masks", "Acc@0.5", "Acc@0.75", "mIoU"], rows)
     page.conclusion(*conclusions.grounding(summary, gaps))
     page.text(
-        "Zero-shot, masks hard, scenes with several objects: correct ones first (green), then wrong ones (red; "
-        "the thin "
-        "black box is the target)."
+        "Zero-shot, masks hard, scenes with several objects: correct ones first (green), then wrong ones (red; the "
+        "thin black box is the target)."
     )
     page.gallery(pictures.groundings("grounding.hard.jsonl"))
     page.text(

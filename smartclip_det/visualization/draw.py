@@ -139,14 +139,16 @@ def _common(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 
 
 def draw_heatmap(image: Image.Image, values: np.ndarray, alpha: float = 0.55) -> Image.Image:
-    """Overlay an ``[h, w]`` map on an image: bilinear, blue (minimum) to red (maximum) of this map."""
+    """Overlay an ``[h, w]`` map on a grey image: bilinear, blue (minimum) to red (maximum) of this map."""
     from matplotlib import colormaps
 
     values = np.asarray(values, dtype=float)
     span = float(values.max() - values.min())
     unit = (values - values.min()) / span if span > 0 else np.zeros_like(values)
     coloured = Image.fromarray((colormaps["turbo"](unit)[..., :3] * 255).astype(np.uint8))
-    return Image.blend(image.convert("RGB"), coloured.resize(image.size, Image.Resampling.BILINEAR), alpha)
+    # Grey, so that every colour comes from the map.
+    grey = image.convert("L").convert("RGB")
+    return Image.blend(grey, coloured.resize(image.size, Image.Resampling.BILINEAR), alpha)
 
 
 def draw_mask_strip(masks: np.ndarray, labels: Sequence[str], cell: int = 2, height: int = 18) -> Image.Image:
