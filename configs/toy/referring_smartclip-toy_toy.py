@@ -16,7 +16,7 @@ model = dict(
 )
 dataset = dict(type="ReferringDataset", data_root=data_root, image_size=64)
 train_dataloader = dict(
-    # Many small steps: after one epoch, batches of 8, 16 and 32 images gave 0.647, 0.626 and 0.593 exact answers.
+    # Many small steps: one epoch with batches of 8, 16 and 32 images answered 0.647, 0.626 and 0.593 exactly (seed 0)
     batch_size=8,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=True),

@@ -46,7 +46,7 @@ class Size:
     sentences: int
 
 
-DEFAULT = Size((), 2000, 10000, 5000, 20000, 1, 1000)
+DEFAULT = Size((), 2000, 10000, 5000, 20000, 2, 1000)
 QUICK = Size(("--train", "1280", "--val", "120", "--test", "20"), 100, 480, 240, 320, 1, 100)
 
 
