@@ -14,6 +14,7 @@ from smartclip_det.apis.families.training_free import FreeOptions, TrainingFree,
 from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.models.boxes import BoxSource
+from smartclip_det.models.towers.encoder import check_members
 from smartclip_det.models.towers.source import load_encoder, load_towers, read_once
 from smartclip_det.models.towers.text_side import TextSide
 from smartclip_det.utils.devices import resolve_device
@@ -89,5 +90,6 @@ def open_towers(name: Any, device: str) -> Any:
     if isinstance(name, Mapping):
         return load_encoder(name, device)
     if not isinstance(name, str | Path):
+        check_members(name)
         return name.to(device).eval()
     return load_encoder({"checkpoint": str(name)}, device)

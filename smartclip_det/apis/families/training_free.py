@@ -27,7 +27,7 @@ from smartclip_det.models.selection import select_from_parts
 from smartclip_det.utils.devices import autocast, check_precision, full_precision
 from smartclip_det.utils.images import square_scale
 
-#: Default side of the dense input, as a multiple of the towers' input size, by kind of image tower.
+#: Default side of the dense input, as a multiple of the towers' input size, by kind of image tower; 1 for a fixed size.
 DENSE_FACTORS = {"vit": 3, "local": 1}
 #: Default temperature, as a fraction of the towers' learned scale ``exp(logit_scale)``.
 SCALE_FRACTION = 0.5
@@ -43,7 +43,7 @@ class FreeOptions:
     Together with :func:`free_policy` these are the defaults of the predictor. They were chosen on the toy world with
     ``smartclip-det study predictor``; ``docs/ideas/scores.md`` has the figures. Not measured, and taken from common
     practice: the dense input of a ViT, three times its input size, as objects in photographs are small. A local tower
-    keeps its own size, because its cells see a fixed number of pixels.
+    keeps its own size, because its cells see a fixed number of pixels, and so does an encoder with ``fixed_size``.
 
     Attributes:
         regions: ``dense`` (one tower pass per image, pooled in each box), ``crop`` (one pass per box) or
@@ -106,6 +106,13 @@ def _weighs_cells(towers: Any) -> bool:
     return getattr(towers.config, "vision", "vit") == "local" or getattr(towers.config, "saliency", False)
 
 
+def _dense_side(towers: Any) -> int:
+    """Default side of the dense input in pixels."""
+    fixed = getattr(towers.config, "fixed_size", False)
+    factor = 1 if fixed else DENSE_FACTORS[getattr(towers.config, "vision", "vit")]
+    return factor * int(towers.config.image_size)
+
+
 class TrainingFree(RegionFamily):
     """Towers and a box source."""
 
@@ -134,8 +141,7 @@ class TrainingFree(RegionFamily):
         self.towers, self.source, self.options = towers.eval(), boxes, options or FreeOptions()
         self.policy, self.cache_dir = policy or free_policy(towers), cache_dir
         self.precision = check_precision(precision)
-        factor = DENSE_FACTORS[getattr(towers.config, "vision", "vit")]
-        patch, side = towers.config.patch_size, self.options.dense_size or factor * towers.config.image_size
+        patch, side = towers.config.patch_size, self.options.dense_size or _dense_side(towers)
         self.regions = RegionEncoder(
             towers,
             dense_size=-(-side // patch) * patch,

@@ -32,13 +32,14 @@ DENSE_MODES = ("vanilla", "value")
 
 @dataclass(frozen=True)
 class OpenClipConfig:
-    """Sizes of an open_clip encoder."""
+    """Sizes of an open_clip encoder; images of another size are refused."""
 
     image_size: int
     patch_size: int
     embed_dim: int
     context_length: int
     mask_pad: str = "ignore"
+    fixed_size: bool = True
 
 
 class OpenClipEncoder(nn.Module):
