@@ -24,6 +24,8 @@ from smartclip_det.utils.steps import Step, StepRunner, verb
 
 CONFIG = """# Written by smartclip-det fine-tune: custom boxes.
 _base_ = {base}
+# A changed file is a changed config, so that the same command starts again with it.
+input_hashes = {hashes}
 load_from = {checkpoint}
 names = dict(vocabulary="annotations", seen=None, seen_only=False, annotated_only=False, data_root="", indices=None)
 train_dataloader = dict(
@@ -118,7 +120,7 @@ def fine_tune(options: FineTuneOptions) -> str:
     check(options)
     options.out.mkdir(parents=True, exist_ok=True)
     base = base_config(options)
-    config = write_whole(options.out / "config.py", own_config(options, base))
+    config = write_config(options, base)
     weights = {} if options.checkpoint is None else {"before": Path(options.checkpoint)}
     weights["after"] = options.out / "run" / f"epoch_{options.epochs}.pth"
     runner = StepRunner(options.out)
@@ -172,6 +174,12 @@ def base_config(options: FineTuneOptions) -> str | Path:
     return options.out / "towers.py"
 
 
+def write_config(options: FineTuneOptions, base_path: str | Path) -> Path:
+    """Write ``config.py``, which needs no further overrides: those of this run are in it."""
+    path = write_whole(options.out / "config.py", own_config(options, base_path))
+    return write_whole(path, load_config(path, options.cfg_options).pretty_text)
+
+
 def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
     """Generate the text of the fine-tuning config."""
     base = load_config(base_path)
@@ -179,9 +187,11 @@ def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
         raise UserError(f"{options.config} has no optimizer: it is for testing only. Use a training config.")
     images = len(load_ground_truth(options.ann).data["images"])
     start = None if options.checkpoint is None else str(Path(options.checkpoint).resolve())
+    inputs = {"ann": options.ann, "val_ann": options.val_ann, **({"checkpoint": start} if start else {})}
     return CONFIG.format(
         base=repr(os.path.relpath(base_path, options.out)),
         checkpoint=repr(start),
+        hashes=repr({n: file_hash(p) for n, p in inputs.items()}),
         ann=repr(str(options.ann.resolve())),
         images=repr(f"{options.images.resolve()}/"),
         val_ann=repr(str(options.val_ann.resolve())),
@@ -195,10 +205,8 @@ def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
 
 def training(options: FineTuneOptions, config: Path, weights: Path) -> Step:
     """Return the training step."""
-    command = verb(
-        "train", str(config), "--work-dir", str(options.out / "run"), *format_options(options.cfg_options or {})
-    )
-    return Step("train", command, [weights])
+    work_dir = options.out / "run"
+    return Step("train", verb("train", str(config), "--work-dir", str(work_dir)), [weights], work_dir)
 
 
 def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> list[Step]:
@@ -206,6 +214,7 @@ def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> l
     steps = []
     old = [("old", Path(options.config))] if options.config is not None and options.tests_old else []
     for what, path in [("own", config), *old]:
+        overrides = format_options(options.cfg_options or {}) if what == "old" else []
         out = options.out / f"{when}_{what}.json"
         command = verb(
             "test",
@@ -215,7 +224,7 @@ def tests(options: FineTuneOptions, config: Path, when: str, weights: Path) -> l
             str(options.out / "tests" / out.stem),
             "--out",
             str(out),
-            *format_options(options.cfg_options or {}),
+            *overrides,
         )
         steps.append(Step(out.stem, command, [out.with_suffix(".metrics.json")]))
     return steps

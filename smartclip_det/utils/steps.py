@@ -37,11 +37,14 @@ class Step:
         name: also the name of its log file.
         command: Python arguments, see :func:`verb`; paths are relative to the current folder of this process.
         outputs: files that exist when the step is done.
+        work_dir: work folder of a training that continues from its last checkpoint (``--resume``) if it was
+            interrupted and neither command nor configs have changed; None: start from the beginning.
     """
 
     name: str
     command: list[str]
     outputs: list[Path] = field(default_factory=list)
+    work_dir: Path | None = None
 
     def config_hash(self) -> str:
         """Hash of the configs that the command names, including their bases; empty without configs."""
@@ -130,8 +133,9 @@ class StepRunner:
         log = self.folder / "logs" / f"{step.name}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path()}
         configs = step.config_hash()
+        resume = self._resume_options(step, configs)
         begin = time.perf_counter()
-        exit_code, shown = start_python(step.command, log, environment), begin
+        exit_code, shown = start_python([*step.command, *resume], log, environment), begin
         while (code := exit_code()) is None:
             time.sleep(0.2)
             if time.perf_counter() - shown >= 10:
@@ -146,12 +150,31 @@ class StepRunner:
                 + (f", did not write {missing[0]}" if missing else "")
                 + f"). End of {log}:\n{tail}\nRun the same command again to resume."
             )
+        self._mark(step).unlink(missing_ok=True)
         with self._lock:
             self.done[step.name] = {"command": step.command, "seconds": seconds, "configs": configs}
             self.ran.add(step.name)
             write_json(self._state, self.done)
         print(f"{label} {step.name}: {seconds:.0f} s", flush=True)
         return seconds
+
+    def _mark(self, step: Step) -> Path:
+        """File that exists while a step that can resume is unfinished."""
+        return self.folder / "logs" / f"{step.name}.started.json"
+
+    def _resume_options(self, step: Step, configs: str) -> list[str]:
+        """Options that continue an interrupted training; checkpoints of other settings are left alone."""
+        if step.work_dir is None:
+            return []
+        mark, started = self._mark(step), {"command": step.command, "configs": configs}
+        if not mark.is_file() or json.loads(mark.read_text(encoding="utf-8")) != started:
+            write_json(mark, started)
+            return []
+        last = step.work_dir / "last_checkpoint"
+        if not last.is_file() or last.stat().st_mtime_ns < mark.stat().st_mtime_ns:
+            return []
+        print(f"    {step.name} was interrupted: resuming from its last checkpoint", flush=True)
+        return ["--resume"]
 
 
 def python_path() -> str:

@@ -7,6 +7,9 @@ import shutil
 
 import pytest
 
+from smartclip_det.apis.fine_tuning import FineTuneOptions, base_config, write_config
+from smartclip_det.engine.config import load_config
+from smartclip_det.utils.steps import Step
 from tests.tools.test_runs import run, small  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -53,6 +56,36 @@ def test_fine_tuning_reports_own_and_old_classes(small, own):  # noqa: F811
     assert len(set(hashes.values())) == 3
     assert "# Fine-tuning: your classes and the old ones" in done.stdout
     assert "aeroplane" in (root / "out/report.md").read_text()
+
+
+def test_the_written_config_needs_no_overrides_and_changes_with_its_inputs(own, tmp_path):
+    root, images = own
+    weights, boxes = tmp_path / "w.pth", tmp_path / "boxes.json"
+    weights.write_bytes(b"1")
+    shutil.copy(root / "own.json", boxes)
+    options = FineTuneOptions(
+        "toy/open-vocab-rcnn_smartclip-toy_toy",
+        weights,
+        boxes,
+        images,
+        root / "own.json",
+        out=tmp_path / "out",
+        cfg_options={"towers.checkpoint": "t.pth", "train_dataloader.batch_size": 3},
+    )
+
+    def written():
+        path = write_config(options, base_config(options))
+        return load_config(path), Step("train", [str(path)]).config_hash()
+
+    config, first = written()
+    assert config.model.backbone.towers.checkpoint == config.custom_hooks[0].towers.checkpoint == "t.pth"
+    assert config.train_dataloader.batch_size == 3
+    assert config.train_dataloader.dataset.ann_file == str(boxes)
+    assert written()[1] == first
+    weights.write_bytes(b"2")
+    second = written()[1]
+    boxes.write_text(boxes.read_text() + "\n")
+    assert len({first, second, written()[1]}) == 3
 
 
 def test_what_would_fail_later_fails_first(small, own, tmp_path):  # noqa: F811

@@ -35,6 +35,33 @@ def test_steps_run_once_until_their_command_changes_and_then_all_after_them(tmp_
     assert missing.ran == {"two"}
 
 
+def test_an_interrupted_training_resumes_only_with_the_same_settings(tmp_path):
+    work, done = tmp_path / "work", tmp_path / "done"
+    work.mkdir()
+    last = work / "last_checkpoint"
+    last.write_text("of an earlier training")
+    code = f"""
+import pathlib, sys
+if "--resume" not in sys.argv and sys.argv[1] != "early":
+    pathlib.Path(r"{last}").write_text("new")
+if "--resume" not in sys.argv:
+    sys.exit("killed")
+pathlib.Path(r"{done}").write_text("x")
+"""
+
+    def start(setting):
+        step = Step("train", ["-c", code, setting], [done], work)
+        StepRunner(tmp_path / "run").run_stages([[step]])
+
+    for setting in ("early", "early", "a", "b"):
+        with pytest.raises(UserError, match="killed"):
+            start(setting)
+    start("b")
+    done.unlink()
+    with pytest.raises(UserError, match="killed"):
+        start("b")
+
+
 def test_steps_side_by_side_are_all_remembered(tmp_path):
     steps = [Step(f"s{n}", write(tmp_path / f"out{n}"), [tmp_path / f"out{n}"]) for n in range(8)]
     StepRunner(tmp_path / "run").run_stages([steps])
