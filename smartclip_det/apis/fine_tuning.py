@@ -187,7 +187,7 @@ def own_config(options: FineTuneOptions, base_path: str | Path) -> str:
         raise UserError(f"{options.config} has no optimizer: it is for testing only. Use a training config.")
     images = len(load_ground_truth(options.ann).data["images"])
     start = None if options.checkpoint is None else str(Path(options.checkpoint).resolve())
-    inputs = {"ann": options.ann, "val_ann": options.val_ann, **({"checkpoint": start} if start else {})}
+    inputs = {"ann": options.ann, "val_ann": options.val_ann, **({"checkpoint": Path(start)} if start else {})}
     return CONFIG.format(
         base=repr(os.path.relpath(base_path, options.out)),
         checkpoint=repr(start),
