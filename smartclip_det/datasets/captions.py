@@ -111,7 +111,9 @@ class CaptionDataset(BaseDataset):
         records, counts = read_caption_records(self.ann_file, self.layout)
         records = records[self.skip :]
         if not records:
-            raise UserError(f"{self.ann_file} has {counts['records']} records, so skip={self.skip} leaves none.")
+            raise UserError(
+                f"{self.ann_file} has {counts['records']} records, so skip={self.skip} leaves none. Set skip lower."
+            )
         tests = self.tests
         if tests.presence:
             self._metainfo["vocabularies"] = read_presence(

@@ -82,7 +82,10 @@ class WarmupCosineLR(_ParamScheduler):
         kwargs.pop("epoch_length", None)
         self.warmups = [int(g.get("warmup", warmup)) for g in optimizer.param_groups]
         if end <= max(self.warmups):
-            raise UserError(f"A warm-up of {max(self.warmups)} steps is too long for a training of {end} steps.")
+            raise UserError(
+                f"A warm-up of {max(self.warmups)} steps is too long for a training of {end} steps. "
+                "Set param_scheduler.warmup (or warmup of a parameter group) lower, or train longer."
+            )
         super().__init__(optimizer, "lr", end=end, **kwargs)
 
     def _get_value(self) -> list[float]:

@@ -41,8 +41,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         options: overrides, with dots for nested keys.
 
     Raises:
-        UserError: for a missing file (with similar names), an invalid config, or an override whose first key the config
-            does not have (with the closest ones).
+        UserError: for a missing file (with similar names), an invalid config, an override whose first key the config
+            does not have (with the closest ones), or one that would have no effect.
     """
     path = find_config(path)
     compat.install_package_lookup()
@@ -65,6 +65,12 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         config.merge_from_dict({k: v for k, v in options.items() if k not in linked})
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise UserError(f"--cfg-options cannot be applied to {path} ({type(error).__name__}: {error}).") from error
+    joint, each = config.get("global_batch_size"), options.get("train_dataloader.batch_size")
+    if joint and each is not None:
+        raise UserError(
+            f"--cfg-options train_dataloader.batch_size={each} has no effect, because {path.name} sets "
+            f"global_batch_size={joint} for all processes together. Override global_batch_size."
+        )
     return config
 
 

@@ -156,6 +156,8 @@ def safe_safetensors_load(path: str | Path) -> tuple[dict[str, torch.Tensor], di
         with safe_open(str(path), framework="pt") as handle:
             tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118 (no mapping)
             return tensors, dict(handle.metadata() or {})
+    except FileNotFoundError as error:
+        raise UserError(f"No file at {path}.") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file; it may be cut short. ({error})") from error
 

@@ -274,8 +274,16 @@ def test_the_joint_batch_is_shared_out(monkeypatch, launcher, variable, world, e
     assert config.train_dataloader.batch_size == each
 
 
+def test_a_batch_size_that_the_joint_one_would_replace_is_refused():
+    own = {"train_dataloader.batch_size": 256}
+    with pytest.raises(UserError, match=r"=256 has no effect.* global_batch_size=1024 .*Override global_batch_size"):
+        load_config(REPO / CONFIG, own)
+    assert load_config(REPO / CONFIG, {**own, "global_batch_size": None}).train_dataloader.batch_size == 256
+
+
 def test_what_cannot_be_shared_out_or_grouped_is_refused(monkeypatch):
     from smartclip_det.engine.alignment_optim import NamedGroupsConstructor, WarmupCosineLR
+    from smartclip_det.models.alignment import SmartCLIPAlignment
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="is not a multiple of 3 processes"):
@@ -283,10 +291,13 @@ def test_what_cannot_be_shared_out_or_grouped_is_refused(monkeypatch):
     wrapper = {"optimizer": {"type": "SGD", "lr": 0.1}}
     with pytest.raises(UserError, match="Optimizer groups without trained parameters: masks"):
         NamedGroupsConstructor(wrapper, {"groups": {"masks": {"prefixes": ["mask."]}}})(torch.nn.Linear(2, 2))
+    for given in (None, -1, 0.5):
+        with pytest.raises(UserError, match=rf"model\.micro_batch must be a whole number .*given {given}"):
+            SmartCLIPAlignment({"arch": "SmartCLIP-tiny"}, micro_batch=given)
     with pytest.raises(UserError, match="groups=dict"):
         NamedGroupsConstructor(wrapper, {"custom_keys": {}})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    with pytest.raises(UserError, match="is too long for"):
+    with pytest.raises(UserError, match=r"10 steps is too long for .* Set param_scheduler\.warmup"):
         WarmupCosineLR(optimizer, warmup=10, end=10, by_epoch=False)
     with pytest.raises(UserError, match="by_epoch=False"):
         WarmupCosineLR(optimizer, end=10)

@@ -115,14 +115,14 @@ class SmartCLIPAlignment(BaseModel):
             ("component_matching", component_matching, 0),
             ("length_multiple", length_multiple, 0),
         ):
-            if value < low:
-                raise UserError(f"{name} must be at least {low}; given {value}.")
+            if not isinstance(value, int) or value < low:
+                raise UserError(f"model.{name} must be a whole number of at least {low}; given {value!r}.")
         self.component_matching, self.micro_batch, self.text_chunks = component_matching, micro_batch, text_chunks
         self.dense_weight, self.dense_mode = dense_weight, check_choice("dense_mode", dense_mode, DENSE_MODES)
         if (micro_batch or checkpointing) and not self.towers.image_tower.recomputable:
             raise UserError(
                 "The image tower has batch norm: its statistics would differ for parts of a batch, and recomputation "
-                "would update them twice. Disable micro_batch and checkpointing."
+                "would update them twice. Set model.micro_batch=0 and model.checkpointing=False."
             )
         self.distillation = None if distillation is None else RegionDistillation(**distillation)
         self.region_contrast = None if region_contrast is None else RegionContrast(**region_contrast)
