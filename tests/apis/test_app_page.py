@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,7 +18,7 @@ import pytest
 
 from smartclip_det import UserError
 from smartclip_det.apis.app import service as service_module
-from smartclip_det.apis.app.page import PageOptions, build, copy_samples, launch, upload_folder
+from smartclip_det.apis.app.page import PageOptions, build, copy_samples, launch, stopped_by_signals, upload_folder
 from smartclip_det.apis.app.sources import Sample
 from smartclip_det.apis.demo import answer
 from tests.apis.app_service import tiny_service
@@ -188,3 +190,38 @@ def test_a_port_in_use_is_named(page):
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"127.0.0.1, port {port}"):
             launch(build(page[1]), PageOptions(port=port), page[3])
+
+
+def test_ports_out_of_range_are_refused():
+    with pytest.raises(UserError, match="port must be in 1 to 65535; given 65536"):
+        PageOptions(port=65536)
+    assert PageOptions(port=65535).port == 65535
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_uploads_are_removed_when_the_server_is_ended(number):
+    handler = signal.getsignal(number)
+    used = []
+
+    def serve():
+        with stopped_by_signals(), upload_folder() as folder:
+            (folder / "photo.png").write_bytes(b"private")
+            used.append(folder)
+            os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals need the main thread")
+    with pytest.raises(SystemExit) as ended:
+        serve()
+    assert ended.value.code == 128 + number
+    assert not used[0].exists()
+    assert signal.getsignal(number) == handler
+
+
+def test_an_ignored_hangup_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

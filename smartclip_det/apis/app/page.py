@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,12 +44,19 @@ class PageOptions:
         port: None: the first free port from 7860.
         share: create a public link through gradio's relay.
         max_upload: maximum size of an upload in MB.
+
+    Raises:
+        UserError: for a port out of range.
     """
 
     host: str = "127.0.0.1"
     port: int | None = None
     share: bool = False
     max_upload: int = 20
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise UserError(f"port must be in 1 to 65535; given {self.port}.")
 
 
 def serve(options: AppOptions, page: PageOptions) -> None:
@@ -59,7 +68,7 @@ def serve(options: AppOptions, page: PageOptions) -> None:
     optional("gradio", "app")
     source = source_of(options)
     predictor = load_predictor(source.predictor)
-    with upload_folder() as folder:
+    with stopped_by_signals(), upload_folder() as folder:
         samples, known = copy_samples(source.samples, folder)
         blocks = build(AppService(predictor, source.predictor, known), samples)
         try:
@@ -68,6 +77,27 @@ def serve(options: AppOptions, page: PageOptions) -> None:
             blocks.block_thread()
         finally:
             blocks.close(verbose=False)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within this context a termination or hang-up signal raises SystemExit, so that uploads are removed."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Not on all systems: Windows has no hang-up signal.
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # A signal that is ignored, as nohup does, stays ignored.
+    before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
