@@ -129,7 +129,8 @@ def markdown(
     for columns, rows in groups.items():
         for what, title in (("mean", "Mean"), ("std", "Standard deviation")):
             body = [[row, *(summary[row][c][what] for c in columns)] for row in rows]
-            parts.append(f"{title} over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}\n\n{lines_of(['', *columns], body)}")
+            number = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            parts.append(f"{title} over {number}\n\n{lines_of(['', *columns], body)}")
     for pair, by_metric in differences.items():
         body = [[k, *d["by_seed"], d["mean"], d["low"], d["high"]] for k, d in by_metric.items()]
         header = ["", *(f"seed {s}" for s in seeds), "mean", "low", "high"]
