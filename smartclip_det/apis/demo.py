@@ -138,8 +138,9 @@ def show_image(predictor: Predictor, path: Path, options: DemoOptions, stamp: Ma
     content = {"protocol": stamp, "image": str(path), "texts": texts, "seconds": seconds, "detections": kept.to_list()}
     out_json.write_text(json.dumps(content, indent=2), encoding="utf-8")
     frames = frames_of(path)
+    found = f"{len(kept)} box{'' if len(kept) == 1 else 'es'}"
     print(
-        f"{path}: {len(kept)} boxes ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
+        f"{path}: {found} ({seconds['image']:.2f} s image, {seconds['query']:.2f} s texts)"
         + (f"; the first of its {frames} frames" if frames > 1 else "")
     )
     if not len(kept):

@@ -2,14 +2,17 @@
 
 Importing torch and MMDetection takes longer than many a step. On Linux without a visible CUDA device, children are
 therefore forked from a server that has imported them once. Neither CUDA nor the libraries of macOS survive a fork, so
-elsewhere each child is a new interpreter.
+elsewhere each child is a new interpreter. On Linux a child ends with its parent, however that ended: two trainings
+must not write to one folder.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +24,9 @@ from typing import IO
 #: Imported by the server; missing ones are skipped. The first lets MMDetection be imported without compiled operators.
 LIBRARIES = ("smartclip_det", "torch", "torchvision", "mmengine.runner", "mmdet.models", "mmdet.datasets")
 _STARTING = threading.Lock()
+#: Option of ``prctl`` (linux/prctl.h): the signal that a process gets when its parent ends.
+_PARENT_DEATH_SIGNAL = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def start_python(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Callable[[], int | None]:
@@ -37,7 +43,11 @@ def start_python(command: Sequence[str], log: Path, environment: Mapping[str, st
     if command[0] != "-m" or not _can_fork():
         with log.open("w", encoding="utf-8") as handle:
             child = subprocess.Popen(
-                [sys.executable, *command], stdout=handle, stderr=subprocess.STDOUT, env=dict(environment)
+                [sys.executable, *command],
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                preexec_fn=_end_with_parent if _LIBC else None,
             )
         return child.poll
     _ensure_server(environment.get("PYTHONPATH", ""))
@@ -70,7 +80,22 @@ def _ensure_server(python_path: str) -> None:
                 os.environ["PYTHONPATH"] = before
 
 
+def _end_with_parent() -> None:
+    """Let the kernel terminate this process when its parent ends."""
+    assert _LIBC is not None
+    _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _end_with_starter() -> None:
+    """Terminate this forked child when the process that asked for it ends; the server, its parent, lives on."""
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _run(command: list[str], log: str, environment: dict[str, str], folder: str) -> None:
+    threading.Thread(target=_end_with_starter, daemon=True).start()
     become(log, log, environment, folder)
     sys.argv = command
     try:

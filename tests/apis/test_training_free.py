@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from smartclip_det import Predictor
+from smartclip_det.apis.families import loading
 from smartclip_det.core.errors import UserError
 from smartclip_det.core.similarity import text_seed
 from smartclip_det.formats.annotations import load_ground_truth
@@ -256,6 +257,13 @@ def test_bad_input_is_one_line(predictor, call, says):
 def test_unknown_sources_and_options_name_the_nearest(towers, options, says):
     with pytest.raises(UserError, match=says):
         Predictor.from_pretrained(towers, **{"boxes": None, **options})
+
+
+def test_a_misspelled_name_fails_before_the_boxes_are_loaded(monkeypatch):
+    monkeypatch.setattr(loading, "box_source", lambda *given: pytest.fail("loads, or downloads, its weights"))
+    for name, says in (("smartclip-b61", "Nearest: .*smartclip-b16"), ("absent/towers.pt", "No checkpoint at absent")):
+        with pytest.raises(UserError, match=says):
+            Predictor.from_pretrained(name, boxes="torchvision")
 
 
 def test_defaults_follow_the_towers_and_given_values_win():

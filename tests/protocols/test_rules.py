@@ -418,6 +418,7 @@ class TestReferring:
             ('{"id": 1, "boxes": [[0, 0, 5, 5]], "scores": []}', "1 boxes but 0 scores"),
             ('{"id": 1, "boxes": [[0, 0, 5]]}', "four numbers"),
             ('{"boxes": []}', "not {id, boxes, scores}"),
+            ('[{"id": 1, "boxes": []}]', "line 1 holds a list. Write one object per line"),
             ('{"id": 1, "boxes": []}\n{"id": 1, "boxes": []}', "is repeated"),
             ('{"id": 1,', "line 1"),
         ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,15 +38,56 @@ def test_a_child_is_the_same_forked_or_new(monkeypatch, tmp_path, forked):
     log = tmp_path / "log"
     log.write_text("an earlier run")
     exit_code = start_python(["-m", "a_module_of_the_test", "x", "--y"], log, environment)
-    until = time.monotonic() + 120
-    while exit_code() is None and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_for(lambda: exit_code() is not None)
     assert exit_code() == 3
     seen, loaded, error = log.read_text().splitlines()
     assert json.loads(seen) == [["x", "--y"], "a=b", False, 2, os.getcwd()]
     assert error == "to the other output"
     # Why there is a server at all.
     assert json.loads(loaded) is forked
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from smartclip_det.utils import child_processes
+
+child_processes._can_fork = lambda: {forked}
+child_processes.LIBRARIES = ()
+sleeper = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+exit_code = child_processes.start_python(
+    ["-m", "timeit", "-n", "1", "-r", "1", sleeper], Path(sys.argv[1]), dict(os.environ)
+)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal of a parent's death is Linux's")
+@pytest.mark.parametrize("forked", [True, False])
+def test_a_child_ends_with_its_killed_parent(tmp_path, forked):
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(forked=forked), str(log)], env=environment)
+    child = None
+    try:
+        assert wait_for(lambda: log.is_file() and log.read_text().strip().isdigit())
+        child = Path("/proc") / log.read_text().strip()
+        assert child.is_dir()
+        parent.kill()
+        parent.wait()
+        # A dead process that nobody waits for stays as a zombie.
+        assert wait_for(lambda: not child.is_dir() or "State:\tZ" in (child / "status").read_text())
+    finally:
+        parent.kill()
+        if child is not None and child.is_dir():
+            os.kill(int(child.name), signal.SIGKILL)
+
+
+def wait_for(done, seconds=120):
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        time.sleep(0.05)
+    return done()
 
 
 def test_neither_cuda_nor_macos_is_forked(monkeypatch):

@@ -15,7 +15,7 @@ from smartclip_det.core.errors import UserError, nearest
 from smartclip_det.core.scoring_policy import ScoringPolicy
 from smartclip_det.models.boxes import BoxSource
 from smartclip_det.models.towers.encoder import check_members
-from smartclip_det.models.towers.source import load_encoder, load_towers, read_once
+from smartclip_det.models.towers.source import check_encoder_name, load_encoder, load_towers, read_once
 from smartclip_det.models.towers.text_side import TextSide
 from smartclip_det.utils.devices import resolve_device
 
@@ -76,7 +76,9 @@ def family_of_towers(
             raise UserError(f"Unknown option {key!r} of Predictor.from_pretrained. Nearest: {near}.")
     chosen = FreeOptions(**options)
     place = resolve_device(device)
-    # Check the policy and create the box source first, so that a wrong name fails before gigabytes are read.
+    # Check policy and names first, then the box source, so that a wrong one fails before gigabytes are read.
+    if isinstance(name, str | Path):
+        check_encoder_name(name)
     changes = {"mask_mode": masks, **(policy or {})}
     ScoringPolicy.from_dict(changes)
     source = box_source(boxes, chosen.max_boxes)

@@ -15,7 +15,7 @@ import torch
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.peer_configs import read_json, section
 from smartclip_det.models.towers.smartclip import SmartCLIP
-from smartclip_det.models.zoo import fetch, is_name, no_such_file
+from smartclip_det.models.zoo import fetch, find, is_name, no_such_file
 
 logger = logging.getLogger(__name__)
 #: Towers already loaded within :func:`read_once`, by source; None outside it.
@@ -101,6 +101,16 @@ def _load(source: Mapping[str, Any], vision_options: Mapping[str, Any]) -> Smart
         model = SmartCLIP.from_arch(source["arch"], seed=source.get("seed", 0), sizes=sizes, **vision_options)
         return _with_masks_of(model, source, fresh=True)
     raise UserError("towers need dict(checkpoint=PATH_OR_NAME) or dict(arch=NAME, seed=0).")
+
+
+def check_encoder_name(given: str | Path) -> None:
+    """Check that a file exists or a name is known, without loading or downloading anything.
+
+    Raises:
+        UserError: for unknown names, with the closest ones, and missing files.
+    """
+    if not Path(given).expanduser().exists():
+        find(str(given))
 
 
 def resolve_encoder(given: str | Path) -> dict[str, Any]:
