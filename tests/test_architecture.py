@@ -202,6 +202,8 @@ def test_texts_are_encoded_in_one_place():
     }
     assert callers == {
         "models.alignment.smartclip_alignment",
+        # Checks encoders of other libraries, this method included.
+        "models.towers.encoder",
         "models.towers.smartclip",
         "models.towers.text_encoding",
         "models.towers.text_side",

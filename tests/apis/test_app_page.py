@@ -200,7 +200,8 @@ def test_ports_out_of_range_are_refused():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_uploads_are_removed_when_the_server_is_ended(number):
-    handler = signal.getsignal(number)
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals need the main thread")
     used = []
 
     def serve():
@@ -209,13 +210,16 @@ def test_uploads_are_removed_when_the_server_is_ended(number):
             used.append(folder)
             os.kill(os.getpid(), number)
 
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals need the main thread")
-    with pytest.raises(SystemExit) as ended:
-        serve()
+    # Tests that run in the background may have started with hang-ups ignored.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            serve()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert ended.value.code == 128 + number
     assert not used[0].exists()
-    assert signal.getsignal(number) == handler
 
 
 def test_an_ignored_hangup_stays_ignored():

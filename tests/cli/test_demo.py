@@ -51,7 +51,7 @@ def test_towers_and_a_file_of_boxes_answer_without_training(tmp_path, monkeypatc
         ({}, "use --encoder NAME"),
         ({"encoder": "w.pt", "checkpoint": "h.pth"}, "--checkpoint and --cfg-options require --config"),
         ({"config": "c.py", "boxes": "torchvision"}, "--boxes only applies to towers alone"),
-        ({"encoder": "w.pt", "boxes": "torchvison"}, "Nearest: torchvision"),
+        ({"encoder": "smartclip-b16", "boxes": "torchvison"}, "Nearest: torchvision"),
     ],
 )
 def test_options_that_do_not_go_together_are_told(tmp_path, options, says):

@@ -75,11 +75,14 @@ def test_pieces_select_like_the_whole_with_ties(seed, classes, size, levels, lim
         assert torch.equal(a, b)
 
 
-def test_a_hundred_thousand_names_in_bounded_memory(head):
-    """1,000 regions x 100,000 names are 381 MiB per matrix; with chunks of 2,048 they never exist at once."""
+def test_two_hundred_thousand_names_in_bounded_memory(head):
+    """1,000 regions x 200,000 names are 763 MiB per matrix; with chunks of 2,048 they never exist at once.
+
+    The margin is for memory of the process that the system had reclaimed before.
+    """
     from smartclip_det.studies.benchmarks.measuring import PeakMemory
 
-    bank = bank_of(100_000)
+    bank = bank_of(200_000)
     vectors, dense, objectness = regions(1000)
     policy = ScoringPolicy(fusion="f_vit", temperature=5.0)
     boxes = torch.rand(1000, 2) * 500
@@ -97,4 +100,4 @@ def test_a_hundred_thousand_names_in_bounded_memory(head):
         )
     assert len(rows) == 300
     assert classes.max() > 4096
-    assert memory.mib < 381
+    assert memory.mib < 763
