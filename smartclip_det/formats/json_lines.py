@@ -10,15 +10,15 @@ from typing import Any
 from smartclip_det.core.errors import UserError
 
 
-def read_json_lines(path: str | Path, what: str) -> Iterator[tuple[str, Any]]:
-    """Yield ``("FILE line N", content)`` of every non-blank line.
+def read_json_lines(path: str | Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``("FILE line N", object)`` of every non-blank line.
 
     Args:
         path: UTF-8 text, with or without a byte order mark.
         what: what the file should be, for messages.
 
     Raises:
-        UserError: for a missing file, text that is not UTF-8, and invalid JSON.
+        UserError: for a missing file, text that is not UTF-8, invalid JSON, and lines that are not objects.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,15 +29,21 @@ def read_json_lines(path: str | Path, what: str) -> Iterator[tuple[str, Any]]:
         try:
             for number, line in enumerate(handle, 1):
                 if line.strip():
-                    yield f"{path} line {number}", json.loads(line)
+                    yield f"{path} line {number}", _object(json.loads(line), path, number)
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text ({error}).") from error
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path} line {number} is not valid JSON ({error}); the file may be truncated.") from error
 
 
-def first_json_line(path: Path) -> Any:
-    """Return the content of the first non-blank line; None if it is not JSON."""
+def _object(content: Any, path: Path, number: int) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UserError(f"{path} line {number} holds a {type(content).__name__}. Write one object per line.")
+    return content
+
+
+def first_json_line(path: Path) -> dict[str, Any] | None:
+    """Return the object on the first non-blank line; None if it is none."""
     try:
         return next((row for _, row in read_json_lines(path, "file")), None)
     except UserError:

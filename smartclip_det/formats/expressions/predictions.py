@@ -23,7 +23,6 @@ def load_grounding_predictions(path: str | Path, box_format: str = BOX_FORMATS[0
     check_choice("box_format", box_format, BOX_FORMATS)
     out: dict[int | str, GroundedBoxes] = {}
     for where, row in read_json_lines(path, "prediction file"):
-        _check_object(where, row)
         try:
             key = row["id"]
             boxes = [tuple(float(v) for v in b) for b in row["boxes"]]
@@ -38,11 +37,6 @@ def load_grounding_predictions(path: str | Path, box_format: str = BOX_FORMATS[0
         corners = [to_xyxy(boxes[i]) if box_format == "xywh" else boxes[i] for i in order]
         out[key] = GroundedBoxes(tuple(corners), tuple(scores[i] for i in order))  # type: ignore[arg-type]
     return out
-
-
-def _check_object(where: str, row: Any) -> None:
-    if not isinstance(row, dict):
-        raise UserError(f"{where} holds a {type(row).__name__}. Write one object per line, not a list of all.")
 
 
 def _grounding_problem(key: Any, boxes: list[Any], scores: list[float], seen: dict[Any, Any], box_format: str) -> str:
@@ -67,7 +61,6 @@ def load_mask_predictions(path: str | Path) -> dict[int | str, Any]:
     """
     out: dict[int | str, Any] = {}
     for where, row in read_json_lines(path, "prediction file"):
-        _check_object(where, row)
         try:
             key, mask = row["id"], row["segmentation"]
             hash(key)
