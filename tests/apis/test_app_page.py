@@ -227,5 +227,6 @@ def test_an_ignored_hangup_stays_ignored():
     try:
         with stopped_by_signals():
             os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -72,21 +72,8 @@ class Encoder(Protocol):
         ...
 
 
-MEMBERS = (
-    "config",
-    "logit_scale",
-    "dense_modes",
-    "checkpoint_hash",
-    "image_statistics",
-    "encode_image",
-    "encode_dense",
-    "tokenize",
-    "forward_text",
-    "mask_logits",
-    "provenance",
-    "to",
-    "eval",
-)
+#: Names of the protocol's attributes and methods.
+MEMBERS = (*Encoder.__annotations__, *(name for name in vars(Encoder) if not name.startswith("_")))
 SIZES = ("image_size", "patch_size", "embed_dim", "mask_pad")
 
 

@@ -15,7 +15,7 @@ import torch
 from smartclip_det.core.errors import UserError, check_choice, nearest
 from smartclip_det.models.towers.peer_configs import read_json, section
 from smartclip_det.models.towers.smartclip import SmartCLIP
-from smartclip_det.models.zoo import fetch, find, is_name, no_such_file
+from smartclip_det.models.zoo import fetch, find
 
 logger = logging.getLogger(__name__)
 #: Towers already loaded within :func:`read_once`, by source; None outside it.
@@ -127,8 +127,6 @@ def resolve_encoder(given: str | Path) -> dict[str, Any]:
     text = str(given)
     if Path(text).expanduser().exists():
         return {"checkpoint": str(Path(text).expanduser())}
-    if not is_name(text):
-        raise no_such_file(text)
     fetched = fetch(text)
     source: dict[str, Any] = {"checkpoint": str(fetched.path)}
     if fetched.weights.kind == "open_clip" or _is_timm(fetched.path.parent / "open_clip_config.json"):
